@@ -1,0 +1,106 @@
+"""BaseModel: a base's bytes and how its shared pool serves them.
+
+The class is named BaseModelResource because pydantic owns the name BaseModel.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.conditions import Condition
+from tuneyard.api.metadata import ObjectMeta
+from tuneyard.api.schema import Digest, Name, Text, cel, exactly_one, unchanged
+from tuneyard.api.serving import ServingSpec
+
+
+class VolumeSource(ApiModel):
+    """Files on a volume that the pool declares in serving.artifactVolumes."""
+
+    name: Name
+    path: Annotated[
+        str,
+        Field(max_length=1024, pattern=r"^[^/].*$", description="Folder on the volume, relative to its root."),
+    ]
+
+
+class Source(ApiModel):
+    """Where an artifact's files are: exactly one kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                exactly_one("source", "volume"),
+                cel(
+                    "!has(self.volume) || !self.volume.path.split('/').exists(p, p == '..')",
+                    "source.volume.path may not leave the volume: remove '..'",
+                ),
+            ]
+        }
+    )
+
+    volume: VolumeSource | None = None
+
+
+class BaseModelSpec(ApiModel):
+    """What is served and how."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    unchanged("source", "digest"),
+                    "a BaseModel is immutable except serving: create a new BaseModel (for example with the version in its "
+                    "name)",
+                )
+            ]
+        }
+    )
+
+    source: Source
+    digest: Annotated[
+        Digest | None,
+        Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
+    ] = None
+    serving: ServingSpec | None = None
+
+
+class PoolStatus(ApiModel):
+    """One pool of this base."""
+
+    name: str
+    deployment: Annotated[str | None, Field(description="The ModelDeployment whose own pool it is; none: shared.")] = (
+        None
+    )
+    replicas: int = 0
+    ready_replicas: int = 0
+    progress: Text | None = None
+
+
+class BaseModelStatus(ApiModel):
+    """What is known of the base and its pools."""
+
+    observed_generation: int | None = None
+    digest: str | None = None
+    size_bytes: int | None = None
+    architecture: str | None = None
+    engine: str | None = None
+    tensor_parallel_size: int | None = None
+    replicas: Annotated[str | None, Field(description="Ready and wanted pods over all pools, for example 2/2.")] = None
+    progress: Text | None = None
+    used_by: list[str] | None = None
+    pools: list[PoolStatus] | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+
+
+class BaseModelResource(ApiModel):
+    """The whole object."""
+
+    metadata: ObjectMeta
+    spec: BaseModelSpec
+    status: BaseModelStatus = BaseModelStatus()

@@ -1,0 +1,62 @@
+"""LoRAAdapter: one immutable version of a fine-tune, and where its files are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import Source
+from tuneyard.api.conditions import Condition
+from tuneyard.api.metadata import ObjectMeta
+from tuneyard.api.schema import Digest, ObjectName, cel, unchanged
+
+
+class LoRAAdapterSpec(ApiModel):
+    """What the adapter is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    unchanged("baseModel", "source", "digest"),
+                    "a LoRAAdapter is immutable: create a new LoRAAdapter (for example with the next version in its name) "
+                    "and add a revision that names it",
+                )
+            ]
+        }
+    )
+
+    base_model: ObjectName
+    source: Source
+    digest: Annotated[
+        Digest | None,
+        Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
+    ] = None
+
+
+class LoRAAdapterStatus(ApiModel):
+    """What the pods have found out about the adapter."""
+
+    observed_generation: int | None = None
+    digest: str | None = None
+    engine_name: str | None = None
+    rank: int | None = None
+    target_modules: list[str] | None = None
+    size_bytes: int | None = None
+    size: Annotated[str | None, Field(description="sizeBytes for people, for example 3.5 MiB.")] = None
+    loaded: Annotated[str | None, Field(description="Pods that serve it of pods that should, for example 3/3.")] = None
+    used_by: list[str] | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+
+
+class LoRAAdapterResource(ApiModel):
+    """The whole object."""
+
+    metadata: ObjectMeta
+    spec: LoRAAdapterSpec
+    status: LoRAAdapterStatus = LoRAAdapterStatus()

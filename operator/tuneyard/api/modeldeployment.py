@@ -1,0 +1,170 @@
+"""ModelDeployment: a model name that clients use, its named immutable revisions, and the traffic each gets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.conditions import Condition
+from tuneyard.api.metadata import ObjectMeta
+from tuneyard.api.schema import ObjectName, Text, cel
+from tuneyard.api.serving import ServingSpec
+
+RevisionName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class Revision(ApiModel):
+    """One thing that may be served under the model name; its contents never change under its name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "self == oldSelf",
+                    "a revision's contents are immutable; add a revision under a new name and move traffic to it",
+                    message_expression="'revision ' + self.name + ' is immutable: add a revision under a new name and move "
+                    "traffic to it'",
+                )
+            ]
+        }
+    )
+
+    name: RevisionName
+    base_model: ObjectName
+    adapter: Annotated[ObjectName | None, Field(description="A LoRAAdapter; none: the base itself.")] = None
+    serving: Annotated[ServingSpec | None, Field(description="Pods of its own for this revision.")] = None
+
+
+class TrafficTarget(ApiModel):
+    """The share of requests a revision is meant to get."""
+
+    revision: RevisionName
+    weight: Annotated[int, Field(ge=0, le=100)]
+
+
+class Routing(ApiModel):
+    """How requests find a revision, beyond the weights."""
+
+    allow_revision_header: Annotated[
+        bool | None,
+        Field(description="Whether a client may choose a revision by the header x-revision. Default false."),
+    ] = None
+
+
+class ModelDeploymentSpec(ApiModel):
+    """What clients can ask for, and how requests are shared."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "self.traffic.all(t, self.revisions.exists(r, r.name == t.revision))",
+                    "every traffic.revision must be listed in spec.revisions",
+                    message_expression="'traffic names revision %s, which is not in spec.revisions %s: add the revision or "
+                    "correct the name'.format([self.traffic.map(t, t.revision).filter(n, !self.revisions.exists(r, r.name "
+                    "== n))[0], self.revisions.map(r, r.name)])",
+                    field_path=".traffic",
+                )
+            ]
+        }
+    )
+
+    model_name: Annotated[
+        str | None,
+        Field(
+            max_length=253,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+            description="What clients send as model. Default: metadata.name.",
+        ),
+    ] = None
+    revisions: Annotated[
+        list[Revision],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
+    traffic: Annotated[
+        list[TrafficTarget],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["revision"],
+                "x-kubernetes-validations": [
+                    cel(
+                        "self.map(t, t.weight).sum() == 100",
+                        "traffic weights must sum to 100",
+                        message_expression="'traffic weights must sum to 100, they sum to "
+                        "%d'.format([self.map(t, t.weight).sum()])",
+                    )
+                ],
+            },
+        ),
+    ]
+    routing: Routing | None = None
+    serving: Annotated[ServingSpec | None, Field(description="Pods of its own for this deployment.")] = None
+
+    def weight_of(self, revision: str) -> int:
+        """The spec weight of a revision, 0 where traffic does not name it."""
+        return next((t.weight for t in self.traffic if t.revision == revision), 0)
+
+
+class TrafficStatus(ApiModel):
+    """What a revision really gets."""
+
+    revision: str
+    spec_weight: int
+    weight: int
+    verified: Annotated[bool, Field(description="Every gateway has applied this weight.")] = False
+    ready_endpoints: int = 0
+    withheld: Annotated[Text | None, Field(description="Why weight is below specWeight.")] = None
+
+
+class RolloutStatus(ApiModel):
+    """Where the rollout stands."""
+
+    phase: Literal["Idle", "Progressing", "Completed"] = "Idle"
+    stable: str | None = None
+    candidate: str | None = None
+    weight: Annotated[int | None, Field(description="The candidate's effective weight.")] = None
+    target: Annotated[int | None, Field(description="The candidate's spec weight.")] = None
+    allowed: Annotated[
+        dict[str, int] | None,
+        Field(description="Per revision, the weight above which gateways may not go; none: the spec."),
+    ] = None
+
+
+class ModelDeploymentStatus(ApiModel):
+    """What is really served."""
+
+    observed_generation: int | None = None
+    model_name: str | None = None
+    url: str | None = None
+    reason: Annotated[str | None, Field(description="Why it is not ready, for the REASON column.")] = None
+    traffic: Annotated[
+        list[TrafficStatus],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]}),
+    ] = []
+    rollout: RolloutStatus | None = None
+    conditions: Annotated[
+        list[Condition],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = []
+
+
+class ModelDeploymentResource(ApiModel):
+    """The whole object."""
+
+    metadata: ObjectMeta
+    spec: ModelDeploymentSpec
+    status: ModelDeploymentStatus = ModelDeploymentStatus()
+
+    @property
+    def model_name(self) -> str:
+        """What clients send as `model`."""
+        return self.spec.model_name or self.metadata.name

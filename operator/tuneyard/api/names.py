@@ -1,0 +1,101 @@
+"""Names of everything Tuneyard creates: deterministic, so that a crash never leaves an orphan under another name.
+
+Every name here is a pure function of its arguments. Names of Kubernetes objects are at most 63 characters
+(label values and pod hostnames allow no more); longer ones are cut and end in a hash of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+GROUP = "tuneyard.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "tuneyard-operator"
+
+LABEL_POOL = f"{GROUP}/pool"
+LABEL_BASE_MODEL = f"{GROUP}/base-model"
+LABEL_DEPLOYMENT = f"{GROUP}/model-deployment"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_NAME = "app.kubernetes.io/name"
+MANAGED_BY = "tuneyard"
+
+ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
+"""On a model pod, written by its agent only: a PodReport as JSON."""
+ANNOTATION_CONTENT = f"{GROUP}/content-hash"
+"""On a child: hash of what the operator wanted when it applied it, so that an unchanged child is not written."""
+ANNOTATION_UNUSED_SINCE = f"{GROUP}/unused-since"
+"""On a pool's Deployment: when the last ModelDeployment stopped referring to it, RFC 3339."""
+
+AGENT_SERVICE_ACCOUNT = "tuneyard-agent"
+GATEWAY_POD_READER = "tuneyard-gateway"
+
+FRONT_PORT = 8080
+"""TCP port of the pod's front (Envoy) on the pod address: the only way to the engine from outside the pod."""
+ENGINE_PORT = 8000
+"""TCP port of the engine on the pod's loopback."""
+AGENT_PORT = 9080
+"""TCP port of the agent on the pod's loopback (drain, health)."""
+GATEWAY_PORT = 8080
+"""TCP port on which gateways' Envoys take clients' requests."""
+GATEWAY_OBSERVE_PORT = 9443
+"""TCP port on which a gateway process answers the operator (what it has applied); bearer token."""
+
+MODEL_HEADER = "x-model"
+REVISION_HEADER = "x-revision"
+
+_MAX_NAME = 63
+
+
+def short_hash(*parts: str, length: int = 8) -> str:
+    """Hex SHA-256 over the parts, cut to `length` characters."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:length]
+
+
+def bounded(name: str, limit: int = _MAX_NAME) -> str:
+    """`name` if it has at most `limit` characters, else its beginning and a hash of the whole."""
+    if len(name) <= limit:
+        return name
+    return f"{name[: limit - 9].rstrip('-.')}-{short_hash(name)}"
+
+
+def pool_name(base_model: str, deployment: str | None = None, revision: str | None = None) -> str:
+    """The pool of a base model: the shared one, or the own one of a deployment (or of one of its revisions).
+
+    The name does not depend on the serving settings, so that a change of them rolls the same Deployment.
+    """
+    if deployment is None:
+        return bounded(base_model, 52)
+    return bounded(f"{base_model}-{short_hash(base_model, deployment, revision or '')}", 52)
+
+
+def pool_deployment(pool: str) -> str:
+    """Name of the pool's apps/v1 Deployment, PodDisruptionBudget, NetworkPolicy and headless Service."""
+    return bounded(f"{pool}-pool")
+
+
+def pool_plan(pool: str) -> str:
+    """Name of the pool's plan ConfigMap."""
+    return bounded(f"{pool}-plan")
+
+
+def pool_key_secret(pool: str) -> str:
+    """Name of the Secret that holds the pool's engine API key under `key`."""
+    return bounded(f"{pool}-engine-key")
+
+
+def engine_adapter_name(adapter: str, digest: str) -> str:
+    """The engine's name of an adapter: its own and the first 12 hex digits of its digest (`sha256:<hex>`)."""
+    return f"{adapter}-{digest.removeprefix('sha256:')[:12]}"
+
+
+def engine_key(master: bytes, namespace: str, pool: str) -> str:
+    """The API key of a pool's engines, derived so that gateways need no tenant's Secret: HMAC-SHA256, hex."""
+    return hmac.new(master, f"engine/{namespace}/{pool}".encode(), hashlib.sha256).hexdigest()
+
+
+def observe_token(master: bytes) -> str:
+    """The bearer token with which the operator reads the gateways' observations."""
+    return hmac.new(master, b"observe", hashlib.sha256).hexdigest()

@@ -1,0 +1,143 @@
+"""Every reason that a condition, an event or a pod report may carry, each with the line the reference prints.
+
+A reason is the name of the violated (or established) fact. docs/reference/reasons.md is generated from this file.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A machine-readable reason; `doc` is its line of documentation."""
+
+    doc: str
+
+    def __new__(cls, value: str, doc: str) -> Reason:
+        """Give the member its text value and its line of documentation."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+    # established facts
+    READY = ("Ready", "Everything that was asked for is there.")
+    RECONCILING = ("Reconciling", "Work is under way; no action is needed.")
+    RESOLVED = ("Resolved", "The artifact's digest is known and pinned.")
+    AVAILABLE = ("Available", "At least one pod serves.")
+    ACCEPTED = ("Accepted", "The object is valid and its references exist.")
+    COMPATIBLE = ("Compatible", "The adapter's files fit its base model and the pool's limits.")
+    LOADED = ("Loaded", "Every pod that should have the adapter has proven that it answers.")
+    APPLIED = ("Applied", "Every gateway serves these weights.")
+    NOT_USED = ("NotUsed", "No ModelDeployment refers to the object, so nothing runs for it.")
+
+    # still going on
+    RESOLVING = ("Resolving", "The first pod is reading the artifact and computing its digest.")
+    LOADING = ("Loading", "Pods are fetching, checking or loading the adapter.")
+    STARTING = ("Starting", "Pods are starting; large models take minutes.")
+    APPLYING = ("Applying", "Not every gateway serves these weights yet.")
+    DRAINING = ("Draining", "The pod is leaving and takes no new requests.")
+
+    # references and names
+    BASE_MODEL_NOT_FOUND = (
+        "BaseModelNotFound",
+        "The BaseModel that is named does not exist in this namespace.",
+    )
+    ADAPTER_NOT_FOUND = ("AdapterNotFound", "The LoRAAdapter that is named does not exist in this namespace.")
+    BASE_MODEL_MISMATCH = (
+        "BaseModelMismatch",
+        "The adapter belongs to another base model than the revision.",
+    )
+    MODEL_NAME_TAKEN = ("ModelNameTaken", "An older ModelDeployment already serves this model name.")
+    VOLUME_NOT_DECLARED = (
+        "VolumeNotDeclared",
+        "The source names a volume that serving.artifactVolumes of the pool does not declare.",
+    )
+    HOST_PATH_NOT_ALLOWED = (
+        "HostPathNotAllowed",
+        "The host path is not under a prefix that the chart allows.",
+    )
+    INVALID_SPEC = ("InvalidSpec", "The object cannot be read; the message names the field.")
+
+    # pods
+    UNSCHEDULABLE = ("Unschedulable", "No node can take the pod, for example too few GPUs on any node.")
+    IMAGE_PULL_FAILED = ("ImagePullFailed", "The engine's image cannot be pulled.")
+    ENGINE_CRASHED = ("EngineCrashed", "The engine's container keeps ending.")
+    NO_READY_ENDPOINT = ("NoReadyEndpoint", "No pod serves this revision.")
+    TENSOR_PARALLEL_MISMATCH = (
+        "TensorParallelMismatch",
+        "tensorParallelSize does not divide the model's attention heads.",
+    )
+
+    # artifacts
+    ARTIFACT_NOT_FOUND = ("ArtifactNotFound", "The path does not exist or holds no files.")
+    FILES_MISSING = ("FilesMissing", "A file that every artifact of this kind has is missing.")
+    ARTIFACT_UNREADABLE = (
+        "ArtifactUnreadable",
+        "The agent is not allowed to read the files, or reading failed.",
+    )
+    DIGEST_MISMATCH = (
+        "DigestMismatch",
+        "The bytes are not the ones that were pinned; both digests are named.",
+    )
+    UNSAFE_PATH = ("UnsafePath", "A file is a link out of the artifact, or not a regular file.")
+
+    # the checks of an adapter's files (engines.md): each keeps it away from every engine
+    INVALID_CONFIG = ("InvalidConfig", "adapter_config.json is not JSON or lacks a field that LoRA needs.")
+    UNSUPPORTED_ADAPTER = (
+        "UnsupportedAdapter",
+        "The adapter is not plain LoRA (DoRA, bias, IA3, saved modules).",
+    )
+    RANK_TOO_HIGH = ("RankTooHigh", "The adapter's rank is over serving.lora.maxRank of the pool.")
+    ALPHA_ZERO = ("AlphaZero", "lora_alpha is 0, which would silently answer like the base model.")
+    NOT_SAFETENSORS = ("NotSafetensors", "Weights must be one safetensors file; pickles are never read.")
+    CORRUPT_WEIGHTS = (
+        "CorruptWeights",
+        "The safetensors file is truncated or its header does not fit its bytes.",
+    )
+    UNEXPECTED_TENSOR = (
+        "UnexpectedTensor",
+        "A tensor is not a LoRA pair of a layer that the base model has.",
+    )
+    SHAPE_MISMATCH = ("ShapeMismatch", "A tensor's shape fits neither the rank nor the base model.")
+    UNSUPPORTED_DTYPE = ("UnsupportedDtype", "Weights must be float32, float16 or bfloat16.")
+    NON_FINITE_VALUES = (
+        "NonFiniteValues",
+        "A weight is NaN or infinite, which would silence its neighbours.",
+    )
+
+    # the engine
+    ENGINE_NOT_READY = ("EngineNotReady", "The engine is not healthy yet or again.")
+    LOAD_REFUSED = ("LoadRefused", "The engine refused to load the adapter; the message is the engine's.")
+    CANNOT_GENERATE = (
+        "CannotGenerate",
+        "The adapter loaded but the engine could not produce a token with it.",
+    )
+    ANSWERS_LIKE_BASE = ("AnswersLikeBase", "A warning: the adapter's probe answer equals the base model's.")
+    POOL_FULL = ("PoolFull", "More adapters are wanted than serving.lora.maxCpuLoras allows.")
+
+    # traffic and its events
+    WEIGHT_CHANGED = ("WeightChanged", "The weight that a revision really gets has changed.")
+    PROGRESSING = ("Progressing", "The rollout has not allowed the whole spec weight yet.")
+    SPEC_WEIGHT_ZERO = ("SpecWeightZero", "The spec gives this revision no traffic.")
+    STABLE_NOT_READY = (
+        "StableNotReady",
+        "The stable revision has no ready endpoint, so its share is not served.",
+    )
+    GATEWAY_UNREACHABLE = ("GatewayUnreachable", "A gateway did not say what it has applied.")
+
+    # events
+    ADAPTER_LOADED = ("AdapterLoaded", "A pod has loaded an adapter and proven that it answers.")
+    ADAPTER_LOAD_FAILED = ("AdapterLoadFailed", "A pod could not load an adapter; it is tried again.")
+    POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
+    POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
+    DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")
+    PROMOTED = ("Promoted", "A revision serves all traffic and is the stable one now.")
+
+
+def reason_of(text: str) -> Reason | None:
+    """The reason with that value, or None for a text that is none (a pod's report is input)."""
+    try:
+        return Reason(text)  # type: ignore[call-arg]
+    except ValueError:
+        return None

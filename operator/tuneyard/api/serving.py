@@ -1,0 +1,151 @@
+"""The `serving` block: how one pool of engines runs. A ModelDeployment's block overrides its base model's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
+
+
+class LoRASettings(ApiModel):
+    """Limits for adapters in one engine."""
+
+    max_loras: Annotated[int, Field(ge=1, le=512, description="Adapters that may generate at the same moment.")] = 8
+    max_rank: Annotated[
+        Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
+        Field(description="The highest rank an adapter may have."),
+    ] = 16
+    max_cpu_loras: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=4096,
+            description="Adapters that one engine holds in memory; more are never planned for a pod.",
+        ),
+    ] = 64
+
+
+class Resources(ApiModel):
+    """Resources of the engine container, as in a pod."""
+
+    limits: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
+    requests: Annotated[dict[str, Quantity] | None, Field(max_length=32)] = None
+
+
+class HostPath(ApiModel):
+    """A folder of the node; only under a prefix that the chart allows."""
+
+    path: Annotated[str, Field(max_length=1024, pattern="^/")]
+
+
+class VolumeClaim(ApiModel):
+    """A PersistentVolumeClaim of the same namespace, mounted read-only."""
+
+    claim_name: ObjectName
+
+
+class ArtifactVolume(ApiModel):
+    """A volume that the pool's pods have from the start, so that artifacts on it can be loaded while they run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [exactly_one("an artifact volume", "hostPath", "persistentVolumeClaim")]
+        }
+    )
+
+    name: Name
+    host_path: HostPath | None = None
+    persistent_volume_claim: VolumeClaim | None = None
+
+
+class EnvVar(ApiModel):
+    """One environment variable of the engine container; secrets do not belong here."""
+
+    name: Annotated[str, Field(max_length=128, pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+    value: Text = ""
+
+
+class Toleration(ApiModel):
+    """A toleration of the pods, as in a pod."""
+
+    key: Annotated[str | None, Field(max_length=317)] = None
+    operator: Literal["Exists", "Equal"] | None = None
+    value: Annotated[str | None, Field(max_length=63)] = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+class ServingSpec(ApiModel):
+    """How a pool serves. What is unset is taken from the base model's block, then from the defaults named here."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.extraArgs) || self.extraArgs.all(a, !['--model', '--port', '--host', '--uds', '--api-key',"
+                    " '--served-model-name', '--enable-lora', '--tensor-parallel-size', '--shutdown-timeout'].exists(f,"
+                    " a == f || a.startsWith(f + '=')))",
+                    "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
+                    "fields of their own",
+                )
+            ]
+        }
+    )
+
+    engine: Annotated[Literal["vllm"] | None, Field(description="The engine; default vllm.")] = None
+    image: Annotated[
+        str | None,
+        Field(max_length=512, description="The engine's image; default: the chart's engines.vllm.image."),
+    ] = None
+    tensor_parallel_size: Annotated[
+        int | None,
+        Field(ge=1, le=64, description="GPUs one replica spans; must divide the attention heads. Default 1."),
+    ] = None
+    replicas: Annotated[int | None, Field(ge=0, le=1000, description="Pods of the pool. Default 1.")] = None
+    max_model_len: Annotated[
+        int | None, Field(ge=16, description="Context length in tokens; default: the model's own.")
+    ] = None
+    lora: LoRASettings | None = None
+    resources: Annotated[
+        Resources | None,
+        Field(description="Engine container resources; default limits: tensorParallelSize x nvidia.com/gpu."),
+    ] = None
+    artifact_volumes: Annotated[
+        list[ArtifactVolume] | None,
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            description="Volumes that sources of kind volume may name.",
+        ),
+    ] = None
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
+    tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
+    env: Annotated[
+        list[EnvVar] | None,
+        Field(
+            max_length=64,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = None
+    extra_args: Annotated[
+        list[Text] | None,
+        Field(max_length=64, description="Further arguments of the engine, as its last resort."),
+    ] = None
+    update: Annotated[
+        Literal["Surge", "Replace"] | None,
+        Field(description="Surge starts the new pod first; Replace frees the GPUs first. Default Surge."),
+    ] = None
+    drain_timeout: Annotated[
+        Duration | None, Field(description="How long a leaving pod may finish its streams. Default 10m.")
+    ] = None
+    startup_timeout: Annotated[
+        Duration | None, Field(description="How long an engine may take to become healthy. Default 30m.")
+    ] = None
+
+    def over(self, other: ServingSpec | None) -> ServingSpec:
+        """This block on top of `other`: every field that is set here wins as a whole."""
+        below: dict[str, Any] = other.model_dump(exclude_none=True) if other else {}
+        return ServingSpec.model_validate({**below, **self.model_dump(exclude_none=True)})

@@ -1,0 +1,1 @@
+"""Pure: observations in, plans out. The only place where Tuneyard decides anything."""

@@ -1,0 +1,58 @@
+"""The rules of rollout.md that hold in every state, for the function that operator and gateways share."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneyard.api.modeldeployment import ModelDeploymentSpec, Revision, TrafficTarget
+from tuneyard.planning.traffic import effective
+
+NAMES = ["v1", "v2", "v3", "v4"]
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelDeploymentSpec:
+    names = NAMES[: draw(st.integers(1, 4))]
+    cuts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(names) - 1, max_size=len(names) - 1)))
+    weights = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
+    return ModelDeploymentSpec(
+        revisions=[Revision(name=n, base_model="b", adapter=n) for n in names],
+        traffic=[
+            TrafficTarget(revision=n, weight=w) for n, w in zip(names, weights, strict=True) if w or draw(st.booleans())
+        ],
+    )
+
+
+ready = st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3))
+stable = st.one_of(st.none(), st.sampled_from([*NAMES, "gone"]))
+allowed = st.one_of(st.none(), st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100)))
+
+
+@given(specs(), ready, stable, allowed)
+def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed):
+    split = effective(spec, ready, stable=stable, allowed=allowed)
+    assert sum(split.weights.values()) + split.unserved == 100
+    for name, weight in split.weights.items():
+        assert weight >= 0
+        if weight:
+            assert ready.get(name, 0) > 0, "weight on a revision with no ready endpoint"
+        if name != split.stable:
+            assert weight <= spec.weight_of(name), "a candidate above its spec weight"
+            assert allowed is None or weight <= allowed.get(name, 100), "a candidate above what the rollout allows"
+        if weight < spec.weight_of(name):
+            assert name in split.withheld
+    if ready.get(split.stable, 0):
+        assert split.unserved == 0
+
+
+@given(specs(), stable)
+def test_everything_ready_and_allowed_is_the_spec(spec, stable):
+    split = effective(spec, dict.fromkeys(NAMES, 1), stable=stable)
+    assert split.weights == {r.name: spec.weight_of(r.name) for r in spec.revisions}
+
+
+@given(specs(), ready, stable)
+def test_stable_does_not_flap(spec, ready, stable):
+    first = effective(spec, ready, stable=stable).stable
+    assert effective(spec, ready, stable=first).stable == first
