@@ -22,7 +22,48 @@ $(VENV)/.made: requirements/dev.txt
 
 venv: $(VENV)/.made  ## Make the Python environment
 
-format: venv  ## Format the code
+format: venv  ## Format the code and mend what the linter can
 	@$(RUN)/ruff format $(PYSRC) && $(RUN)/ruff check --fix $(PYSRC)
 
-.PHONY: help venv format
+generate: venv  ## Write the generated files (CRDs, chart copies, reference pages)
+	@$(RUN)/python -m tuneyard.api.crds crds
+	@$(RUN)/python -m tuneyard.cli.reference docs/reference charts/tuneyard
+
+check: venv  ## Format, lint, types, layers, generated files, fast tests (under a minute)
+	@echo "==> format and lint" && $(RUN)/ruff format --check -q $(PYSRC) && $(RUN)/ruff check -q $(PYSRC)
+	@echo "==> types" && $(RUN)/mypy
+	@echo "==> layers" && $(RUN)/lint-imports --no-cache >/dev/null || $(RUN)/lint-imports --no-cache
+	@echo "==> generated files" && $(RUN)/python -m tuneyard.api.crds --check crds \
+	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard
+	@echo "==> unit, property and golden tests" && $(RUN)/pytest tests/unit tests/property tests/golden
+
+test: venv  ## What CI runs: contract tests on the real things and the stories on a real cluster
+	@echo "==> contract tests: real API server, Envoy and vLLM"
+	@$(RUN)/pytest tests/contract -m "not slow"
+	@echo "==> stories and faults on a real cluster (left out: those marked slow; make test-full runs them)"
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e tests/faults -m "not slow"
+
+test-full: venv  ## Everything, also what does not fit CI's time
+	@$(RUN)/pytest tests/unit tests/property tests/golden tests/contract
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e tests/faults
+
+cluster: venv  ## A real Kubernetes on this machine (CLUSTER=kind uses Docker), without Tuneyard
+	@$(RUN)/python -m cluster up
+
+demo: venv  ## From nothing to a canary on a real cluster; leaves it running
+	@$(RUN)/python -m demo
+
+down: venv  ## Remove the cluster and everything of it; caches stay (make clean-cache removes them)
+	@$(RUN)/python -m cluster down
+
+bench: venv  ## Measure: make bench NAME=weight_change, or all; figures go to build/bench
+	@$(RUN)/python -m benchmarks $(NAME)
+
+lock: venv  ## Resolve requirements/*.in again
+	@for f in tuneyard dev; do $(RUN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header -q requirements/$$f.in -o requirements/$$f.txt; done
+
+clean-cache:  ## Remove what builds keep outside the checkout
+	rm -rf "$${TUNEYARD_CACHE:-$$HOME/.cache/tuneyard}"
+
+.PHONY: help venv format generate check test test-full cluster demo down bench lock clean-cache

@@ -1,0 +1,46 @@
+"""The generated CRDs say what the classes say, and stay within what the API server accepts."""
+
+from __future__ import annotations
+
+import pytest
+
+from tuneyard.api.crds import KINDS, crd, main, rendered
+
+
+def walk(schema, path="spec"):
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from walk(child, f"{path}.{name}")
+    for part in ("items", "additionalProperties"):
+        if isinstance(schema.get(part), dict):
+            yield from walk(schema[part], f"{path}[]")
+
+
+def schema_of(kind):
+    return crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
+def test_every_string_and_list_of_a_spec_is_bounded(kind):
+    for path, schema in walk(schema_of(kind)):
+        if schema.get("type") == "string" and "enum" not in schema:
+            assert "maxLength" in schema, f"{path}: CEL's cost budget needs maxLength"
+        if schema.get("type") == "array":
+            assert "maxItems" in schema, f"{path}: CEL's cost budget needs maxItems"
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, path
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
+def test_schemas_are_structural(kind):
+    for path, schema in walk(schema_of(kind)):
+        assert not {"$ref", "title", "default"} & set(schema), path
+        assert schema.get("type") or schema.get("x-kubernetes-int-or-string"), f"{path} has no type: {schema}"
+
+
+def test_check_says_which_file_is_stale(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 0
+    assert main(["--check", str(tmp_path)]) == 0
+    (tmp_path / next(iter(rendered()))).write_text("old")
+    assert main(["--check", str(tmp_path)]) == 1
+    assert "make generate" in capsys.readouterr().err
