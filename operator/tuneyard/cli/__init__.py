@@ -1,0 +1,1 @@
+"""The command line: `tuneyard` and `kubectl tuneyard`."""

@@ -1,0 +1,147 @@
+"""`tuneyard`, also installed as `kubectl-tuneyard`: one program, whose first word chooses the command.
+
+Rules:
+- only the chosen command's modules are imported, so that a model pod's first step does not wait for a Kubernetes
+  client or an xDS server that it never uses;
+- a user's mistake is one line on stderr and an exit code, never a traceback; the long-running processes keep theirs,
+  because there a traceback is what a bug report needs;
+- exit codes: 0 done (or ready), 1 not (ready, found, valid), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneyard import __version__
+from tuneyard.cli.errors import UserError
+
+DEFAULT_CONFIG = Path("/etc/tuneyard/config.yaml")
+"""Where the chart mounts the settings of the operator and the gateways."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One first word: its line of help, and how it gets its arguments and runs, both without importing it early."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _lazy(module: str, function: str) -> Callable[[Any], Any]:
+    """A call of `module.function` that imports the module only when it is made."""
+
+    def call(argument: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(argument)
+
+    return call
+
+
+def _config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"settings (default {DEFAULT_CONFIG})")
+
+
+def _gateway_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_argument(parser)
+    parser.add_argument(
+        "--bootstrap-only",
+        type=Path,
+        metavar="FILE",
+        help="write Envoy's bootstrap configuration to FILE and end",
+    )
+
+
+def _run_operator(args: argparse.Namespace) -> int:
+    config = _existing(args.config)
+    return int(importlib.import_module("tuneyard.handlers.main").run(config))
+
+
+def _run_gateway(args: argparse.Namespace) -> int:
+    config = _existing(args.config)
+    gateway = importlib.import_module("tuneyard.gateway.main")
+    if args.bootstrap_only is not None:
+        return int(gateway.write_bootstrap(config, args.bootstrap_only))
+    return int(gateway.run(config))
+
+
+def _existing(config: Path) -> Path:
+    if not config.is_file():
+        raise UserError(f"the settings file {config} does not exist: name another one with --config")
+    return config
+
+
+COMMANDS = (
+    Command(
+        "status",
+        "show model deployments: revisions, weights, adapters per pod, conditions, events",
+        _lazy("tuneyard.cli.status", "add_arguments"),
+        _lazy("tuneyard.cli.status", "run"),
+    ),
+    Command(
+        "digest",
+        "print the digest of an artifact's folder, for spec.digest",
+        _lazy("tuneyard.cli.digest", "add_arguments"),
+        _lazy("tuneyard.cli.digest", "run"),
+    ),
+    Command("operator", "run the operator (in the cluster)", _config_argument, _run_operator),
+    Command("gateway", "run the gateway process beside Envoy (in the cluster)", _gateway_arguments, _run_gateway),
+    Command(
+        "agent",
+        "run or prepare the agent beside an engine (in a model pod)",
+        _lazy("tuneyard.agent.main", "add_arguments"),
+        _lazy("tuneyard.agent.main", "run"),
+    ),
+)
+
+
+def program_name(executable: str) -> str:
+    """How the user called this program: `tuneyard`, or `kubectl tuneyard` for the plugin."""
+    return "kubectl tuneyard" if Path(executable).name.startswith("kubectl-tuneyard") else "tuneyard"
+
+
+def chosen_command(arguments: Sequence[str]) -> Command | None:
+    """The command that the first word which is no option names, if it names one."""
+    word = next((a for a in arguments if not a.startswith("-")), None)
+    return next((c for c in COMMANDS if c.name == word), None)
+
+
+def build_parser(program: str, chosen: Command | None) -> argparse.ArgumentParser:
+    """The parser with every command's help line, and with the arguments of the chosen one only."""
+    parser = argparse.ArgumentParser(prog=program, description="Serve fine-tuned language models on Kubernetes.")
+    parser.add_argument("--version", action="version", version=f"tuneyard {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        added = commands.add_parser(command.name, help=command.help, description=f"{command.help.capitalize()}.")
+        if command is chosen:
+            command.add_arguments(added)
+    return parser
+
+
+def run(arguments: Sequence[str], program: str = "tuneyard") -> int:
+    """Run one command; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
+    chosen = chosen_command(arguments)
+    args = build_parser(program, chosen).parse_args(arguments)
+    assert chosen is not None, "argparse refuses a command that is not in COMMANDS"  # noqa: S101
+    try:
+        return chosen.run(args)
+    except UserError as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `tuneyard status | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def main() -> None:
+    """The entry point of both scripts."""
+    sys.exit(run(sys.argv[1:], program_name(sys.argv[0])))
