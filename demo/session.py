@@ -1,0 +1,31 @@
+"""`python -m demo.session -- COMMAND`: run a command against a cluster of its own, and remove that cluster afterwards.
+
+The stories run this way, so that they never touch the cluster that a person's `make demo` left running.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+CLUSTER = "tuneyard-test"
+
+
+def main(arguments: list[str]) -> int:
+    """Bring up, run, tear down; the command's exit code."""
+    command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    os.environ.setdefault("TUNEYARD_CLUSTER", CLUSTER)
+    from cluster.provider import choose_provider  # noqa: PLC0415 - reads the cluster's name when it is imported
+    from demo.system import bring_up  # noqa: PLC0415
+
+    try:
+        bring_up()
+        return subprocess.run(command, check=False).returncode
+    finally:
+        if "KEEP_CLUSTER" not in os.environ:
+            choose_provider().down()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,171 @@
+"""The whole system on a cluster: images, models, chart. The demo, the stories and the benchmarks stand on it.
+
+Every step is safe to repeat: what is built, loaded or installed already is reused, so an interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import images
+from cluster.provider import Provider, choose_provider
+from demo.kubectl import Kubectl
+from demo.progress import say, working
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMESPACE = "tuneyard-system"
+MODELS_NAMESPACE = "models"
+RELEASE = "tuneyard"
+NODE_ARTIFACTS = "/var/lib/tuneyard/artifacts"
+"""Where the node's pods find the demo's artifacts; the only host path that the demo's installation allows."""
+IMAGES = ("tuneyard", "envoy", "vllm-cpu")
+
+CPU_ENGINE_ENV = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """A running installation."""
+
+    provider: Provider
+    kubectl: Kubectl
+    gateway: str
+    """http://127.0.0.1:port of the gateway Service."""
+
+
+def _model(*arguments: str) -> Path:
+    """Make one artifact by the models package; returns its folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "models", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copy a folder once; files are readable by the pods' user."""
+    if target.exists():
+        return
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    for path in (partial, *partial.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    partial.rename(target)
+
+
+def place_artifacts(provider: Provider) -> None:
+    """Put bases and adapters where the node's pods find them."""
+    folder = provider.artifacts()
+    with working("models (a real SmolLM2-135M, a tiny random one, the adapters of examples/)"):
+        (folder / "adapters").mkdir(parents=True, exist_ok=True)
+        _place(_model("smollm2"), folder / "smollm2-135m-instruct")
+        tiny = _model("tiny")
+        _place(tiny / "base", folder / "tiny-llama")
+        for name in ("adapter-a", "adapter-b"):
+            _place(tiny / name, folder / "adapters" / f"tiny-{name}")
+        for adapter in sorted((ROOT / "examples" / "adapters").iterdir()):
+            if adapter.is_dir():
+                _place(adapter, folder / "adapters" / adapter.name)
+
+
+def load_images(provider: Provider) -> dict[str, str]:
+    """Build and load the images that are missing; returns name -> reference."""
+    references = {}
+    for name in IMAGES:
+        with working(f"image {name}"):
+            archive = images.build(name)
+            if archive.reference not in provider.images():
+                provider.load_image(archive.path)
+            references[name] = archive.reference
+    return references
+
+
+def helm_values(references: dict[str, str]) -> dict[str, object]:
+    """The chart's values for a cluster without registry and without GPU."""
+    return {
+        "images": {
+            "tuneyard": {"ref": references["tuneyard"]},
+            "envoy": {"ref": references["envoy"]},
+            "vllm": {"ref": references["vllm-cpu"]},
+        },
+        "imagePullPolicy": "Never",
+        "engineEnv": CPU_ENGINE_ENV,
+        "allowedHostPathPrefixes": [NODE_ARTIFACTS],
+    }
+
+
+def install(provider: Provider, kubectl: Kubectl, references: dict[str, str]) -> None:
+    """helm upgrade --install, and the namespace for models (hostPath needs the privileged Pod Security level)."""
+    values = ROOT / "build" / "demo" / "values.yaml"
+    values.parent.mkdir(parents=True, exist_ok=True)
+    values.write_text(json.dumps(helm_values(references), indent=2))
+    with working("Tuneyard (helm upgrade --install)"):
+        subprocess.run(
+            [
+                str(provider.binary("helm")), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "tuneyard"),
+                "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE, "--create-namespace",
+                "--values", str(values), "--wait", "--timeout", "5m",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "HOME": str(values.parent)},
+        )  # fmt: skip
+        kubectl.apply(
+            f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {MODELS_NAMESPACE}, labels: "
+            "{pod-security.kubernetes.io/enforce: privileged}}}"
+        )
+
+
+def wait_until_answering(url: str, timeout: float = 60) -> None:
+    """Until the gateway lists its models."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the gateway at {url} does not answer: {error}") from error
+        time.sleep(0.2)
+
+
+def attach(provider: Provider | None = None) -> System:
+    """An installation that is up already."""
+    provider = provider or choose_provider()
+    kubectl = Kubectl(provider.binary("kubectl"), provider.kubeconfig())
+    address = provider.expose(NAMESPACE, "tuneyard-gateway", 8080)
+    return System(provider, kubectl, f"http://{address}")
+
+
+def bring_up() -> System:
+    """From whatever is there to a running installation."""
+    provider = choose_provider()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        # Downloads and archives of the images overlap with the compiler's work on the cluster.
+        building = pool.submit(lambda: [images.build(name) for name in IMAGES])
+        placing = pool.submit(place_artifacts, provider)
+        with working(f"Kubernetes ({provider.name})"):
+            provider.up()
+        building.result()
+        placing.result()
+    kubectl = Kubectl(provider.binary("kubectl"), provider.kubeconfig())
+    install(provider, kubectl, load_images(provider))
+    system = attach(provider)
+    wait_until_answering(system.gateway)
+    say(f"    gateway: {system.gateway}/v1")
+    return system
