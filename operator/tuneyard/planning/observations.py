@@ -1,0 +1,290 @@
+"""What plans are made from: values, read by the runtime in one go, and pure readers of pods and children as JSON.
+
+Rules:
+- an observation may be stale or incomplete; a plan only ever asks for what its observation justifies, and the next
+  one corrects it;
+- an observation may hold more objects than the plan needs (the whole namespace, all deployments): plans select;
+- a pod's report and its containers' messages are input from tenants' pods: what cannot be read counts as not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import AppliedReport, BaseReport, PodReport
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.plan import Redacted
+from tuneyard.planning.settings import Settings
+
+VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
+"""The containers of a model pod."""
+
+_PULL_FAILURES = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
+_CREATE_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_MESSAGE_LIMIT = 600
+_CRASHES_THAT_COUNT = 2
+
+_Document = TypeVar("_Document", bound=ApiModel)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something does not come up: a reason and words for people."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
+class PodObservation:
+    """One model pod."""
+
+    name: str
+    uid: str
+    namespace: str
+    pool: str
+    base_model: str = ""
+    created: str = ""
+    deleted: bool = False
+    """It is leaving, or has ended for good (evicted, failed)."""
+    ready: bool = False
+    node: str | None = None
+    report: PodReport | None = None
+    base_report: BaseReport | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class ChildObservation:
+    """One object that the operator made. Counts are those of a Deployment, `data` that of a ConfigMap."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    pool: str = ""
+    """Label tuneyard.dev/pool; empty for what a namespace's pools share."""
+    content_hash: str | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    deleted: bool = False
+    replicas: int = 0
+    ready_replicas: int = 0
+    updated_replicas: int = 0
+    observed: bool = True
+    """Its controller has seen the newest spec (status.observedGeneration)."""
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class EngineKeys:
+    """Derives the engine keys of pools from the master, which it never shows."""
+
+    master: bytes = field(repr=False)
+
+    def of(self, namespace: str, pool: str) -> Redacted:
+        """The key of a pool's engines."""
+        return Redacted(names.engine_key(self.master, namespace, pool))
+
+
+@dataclass(frozen=True)
+class BaseModelObservation:
+    """A BaseModel and its namespace. `base` None: it does not exist (any more)."""
+
+    base: BaseModelResource | None
+    deployments: tuple[ModelDeploymentResource, ...]
+    """Of the namespace."""
+    adapters: tuple[LoRAAdapterResource, ...]
+    """Of the namespace."""
+    pods: tuple[PodObservation, ...]
+    """Pods with the label tuneyard.dev/base-model = the base's name, of the namespace."""
+    children: tuple[ChildObservation, ...]
+    """Objects of the namespace with the label app.kubernetes.io/managed-by = tuneyard."""
+    siblings: tuple[BaseModelResource, ...]
+    """All BaseModels of the namespace, this one included or not: they share what agents and gateways need there."""
+    keys: EngineKeys
+    settings: Settings
+    now: datetime
+    """UTC, aware."""
+
+
+@dataclass(frozen=True)
+class LoRAAdapterObservation:
+    """A LoRAAdapter, its base and the pods that may have it."""
+
+    adapter: LoRAAdapterResource | None
+    base: BaseModelResource | None
+    """The one that spec.baseModel names."""
+    adapters: tuple[LoRAAdapterResource, ...]
+    """Of the namespace, this one included or not: a pool holds only so many."""
+    deployments: tuple[ModelDeploymentResource, ...]
+    """Of the namespace."""
+    pods: tuple[PodObservation, ...]
+    """Model pods of the namespace, at least those of the base."""
+    settings: Settings
+    now: datetime
+
+
+@dataclass(frozen=True)
+class ModelDeploymentObservation:
+    """A ModelDeployment, what its revisions refer to, and what gateways say they serve."""
+
+    deployment: ModelDeploymentResource | None
+    claims: tuple[ModelDeploymentResource, ...]
+    """Deployments in the gateways' scope that claim the same model name, at least; this one included or not."""
+    deployments: tuple[ModelDeploymentResource, ...]
+    """Of the namespace: a pool's places for adapters are shared among them."""
+    adapters: tuple[LoRAAdapterResource, ...]
+    """Of the namespace."""
+    base_models: tuple[BaseModelResource, ...]
+    """Of the namespace."""
+    pods: tuple[PodObservation, ...]
+    """Model pods of the namespace."""
+    applied: tuple[AppliedReport, ...]
+    """The newest report of each gateway that answers."""
+    gateways_expected: int
+    """How many gateway pods there are that take traffic."""
+    unreachable: tuple[str, ...]
+    """Names of gateways that did not answer."""
+    settings: Settings
+    now: datetime
+
+
+def parsed(document: type[_Document], text: str | None) -> _Document | None:
+    """A document from JSON text, or None where there is none or it does not fit."""
+    if not text:
+        return None
+    try:
+        return document.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
+    return next((c for c in status.get("conditions") or [] if c.get("type") == type_), {})
+
+
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """States of all containers, in the order in which they start."""
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _base_report(status: Mapping[str, Any]) -> BaseReport | None:
+    """The newest termination message of `verify`; while it runs again, that of the run before."""
+    verify: Mapping[str, Any] = next(
+        (c for c in status.get("initContainerStatuses") or [] if c.get("name") == VERIFY), {}
+    )
+    for state in (verify.get("state") or {}, verify.get("lastState") or {}):
+        ended = state.get("terminated") or {}
+        report = parsed(BaseReport, ended.get("message"))
+        if report is not None:
+            return report
+    return None
+
+
+def _waiting_problem(container: Mapping[str, Any]) -> Problem | None:
+    """Image that cannot be pulled, or container that cannot be created."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")[:_MESSAGE_LIMIT]
+    if reason in _PULL_FAILURES:
+        image = container.get("image") or "?"
+        return Problem(Reason.IMAGE_PULL_FAILED, f"image {image} of {container.get('name')}: {message or reason}")
+    if reason in _CREATE_FAILURES:
+        return Problem(Reason.ENGINE_CRASHED, f"{container.get('name')} cannot start: {reason}: {message}")
+    return None
+
+
+def _crash_problem(container: Mapping[str, Any]) -> Problem | None:
+    """A container that keeps ending; one restart alone is not a problem worth a condition."""
+    if container.get("name") == VERIFY or container.get("ready"):
+        return None
+    state, last = container.get("state") or {}, container.get("lastState") or {}
+    looping = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    restarts = int(container.get("restartCount") or 0)
+    if not looping and restarts < _CRASHES_THAT_COUNT:
+        return None
+    ended = state.get("terminated") or last.get("terminated") or {}
+    words = [f"{container.get('name')} ended with exit code {ended.get('exitCode', '?')}"]
+    words += [f"({ended['reason']})"] if ended.get("reason") not in (None, "Error", "Completed") else []
+    words += [f"after {restarts} restarts"]
+    message = str(ended.get("message") or "").strip()[-_MESSAGE_LIMIT:]
+    return Problem(Reason.ENGINE_CRASHED, " ".join(words) + (f": {message}" if message else ""))
+
+
+def _pod_problem(status: Mapping[str, Any], base_report: BaseReport | None) -> Problem | None:
+    if base_report is not None and not base_report.ok:
+        reason = reason_of(base_report.reason or "") or Reason.ARTIFACT_UNREADABLE
+        return Problem(reason, base_report.message or reason.doc)
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False" and scheduled.get("reason") in ("Unschedulable", "SchedulerError"):
+        return Problem(Reason.UNSCHEDULABLE, str(scheduled.get("message") or "")[:_MESSAGE_LIMIT])
+    for look in (_waiting_problem, _crash_problem):
+        for container in _containers(status):
+            problem = look(container)
+            if problem is not None:
+                return problem
+    return None
+
+
+def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
+    """Read a pod as the API server returns it (JSON, camelCase)."""
+    metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    base_report = _base_report(status)
+    return PodObservation(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        namespace=metadata.get("namespace", "default"),
+        pool=labels.get(names.LABEL_POOL, ""),
+        base_model=labels.get(names.LABEL_BASE_MODEL, ""),
+        created=metadata.get("creationTimestamp") or "",
+        deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
+        ready=_condition(status, "Ready").get("status") == "True",
+        node=(pod.get("spec") or {}).get("nodeName"),
+        report=parsed(PodReport, annotations.get(names.ANNOTATION_ADAPTERS)),
+        base_report=base_report,
+        problem=_pod_problem(status, base_report),
+    )
+
+
+def _replica_failure(status: Mapping[str, Any]) -> Problem | None:
+    """Pods that the API server refuses to create: a quota, or the namespace's pod security level."""
+    failure = _condition(status, "ReplicaFailure")
+    if failure.get("status") != "True":
+        return None
+    return Problem(Reason.UNSCHEDULABLE, f"pods cannot be created: {str(failure.get('message'))[:_MESSAGE_LIMIT]}")
+
+
+def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
+    """Read an object of the operator's own as the API server returns it (JSON, camelCase, with apiVersion and kind)."""
+    metadata, status, spec = obj.get("metadata") or {}, obj.get("status") or {}, obj.get("spec") or {}
+    annotations = dict(metadata.get("annotations") or {})
+    kind = str(obj["kind"])
+    return ChildObservation(
+        api_version=str(obj["apiVersion"]),
+        kind=kind,
+        namespace=metadata.get("namespace", "default"),
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        pool=(metadata.get("labels") or {}).get(names.LABEL_POOL, ""),
+        content_hash=annotations.get(names.ANNOTATION_CONTENT),
+        annotations=annotations,
+        data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},
+        deleted=bool(metadata.get("deletionTimestamp")),
+        replicas=int(spec.get("replicas") or 0) if kind == "Deployment" else 0,
+        ready_replicas=int(status.get("readyReplicas") or 0),
+        updated_replicas=int(status.get("updatedReplicas") or 0),
+        observed=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),
+        problem=_replica_failure(status) if kind == "Deployment" else None,
+    )

@@ -1,0 +1,35 @@
+"""The operator's and gateways' settings: what the chart knows and no custom resource says.
+
+The file is YAML, mounted from the ConfigMap `tuneyard-config` at /etc/tuneyard/config.yaml; keys are camelCase and
+unknown ones are ignored, so that an older operator starts on a newer chart's file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tuneyard.api.base import ApiModel
+
+
+class Images(ApiModel):
+    """Images of the pods that the operator makes."""
+
+    tuneyard: str = "tuneyard/tuneyard:0.1.0"
+    envoy: str = "tuneyard/envoy:0.1.0"
+    vllm: str = "vllm/vllm-openai:v0.32.0"
+
+
+class Settings(ApiModel):
+    """What the operator is told once, at its start."""
+
+    tuneyard_namespace: str = "tuneyard-system"
+    images: Images = Images()
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    engine_env: dict[str, str] = {}
+    """Environment of every engine container; a pool's own serving.env wins."""
+    allowed_host_path_prefixes: list[str] = []
+    """Absolute folders; none by default, because a hostPath lets who creates an adapter read the node."""
+    gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
+    """Base URL that clients in the cluster use, without /v1."""
+    watch_namespaces: list[str] = []
+    """Empty: all namespaces."""
