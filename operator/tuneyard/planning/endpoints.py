@@ -1,0 +1,140 @@
+"""Which pods can serve a revision now: the one function that operator and gateways share.
+
+Rules:
+- a pod counts when it is not leaving, its report can be read, its engine is Ready and serves the revision's base;
+- with an adapter it counts only when it says Loaded under exactly the engine name that the adapter's known digest
+  gives: while nobody knows the digest, or after it changed under the same name, no pod counts;
+- pods count for nothing while the BaseModel or the LoRAAdapter object is missing, or the adapter is another base's;
+- a report is a tenant's pod's own word: an address that is not a plain unicast IP and port is not an endpoint.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PodReport
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+
+
+class ReportingPod(Protocol):
+    """What of a model pod matters here; PodObservation is one."""
+
+    @property
+    def name(self) -> str:
+        """metadata.name."""
+
+    @property
+    def namespace(self) -> str:
+        """metadata.namespace."""
+
+    @property
+    def pool(self) -> str:
+        """Label tuneyard.dev/pool."""
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the pod is leaving."""
+
+    @property
+    def report(self) -> PodReport | None:
+        """Its newest readable report."""
+
+
+@dataclass(frozen=True, order=True)
+class Endpoint:
+    """One place that can answer: `address` is ip:port, `pod` the pod's name."""
+
+    address: str
+    pod: str
+
+
+def pool_of_revision(deployment: ModelDeploymentResource, revision: Revision) -> str:
+    """Name of the pool whose pods serve the revision."""
+    if revision.serving is not None:
+        return names.pool_name(revision.base_model, deployment.metadata.name, revision.name)
+    if deployment.spec.serving is not None:
+        return names.pool_name(revision.base_model, deployment.metadata.name)
+    return names.pool_name(revision.base_model)
+
+
+def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
+    """What the engine is asked for, or None while that is not known or must not be asked for."""
+    if revision.adapter is None:
+        return revision.base_model
+    if adapter is None or adapter.spec.base_model != revision.base_model:
+        return None
+    digest = adapter.spec.digest or adapter.status.digest
+    return names.engine_adapter_name(revision.adapter, digest) if digest else None
+
+
+def is_address(text: str) -> bool:
+    """Whether the text is `ip:port` (`[ip]:port` for IPv6) of something that can be a pod."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        return False
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        return False
+    bracketed = host.startswith("[")
+    return bracketed == (address.version == 6) and not (
+        address.is_link_local or address.is_multicast or address.is_unspecified
+    )
+
+
+def _serves(report: PodReport, revision: Revision, asked_for: str) -> bool:
+    if report.engine != "Ready" or report.base_model != revision.base_model or not is_address(report.address):
+        return False
+    if revision.adapter is None:
+        return True
+    adapter = report.adapters.get(revision.adapter)
+    return adapter is not None and adapter.state == "Loaded" and adapter.engine_name == asked_for
+
+
+def ready_pods(
+    deployment: ModelDeploymentResource,
+    adapters: Iterable[LoRAAdapterResource],
+    base_models: Iterable[BaseModelResource],
+    pods: Iterable[ReportingPod],
+) -> dict[str, tuple[Endpoint, ...]]:
+    """Endpoints per revision of the deployment, sorted by address.
+
+    The arguments may hold objects of other namespaces and pools; those are left out.
+    """
+    namespace = deployment.metadata.namespace
+    known = {a.metadata.name: a for a in adapters if a.metadata.namespace == namespace}
+    bases = {b.metadata.name for b in base_models if b.metadata.namespace == namespace}
+    alive = [p for p in pods if p.namespace == namespace and not p.deleted]
+    result: dict[str, tuple[Endpoint, ...]] = {}
+    for revision in deployment.spec.revisions:
+        asked_for = engine_name(revision, known.get(revision.adapter or ""))
+        pool = pool_of_revision(deployment, revision)
+        result[revision.name] = (
+            tuple(
+                sorted(
+                    Endpoint(pod.report.address, pod.name)
+                    for pod in alive
+                    if pod.pool == pool and pod.report is not None and _serves(pod.report, revision, asked_for)
+                )
+            )
+            if asked_for is not None and revision.base_model in bases
+            else ()
+        )
+    return result
+
+
+def ready_endpoints(
+    deployment: ModelDeploymentResource,
+    adapters: Iterable[LoRAAdapterResource],
+    base_models: Iterable[BaseModelResource],
+    pod_reports: Iterable[ReportingPod],
+) -> dict[str, list[str]]:
+    """Addresses (ip:port) per revision of the deployment, sorted; every revision has an entry."""
+    found = ready_pods(deployment, adapters, base_models, pod_reports)
+    return {revision: [e.address for e in endpoints] for revision, endpoints in found.items()}

@@ -1,0 +1,176 @@
+"""The Envoy in front of every engine: the only way to it from outside its pod.
+
+Rules:
+- an allow list by exact path and method; everything else is 404, whatever key comes with it, because engines leave
+  loading, unloading and inference routes open beside their key (engines.md, fact 3);
+- the engine demands the key itself; the front adds none and knows none;
+- while the runtime key `tuneyard.draining` is 100, new inference requests get 503 with `x-tuneyard-draining: 1`;
+  running ones finish. Health and metrics are answered until the end;
+- an answer that another pod could give (engine gone, engine stopping, adapter unknown) is a 503 with
+  `x-tuneyard-retry: <why>`, only ever before the first byte of an answer;
+- inference goes by the cluster `engine`, everything else by `engine_probe` (same address), so that
+  `cluster.engine.upstream_rq_active` and `cluster.engine.upstream_rq_total` count users' requests alone. Requests that
+  were refused while draining are `http.front.downstream_rq_completed`'s business, not the engine's.
+
+The configuration is static: no xDS, nothing to be away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.systems.envoy.documents import (
+    DRAINING_HEADER,
+    EXTENSIONS,
+    IDLE_TIMEOUT,
+    JSON_CONTENT,
+    RETRY_HEADER,
+    UNLIMITED,
+    Json,
+    error_body,
+    error_text,
+    extension,
+    lua,
+    pipe,
+    script,
+    set_header,
+    static_cluster,
+    tcp,
+)
+
+FRONT_CONFIG_PATH = "/run/tuneyard/front.yaml"
+FRONT_ADMIN_SOCKET = "/run/tuneyard/front-admin.sock"
+DRAINING_KEY = "tuneyard.draining"
+"""Runtime key: 100 refuses new inference requests, 0 takes them (POST /runtime_modify?tuneyard.draining=100)."""
+ACTIVE_REQUESTS_STAT = "cluster.engine.upstream_rq_active"
+TOTAL_REQUESTS_STAT = "cluster.engine.upstream_rq_total"
+
+INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+PROBE_PATHS = ("/v1/models", "/health", "/metrics")
+
+_KEEP_ALIVE = "3s"
+"""Below the engine's 5 s, so that no request is sent on a connection that the engine is just closing."""
+
+
+def _match(path: str, method: str, **more: Any) -> Json:
+    headers = [{"name": ":method", "string_match": {"exact": method}}]
+    return {"path": path, "headers": headers, **more}
+
+
+def _refuse_while_draining(path: str) -> Json:
+    message = "This pod is leaving and takes no new requests."
+    return {
+        "match": _match(
+            path,
+            "POST",
+            runtime_fraction={
+                "default_value": {"numerator": 0, "denominator": "HUNDRED"},
+                "runtime_key": DRAINING_KEY,
+            },
+        ),
+        "direct_response": {"status": 503, "body": {"inline_string": error_text(message, "server_error", "draining")}},
+        "response_headers_to_add": [JSON_CONTENT, set_header(DRAINING_HEADER, "1")],
+    }
+
+
+def _allow(path: str, method: str, cluster: str) -> Json:
+    return {
+        "match": _match(path, method),
+        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": IDLE_TIMEOUT},
+    }
+
+
+def _refuse_the_rest() -> Json:
+    text = error_text("Unknown request URL.", "invalid_request_error", "unknown_url")
+    return {
+        "match": {"prefix": "/"},
+        "direct_response": {"status": 404, "body": {"inline_string": text}},
+        "response_headers_to_add": [JSON_CONTENT],
+    }
+
+
+def _engine_gone() -> Json:
+    """Local replies for an engine that refuses connections or ends before it answers."""
+    return {
+        "filter": {"response_flag_filter": {"flags": ["UF", "UC", "UR", "UH", "UO"]}},
+        "status_code": 503,
+        "headers_to_add": [JSON_CONTENT, set_header(RETRY_HEADER, "engine-gone")],
+        "body_format_override": {
+            "json_format": error_body("The engine of this pod does not answer.", "server_error", "engine_gone")
+        },
+    }
+
+
+def _connection_manager() -> Json:
+    routes = [
+        *(_refuse_while_draining(path) for path in INFERENCE_PATHS),
+        *(_allow(path, "POST", "engine") for path in INFERENCE_PATHS),
+        *(_allow(path, "GET", "engine_probe") for path in PROBE_PATHS),
+        _refuse_the_rest(),
+    ]
+    return {
+        "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "front",
+        "codec_type": "AUTO",
+        "generate_request_id": False,
+        "normalize_path": True,
+        "path_with_escaped_slashes_action": "REJECT_REQUEST",
+        "stream_idle_timeout": IDLE_TIMEOUT,
+        "request_headers_timeout": "10s",
+        "local_reply_config": {"mappers": [_engine_gone()]},
+        "route_config": {
+            "name": "front",
+            "virtual_hosts": [{"name": "front", "domains": ["*"], "routes": routes}],
+            "request_headers_to_remove": ["x-envoy-expected-rq-timeout-ms"],
+        },
+        "http_filters": [
+            lua("front_response", script("front_response")),
+            extension("router", "filters.http.router.v3.Router", suppress_envoy_headers=True),
+        ],
+    }
+
+
+def _engine(name: str, address: str, port: int) -> Json:
+    options = {
+        "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options": {"idle_timeout": _KEEP_ALIVE},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
+    return static_cluster(
+        name,
+        tcp(address, port),
+        circuit_breakers=UNLIMITED,
+        typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+    )
+
+
+def front_config(
+    *,
+    listen: str = "0.0.0.0",
+    port: int = names.FRONT_PORT,
+    engine_address: str = "127.0.0.1",
+    engine_port: int = names.ENGINE_PORT,
+    admin_socket: str = FRONT_ADMIN_SOCKET,
+) -> Json:
+    """The whole configuration, as `envoy -c` reads it (JSON or YAML)."""
+    return {
+        "node": {"id": "front", "cluster": "tuneyard-front"},
+        "admin": {"address": pipe(admin_socket, mode=0o600)},
+        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
+        "static_resources": {
+            "listeners": [
+                {
+                    "name": "front",
+                    "address": tcp(listen, port),
+                    "filter_chains": [
+                        {"filters": [{"name": "http", "typed_config": _connection_manager()}]},
+                    ],
+                }
+            ],
+            "clusters": [
+                _engine("engine", engine_address, engine_port),
+                _engine("engine_probe", engine_address, engine_port),
+            ],
+        },
+    }
