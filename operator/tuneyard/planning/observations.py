@@ -75,6 +75,10 @@ class ChildObservation:
     uid: str
     pool: str = ""
     """Label tuneyard.dev/pool; empty for what a namespace's pools share."""
+    base_model: str = ""
+    """Label tuneyard.dev/base-model (see children.label_value)."""
+    deployment: str = ""
+    """Label tuneyard.dev/model-deployment, on what belongs to an own pool."""
     content_hash: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
@@ -143,8 +147,6 @@ class ModelDeploymentObservation:
     deployment: ModelDeploymentResource | None
     claims: tuple[ModelDeploymentResource, ...]
     """Deployments in the gateways' scope that claim the same model name, at least; this one included or not."""
-    deployments: tuple[ModelDeploymentResource, ...]
-    """Of the namespace: a pool's places for adapters are shared among them."""
     adapters: tuple[LoRAAdapterResource, ...]
     """Of the namespace."""
     base_models: tuple[BaseModelResource, ...]
@@ -207,7 +209,7 @@ def _waiting_problem(container: Mapping[str, Any]) -> Problem | None:
 
 def _crash_problem(container: Mapping[str, Any]) -> Problem | None:
     """A container that keeps ending; one restart alone is not a problem worth a condition."""
-    if container.get("name") == VERIFY or container.get("ready"):
+    if container.get("ready"):
         return None
     state, last = container.get("state") or {}, container.get("lastState") or {}
     looping = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
@@ -270,6 +272,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
     """Read an object of the operator's own as the API server returns it (JSON, camelCase, with apiVersion and kind)."""
     metadata, status, spec = obj.get("metadata") or {}, obj.get("status") or {}, obj.get("spec") or {}
     annotations = dict(metadata.get("annotations") or {})
+    labels = metadata.get("labels") or {}
     kind = str(obj["kind"])
     return ChildObservation(
         api_version=str(obj["apiVersion"]),
@@ -277,7 +280,9 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         namespace=metadata.get("namespace", "default"),
         name=metadata["name"],
         uid=metadata.get("uid", ""),
-        pool=(metadata.get("labels") or {}).get(names.LABEL_POOL, ""),
+        pool=labels.get(names.LABEL_POOL, ""),
+        base_model=labels.get(names.LABEL_BASE_MODEL, ""),
+        deployment=labels.get(names.LABEL_DEPLOYMENT, ""),
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         annotations=annotations,
         data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},

@@ -1,0 +1,211 @@
+"""Which pools a base model has, how each serves, and which adapters its pods should hold.
+
+Rules:
+- a ModelDeployment that overrides nothing uses its bases' shared pools; `serving` of the deployment gives it a pool of
+  its own per base, `serving` of a revision one for that revision alone (the revision's block lies over the
+  deployment's, that over the base's);
+- all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded;
+- a pool holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
+  gone, and dies): the earliest created keep their place;
+- an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
+  POOL_GRACE: a ModelDeployment that is deleted and created again finds everything as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+from tuneyard.api.reasons import Reason
+from tuneyard.api.schema import seconds
+from tuneyard.api.serving import ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.planning.observations import Problem
+
+POOL_GRACE = 60.0
+"""Seconds that a pool outlives the last reference to it."""
+ADAPTER_GRACE = 30.0
+"""Seconds that an adapter outlives the last reference to it, in a pool that goes on."""
+GPU = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A serving block with every default filled in. Durations are in seconds."""
+
+    engine: str
+    image: str | None
+    tensor_parallel_size: int
+    replicas: int
+    max_model_len: int | None
+    lora: LoRASettings
+    resources: Resources
+    artifact_volumes: tuple[ArtifactVolume, ...]
+    node_selector: Mapping[str, str]
+    tolerations: tuple[Toleration, ...]
+    env: Mapping[str, str]
+    extra_args: tuple[str, ...]
+    update: Literal["Surge", "Replace"]
+    drain_timeout: int
+    startup_timeout: int
+
+    def declares(self, volume: str) -> bool:
+        """Whether pods of the pool have that artifact volume."""
+        return any(v.name == volume for v in self.artifact_volumes)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pods that serve one base in one way."""
+
+    namespace: str
+    name: str
+    base_model: str
+    deployment: str | None
+    """The ModelDeployment whose own pool it is; None: the shared pool."""
+    serving: Serving
+    used_by: tuple[str, ...]
+    """ModelDeployments that refer to it, sorted."""
+    adapter_names: frozenset[str]
+    """Adapters of the revisions that use it, whether they exist or not."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which of the wanted adapters a pool's pods should hold."""
+
+    planned: tuple[LoRAAdapterResource, ...]
+    refused: Mapping[str, Problem]
+    """By adapter name."""
+
+
+def resolved_serving(*blocks: ServingSpec | None) -> Serving:
+    """The blocks on top of each other, the first one uppermost, over the defaults."""
+    spec = ServingSpec()
+    for block in reversed(blocks):
+        spec = block.over(spec) if block else spec
+    tensor_parallel_size = spec.tensor_parallel_size or 1
+    return Serving(
+        engine=spec.engine or "vllm",
+        image=spec.image,
+        tensor_parallel_size=tensor_parallel_size,
+        replicas=1 if spec.replicas is None else spec.replicas,
+        max_model_len=spec.max_model_len,
+        lora=spec.lora or LoRASettings(),
+        resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
+        artifact_volumes=tuple(spec.artifact_volumes or ()),
+        node_selector=dict(spec.node_selector or {}),
+        tolerations=tuple(spec.tolerations or ()),
+        env={e.name: e.value for e in spec.env or ()},
+        extra_args=tuple(spec.extra_args or ()),
+        update=spec.update or "Surge",
+        drain_timeout=seconds(spec.drain_timeout or "10m"),
+        startup_timeout=seconds(spec.startup_timeout or "30m"),
+    )
+
+
+def own_pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str | None:
+    """The ModelDeployment whose own pool the revision uses, None for the shared one."""
+    return deployment.metadata.name if revision.serving or deployment.spec.serving else None
+
+
+def pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str:
+    """Name of the pool that serves a revision."""
+    if revision.serving:
+        return names.pool_name(revision.base_model, deployment.metadata.name, revision.name)
+    if deployment.spec.serving:
+        return names.pool_name(revision.base_model, deployment.metadata.name)
+    return names.pool_name(revision.base_model)
+
+
+def serving_of(base: BaseModelResource, deployment: ModelDeploymentResource, revision: Revision) -> Serving:
+    """How the pool of a revision serves."""
+    return resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
+
+
+def referring(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> list[ModelDeploymentResource]:
+    """The ModelDeployments of the base's namespace with a revision of it, by name; those that are going do not count."""
+    found = [
+        d
+        for d in deployments
+        if d.metadata.namespace == base.metadata.namespace
+        and not d.metadata.deletion_timestamp
+        and any(r.base_model == base.metadata.name for r in d.spec.revisions)
+    ]
+    return sorted(found, key=lambda d: d.metadata.name)
+
+
+def pools_of(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> tuple[Pool, ...]:
+    """The pools of a base that are referred to, the shared one first, then by name."""
+    uses: dict[str, list[tuple[ModelDeploymentResource, Revision]]] = {}
+    for deployment in referring(base, deployments):
+        for revision in deployment.spec.revisions:
+            if revision.base_model == base.metadata.name:
+                uses.setdefault(pool_of(deployment, revision), []).append((deployment, revision))
+    pools = [_pool(base, name, used) for name, used in uses.items()]
+    return tuple(sorted(pools, key=lambda p: (p.deployment is not None, p.name)))
+
+
+def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeploymentResource, Revision]]) -> Pool:
+    deployment, revision = uses[0]
+    return Pool(
+        namespace=base.metadata.namespace,
+        name=name,
+        base_model=base.metadata.name,
+        deployment=own_pool_of(deployment, revision),
+        serving=serving_of(base, deployment, revision),
+        used_by=tuple(dict.fromkeys(d.metadata.name for d, _ in uses)),
+        adapter_names=frozenset(r.adapter for _, r in uses if r.adapter),
+    )
+
+
+def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource]) -> Placement:
+    """Who of the wanted adapters gets a place. Adapters of another base or namespace are not placed at all."""
+    wanted = sorted(
+        (a for a in adapters if a.metadata.name in pool.adapter_names and belongs(pool, a)),
+        key=lambda a: (a.metadata.creation_timestamp, a.metadata.name),
+    )
+    planned: list[LoRAAdapterResource] = []
+    refused: dict[str, Problem] = {}
+    limit = pool.serving.lora.max_cpu_loras
+    for adapter in wanted:
+        problem = volume_not_declared(pool.serving, adapter) or pool_full(pool, len(planned), len(wanted), limit)
+        if problem:
+            refused[adapter.metadata.name] = problem
+        else:
+            planned.append(adapter)
+    return Placement(tuple(planned), refused)
+
+
+def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
+    """Whether pods of the pool could serve the adapter at all."""
+    return (
+        adapter.spec.base_model == pool.base_model
+        and adapter.metadata.namespace == pool.namespace
+        and not adapter.metadata.deletion_timestamp
+    )
+
+
+def volume_not_declared(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
+    """Pods cannot gain a volume while they run."""
+    volume = adapter.spec.source.volume
+    if volume is None or serving.declares(volume.name):
+        return None
+    declared = ", ".join(v.name for v in serving.artifact_volumes) or "none"
+    return Problem(
+        Reason.VOLUME_NOT_DECLARED,
+        f"source.volume {volume.name} is not in serving.artifactVolumes of the pool (declared: {declared})",
+    )
+
+
+def pool_full(pool: Pool, planned: int, wanted: int, limit: int) -> Problem | None:
+    """One adapter more than an engine may hold."""
+    if planned < limit:
+        return None
+    return Problem(
+        Reason.POOL_FULL, f"pool {pool.name} holds {limit} adapters (serving.lora.maxCpuLoras), {wanted} are wanted"
+    )
