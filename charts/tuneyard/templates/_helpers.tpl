@@ -1,0 +1,103 @@
+{{/* Names do not depend on the release: the admission policies and the operator know the accounts by name. */}}
+
+{{- define "tuneyard.labels" -}}
+app.kubernetes.io/name: tuneyard
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "tuneyard.selector" -}}
+app.kubernetes.io/name: tuneyard
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "tuneyard.image" -}}
+{{- $image := index .root.Values.images .name -}}
+{{- $image.ref | default (printf "%s:%s" $image.repository ($image.tag | default .root.Chart.AppVersion)) -}}
+{{- end }}
+
+{{- define "tuneyard.gatewayUrl" -}}
+{{- .Values.gatewayUrl | default (printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port) | trimSuffix "/" -}}
+{{- end }}
+
+{{- define "tuneyard.masterSecret" -}}
+{{- .Values.masterSecret.existing | default "tuneyard-master" -}}
+{{- end }}
+
+{{- define "tuneyard.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "tuneyard.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "tuneyard.spread" -}}
+topologySpreadConstraints:
+- maxSkew: 1
+  topologyKey: kubernetes.io/hostname
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "tuneyard.selector" . | nindent 6 }}
+  matchLabelKeys: [pod-template-hash]
+{{- end }}
+
+{{- define "tuneyard.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Changes of the settings roll the pods: they are read once, at the start. */}}
+{{- define "tuneyard.configChecksum" -}}
+tuneyard.dev/config-checksum: {{ include "tuneyard.config" . | sha256sum }}
+{{- end }}
+
+{{- define "tuneyard.config" -}}
+tuneyardNamespace: {{ .Release.Namespace }}
+images:
+  tuneyard: {{ include "tuneyard.image" (dict "root" . "name" "tuneyard") | quote }}
+  envoy: {{ include "tuneyard.image" (dict "root" . "name" "envoy") | quote }}
+  vllm: {{ include "tuneyard.image" (dict "root" . "name" "vllm") | quote }}
+imagePullPolicy: {{ .Values.imagePullPolicy }}
+engineEnv:
+  {{- range $name, $value := .Values.engineEnv }}
+  {{ $name }}: {{ $value | toString | quote }}
+  {{- else }} {}
+  {{- end }}
+allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
+gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
+watchNamespaces: {{ toJson .Values.watchNamespaces }}
+{{- end }}
+
+{{- define "tuneyard.gatewayEnv" -}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- {name: TUNEYARD_MASTER_FILE, value: /etc/tuneyard-master/key}
+{{- end }}
+
+{{- define "tuneyard.gatewayMounts" -}}
+- {name: config, mountPath: /etc/tuneyard, readOnly: true}
+- {name: master, mountPath: /etc/tuneyard-master, readOnly: true}
+- {name: run, mountPath: /run/tuneyard}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
