@@ -273,15 +273,11 @@ class Informer:
             raise StoppedError
 
     def _failed(self, error: ApiError) -> None:
-        self._state.failures += 1
-        if not self._state.outage:
-            self._state.outage = True
+        if self._state.failed(error):
             _log.warning("cannot follow %s, trying again: %s", self.path, error)
 
     def _worked(self, what: str) -> None:
-        self._state.failures = 0
-        if self._state.outage:
-            self._state.outage = False
+        if self._state.worked():
             _log.info("%s: %s", self.path, what)
 
 

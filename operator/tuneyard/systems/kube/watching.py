@@ -2,6 +2,8 @@
 
 Rules:
 - failures in a row double the delay, from 0.4 s up to 5 s, with jitter; any event, bookmark or list ends the row;
+- connections that fail and answers that refuse are two rows: a server that is back after an outage is met with short
+  delays again, although its first answer will be that the watch is too old;
 - a watch that ends within a second is a failure too, although nothing refused it;
 - a list is due when the watch cannot be resumed without a gap, or the last list is some ten minutes old.
 Only the informer's own thread writes here, so nothing is locked; `seen` and `hang_up` are for other threads.
@@ -38,8 +40,9 @@ class WatchState:
 
     def __init__(self) -> None:
         self.seen = time.monotonic()
-        self.failures = 0
         self.outage = False
+        self._unreachable = 0
+        self._fruitless = 0
         self.listing: list[tuple[Change, Object]] | None = None
         self.known: dict[tuple[str, str], str] = {}
         self._refusals = 0
@@ -70,14 +73,31 @@ class WatchState:
 
     def watching(self, stream: Stream) -> Stream:
         """A watch was opened."""
+        self._unreachable = 0
         self._stream = stream
         return stream
 
     def watch_ended(self) -> None:
         """A watch that ends at once, again and again, is a failure too, although nothing refused it."""
         if self._stream is not None and self._stream.lived() < 1.0:
-            self.failures += 1
+            self._fruitless += 1
         self._stream = None
+
+    def failed(self, error: ApiError) -> bool:
+        """A request failed; returns whether this begins an outage."""
+        if error.unreachable:
+            self._unreachable += 1
+        else:
+            self._unreachable = 0
+            self._fruitless += 1
+        begins, self.outage = not self.outage, True
+        return begins
+
+    def worked(self) -> bool:
+        """Objects arrived; returns whether this ends an outage."""
+        self._unreachable = self._fruitless = 0
+        ends, self.outage = self.outage, False
+        return ends
 
     def refused(self, error: ApiError) -> None:
         """The API server refused the watch, or ended it with an error."""
@@ -96,9 +116,10 @@ class WatchState:
 
     def delay(self) -> float:
         """Seconds to wait before the next attempt."""
-        if not self.failures:
+        failures = max(self._unreachable, self._fruitless)
+        if not failures:
             return 0.0
-        longest: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self.failures, 10))
+        longest: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failures, 10))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311
 
     def hang_up(self) -> None:

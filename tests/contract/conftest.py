@@ -1,0 +1,17 @@
+"""Servers that several contract tests share; each is started once a session, when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.apiserver import ApiServer
+
+
+@pytest.fixture(scope="session")
+def apiserver() -> Iterator[ApiServer]:
+    """A real kube-apiserver with the three kinds; tests share it, so each uses namespaces of its own."""
+    with ApiServer() as server:
+        server.install_crds()
+        yield server
