@@ -128,7 +128,7 @@ def serving_of(base: BaseModelResource, deployment: ModelDeploymentResource, rev
 
 
 def referring(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> list[ModelDeploymentResource]:
-    """The ModelDeployments of the base's namespace with a revision of it, by name; those that are going do not count."""
+    """The ModelDeployments of the base's namespace with a revision of it, by name, without those that are going."""
     found = [
         d
         for d in deployments

@@ -1,0 +1,195 @@
+"""The plan for a BaseModel: its pools' objects, and what is known of the base and its pods.
+
+Rules:
+- a pool is there while a ModelDeployment refers to it and POOL_GRACE seconds longer; in that time nothing of it is
+  changed, so that a deployment that comes back finds it as it was;
+- a serving block that is known not to work is not applied: what serves goes on as it was, and the status says why;
+- a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
+- the Deployment is applied last, so that no pod starts without its key, its plan and its NetworkPolicy, and deleted
+  first; the rest goes when its pods are gone, because pods that drain still need it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.reasons import Reason
+from tuneyard.planning import children, servingchecks
+from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation, parsed
+from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
+from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of
+from tuneyard.planning.readiness import stalled_event
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+
+def plan_basemodel(obs: BaseModelObservation) -> Plan:
+    """What to do for a BaseModel now. One that is gone or going is left to garbage collection."""
+    base = obs.base
+    if base is None or base.metadata.deletion_timestamp:
+        return Plan()
+    actions: list[Action] = []
+    waits: list[float] = []
+    events: list[Event] = []
+    about = ObjectReference(
+        names.API_VERSION, "BaseModel", base.metadata.namespace, base.metadata.name, base.metadata.uid
+    )
+    mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
+    pools = pools_of(base, obs.deployments)
+    if pools:
+        living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
+        access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
+        actions += _unless_there(access, obs.children)
+    states = []
+    for pool in pools:
+        state = _state(obs, base, pool, mine)
+        states.append(state)
+        steps, wait = _pool_actions(obs, base, state, mine)
+        actions += steps
+        waits += wait
+        if state.deployment is None and any(_is_deployment(a) for a in steps):
+            message = f"created pool {pool.name} of {pool.serving.replicas} pods"
+            events.append(Event("Normal", Reason.POOL_CREATED, message, about))
+    unused = _unused_pools(obs, {p.name for p in pools}, mine)
+    for leftover in unused:
+        steps, wait = _retirement(obs, leftover)
+        actions += steps
+        waits += wait
+        if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
+            message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
+            events.append(Event("Normal", Reason.POOL_DELETED, message, about))
+    status, problem = basemodel_status(obs, base, states, unused)
+    if base.status.digest is None and status.digest is not None and base.spec.digest is None:
+        events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
+    events += stalled_event(base.status.conditions, problem, about)
+    return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
+
+
+def _is_deployment(action: Action) -> bool:
+    return isinstance(action, Apply) and action.object["kind"] == "Deployment"
+
+
+def _found(mine: Iterable[ChildObservation], kind: str, name: str) -> ChildObservation | None:
+    return next((c for c in mine if c.kind == kind and c.name == name), None)
+
+
+def _unless_there(wanted: Iterable[children.Json], found: Iterable[ChildObservation]) -> list[Action]:
+    """Apply what is missing or differs. What is being deleted is waited for: an apply would land on a dying object."""
+    known = {(c.kind, c.name): c for c in found}
+    result: list[Action] = []
+    for obj in wanted:
+        child = known.get((obj["kind"], obj["metadata"]["name"]))
+        wanted_hash = obj["metadata"]["annotations"][names.ANNOTATION_CONTENT]
+        if child is None or (not child.deleted and child.content_hash != wanted_hash):
+            result.append(Apply(obj))
+    return result
+
+
+def _state(
+    obs: BaseModelObservation, base: BaseModelResource, pool: Pool, mine: Iterable[ChildObservation]
+) -> PoolState:
+    violation = servingchecks.violation(base, pool.serving, obs.settings)
+    wanted = None if violation else children.pool_deployment(pool, base, obs.settings)
+    return PoolState(
+        pool=pool,
+        violation=violation,
+        wanted=wanted,
+        deployment=_found(mine, "Deployment", names.pool_deployment(pool.name)),
+        pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
+    )
+
+
+def _pool_actions(
+    obs: BaseModelObservation, base: BaseModelResource, state: PoolState, mine: list[ChildObservation]
+) -> tuple[list[Action], list[float]]:
+    """What one pool that is referred to needs now, and in how many seconds time alone changes that."""
+    actions: list[Action] = []
+    if state.deployment and names.ANNOTATION_UNUSED_SINCE in state.deployment.annotations:
+        actions.append(_annotated(state.deployment, None))
+    if state.wanted is None:
+        return actions, []
+    pool = state.pool
+    before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
+    adapters, unused_since, waits = planned_adapters(obs, pool, before)
+    plan = children.pool_plan(pool, base, adapters, unused_since, pinned_digest(base))
+    companions = children.pool_companions(pool, base, obs.keys, obs.settings)
+    return actions + _unless_there((plan, *companions, state.wanted), mine), waits
+
+
+def planned_adapters(
+    obs: BaseModelObservation, pool: Pool, before: ChildObservation | None
+) -> tuple[list[PlannedAdapter], dict[str, str], list[float]]:
+    """The adapters of a pool's plan, since when which of them are not wanted any more, and when the next one goes."""
+    placed = placement(pool, obs.adapters)
+    known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
+    stays = [a.metadata.name for a in placed.planned]
+    unused_since: dict[str, str] = {}
+    waits: list[float] = []
+    for name, since in sorted(_no_longer_wanted(before, obs.now).items(), key=lambda item: (item[1], item[0])):
+        left = remaining(since, ADAPTER_GRACE, obs.now)
+        room = len(stays) < pool.serving.lora.max_cpu_loras
+        if name in known and name not in stays and name not in placed.refused and left > 0 and room:
+            stays.append(name)
+            unused_since[name] = rfc3339(since)
+            waits.append(left)
+    return [_planned(known[name]) for name in sorted(stays)], unused_since, waits
+
+
+def _planned(adapter: LoRAAdapterResource) -> PlannedAdapter:
+    digest = adapter.spec.digest or adapter.status.digest
+    return PlannedAdapter(name=adapter.metadata.name, source=adapter.spec.source, digest=digest)
+
+
+def _no_longer_wanted(before: ChildObservation | None, now: datetime) -> dict[str, datetime]:
+    """Every adapter of the plan that is out, with the time since when it is not wanted: now, if nothing says more."""
+    if before is None:
+        return {}
+    plan = parsed(PoolPlan, before.data.get(PLAN_KEY))
+    try:
+        marks = json.loads(before.annotations.get(children.ANNOTATION_UNUSED_ADAPTERS, "{}"))
+    except ValueError:
+        marks = {}
+    since = {name: parsed_time(str(text)) for name, text in marks.items()} if isinstance(marks, dict) else {}
+    return {a.name: since.get(a.name) or now for a in (plan.adapters if plan else [])}
+
+
+def _unused_pools(
+    obs: BaseModelObservation, used: set[str], mine: Iterable[ChildObservation]
+) -> tuple[UnusedPool, ...]:
+    """Pools of the base that objects are left of though nothing refers to them."""
+    left: dict[str, list[ChildObservation]] = {}
+    for child in mine:
+        if child.pool and child.pool not in used:
+            left.setdefault(child.pool, []).append(child)
+    return tuple(
+        UnusedPool(name, tuple(found), any(p.pool == name for p in obs.pods)) for name, found in sorted(left.items())
+    )
+
+
+def _retirement(obs: BaseModelObservation, pool: UnusedPool) -> tuple[list[Action], list[float]]:
+    """Mark, wait, delete the Deployment, wait for its pods, delete the rest."""
+    deployment = pool.deployment
+    if deployment is None:
+        return [_deletion(c) for c in pool.children if not c.deleted and not pool.has_pods], []
+    if deployment.deleted:
+        return [], []
+    since = pool.unused_since
+    if since is None:
+        return [_annotated(deployment, rfc3339(obs.now))], [POOL_GRACE]
+    left = remaining(since, POOL_GRACE, obs.now)
+    return ([], [left]) if left > 0 else ([_deletion(deployment)], [])
+
+
+def _annotated(child: ChildObservation, since: str | None) -> Annotate:
+    mark: dict[str, str | None] = {names.ANNOTATION_UNUSED_SINCE: since}
+    return Annotate(child.api_version, child.kind, child.namespace, child.name, child.uid, mark)
+
+
+def _deletion(child: ChildObservation) -> Delete:
+    return Delete(child.api_version, child.kind, child.namespace, child.name, child.uid)

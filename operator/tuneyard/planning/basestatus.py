@@ -1,0 +1,241 @@
+"""The status of a BaseModel: what its pods found out about the base, and how many of them serve.
+
+Rules:
+- a pod serves when its own report says so (engine Ready); Kubernetes' readiness alone tells nothing about routing;
+- a pool is complete when as many pods serve as are wanted and all of them run what is wanted now;
+- what was once read from the base (digest, size, architecture) stays, also while no pod runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus, PoolStatus
+from tuneyard.api.conditions import Finding, merged
+from tuneyard.api.digests import is_digest
+from tuneyard.api.documents import BaseReport
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem
+from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
+from tuneyard.planning.readiness import readiness
+from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+_USERS_LISTED = 50
+_PROGRESS_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """A pool that is referred to, as it should be and as it is."""
+
+    pool: Pool
+    violation: Problem | None
+    """Why its Deployment is not applied."""
+    wanted: dict[str, Any] | None
+    """Its Deployment; None with a violation."""
+    deployment: ChildObservation | None
+    pods: tuple[PodObservation, ...]
+    """Those that are not leaving."""
+
+    @property
+    def serving(self) -> int:
+        """Pods that serve, at most as many as are wanted: in a surge there are more."""
+        return min(self.pool.serving.replicas, sum(1 for p in self.pods if serves(p)))
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether all pods run what is wanted now."""
+        child, wanted = self.deployment, self.wanted
+        if child is None or wanted is None or child.deleted or not child.observed:
+            return False
+        current = wanted["metadata"]["annotations"][names.ANNOTATION_CONTENT]
+        return child.content_hash == current and child.updated_replicas >= self.pool.serving.replicas
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do or to wait for."""
+        return self.rolled_out and self.serving >= self.pool.serving.replicas
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why the pool does not become complete, taken from what is known to be wrong, or from its pods."""
+        if self.violation or self.complete:
+            return self.violation
+        pods = sorted(self.pods, key=lambda p: (p.created, p.name))
+        found = [Problem(p.problem.reason, f"pod {p.name}: {p.problem.message}") for p in pods if p.problem]
+        return found[0] if found else self.deployment.problem if self.deployment else None
+
+    @property
+    def progress(self) -> str:
+        """For people, in a few words."""
+        if self.problem:
+            kept = "; the pods go on as they were" if self.violation and self.deployment else ""
+            return clipped(named(self.problem), _PROGRESS_LIMIT) + kept
+        replicas = self.pool.serving.replicas
+        if self.complete:
+            return "serving" if replicas else "scaled to 0"
+        if self.pods and not self.serving and not any(p.base_report for p in self.pods):
+            return "reading the base"
+        counted = f"{self.serving} of {replicas} pods serve"
+        return counted if self.rolled_out or self.deployment is None else f"{counted}, rolling out"
+
+
+@dataclass(frozen=True)
+class UnusedPool:
+    """What is left of a pool that nothing refers to."""
+
+    name: str
+    children: tuple[ChildObservation, ...]
+    has_pods: bool
+
+    @property
+    def deployment(self) -> ChildObservation | None:
+        """Its Deployment, while there is one."""
+        return next((c for c in self.children if c.kind == "Deployment"), None)
+
+    @property
+    def unused_since(self) -> datetime | None:
+        """Since when it was seen without references."""
+        return parsed_time(self.deployment.annotations.get(names.ANNOTATION_UNUSED_SINCE)) if self.deployment else None
+
+
+def serves(pod: PodObservation) -> bool:
+    """Whether the pod can answer with the base."""
+    return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
+
+
+def pinned_digest(base: BaseModelResource) -> str | None:
+    """The digest that pods must find: the spec's, or the one that the status has."""
+    return base.spec.digest or base.status.digest
+
+
+def listed(users: Sequence[str]) -> list[str] | None:
+    """Names for status.usedBy, bounded; None for none."""
+    more = len(users) - _USERS_LISTED
+    return [*users[:_USERS_LISTED], f"and {more} more"] if more > 0 else list(users) or None
+
+
+def basemodel_status(
+    obs: BaseModelObservation, base: BaseModelResource, pools: Sequence[PoolState], unused: Sequence[UnusedPool]
+) -> tuple[BaseModelStatus, Problem | None]:
+    """The whole status, and the problem that stalls the base."""
+    reports = _reports(obs.pods)
+    digest = pinned_digest(base) or next((r.digest for r in reports if r.ok and r.digest), None)
+    facts = next((r for r in reports if r.ok and r.digest == digest), None)
+    mismatch = _digest_mismatch(obs.pods, digest)
+    problem = next((s.problem for s in pools if s.problem), None) or mismatch
+    findings = [
+        *readiness(problem, _work(pools, digest), _done(pools)),
+        _resolved(pools, reports, digest, mismatch),
+        _available(pools, problem),
+    ]
+    shared = resolved_serving(base.spec.serving)
+    status = BaseModelStatus(
+        observed_generation=base.metadata.generation,
+        digest=digest,
+        size_bytes=facts.size_bytes if facts and facts.size_bytes is not None else base.status.size_bytes,
+        architecture=(facts.architecture if facts else None) or base.status.architecture,
+        engine=shared.engine,
+        tensor_parallel_size=shared.tensor_parallel_size,
+        replicas=f"{sum(s.serving for s in pools)}/{sum(s.pool.serving.replicas for s in pools)}",
+        progress=_progress(pools),
+        used_by=listed([d.metadata.name for d in referring(base, obs.deployments)]),
+        pools=[*(_used_status(s) for s in pools), *(_unused_status(u, obs.now) for u in unused)] or None,
+        conditions=list(
+            merged(base.status.conditions, findings, rfc3339(obs.now), base.metadata.generation or None),
+        ),
+    )
+    return status, problem
+
+
+def _reports(pods: Iterable[PodObservation]) -> list[BaseReport]:
+    """What pods say of the base, the oldest pod first, so that the first digest seen is the one that is pinned."""
+    ordered = sorted(pods, key=lambda p: (p.created, p.name))
+    reports = [p.base_report for p in ordered if p.base_report is not None]
+    return [r for r in reports if r.digest is None or is_digest(r.digest)]
+
+
+def _digest_mismatch(pods: Iterable[PodObservation], digest: str | None) -> Problem | None:
+    """Two pods that started at once, before anything was pinned, may have read different bytes."""
+    for pod in pods:
+        found = pod.base_report.digest if pod.base_report and pod.base_report.ok and not pod.deleted else None
+        if digest and found and found != digest:
+            words = f"pod {pod.name} serves {found}, pinned is {digest}: delete the pod once the bytes are right"
+            return Problem(Reason.DIGEST_MISMATCH, words)
+    return None
+
+
+def _work(pools: Sequence[PoolState], digest: str | None) -> Problem | None:
+    waiting = [s for s in pools if not s.complete]
+    if not waiting:
+        return None
+    reason = Reason.RESOLVING if digest is None else Reason.STARTING
+    return Problem(reason, "; ".join(f"pool {s.pool.name}: {s.progress}" for s in waiting))
+
+
+def _done(pools: Sequence[PoolState]) -> Problem:
+    if not pools:
+        return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
+    total = sum(s.pool.serving.replicas for s in pools)
+    return Problem(Reason.READY, f"{total} of {total} pods serve")
+
+
+def _resolved(
+    pools: Sequence[PoolState], reports: Sequence[BaseReport], digest: str | None, mismatch: Problem | None
+) -> Finding:
+    if mismatch:
+        return Finding(type="Resolved", status="False", reason=mismatch.reason, message=mismatch.message)
+    if digest:
+        return Finding(type="Resolved", status="True", reason=Reason.RESOLVED, message=digest)
+    failed = next((s.problem for s in pools if s.problem and any(r and not r.ok for r in reports)), None)
+    if failed:
+        return Finding(type="Resolved", status="False", reason=failed.reason, message=failed.message)
+    reason = Reason.RESOLVING if pools else Reason.NOT_USED
+    return Finding(type="Resolved", status="Unknown", reason=reason, message=reason.doc)
+
+
+def _available(pools: Sequence[PoolState], problem: Problem | None) -> Finding:
+    serving, total = sum(s.serving for s in pools), sum(s.pool.serving.replicas for s in pools)
+    counted = f"{serving} of {total} pods serve"
+    if serving:
+        return Finding(type="Available", status="True", reason=Reason.AVAILABLE, message=counted)
+    if not pools:
+        return Finding(type="Available", status="False", reason=Reason.NOT_USED, message=Reason.NOT_USED.doc)
+    if problem:
+        return Finding(type="Available", status="False", reason=problem.reason, message=problem.message)
+    reason = Reason.STARTING if total else Reason.NO_READY_ENDPOINT
+    return Finding(type="Available", status="False", reason=reason, message=counted)
+
+
+def _progress(pools: Sequence[PoolState]) -> str:
+    if not pools:
+        return "not used"
+    telling = next((s for s in pools if s.problem), None) or next((s for s in pools if not s.complete), pools[0])
+    return telling.progress
+
+
+def _used_status(state: PoolState) -> PoolStatus:
+    return PoolStatus(
+        name=state.pool.name,
+        deployment=state.pool.deployment,
+        replicas=state.pool.serving.replicas,
+        ready_replicas=state.serving,
+        progress=state.progress,
+    )
+
+
+def _unused_status(pool: UnusedPool, now: datetime) -> PoolStatus:
+    child = pool.deployment
+    going = child is None or child.deleted or remaining(pool.unused_since or now, POOL_GRACE, now) <= 0
+    return PoolStatus(
+        name=pool.name,
+        deployment=next((c.deployment for c in pool.children if c.deployment), None),
+        replicas=child.replicas if child else 0,
+        ready_replicas=child.ready_replicas if child else 0,
+        progress="not used; being removed" if going else f"not used; kept for {POOL_GRACE:.0f} s",
+    )

@@ -1,0 +1,247 @@
+"""The objects beside a pool's pods, and the marks that all of them carry.
+
+Rules:
+- names follow from the pool's name alone, so that a crash never leaves an orphan and a pool is adopted by name;
+- every object carries a hash of what was wanted; one that is there with the same hash is not written again;
+- what belongs to a pool is owned by its BaseModel. What a namespace's pools share (the agents' account, who may read
+  and annotate pods) is owned by all BaseModels of the namespace: garbage collection takes it with the last of them;
+- an object without the Deployment is useless but harmless, so the Deployment is applied last and deleted first.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
+from tuneyard.planning.observations import EngineKeys
+from tuneyard.planning.plan import Redacted
+from tuneyard.planning.podspec import BASE_DIGEST, KEY, pod_labels, pod_template
+from tuneyard.planning.pools import Pool
+from tuneyard.planning.settings import Settings
+
+ANNOTATION_UNUSED_ADAPTERS = f"{names.GROUP}/unused-adapters"
+"""On a plan ConfigMap: JSON object, adapter name -> since when nothing refers to it, RFC 3339."""
+SCRAPE_LABEL = f"{names.GROUP}/scrape"
+"""Label (value "true") of namespaces whose pods may read engines' metrics through the front."""
+RBAC = "rbac.authorization.k8s.io"
+
+KINDS = (
+    ("v1", "ServiceAccount"),
+    (f"{RBAC}/v1", "Role"),
+    (f"{RBAC}/v1", "RoleBinding"),
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("v1", "Service"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("apps/v1", "Deployment"),
+)
+"""(apiVersion, kind) of everything that the operator makes, all labelled app.kubernetes.io/managed-by=tuneyard."""
+
+Json = dict[str, Any]
+
+
+def content_hash(obj: Json) -> str:
+    """Hash of a wanted object, its own mark left out; secrets count by their value."""
+    return names.short_hash(json.dumps(obj, sort_keys=True), length=16)
+
+
+def marked(obj: Json) -> Json:
+    """The object with the hash of itself."""
+    metadata = obj["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_CONTENT: content_hash(obj)}
+    return {**obj, "metadata": {**metadata, "annotations": annotations}}
+
+
+def label_value(name: str) -> str:
+    """An object's name as a label value: names may have 253 characters, label values 63."""
+    return names.bounded(name)
+
+
+def service_name(pool: str) -> str:
+    """Name of the pool's headless Service: a DNS label, while a base's name may have dots or begin with a digit."""
+    name = names.pool_deployment(pool)
+    if re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        return name
+    return names.bounded(f"pool-{name.replace('.', '-')}", 54) + f"-{names.short_hash(pool)}"
+
+
+def owner(base: BaseModelResource) -> Json:
+    """The reference that lets garbage collection take a child with its BaseModel."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "BaseModel",
+        "name": base.metadata.name,
+        "uid": base.metadata.uid,
+    }
+
+
+def _labels(pool: Pool) -> dict[str, str]:
+    own = {names.LABEL_DEPLOYMENT: label_value(pool.deployment)} if pool.deployment else {}
+    return {**pod_labels(pool), **own}
+
+
+def _object(api_version: str, kind: str, name: str, pool: Pool, base: BaseModelResource, **fields: Any) -> Json:
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": pool.namespace,
+            "labels": _labels(pool),
+            "ownerReferences": [owner(base)],
+        },
+        **fields,
+    }
+
+
+def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
+    """The pool's Deployment; its serving block passed servingchecks.violation."""
+    serving = pool.serving
+    surge = serving.update == "Surge"
+    spec = {
+        "replicas": serving.replicas,
+        "revisionHistoryLimit": 2,
+        "progressDeadlineSeconds": serving.startup_timeout + 600,
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 1 if surge else 0, "maxUnavailable": 0 if surge else 1},
+        },
+        "selector": {"matchLabels": {names.LABEL_NAME: "tuneyard-pool", names.LABEL_POOL: pool.name}},
+        "template": pod_template(pool, base, settings),
+    }
+    return marked(_object("apps/v1", "Deployment", names.pool_deployment(pool.name), pool, base, spec=spec))
+
+
+def pool_plan(
+    pool: Pool,
+    base: BaseModelResource,
+    adapters: Sequence[PlannedAdapter],
+    unused_since: dict[str, str],
+    digest: str | None,
+) -> Json:
+    """The plan that the pool's agents watch, and the digest that starting pods check the base against."""
+    plan = PoolPlan(
+        pool=pool.name, base_model=pool.base_model, max_rank=pool.serving.lora.max_rank, adapters=list(adapters)
+    )
+    data = {PLAN_KEY: json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":")), BASE_DIGEST: digest or ""}
+    obj = _object("v1", "ConfigMap", names.pool_plan(pool.name), pool, base, data=data)
+    if unused_since:
+        obj["metadata"]["annotations"] = {ANNOTATION_UNUSED_ADAPTERS: json.dumps(unused_since, sort_keys=True)}
+    return marked(obj)
+
+
+def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings) -> tuple[Json, ...]:
+    """What a pool has beside its Deployment and its plan, in the order in which it is applied."""
+    name = names.pool_deployment(pool.name)
+    selector = {"matchLabels": {names.LABEL_POOL: pool.name}}
+    return (
+        marked(_key_secret(pool, base, keys)),
+        marked(_plan_role(pool, base)),
+        marked(_plan_role_binding(pool, base)),
+        marked(_network_policy(pool, base, settings)),
+        marked(
+            _object(
+                "v1",
+                "Service",
+                service_name(pool.name),
+                pool,
+                base,
+                spec={
+                    "clusterIP": "None",
+                    "selector": selector["matchLabels"],
+                    "ports": [{"name": "front", "port": names.FRONT_PORT, "protocol": "TCP"}],
+                },
+            )
+        ),
+        marked(
+            _object(
+                "policy/v1",
+                "PodDisruptionBudget",
+                name,
+                pool,
+                base,
+                # A pod that is not healthy serves nobody: a drain need not wait for it.
+                spec={"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector},
+            )
+        ),
+    )
+
+
+def _key_secret(pool: Pool, base: BaseModelResource, keys: EngineKeys) -> Json:
+    data = {KEY: Redacted(base64.b64encode(keys.of(pool.namespace, pool.name).encode()).decode())}
+    return _object("v1", "Secret", names.pool_key_secret(pool.name), pool, base, type="Opaque", data=data)
+
+
+def _plan_role(pool: Pool, base: BaseModelResource) -> Json:
+    rule = {
+        "apiGroups": [""],
+        "resources": ["configmaps"],
+        "resourceNames": [names.pool_plan(pool.name)],
+        "verbs": ["get", "list", "watch"],
+    }
+    return _object(f"{RBAC}/v1", "Role", names.pool_plan(pool.name), pool, base, rules=[rule])
+
+
+def _plan_role_binding(pool: Pool, base: BaseModelResource) -> Json:
+    role = names.pool_plan(pool.name)
+    return _object(
+        f"{RBAC}/v1",
+        "RoleBinding",
+        role,
+        pool,
+        base,
+        roleRef={"apiGroup": RBAC, "kind": "Role", "name": role},
+        subjects=[{"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": pool.namespace}],
+    )
+
+
+def _network_policy(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
+    """Gateways reach the front, and who scrapes metrics. Probes come from the pod's node, which no policy cuts off."""
+    allowed = [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.tuneyard_namespace}}},
+        {"namespaceSelector": {"matchLabels": {SCRAPE_LABEL: "true"}}},
+    ]
+    spec = {
+        "podSelector": {"matchLabels": {names.LABEL_POOL: pool.name}},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": allowed, "ports": [{"port": names.FRONT_PORT, "protocol": "TCP"}]}],
+    }
+    return _object("networking.k8s.io/v1", "NetworkPolicy", names.pool_deployment(pool.name), pool, base, spec=spec)
+
+
+def namespace_access(namespace: str, bases: Iterable[BaseModelResource], settings: Settings) -> tuple[Json, ...]:
+    """What all pools of a namespace share: the agents' account and rights, and the gateways' right to see pods."""
+    owners = [owner(b) for b in sorted(bases, key=lambda b: b.metadata.uid)]
+    agent = {"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": namespace}
+    gateway = {"kind": "ServiceAccount", "name": names.GATEWAY_POD_READER, "namespace": settings.tuneyard_namespace}
+
+    def shared(api_version: str, kind: str, name: str, **fields: Any) -> Json:
+        labels = {
+            names.LABEL_NAME: "tuneyard-access",
+            names.LABEL_MANAGED_BY: names.MANAGED_BY,
+            names.LABEL_COMPONENT: "access",
+        }
+        metadata = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        return marked({"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields})
+
+    def may(name: str, verbs: list[str], subject: Json) -> tuple[Json, Json]:
+        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]
+        role_ref = {"apiGroup": RBAC, "kind": "Role", "name": name}
+        return (
+            shared(f"{RBAC}/v1", "Role", name, rules=rules),
+            shared(f"{RBAC}/v1", "RoleBinding", name, roleRef=role_ref, subjects=[subject]),
+        )
+
+    return (
+        # The token is projected into the agent alone, never mounted by default.
+        shared("v1", "ServiceAccount", names.AGENT_SERVICE_ACCOUNT, automountServiceAccountToken=False),
+        *may(names.AGENT_SERVICE_ACCOUNT, ["get", "patch"], agent),
+        *may(names.GATEWAY_POD_READER, ["get", "list", "watch"], gateway),
+    )

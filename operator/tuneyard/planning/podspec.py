@@ -1,0 +1,328 @@
+"""The pod of a pool: one engine, an Envoy front as the only way in, an agent beside it, and a check before all.
+
+Rules:
+- the engine listens on loopback and has no service-account token; the token is mounted in the agent alone, bound to
+  the pod, at the usual path;
+- containers start in the order verify, front, agent, engine; front and agent are native sidecars, so that at the end
+  the engine goes first and the front, which tells clients what happens, last;
+- nothing in here depends on adapters, pinned digests or keys: these change while pods run and must not roll them. What
+  changes reaches a starting pod through the plan ConfigMap and the key Secret, by name;
+- everything fits Pod Security "restricted", but for hostPath volumes.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.serving import ArtifactVolume
+from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
+from tuneyard.planning.pools import Pool
+from tuneyard.planning.settings import Settings
+
+ARTIFACTS = "/artifacts"
+ADAPTERS = "/adapters"
+RUN = "/run/tuneyard"
+HOME = "/home/engine"
+FRONT_CONFIG = f"{RUN}/front.yaml"
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+KEY = "key"
+"""Key of the engine key Secret."""
+BASE_DIGEST = "base-digest"
+"""Key of the plan ConfigMap: the base's pinned digest, empty while nothing is pinned."""
+USER = 65532
+GRACE_BEYOND_DRAIN = 60
+"""Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
+
+_ENGINE_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "HOME": HOME,
+    "USER": "engine",
+    "LOGNAME": "engine",
+    "XDG_CACHE_HOME": f"{HOME}/.cache",
+    "HF_HOME": f"{HOME}/.cache/huggingface",
+    "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
+    "TORCHINDUCTOR_CACHE_DIR": f"{HOME}/.cache/torchinductor",
+    "TRITON_CACHE_DIR": f"{HOME}/.cache/triton",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_STARTUP_PERIOD = 2
+
+
+def pod_labels(pool: Pool) -> dict[str, str]:
+    """Labels of the pool's pods; all are label values, whatever the names are."""
+    return {
+        names.LABEL_NAME: "tuneyard-pool",
+        names.LABEL_MANAGED_BY: names.MANAGED_BY,
+        names.LABEL_COMPONENT: "pool",
+        names.LABEL_POOL: pool.name,
+        names.LABEL_BASE_MODEL: names.bounded(pool.base_model),
+    }
+
+
+def base_path(base: BaseModelResource) -> str:
+    """Where the base's files are in its pods."""
+    volume = base.spec.source.volume
+    if volume is None:
+        raise ValueError(f"BaseModel {base.metadata.name} has no source: check servingchecks.violation first")
+    return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
+
+
+def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
+    """The pod template of a pool whose serving block passed servingchecks.violation."""
+    serving = pool.serving
+    spec: dict[str, Any] = {
+        "serviceAccountName": names.AGENT_SERVICE_ACCOUNT,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": serving.drain_timeout + GRACE_BEYOND_DRAIN,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {names.LABEL_POOL: pool.name}},
+            }
+        ],
+        "initContainers": [
+            _verify(pool, base, settings),
+            _front(settings),
+            _agent(pool, base, settings),
+        ],
+        "containers": [_engine(pool, base, settings)],
+        "volumes": _volumes(serving.artifact_volumes),
+    }
+    if serving.node_selector:
+        spec["nodeSelector"] = dict(serving.node_selector)
+    if serving.tolerations:
+        spec["tolerations"] = [t.to_dict() for t in serving.tolerations]
+    return {"metadata": {"labels": pod_labels(pool)}, "spec": spec}
+
+
+def _container(name: str, image: str, settings: Settings, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        **fields,
+    }
+
+
+def _requests(cpu: str, memory: str) -> dict[str, Any]:
+    return {"requests": {"cpu": cpu, "memory": memory}}
+
+
+def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
+    return _container(
+        VERIFY,
+        settings.images.tuneyard,
+        settings,
+        command=["tuneyard", "agent", "verify"],
+        args=[
+            *("--base-model", literal(pool.base_model)),
+            *("--path", literal(base_path(base))),
+            *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
+            "--digest=$(TUNEYARD_BASE_DIGEST)",
+            *("--front-config", FRONT_CONFIG),
+        ],
+        env=[
+            {
+                "name": "TUNEYARD_BASE_DIGEST",
+                "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
+            }
+        ],
+        resources=_requests("100m", "128Mi"),
+        volumeMounts=[*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)],
+    )
+
+
+def _front(settings: Settings) -> dict[str, Any]:
+    return _container(
+        FRONT,
+        settings.images.envoy,
+        settings,
+        restartPolicy="Always",
+        command=["envoy"],
+        args=["-c", FRONT_CONFIG, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"],
+        ports=[{"name": "front", "containerPort": names.FRONT_PORT, "protocol": "TCP"}],
+        resources=_requests("50m", "64Mi"),
+        volumeMounts=[_mount("run", RUN)],
+    )
+
+
+def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
+    serving = pool.serving
+    return _container(
+        AGENT,
+        settings.images.tuneyard,
+        settings,
+        restartPolicy="Always",
+        command=["tuneyard", "agent", "run"],
+        env=[
+            _field("POD_NAME", "metadata.name"),
+            _field("POD_NAMESPACE", "metadata.namespace"),
+            _field("POD_UID", "metadata.uid"),
+            _field("POD_IP", "status.podIP"),
+            _value("TUNEYARD_POOL", pool.name),
+            _value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
+            _value("TUNEYARD_BASE_PATH", literal(base_path(base))),
+            _value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
+            _value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
+            _value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
+            _key("TUNEYARD_ENGINE_KEY", pool),
+        ],
+        livenessProbe={
+            "exec": {"command": _loopback("GET", "/healthz", 5)},
+            "initialDelaySeconds": 30,
+            "periodSeconds": 30,
+            "timeoutSeconds": 15,
+            "failureThreshold": 4,
+        },
+        resources=_requests("50m", "128Mi"),
+        volumeMounts=[
+            *_artifact_mounts(serving.artifact_volumes),
+            _mount("adapters", ADAPTERS),
+            _mount("run", RUN),
+            _mount("token", SERVICE_ACCOUNT, read_only=True),
+        ],
+    )
+
+
+def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
+    serving = pool.serving
+    health = {"path": "/health", "port": names.FRONT_PORT}
+    return _container(
+        ENGINE,
+        serving.image or settings.images.vllm,
+        settings,
+        command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        args=_engine_args(pool, base),
+        env=_engine_env(pool, settings),
+        resources=serving.resources.to_dict(),
+        startupProbe={
+            "httpGet": health,
+            "periodSeconds": _STARTUP_PERIOD,
+            "timeoutSeconds": 5,
+            "failureThreshold": max(1, math.ceil(serving.startup_timeout / _STARTUP_PERIOD)),
+        },
+        readinessProbe={"httpGet": health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
+        volumeMounts=[
+            *_artifact_mounts(serving.artifact_volumes),
+            _mount("adapters", ADAPTERS, read_only=True),
+            _mount("shm", "/dev/shm"),  # noqa: S108
+            _mount("tmp", "/tmp"),  # noqa: S108
+            _mount("home", HOME),
+        ],
+    )
+
+
+def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
+    serving, lora = pool.serving, pool.serving.lora
+    arguments = {
+        "--model": literal(base_path(base)),
+        "--served-model-name": literal(pool.base_model),
+        "--host": "127.0.0.1",
+        "--port": str(names.ENGINE_PORT),
+        # vLLM refuses to start with fewer places in memory than slots.
+        "--max-loras": str(min(lora.max_loras, lora.max_cpu_loras)),
+        "--max-lora-rank": str(lora.max_rank),
+        "--max-cpu-loras": str(lora.max_cpu_loras),
+        "--tensor-parallel-size": str(serving.tensor_parallel_size),
+        "--shutdown-timeout": str(serving.drain_timeout),
+    }
+    if serving.max_model_len is not None:
+        arguments["--max-model-len"] = str(serving.max_model_len)
+    flags = [part for argument in arguments.items() for part in argument]
+    return ["--enable-lora", *flags, *serving.extra_args]
+
+
+def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
+    """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
+    chosen = {**_ENGINE_ENV, **settings.engine_env, **pool.serving.env}
+    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": _value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
+    fixed["VLLM_API_KEY"] = _key("VLLM_API_KEY", pool)
+    return [*fixed.values(), *(_value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
+
+
+def literal(text: str) -> str:
+    """Text that the kubelet does not expand as $(VARIABLE)."""
+    return text.replace("$(", "$$(")
+
+
+def _loopback(method: str, path: str, timeout: int) -> list[str]:
+    """A command that calls the agent from inside the pod; both images have Python, neither needs to have curl."""
+    request = f"r.Request('http://127.0.0.1:{names.AGENT_PORT}{path}', method='{method}')"
+    return ["python3", "-c", f"import urllib.request as r; r.urlopen({request}, timeout={timeout})"]
+
+
+def _value(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "value": value}
+
+
+def _field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+
+
+def _key(name: str, pool: Pool) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
+
+
+def _mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
+    mount: dict[str, Any] = {"name": volume, "mountPath": path}
+    return {**mount, "readOnly": True} if read_only else mount
+
+
+def _volume_name(artifact_volume: str) -> str:
+    """A volume's name in the pod: a DNS label, while names of artifact volumes may have dots and be longer."""
+    name = f"artifacts-{artifact_volume.replace('.', '-')}"
+    plain = len(name) <= 63 and "." not in artifact_volume
+    return name if plain else f"{name[:54].rstrip('-')}-{names.short_hash(artifact_volume)}"
+
+
+def _artifact_mounts(volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
+    return [_mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
+
+
+def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
+    if volume.persistent_volume_claim is not None:
+        claim = volume.persistent_volume_claim.claim_name
+        return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    path = volume.host_path.path if volume.host_path else "/nonexistent"
+    return {"hostPath": {"path": posixpath.normpath("/" + path.lstrip("/")), "type": "Directory"}}
+
+
+def _volumes(artifact_volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
+    token_sources = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+    ]
+    return [
+        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in artifact_volumes),
+        {"name": "adapters", "emptyDir": {}},
+        {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "home", "emptyDir": {}},
+        {"name": "token", "projected": {"sources": token_sources}},
+    ]

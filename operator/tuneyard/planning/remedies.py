@@ -1,0 +1,45 @@
+"""What a person can do about a reason, in one clause that follows the message.
+
+Here stand the reasons that the operator finds by itself. What a pod reports of an artifact has its remedy in its own
+message, where the details are known.
+"""
+
+from __future__ import annotations
+
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.observations import Problem
+
+TEXT_LIMIT = 1024
+"""The longest text that the API takes in a status field."""
+
+REMEDIES: dict[Reason, str] = {
+    Reason.BASE_MODEL_NOT_FOUND: "create it in this namespace, or add a revision that names another",
+    Reason.ADAPTER_NOT_FOUND: "create it in this namespace, or add a revision that names another",
+    Reason.BASE_MODEL_MISMATCH: "add a revision whose baseModel is the adapter's",
+    Reason.MODEL_NAME_TAKEN: "choose another spec.modelName, or delete the other deployment",
+    Reason.VOLUME_NOT_DECLARED: "add it to serving.artifactVolumes of the BaseModel",
+    Reason.HOST_PATH_NOT_ALLOWED: "use a PersistentVolumeClaim, or allow the prefix in the chart",
+    Reason.INVALID_SPEC: "correct the field",
+    Reason.UNSCHEDULABLE: "add nodes that fit, or lower serving.resources, tensorParallelSize or replicas",
+    Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",
+    Reason.ENGINE_CRASHED: "see the container's log; often serving.resources, maxModelLen or extraArgs do not fit",
+    Reason.POOL_FULL: "raise serving.lora.maxCpuLoras, or remove revisions that are not needed",
+    Reason.GATEWAY_UNREACHABLE: "see the gateway pods; traffic goes on as it was",
+}
+
+
+def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text, cut so that the API takes it."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def with_remedy(problem: Problem) -> str:
+    """The problem's words, and what to do about it."""
+    message = problem.message.strip().rstrip(".;") or problem.reason.doc.rstrip(".")
+    remedy = REMEDIES.get(problem.reason)
+    return clipped(f"{message}; {remedy}" if remedy else message)
+
+
+def named(problem: Problem) -> str:
+    """Reason, words and remedy, for texts that stand without a reason field beside them."""
+    return clipped(f"{problem.reason.value}: {with_remedy(problem)}")

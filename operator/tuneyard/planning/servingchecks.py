@@ -1,0 +1,126 @@
+"""What keeps a pool from being made or changed: every check is named after the violated fact.
+
+Rules:
+- the API server checks what one object can say (CEL in the CRD); here stands what needs the base, the chart's
+  settings, or more than a schema can say;
+- while a check finds something, the pool's Deployment is not applied: what serves keeps serving as it was;
+- a hostPath is compared as the node would resolve it, part by part: `..` is refused, `/models-secret` is not under
+  `/models`. A link on the node can still lead elsewhere; who may write on the node is out of our hands.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.pools import Serving
+from tuneyard.planning.settings import Settings
+
+_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_RESERVED_ARGUMENTS = frozenset(
+    {
+        "--model",
+        "--port",
+        "--host",
+        "--uds",
+        "--api-key",
+        "--served-model-name",
+        "--enable-lora",
+        "--max-loras",
+        "--max-lora-rank",
+        "--max-cpu-loras",
+        "--tensor-parallel-size",
+        "--shutdown-timeout",
+    }
+)
+
+
+def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
+    """The first thing that keeps a pool of the base from serving like this, or None."""
+    return (
+        base_volume_not_declared(base, serving)
+        or unsafe_source_path(base)
+        or host_path_not_allowed(serving, settings.allowed_host_path_prefixes)
+        or malformed_resources(serving)
+        or malformed_node_selector(serving)
+        or reserved_argument(serving)
+    )
+
+
+def base_volume_not_declared(base: BaseModelResource, serving: Serving) -> Problem | None:
+    """The base's files must be on a volume that the pods have, and some source must be given at all."""
+    volume = base.spec.source.volume
+    if volume is None:
+        return Problem(Reason.INVALID_SPEC, "spec.source names no source that this version knows")
+    if serving.declares(volume.name):
+        return None
+    declared = ", ".join(v.name for v in serving.artifact_volumes) or "none"
+    return Problem(
+        Reason.VOLUME_NOT_DECLARED,
+        f"source.volume {volume.name} is not in serving.artifactVolumes of the pool (declared: {declared})",
+    )
+
+
+def unsafe_source_path(base: BaseModelResource) -> Problem | None:
+    """A source stays on its volume."""
+    volume = base.spec.source.volume
+    if volume and (volume.path.startswith("/") or ".." in volume.path.split("/")):
+        return Problem(Reason.UNSAFE_PATH, f"source.volume.path {volume.path} leaves the volume")
+    return None
+
+
+def is_under(path: str, prefix: str) -> bool:
+    """Whether an absolute path is the prefix or lies below it; a path with `..` is under nothing."""
+    if not path.startswith("/") or not prefix.startswith("/") or ".." in path.split("/"):
+        return False
+    inner, outer = (posixpath.normpath("/" + p.lstrip("/")) for p in (path, prefix))
+    return outer in ("/", inner) or inner.startswith(outer + "/")
+
+
+def host_path_not_allowed(serving: Serving, prefixes: Sequence[str]) -> Problem | None:
+    """Without an allowed prefix, who may create a BaseModel could read any file of the node."""
+    for volume in serving.artifact_volumes:
+        path = volume.host_path.path if volume.host_path else None
+        if path is not None and not any(is_under(path, prefix) for prefix in prefixes):
+            allowed = ", ".join(prefixes) or "none"
+            return Problem(
+                Reason.HOST_PATH_NOT_ALLOWED,
+                f"artifact volume {volume.name}: host path {path} is not under an allowed prefix (allowed: {allowed})",
+            )
+    return None
+
+
+def malformed_resources(serving: Serving) -> Problem | None:
+    """The API server would refuse the whole Deployment for one bad quantity."""
+    for kind in ("limits", "requests"):
+        for resource, quantity in (getattr(serving.resources, kind) or {}).items():
+            if not _QUANTITY.fullmatch(str(quantity)):
+                return Problem(
+                    Reason.INVALID_SPEC,
+                    f"serving.resources.{kind}.{resource}: {quantity!r} is not a quantity such as 2, 500m or 16Gi",
+                )
+    return None
+
+
+def malformed_node_selector(serving: Serving) -> Problem | None:
+    """Node selectors are labels."""
+    for key, value in serving.node_selector.items():
+        if not _LABEL_VALUE.fullmatch(value):
+            return Problem(Reason.INVALID_SPEC, f"serving.nodeSelector.{key}: {value!r} is not a label value")
+    return None
+
+
+def reserved_argument(serving: Serving) -> Problem | None:
+    """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
+    for argument in serving.extra_args:
+        flag = argument.split("=", 1)[0].replace("_", "-")
+        if flag in _RESERVED_ARGUMENTS:
+            return Problem(
+                Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets it from fields of their own"
+            )
+    return None
