@@ -1,0 +1,269 @@
+"""What an agent does next, and what it says of itself: level-triggered, from everything it knows.
+
+Rules:
+- files are read and checked before the engine hears of an adapter; also while the engine starts;
+- a new adapter goes Fetch -> Load -> Probe; each step begins only when the one before is seen to have worked;
+- what the plan no longer asks for goes the other way: the report without it is published, gateways get `GRACE` to drop
+  it, then it is unloaded; its folder goes when nobody generates with it any more, because an engine that misses the
+  folder of an adapter dies with every stream (engines.md, fact 1);
+- the engine never holds more adapters than --max-cpu-loras;
+- an adapter that failed has its files kept, is taken out of the engine and tried again later;
+- an engine that is healthy by its own word but generates nothing is restarted, and serves nobody until then;
+- a draining pod begins nothing and removes nothing.
+
+Steps are values; the executor starts every step it is told and says when it is over. A step is told only while it is
+not under way, so that telling twice does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
+
+GRACE = 3.0
+"""Seconds between publishing that an adapter is going and unloading it: gateways hear of it in milliseconds."""
+_MOST_FETCHES = 2
+_MOST_ENGINE_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Copy, hash and check an adapter's files."""
+
+    planned: PlannedAdapter
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("adapter", self.planned.name)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load an adapter into the engine under its engine name."""
+
+    planned: PlannedAdapter
+    prepared: Prepared
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("engine", self.prepared.engine_name)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Ask the engine for a token with an adapter, and the base for one afterwards."""
+
+    planned: PlannedAdapter
+    prepared: Prepared
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("engine", self.prepared.engine_name)
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Take a name out of the engine."""
+
+    engine_name: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("engine", self.engine_name)
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Delete an adapter's folder."""
+
+    engine_name: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("engine", self.engine_name)
+
+
+@dataclass(frozen=True)
+class RestartEngine:
+    """Have the engine's container restarted: nothing else cures it."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("restart", "")
+
+
+Step = Fetch | Load | Probe | Unload | Remove | RestartEngine
+
+
+def next_steps(state: State, now: float) -> list[Step]:
+    """The steps to begin now, in order."""
+    if state.plan is None or state.draining:
+        return []
+    if state.engine.poisoned:
+        return [step for step in (RestartEngine(),) if step.key not in state.working]
+    steps = list(_forward(state, now))
+    steps += _backward(state, now)
+    return steps
+
+
+def next_time(state: State, now: float) -> float | None:
+    """When to look again although nothing happens, as a time; None: only when something happens."""
+    times = [f.retry_at for f in state.failures.values()]
+    times += [since + GRACE for since in state.withdrawn.values()]
+    return min((t for t in times if now < t < math.inf), default=None)
+
+
+def pod_report(state: State) -> PodReport | None:
+    """What the pod says of itself; None until the engine was looked at: a restarted agent takes nothing back."""
+    if not state.engine.seen or state.plan is None:
+        return None
+    ready = state.engine.healthy and not state.engine.poisoned
+    engine: EngineState = "Draining" if state.draining else "Ready" if ready else "Starting"
+    served = _within_room(state)
+    return PodReport(
+        address=state.address,
+        engine=engine,
+        base_model=state.base_model,
+        adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
+    )
+
+
+def wanted_names(state: State) -> frozenset[str]:
+    """Engine names of the prepared adapters that the plan asks for."""
+    plan = state.plan
+    return frozenset(p.engine_name for a in (plan.adapters if plan else []) if (p := current(state, a)) is not None)
+
+
+def _forward(state: State, now: float) -> Iterator[Step]:
+    """Steps towards serving what the plan asks for."""
+    served = _within_room(state)
+    fetches = _MOST_FETCHES - sum(kind == "adapter" for kind, _ in state.working)
+    engine_steps = _MOST_ENGINE_STEPS - sum(kind == "engine" for kind, _ in state.working)
+    room = state.max_cpu_loras - len(_held(state))
+    for planned in state.plan.adapters if state.plan else []:
+        if planned.name not in served or _waits(state, planned, now):
+            continue
+        prepared = current(state, planned)
+        step = Fetch(planned) if prepared is None else _engine_step(state, planned, prepared)
+        if step is None or step.key in state.working:
+            continue
+        if isinstance(step, Fetch):
+            fetches -= 1
+            if fetches >= 0:
+                yield step
+        else:
+            engine_steps -= 1
+            room -= isinstance(step, Load)
+            if engine_steps >= 0 and (room >= 0 or isinstance(step, Probe)):
+                yield step
+
+
+def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> Load | Probe | None:
+    if not state.engine.healthy or prepared.engine_name in state.proven:
+        return None
+    if prepared.engine_name not in state.engine.models:
+        return Load(planned, prepared)
+    return Probe(planned, prepared)
+
+
+def _backward(state: State, now: float) -> Iterator[Step]:
+    """Steps that take away what the plan no longer asks for, and what has failed."""
+    if not state.engine.seen:
+        return
+    wanted, refused = wanted_names(state), _refused(state, now)
+    for name in sorted((state.engine.models | state.on_disk) - {state.base_model}):
+        if ("engine", name) in state.working or _expected(state, name):
+            continue
+        loaded = name in state.engine.models
+        if loaded and name in refused:
+            yield Unload(name)  # it was never published
+        elif name in wanted or now < state.withdrawn.get(name, math.inf) + GRACE:
+            continue
+        elif loaded and state.engine.healthy:
+            yield Unload(name)
+        elif not loaded and name in state.on_disk and name not in state.engine.busy:
+            yield Remove(name)
+
+
+def _refused(state: State, now: float) -> frozenset[str]:
+    """Engine names whose adapter has failed and waits: never published, they may be unloaded at any time."""
+    plan = state.plan
+    return frozenset(
+        p.engine_name
+        for a in (plan.adapters if plan else [])
+        if _waits(state, a, now) and (p := current(state, a)) is not None and p.engine_name not in state.proven
+    )
+
+
+def _expected(state: State, engine_name: str) -> bool:
+    """Whether a name that is not prepared may turn out to be wanted, once files that are being read are known."""
+    return any(kind == "adapter" and engine_name.rpartition("-")[0] == name for kind, name in state.working)
+
+
+def _waits(state: State, planned: PlannedAdapter, now: float) -> bool:
+    """Whether the adapter has failed and is not tried yet."""
+    failure = state.failures.get(planned.name)
+    return failure is not None and now < failure.retry_at
+
+
+def _held(state: State) -> frozenset[str]:
+    """Engine names that take a place in the engine, loads under way included."""
+    loading = frozenset(name for kind, name in state.working if kind == "engine")
+    return (state.engine.models - {state.base_model}) | loading
+
+
+def _within_room(state: State) -> frozenset[str]:
+    """Names of the planned adapters that have a place: what serves keeps its place, then in the plan's order."""
+    adapters = state.plan.adapters if state.plan else []
+    serving = [a.name for a in adapters if (p := current(state, a)) is not None and p.engine_name in state.proven]
+    others = [a.name for a in adapters if a.name not in serving]
+    return frozenset((serving + others)[: state.max_cpu_loras])
+
+
+def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready: bool) -> AdapterReport:
+    prepared, failure = current(state, planned), state.failures.get(planned.name)
+    if not has_room:
+        return AdapterReport(
+            state="Failed",
+            reason=Reason.POOL_FULL,
+            message=f"the pool's engines hold {state.max_cpu_loras} adapters: raise serving.lora.maxCpuLoras (its pods "
+            "restart) or remove adapters",
+        )
+    if failure is not None:
+        return _failed_report(failure, prepared)
+    if prepared is None:
+        return AdapterReport(state="Loading", digest=planned.digest, reason=Reason.RESOLVING)
+    known = AdapterReport(
+        state="Loading",
+        digest=prepared.digest,
+        engine_name=prepared.engine_name,
+        reason=Reason.LOADING if ready else Reason.ENGINE_NOT_READY,
+        rank=prepared.rank,
+        target_modules=list(prepared.target_modules),
+        size_bytes=prepared.size_bytes,
+    )
+    if not ready or prepared.engine_name not in state.proven:
+        return known
+    warning = state.proven[prepared.engine_name]
+    return known.model_copy(update={"state": "Loaded", "reason": None, "warning": warning and warning.value})
+
+
+def _failed_report(failure: Failure, prepared: Prepared | None) -> AdapterReport:
+    return AdapterReport(
+        state="Failed",
+        digest=failure.digest or (prepared.digest if prepared else None),
+        engine_name=prepared.engine_name if prepared else None,
+        reason=failure.reason.value,
+        message=failure.message,
+    )

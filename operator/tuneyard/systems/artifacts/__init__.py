@@ -1,0 +1,1 @@
+"""Files of models and adapters: reading them safely, their digest, copies of them, and what is in safetensors files."""
