@@ -20,6 +20,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+from tuneyard.planning.pools import pool_of
 
 
 class ReportingPod(Protocol):
@@ -52,15 +53,6 @@ class Endpoint:
 
     address: str
     pod: str
-
-
-def pool_of_revision(deployment: ModelDeploymentResource, revision: Revision) -> str:
-    """Name of the pool whose pods serve the revision."""
-    if revision.serving is not None:
-        return names.pool_name(revision.base_model, deployment.metadata.name, revision.name)
-    if deployment.spec.serving is not None:
-        return names.pool_name(revision.base_model, deployment.metadata.name)
-    return names.pool_name(revision.base_model)
 
 
 def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
@@ -114,7 +106,7 @@ def ready_pods(
     result: dict[str, tuple[Endpoint, ...]] = {}
     for revision in deployment.spec.revisions:
         asked_for = engine_name(revision, known.get(revision.adapter or ""))
-        pool = pool_of_revision(deployment, revision)
+        pool = pool_of(deployment, revision)
         result[revision.name] = (
             tuple(
                 sorted(

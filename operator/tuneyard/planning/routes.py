@@ -1,0 +1,185 @@
+"""What gateways serve, as values of our own: models -> revisions -> endpoints. Translated to xDS elsewhere.
+
+Rules:
+- a model's routes follow from its owner's spec and status, the adapters' digests and the pods' reports alone, so that
+  every gateway computes the same and none asks the operator;
+- weights are those of traffic.effective; a revision is listed even at weight 0, because a request may choose it;
+- what vanished (deployment, adapter, base) counts for GRACE seconds more: a forced sync deletes and creates again, and
+  no request may fail for that;
+- a deployment that cannot be read keeps the routes of its last readable form: a typo of one tool is not an outage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
+from tuneyard.planning.endpoints import Endpoint, ReportingPod, engine_name, ready_pods
+from tuneyard.planning.modelnames import owners
+from tuneyard.planning.pools import pool_of
+from tuneyard.planning.traffic import effective
+
+GRACE = 10.0
+"""Seconds for which something that vanished still counts."""
+
+Key = tuple[str, str]
+"""(namespace, name)."""
+
+_Resource = TypeVar("_Resource")
+
+
+@dataclass(frozen=True)
+class RevisionRoute:
+    """One revision of a model."""
+
+    name: str
+    pool: str
+    engine_name: str | None
+    """What the engine is asked for; None while nobody knows the adapter's digest: then there is no endpoint."""
+    weight: int
+    """Percent of the model's requests that go here."""
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelRoutes:
+    """Everything a gateway knows of one model. Invariant: weights and `unserved` add up to 100."""
+
+    model: str
+    namespace: str
+    deployment: str
+    uid: str
+    generation: int
+    created: int
+    """Unix time, for /v1/models."""
+    revisions: tuple[RevisionRoute, ...]
+    unserved: int = 0
+    """Percent that nobody may serve: those requests get 503."""
+    allow_revision_header: bool = False
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Weight per revision."""
+        return {r.name: r.weight for r in self.revisions}
+
+
+GatewayRoutes = Mapping[str, ModelRoutes]
+"""By model name."""
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """An object that the API server has no more, and when that was noticed (seconds on any one clock)."""
+
+    deployments: Mapping[Key, tuple[ModelDeploymentResource, float]] = field(default_factory=dict)
+    adapters: Mapping[Key, tuple[LoRAAdapterResource, float]] = field(default_factory=dict)
+    base_models: Mapping[Key, tuple[BaseModelResource, float]] = field(default_factory=dict)
+
+
+def readable_deployment(raw: Mapping[str, Any]) -> ModelDeploymentResource | None:
+    """The object, or None where routes cannot be made of it (the API server's rules were not in force)."""
+    try:
+        deployment = ModelDeploymentResource.model_validate(raw)
+    except ValidationError:
+        return None
+    revisions = {r.name for r in deployment.spec.revisions}
+    targets = deployment.spec.traffic
+    sound = revisions.issuperset(t.revision for t in targets) and sum(t.weight for t in targets) == 100
+    return deployment if sound else None
+
+
+def lingering(
+    present: Mapping[Key, _Resource], vanished: Mapping[Key, tuple[_Resource, float]], now: float
+) -> dict[Key, _Resource]:
+    """What counts: all that is present, and what vanished less than GRACE seconds ago."""
+    recent = {key: gone for key, (gone, since) in vanished.items() if now - since < GRACE}
+    return {**recent, **present}
+
+
+def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource | None) -> LoRAAdapterResource:
+    """The adapter; one that was created again and not read yet keeps the digest it had under the same spec.
+
+    Without this a forced sync of an adapter whose digest stands in status only would unroute it until it is pinned.
+    """
+    known = before.status.digest if before is not None and before.spec == adapter.spec else None
+    if known is None or adapter.spec.digest or adapter.status.digest:
+        return adapter
+    return adapter.model_copy(update={"status": adapter.status.model_copy(update={"digest": known})})
+
+
+def _created(timestamp: str) -> int:
+    """Unix time of an RFC 3339 text, 0 where there is none."""
+    try:
+        return int(datetime.fromisoformat(timestamp).timestamp())
+    except ValueError:
+        return 0
+
+
+def model_routes(
+    deployment: ModelDeploymentResource,
+    adapters: Iterable[LoRAAdapterResource],
+    base_models: Iterable[BaseModelResource],
+    pods: Iterable[ReportingPod],
+) -> ModelRoutes:
+    """The routes of one deployment, as if it owned its model name."""
+    known = list(adapters)
+    ready = ready_pods(deployment, known, base_models, pods)
+    rollout = deployment.status.rollout or RolloutStatus()
+    split = effective(
+        deployment.spec,
+        {revision: len(endpoints) for revision, endpoints in ready.items()},
+        stable=rollout.stable,
+        allowed=rollout.allowed,
+    )
+    by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
+    routing = deployment.spec.routing
+    return ModelRoutes(
+        model=deployment.model_name,
+        namespace=deployment.metadata.namespace,
+        deployment=deployment.metadata.name,
+        uid=deployment.metadata.uid,
+        generation=deployment.metadata.generation,
+        created=_created(deployment.metadata.creation_timestamp),
+        revisions=tuple(
+            RevisionRoute(
+                name=revision.name,
+                pool=pool_of(deployment, revision),
+                engine_name=engine_name(revision, by_name.get(revision.adapter or "")),
+                weight=split.weights[revision.name],
+                endpoints=ready[revision.name],
+            )
+            for revision in deployment.spec.revisions
+        ),
+        unserved=split.unserved,
+        allow_revision_header=bool(routing and routing.allow_revision_header),
+    )
+
+
+def gateway_routes(
+    deployments: Mapping[Key, ModelDeploymentResource],
+    adapters: Mapping[Key, LoRAAdapterResource],
+    base_models: Mapping[Key, BaseModelResource],
+    pods: Iterable[ReportingPod],
+    *,
+    vanished: Vanished,
+    now: float,
+) -> GatewayRoutes:
+    """The routes of every model, from all that is there and what vanished just now.
+
+    The gateway process computes the same model by model, for those that a change touches (gateway/world.py).
+    """
+    routed = lingering(deployments, vanished.deployments, now)
+    adapters = lingering(adapters, vanished.adapters, now)
+    bases = lingering(base_models, vanished.base_models, now)
+    everywhere = list(pods)
+    return {
+        model: model_routes(routed[key], adapters.values(), bases.values(), everywhere)
+        for model, key in sorted(owners(routed.values()).items())
+    }

@@ -1,0 +1,296 @@
+"""The static part of a gateway's Envoy: listener, filter chain, access log, and where its ADS server is.
+
+Rules of the chain, in its order:
+1. Envoy itself removes from every request what only the gateway may say (x-model, x-tuneyard-*, x-envoy-*), before any
+   filter runs and before a route is looked for;
+2. `extract` finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
+3. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, and opens the gate;
+4. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
+   that without this a body could reach an engine under the name that the client wrote;
+5. `answer` watches the response for the access log; 6. `router`.
+Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
+Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
+them. The admin interface is a Unix socket too: nothing outside the pod reaches /config_dump, which holds engine keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tuneyard.api import names
+from tuneyard.systems.envoy.documents import (
+    BODY_LIMIT,
+    EXTENSIONS,
+    IDLE_TIMEOUT,
+    JSON_CONTENT,
+    Json,
+    error_body,
+    extension,
+    lua,
+    pipe,
+    script,
+    set_header,
+    static_cluster,
+    status_is,
+    tcp,
+)
+
+RUN_DIRECTORY = "/run/tuneyard"
+BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
+ADS_SOCKET = f"{RUN_DIRECTORY}/ads.sock"
+ADMIN_SOCKET = f"{RUN_DIRECTORY}/envoy-admin.sock"
+
+ADS_CLUSTER = "xds"
+NOWHERE = "nowhere"
+"""A cluster without endpoints, for shares of traffic that nobody may serve: `rewrite` refuses before it is asked."""
+STAT_PREFIX = "gateway"
+LUA_FILTERS = ("extract", "rewrite", "answer")
+GATE_HEADER = "x-tuneyard-gate"
+METADATA = "tuneyard"
+"""Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
+
+MAX_CONNECTIONS = 50_000
+DRAIN_SECONDS = 5
+
+_ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+
+
+def gateway_scripts() -> dict[str, str]:
+    """The gateway's Lua, by filter name."""
+    refusals = script("refusals")
+    return {
+        "extract": refusals + script("extract"),
+        "rewrite": refusals + script("rewrite"),
+        "answer": script("answer"),
+    }
+
+
+def envoy_arguments(config: str = BOOTSTRAP_PATH, *, concurrency: int | None = None) -> list[str]:
+    """Arguments of the `envoy` program for this configuration; concurrency None: one worker per CPU it may use."""
+    workers = ["--concurrency", str(concurrency)] if concurrency else ["--cpuset-threads"]
+    return ["-c", config, *workers, "--drain-time-s", str(DRAIN_SECONDS), "--file-flush-interval-msec", "1000"]
+
+
+def _early_removals() -> Json:
+    def remove(header: str) -> Json:
+        return {"remove": header}
+
+    def remove_prefix(prefix: str) -> Json:
+        return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
+
+    mutations = [
+        *(remove(h) for h in (names.MODEL_HEADER, "x-prefix", "x-tenant")),
+        *(remove_prefix(p) for p in ("x-tuneyard-", "x-envoy-")),
+    ]
+    return extension(
+        "early_removals",
+        "http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        mutations=mutations,
+    )
+
+
+def _gate() -> Json:
+    opened = {"header": {"name": GATE_HEADER, "string_match": {"exact": "open"}}}
+    return extension(
+        "gate",
+        "filters.http.rbac.v3.RBAC",
+        rules={
+            "action": "ALLOW",
+            "policies": {"opened": {"permissions": [opened], "principals": [{"any": True}]}},
+        },
+    )
+
+
+def _said_already() -> Json:
+    """Bodies of the scripts pass as they are."""
+    matcher = {"filter": METADATA, "path": [{"key": "error"}], "value": {"present_match": True}}
+    return {
+        "filter": {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}},
+        "body_format_override": {
+            "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
+            "content_type": "application/json",
+        },
+    }
+
+
+def _mapper(
+    condition: Json, message: str, type_: str, code: str, *, status: int | None = None, headers: tuple[Json, ...] = ()
+) -> Json:
+    return {
+        "filter": condition,
+        **({} if status is None else {"status_code": status}),
+        "headers_to_add": [JSON_CONTENT, *headers],
+        "body_format_override": {"json_format": error_body(message, type_, code)},
+    }
+
+
+def _local_replies() -> Json:
+    """First match wins."""
+    invalid, server = "invalid_request_error", "server_error"
+    soon = (set_header("retry-after", "5"),)
+    busy = "No pod could answer this request at the moment."
+    no_route = {"response_flag_filter": {"flags": ["NR"]}}
+    return {
+        "mappers": [
+            _said_already(),
+            _mapper(no_route, "The model does not exist.", invalid, "model_not_found", status=404),
+            _mapper(
+                status_is("EQ", 403), "The gateway could not process the request.", server, "gateway_error", status=500
+            ),
+            _mapper(status_is("EQ", 404), "Unknown request URL.", invalid, "unknown_url"),
+            _mapper(status_is("EQ", 408), "The request did not arrive in time.", invalid, "request_timeout"),
+            _mapper(
+                status_is("EQ", 413),
+                f"The body is over the limit of {BODY_LIMIT // 1024 // 1024} MiB.",
+                invalid,
+                "request_too_large",
+            ),
+            _mapper(status_is("EQ", 503), busy, server, "unavailable", headers=soon),
+            _mapper(status_is("EQ", 504), "The engine did not answer in time.", server, "timeout"),
+            _mapper(status_is("GE", 500), "The gateway could not process the request.", server, "gateway_error"),
+            _mapper(status_is("GE", 400), "The request is not valid.", invalid, "invalid_request"),
+        ]
+    }
+
+
+def _metadata(key: str) -> str:
+    return f"%DYNAMIC_METADATA({METADATA}:{key})%"
+
+
+LOG_FORMAT: Json = {
+    "time": "%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
+    "request_id": "%REQ(x-request-id)%",
+    "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
+    "method": "%REQ(:method)%",
+    "path": "%PATH(NQ:ORIG)%",
+    "model": f"%REQ({names.MODEL_HEADER})%",
+    "deployment": "%CLUSTER_METADATA(tuneyard:deployment)%",
+    "revision": "%RESP(x-revision)%",
+    "pod": "%UPSTREAM_METADATA(tuneyard:pod)%",
+    "address": "%UPSTREAM_HOST%",
+    "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "status": "%RESPONSE_CODE%",
+    "flags": "%RESPONSE_FLAGS%",
+    "details": "%RESPONSE_CODE_DETAILS%",
+    "error": _metadata("error"),
+    "bytes_in": "%BYTES_RECEIVED%",
+    "bytes_out": "%BYTES_SENT%",
+    "duration_ms": "%DURATION%",
+    "headers_ms": "%RESPONSE_DURATION%",
+    "ttft_ms": _metadata("ttft_ms"),
+    "itl_ms": _metadata("itl_ms"),
+    "chunks": _metadata("chunks"),
+    "prompt_tokens": _metadata("prompt_tokens"),
+    "completion_tokens": _metadata("completion_tokens"),
+}
+"""One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
+
+
+def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> Json:
+    return {
+        "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": STAT_PREFIX,
+        "codec_type": "AUTO",
+        "server_name": "tuneyard",
+        "use_remote_address": True,
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "normalize_path": True,
+        "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
+        "stream_idle_timeout": IDLE_TIMEOUT,
+        "request_timeout": "300s",
+        "request_headers_timeout": "10s",
+        "drain_timeout": "5s",
+        "early_header_mutation_extensions": [_early_removals()],
+        "local_reply_config": _local_replies(),
+        "access_log": access_log,
+        "scoped_routes": {
+            "name": "models",
+            "scope_key_builder": {"fragments": [{"header_value_extractor": {"name": names.MODEL_HEADER, "index": 0}}]},
+            "rds_config_source": _ADS_SOURCE,
+            "scoped_rds": {"scoped_rds_config_source": _ADS_SOURCE},
+        },
+        "http_filters": [
+            lua("extract", scripts["extract"]),
+            _unrouting(lua("rewrite", scripts["rewrite"])),
+            _gate(),
+            _unrouting(lua("answer", scripts["answer"])),
+            extension("router", "filters.http.router.v3.Router", suppress_envoy_headers=True),
+        ],
+    }
+
+
+def _unrouting(filter_: Json) -> Json:
+    """The route stays as chosen whatever headers this filter sets: body and pod must be of one revision."""
+    return {**filter_, "typed_config": {**filter_["typed_config"], "clear_route_cache": False}}
+
+
+def _stdout_log() -> list[Json]:
+    return [extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})]
+
+
+def _ads_cluster(socket: str) -> Json:
+    options = {
+        "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {
+            "http2_protocol_options": {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}
+        },
+    }
+    return static_cluster(
+        ADS_CLUSTER,
+        pipe(socket),
+        typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+    )
+
+
+def _overload() -> Json:
+    """A bound on connections; without one Envoy takes them until its memory ends."""
+    limit = extension(
+        "envoy.resource_monitors.global_downstream_max_connections",
+        "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+        max_active_downstream_connections=MAX_CONNECTIONS,
+    )
+    return {"resource_monitors": [limit]}
+
+
+def bootstrap(
+    node_id: str,
+    *,
+    ads_socket: str = ADS_SOCKET,
+    port: int = names.GATEWAY_PORT,
+    admin_socket: str = ADMIN_SOCKET,
+    listen: str = "0.0.0.0",
+    scripts: Mapping[str, str] | None = None,
+    access_log: list[Json] | None = None,
+) -> Json:
+    """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
+
+    `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
+    """
+    chain = _connection_manager(
+        {**gateway_scripts(), **(scripts or {})}, _stdout_log() if access_log is None else access_log
+    )
+    listener: Json = {
+        "name": "clients",
+        "address": tcp(listen, port),
+        "per_connection_buffer_limit_bytes": BODY_LIMIT,
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": chain}]}],
+    }
+    nowhere: Json = {"name": NOWHERE, "type": "STATIC", "load_assignment": {"cluster_name": NOWHERE}}
+    return {
+        "node": {"id": node_id, "cluster": "tuneyard-gateway"},
+        "admin": {"address": pipe(admin_socket, mode=0o600)},
+        "overload_manager": _overload(),
+        "static_resources": {
+            "listeners": [listener],
+            "clusters": [_ads_cluster(ads_socket), nowhere],
+        },
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": ADS_CLUSTER}}],
+            },
+            "cds_config": _ADS_SOURCE,
+        },
+    }

@@ -1,0 +1,32 @@
+-- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte.
+--
+-- Rules:
+--   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
+--   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
+--   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  if headers:get('x-tuneyard-gate') then return end -- answered without an engine
+  local context = handle:filterContext()
+  local engine = context:get('engine')
+  if not engine then
+    local refusal = context:get('refusal')
+    if refusal == 'unserved' then
+      return refuse(handle, '503', 'This model is not ready: no pod serves it at the moment.', 'server_error',
+        'model_not_ready', 'model')
+    elseif refusal == 'revision' then
+      return refuse(handle, '404', 'The model has no revision of that name.', 'invalid_request_error',
+        'revision_not_found')
+    end
+    return refuse(handle, '404', 'The model `' .. (headers:get('x-model') or '') .. '` does not exist.',
+      'invalid_request_error', 'model_not_found', 'model')
+  end
+  local range = handle:streamInfo():dynamicMetadata():get('tuneyard')
+  local body = handle:body(true)
+  local length = body:length()
+  local text = body:getBytes(0, range['first'] - 1) .. engine .. body:getBytes(range['last'], length - range['last'])
+  body:setBytes(text)
+  headers = handle:headers() -- the wrapper from before body() is dead after the yield
+  headers:replace('content-length', tostring(#text))
+  headers:replace('x-tuneyard-gate', 'open')
+end

@@ -1,0 +1,263 @@
+"""Routes -> xDS resources, as JSON that reads like Envoy's documentation.
+
+Rules:
+- a cluster is one revision on one pool under one engine name: all three are in its name, so that a change of any of
+  them is another cluster, warmed before the routes that need it, and key and engine name always go to pods that take
+  them;
+- a model is one ScopedRouteConfiguration and one RouteConfiguration, both of its name; `-` is the list of models;
+- no dots in cluster names (they would break apart in Prometheus);
+- an answer is tried again on another pod only while no byte of it was sent on: connection refused or reset, or a front
+  that says so by header. Nothing is tried again because of a status alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tuneyard.api import names
+from tuneyard.planning.endpoints import Endpoint
+from tuneyard.planning.routes import ModelRoutes, RevisionRoute
+from tuneyard.systems.envoy.bootstrap import GATE_HEADER, METADATA, NOWHERE
+from tuneyard.systems.envoy.documents import (
+    DRAINING_HEADER,
+    EXTENSIONS,
+    IDLE_TIMEOUT,
+    JSON_CONTENT,
+    RETRY_HEADER,
+    Json,
+    error_text,
+    extension,
+    set_header,
+)
+
+LIST = "-"
+"""Scope of requests that lead to no model."""
+
+EngineKey = Callable[[str, str], str]
+"""The engine key of (namespace, pool)."""
+
+_CLIENT_CREDENTIALS = ("cookie", "x-api-key", "api-key")
+"""Besides authorization, which is replaced: what clients may have meant for somebody else."""
+
+
+@dataclass(frozen=True)
+class ModelResources:
+    """The xDS resources of one model, each by its name."""
+
+    scopes: dict[str, Json] = field(default_factory=dict)
+    routes: dict[str, Json] = field(default_factory=dict)
+    clusters: dict[str, Json] = field(default_factory=dict)
+    assignments: dict[str, Json] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
+    """Clusters that the routes name: those must be warm before the routes are sent."""
+
+
+def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
+    """Name of a revision's cluster."""
+    identity = names.short_hash(revision.pool, revision.engine_name or "")
+    return f"{model.namespace}/{model.deployment}/{revision.name}/{identity}".replace(".", "~")
+
+
+def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
+    options = {
+        "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options": {"idle_timeout": "60s"},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }
+    thresholds = {
+        "max_connections": 100_000,
+        "max_pending_requests": 100_000,
+        "max_requests": 100_000,
+        "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 100},
+    }
+    least_request = extension("least_request", "load_balancing_policies.least_request.v3.LeastRequest", choice_count=2)
+    return {
+        "name": name,
+        "type": "EDS",
+        "connect_timeout": "1s",
+        "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": least_request}]},
+        "circuit_breakers": {"thresholds": [thresholds]},
+        "outlier_detection": _ejections(),
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+        "metadata": {
+            "filter_metadata": {
+                METADATA: {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
+            }
+        },
+    }
+
+
+def _ejections() -> Json:
+    """Only pods that cannot be reached are left out for a while, and never more than half of them.
+
+    An engine's own errors never eject: one tenant's bad requests would take pods from the others.
+    """
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 3,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "interval": "1s",
+        "base_ejection_time": "2s",
+        "max_ejection_time": "10s",
+        "max_ejection_percent": 50,
+    }
+
+
+def _lb_endpoint(endpoint: Endpoint) -> Json:
+    host, _, port = endpoint.address.rpartition(":")
+    return {
+        "endpoint": {"address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}},
+        "metadata": {"filter_metadata": {METADATA: {"pod": endpoint.pod}}},
+    }
+
+
+def _assignment(name: str, endpoints: Iterable[Endpoint]) -> Json:
+    found = [_lb_endpoint(e) for e in endpoints]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": found}] if found else []}
+
+
+def _rewriting(**context: str) -> Json:
+    """What the script `rewrite` is told on this route."""
+    return {"rewrite": {"@type": EXTENSIONS + "filters.http.lua.v3.LuaPerRoute", "filter_context": context}}
+
+
+def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) -> Json:
+    """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
+    if revision.engine_name is None:
+        return {"typed_per_filter_config": _rewriting(refusal="unserved")}
+    return {
+        "typed_per_filter_config": _rewriting(engine=revision.engine_name),
+        "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
+        "response_headers_to_add": [set_header(names.REVISION_HEADER, revision.name)],
+    }
+
+
+_TRIED_AGAIN: Json = {
+    "retry_policy": {
+        "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
+        "retriable_headers": [
+            {"name": DRAINING_HEADER, "present_match": True},
+            {"name": RETRY_HEADER, "present_match": True},
+        ],
+        "num_retries": 3,
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "retry_host_predicate": [
+            extension(
+                "envoy.retry_host_predicates.previous_hosts",
+                "retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            )
+        ],
+        # an idle dead pod wins three of four least-request choices against a busy one: look often
+        "host_selection_retry_max_attempts": 50,
+    },
+    "timeout": "0s",
+    "idle_timeout": IDLE_TIMEOUT,
+}
+
+
+def _by_weight(model: ModelRoutes, key: EngineKey) -> Json:
+    clusters: list[Json] = [
+        {"name": cluster_name(model, r), "weight": r.weight, **_to_revision(model, r, key)}
+        for r in model.revisions
+        if r.weight
+    ]
+    if model.unserved:
+        refused = _rewriting(refusal="unserved")
+        clusters.append({"name": NOWHERE, "weight": model.unserved, "typed_per_filter_config": refused})
+    return {
+        "name": "weights",
+        "match": {"prefix": "/v1/"},
+        "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
+    }
+
+
+def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
+    """Routes for requests that name a revision; one that does not exist is refused rather than replaced."""
+    routes: list[Json] = [
+        {
+            "name": f"revision/{revision.name}",
+            "match": {
+                "prefix": "/v1/",
+                "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}],
+            },
+            "route": {"cluster": cluster_name(model, revision), **_TRIED_AGAIN},
+            **_to_revision(model, revision, key),
+        }
+        for revision in model.revisions
+    ]
+    unknown: Json = {
+        "name": "revision/-",
+        "match": {"prefix": "/v1/", "headers": [{"name": names.REVISION_HEADER, "present_match": True}]},
+        "route": {"cluster": NOWHERE},
+        "typed_per_filter_config": _rewriting(refusal="revision"),
+    }
+    return [*routes, unknown]
+
+
+def _described(model: ModelRoutes) -> Json:
+    return {"id": model.model, "object": "model", "created": model.created, "owned_by": "tuneyard"}
+
+
+def _answer(name: str, path: str, status: int, text: str) -> Json:
+    return {
+        "name": name,
+        "match": {"path": path},
+        "direct_response": {"status": status, "body": {"inline_string": text}},
+        "response_headers_to_add": [JSON_CONTENT],
+    }
+
+
+def _route_configuration(name: str, routes: list[Json]) -> Json:
+    return {
+        "name": name,
+        "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
+        "request_headers_to_remove": [
+            names.MODEL_HEADER,
+            names.REVISION_HEADER,
+            GATE_HEADER,
+            *_CLIENT_CREDENTIALS,
+        ],
+        "response_headers_to_remove": [RETRY_HEADER, DRAINING_HEADER],
+    }
+
+
+def _scope(name: str) -> Json:
+    return {"name": name, "route_configuration_name": name, "key": {"fragments": [{"string_key": name}]}}
+
+
+def model_resources(model: ModelRoutes, key: EngineKey) -> ModelResources:
+    """The resources of one model."""
+    routes = [
+        _answer("model", "/v1/models/-", 200, json.dumps(_described(model))),
+        *(_by_header(model, key) if model.allow_revision_header else ()),
+        _by_weight(model, key),
+    ]
+    clusters = {cluster_name(model, r): r for r in model.revisions}
+    return ModelResources(
+        scopes={model.model: _scope(model.model)},
+        routes={model.model: _route_configuration(model.model, routes)},
+        clusters={name: _cluster(name, model, r) for name, r in clusters.items()},
+        assignments={name: _assignment(name, r.endpoints) for name, r in clusters.items()},
+        needs=frozenset(clusters),
+    )
+
+
+def list_resources(models: Iterable[ModelRoutes]) -> ModelResources:
+    """The answer to GET /v1/models: every model that is routed, ready or not.
+
+    A model that is not ready answers 503 with retry-after, so that a client can tell it from one that does not exist;
+    the list changes only with the set of models, not with every pod that comes and goes.
+    """
+    listed = {"object": "list", "data": [_described(m) for m in sorted(models, key=lambda m: m.model)]}
+    unknown = error_text("Unknown request URL.", "invalid_request_error", "unknown_url")
+    refuse = {**_answer("unknown", "", 404, unknown), "match": {"prefix": "/"}}
+    configuration = _route_configuration(LIST, [_answer("models", "/v1/models", 200, json.dumps(listed)), refuse])
+    configuration["max_direct_response_body_size_bytes"] = 64 * 1024 * 1024
+    return ModelResources(scopes={LIST: _scope(LIST)}, routes={LIST: configuration})
