@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from cluster import pythons
+from cluster.errors import ClusterError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         print(pythons.venv(given.name))
-    except pythons.BuildError as error:
+    except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
