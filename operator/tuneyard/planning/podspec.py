@@ -29,6 +29,8 @@ ADAPTERS = "/adapters"
 RUN = "/run/tuneyard"
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
+SERVED_MARK = f"{RUN}/served"
+"""File that says that this pod has once had all adapters of its plan."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 KEY = "key"
 """Key of the engine key Secret."""
@@ -189,6 +191,13 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             _value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
             _key("TUNEYARD_ENGINE_KEY", pool),
         ],
+        readinessProbe={
+            "exec": {"command": _served_once()},
+            "initialDelaySeconds": 5,
+            "periodSeconds": 10,
+            "timeoutSeconds": 10,
+            "failureThreshold": 1,
+        },
         livenessProbe={
             "exec": {"command": _loopback("GET", "/healthz", 5)},
             "initialDelaySeconds": 30,
@@ -273,6 +282,24 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
     """A command that calls the agent from inside the pod; both images have Python, neither needs to have curl."""
     request = f"r.Request('http://127.0.0.1:{names.AGENT_PORT}{path}', method='{method}')"
     return ["python3", "-c", f"import urllib.request as r; r.urlopen({request}, timeout={timeout})"]
+
+
+def _served_once() -> list[str]:
+    """Fails until the agent has tried every adapter of its plan: a rollout must not take the last pod that has them.
+
+    Afterwards it passes for good, because an adapter that is added later makes no pod unready for the others.
+    """
+    script = f"""
+import json, os, sys, urllib.request
+mark = {SERVED_MARK!r}
+if not os.path.exists(mark):
+    report = json.load(urllib.request.urlopen("http://127.0.0.1:{names.AGENT_PORT}/report", timeout=5))
+    adapters = report.get("adapters", {{}}).values()
+    if report.get("engine") != "Ready" or any(a["state"] == "Loading" for a in adapters):
+        sys.exit("the engine or an adapter is not ready")
+    open(mark, "w").close()
+"""
+    return ["python3", "-ISc", script.strip()]
 
 
 def _value(name: str, value: str) -> dict[str, Any]:

@@ -1,0 +1,272 @@
+"""The plan for a LoRAAdapter: no actions, only what the pods have found out about it.
+
+Rules:
+- pods load what the pools' plans say (basemodel.py); this plan pins the digest and reports;
+- the digest is the spec's; else the one that the status has; else the first that a pod reports while loading it or
+  with it loaded. It never changes afterwards: pods that read other bytes say DigestMismatch;
+- a pod's report is input: reasons that are not known are passed on in words;
+- an adapter that is not referred to is Ready with the reason NotUsed: nothing was asked for that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuneyard.api import names
+from tuneyard.api.conditions import Condition, Finding, is_true, merged
+from tuneyard.api.digests import is_digest
+from tuneyard.api.documents import AdapterReport
+from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
+from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.basestatus import listed
+from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, Problem
+from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.pools import Pool, placement, pools_of
+from tuneyard.planning.readiness import readiness, stalled_event
+from tuneyard.planning.remedies import clipped, with_remedy
+from tuneyard.planning.timestamps import rfc3339
+
+_UNRESOLVED = frozenset(
+    {Reason.ARTIFACT_NOT_FOUND, Reason.FILES_MISSING, Reason.ARTIFACT_UNREADABLE, Reason.UNSAFE_PATH}
+)
+_INCOMPATIBLE = frozenset(
+    {
+        Reason.INVALID_CONFIG,
+        Reason.UNSUPPORTED_ADAPTER,
+        Reason.RANK_TOO_HIGH,
+        Reason.ALPHA_ZERO,
+        Reason.NOT_SAFETENSORS,
+        Reason.CORRUPT_WEIGHTS,
+        Reason.UNEXPECTED_TENSOR,
+        Reason.SHAPE_MISMATCH,
+        Reason.UNSUPPORTED_DTYPE,
+        Reason.NON_FINITE_VALUES,
+    }
+)
+"""What a pod says after it has looked into the files."""
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one pod says of the adapter."""
+
+    pod: str
+    report: AdapterReport
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why this pod does not have it."""
+        if self.report.state != "Failed":
+            return None
+        reason, text = reason_of(self.report.reason or ""), self.report.message or ""
+        words = text if reason or not self.report.reason else f"{self.report.reason}: {text}"
+        return Problem(reason or Reason.LOAD_REFUSED, f"pod {self.pod}: {words}" if words else f"pod {self.pod}")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The adapter over its pools."""
+
+    adapter: LoRAAdapterResource
+    base_exists: bool
+    users: tuple[str, ...]
+    """ModelDeployments with a revision that names it, sorted."""
+    pools: tuple[Pool, ...]
+    """Pools of its base that these revisions use."""
+    refusals: tuple[Problem, ...]
+    """Why pools have no place for it."""
+    pods: tuple[PodObservation, ...]
+    """Those of its pools that are not leaving, the oldest first."""
+    said: tuple[Said, ...]
+    """What they report of it."""
+
+    @property
+    def wanted(self) -> int:
+        """How many pods should have it."""
+        return sum(p.serving.replicas for p in self.pools)
+
+    @property
+    def digest(self) -> str | None:
+        """The adapter's digest, for ever the same as soon as there is one."""
+        reported = (s.report.digest for s in self.said if s.report.state != "Failed")
+        first = next((d for d in reported if d is not None and is_digest(d)), None)
+        return self.adapter.spec.digest or self.adapter.status.digest or first
+
+    @property
+    def loaded(self) -> int:
+        """How many of the wanted pods have it, with the pinned bytes; a surge has more pods than are wanted."""
+        if self.digest is None:
+            return 0
+        engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
+        having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
+        return sum(
+            min(pool.serving.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            for pool in self.pools
+        )
+
+
+def plan_loraadapter(obs: LoRAAdapterObservation) -> Plan:
+    """What is known of a LoRAAdapter now."""
+    adapter = obs.adapter
+    if adapter is None or adapter.metadata.deletion_timestamp:
+        return Plan()
+    spread = _spread(obs, adapter)
+    problem = _problem(spread)
+    work = None if problem else _work(spread)
+    findings = [
+        *readiness(problem, work, _done(spread)),
+        _resolved(spread),
+        _compatible(spread),
+        _loaded(spread, problem or work),
+    ]
+    conditions = merged(adapter.status.conditions, findings, rfc3339(obs.now), adapter.metadata.generation or None)
+    status = _status(spread, conditions)
+    return Plan(status=status, events=_events(spread, status, problem))
+
+
+def _users(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> tuple[str, ...]:
+    found = (
+        d.metadata.name
+        for d in obs.deployments
+        if d.metadata.namespace == adapter.metadata.namespace
+        and not d.metadata.deletion_timestamp
+        and any(r.adapter == adapter.metadata.name for r in d.spec.revisions)
+    )
+    return tuple(sorted(found))
+
+
+def _spread(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> Spread:
+    name, users = adapter.metadata.name, _users(obs, adapter)
+    if obs.base is None or not users:
+        return Spread(adapter, obs.base is not None, users, (), (), (), ())
+    pools = tuple(p for p in pools_of(obs.base, obs.deployments) if name in p.adapter_names)
+    everyone = {a.metadata.key: a for a in (*obs.adapters, adapter)}.values()
+    refusals = [placement(p, everyone).refused.get(name) for p in pools]
+    mine = {(p.namespace, p.name) for p in pools}
+    pods = [p for p in obs.pods if (p.namespace, p.pool) in mine and not p.deleted]
+    pods.sort(key=lambda p: (p.created, p.name))
+    said = tuple(Said(p.name, p.report.adapters[name]) for p in pods if p.report and name in p.report.adapters)
+    return Spread(adapter, True, users, pools, tuple(r for r in refusals if r), tuple(pods), said)
+
+
+def _problem(spread: Spread) -> Problem | None:
+    """What keeps the adapter from being loaded everywhere it should be, the nearest cause first."""
+    base = spread.adapter.spec.base_model
+    if not spread.base_exists:
+        return Problem(Reason.BASE_MODEL_NOT_FOUND, f"BaseModel {base} does not exist")
+    if spread.users and not spread.pools:
+        words = f"its base model is {base}; the revisions of {', '.join(spread.users)} use it with another"
+        return Problem(Reason.BASE_MODEL_MISMATCH, clipped(words))
+    failed = next((s.problem for s in spread.said if s.problem), None) or next(iter(spread.refusals), None)
+    if failed or spread.loaded >= spread.wanted:
+        return failed
+    return next(
+        (Problem(p.problem.reason, f"pod {p.name}: {p.problem.message}") for p in spread.pods if p.problem), None
+    )
+
+
+def _work(spread: Spread) -> Problem | None:
+    if spread.loaded >= spread.wanted:
+        return None
+    counted = f"{spread.loaded} of {spread.wanted} pods have loaded it"
+    if not spread.said:
+        return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
+    return Problem(Reason.LOADING, counted)
+
+
+def _done(spread: Spread) -> Problem:
+    if not spread.users:
+        return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
+    return Problem(Reason.READY, f"{spread.wanted} of {spread.wanted} pods have loaded it")
+
+
+def _resolved(spread: Spread) -> Finding:
+    problems = [s.problem for s in spread.said if s.problem]
+    mismatch = next((p for p in problems if p.reason is Reason.DIGEST_MISMATCH), None)
+    if mismatch:
+        return Finding(type="Resolved", status="False", reason=mismatch.reason, message=mismatch.message)
+    if spread.digest:
+        return Finding(type="Resolved", status="True", reason=Reason.RESOLVED, message=spread.digest)
+    failed = next((p for p in problems if p.reason in _UNRESOLVED), None)
+    if failed:
+        return Finding(type="Resolved", status="False", reason=failed.reason, message=failed.message)
+    return _unknown("Resolved", spread)
+
+
+def _compatible(spread: Spread) -> Finding:
+    for problem in (s.problem for s in spread.said):
+        if problem and problem.reason in _INCOMPATIBLE:
+            return Finding(type="Compatible", status="False", reason=problem.reason, message=problem.message)
+    # Pods give an engine name only after they have checked the files. Without pods the last verdict stands.
+    checked = any(s.report.engine_name for s in spread.said)
+    if checked or (spread.pools and is_true(spread.adapter.status.conditions, "Compatible")):
+        return Finding(type="Compatible", status="True", reason=Reason.COMPATIBLE, message=Reason.COMPATIBLE.doc)
+    return _unknown("Compatible", spread)
+
+
+def _unknown(type_: str, spread: Spread) -> Finding:
+    reason = Reason.RESOLVING if spread.users else Reason.NOT_USED
+    return Finding(type=type_, status="Unknown", reason=reason, message=reason.doc)
+
+
+def _loaded(spread: Spread, wrong: Problem | None) -> Finding:
+    if wrong:
+        return Finding(type="Loaded", status="False", reason=wrong.reason, message=with_remedy(wrong))
+    if not spread.users:
+        return Finding(type="Loaded", status="False", reason=Reason.NOT_USED, message=Reason.NOT_USED.doc)
+    if not spread.wanted:
+        words = "its pools have 0 replicas"
+        return Finding(type="Loaded", status="False", reason=Reason.NO_READY_ENDPOINT, message=words)
+    warnings = {s.report.warning for s in spread.said if s.report.warning}
+    warned = "".join(f"; {w}: {(reason_of(w) or Reason.LOADED).doc}" for w in sorted(warnings))
+    words = f"{spread.loaded} of {spread.wanted} pods have loaded it{warned}"
+    return Finding(type="Loaded", status="True", reason=Reason.LOADED, message=words)
+
+
+def _status(spread: Spread, conditions: Sequence[Condition]) -> LoRAAdapterStatus:
+    before, digest = spread.adapter.status, spread.digest
+    found = next((s.report for s in spread.said if s.report.digest == digest and s.report.rank is not None), None)
+    facts = found or AdapterReport(state="Loading")
+    size = before.size_bytes if facts.size_bytes is None else facts.size_bytes
+    return LoRAAdapterStatus(
+        observed_generation=spread.adapter.metadata.generation,
+        digest=digest,
+        engine_name=names.engine_adapter_name(spread.adapter.metadata.name, digest) if digest else None,
+        rank=before.rank if facts.rank is None else facts.rank,
+        target_modules=facts.target_modules or before.target_modules,
+        size_bytes=size,
+        size=None if size is None else size_for_people(size),
+        loaded=f"{spread.loaded}/{spread.wanted}",
+        used_by=listed(spread.users),
+        conditions=list(conditions),
+    )
+
+
+def size_for_people(size: int) -> str:
+    """Bytes in the largest unit that leaves at least 1, for example 3.5 MiB."""
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _events(spread: Spread, status: LoRAAdapterStatus, problem: Problem | None) -> tuple[Event, ...]:
+    """Told on a change of state only."""
+    before, meta = spread.adapter.status, spread.adapter.metadata
+    about = ObjectReference(names.API_VERSION, "LoRAAdapter", meta.namespace, meta.name, meta.uid)
+    events: list[Event] = []
+    if before.digest is None and status.digest is not None and spread.adapter.spec.digest is None:
+        events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
+    if is_true(status.conditions, "Loaded") and not is_true(before.conditions, "Loaded"):
+        words = f"{status.loaded} pods have loaded {status.engine_name}"
+        events.append(Event("Normal", Reason.ADAPTER_LOADED, words, about))
+    reported = any(s.problem == problem for s in spread.said)
+    events += [_load_failed(e) if reported else e for e in stalled_event(before.conditions, problem, about)]
+    return tuple(events)
+
+
+def _load_failed(event: Event) -> Event:
+    """The same event under the reason that stands for all that pods report."""
+    return Event("Warning", Reason.ADAPTER_LOAD_FAILED, f"{event.reason.value}: {event.message}", event.about)
