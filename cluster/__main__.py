@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def _exec(args: argparse.Namespace) -> int:
     if not argv:
         raise ClusterError("say what to run: python -m cluster exec -- CMD ARGS")
     command = _local(open_provider()).inside(argv, everything=args.all)
-    os.execvp(command[0], command)  # noqa: S606 -- no shell is wanted
+    os.execvp(command[0], command)
 
 
 def _bin(args: argparse.Namespace) -> int:
@@ -89,22 +90,23 @@ def _answer(text: object) -> int:
     return 0
 
 
-def _done(_: None) -> int:
+def _do(action: Callable[[], None]) -> int:
+    action()
     return 0
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "build": _build,
     "bin": _bin,
-    "up": lambda _: _done(open_provider().up()),
-    "down": lambda _: _done(open_provider().down()),
+    "up": lambda _: _do(open_provider().up),
+    "down": lambda _: _do(open_provider().down),
     "status": lambda _: _show(open_provider().status()),
-    "load-image": lambda args: _done(open_provider().load_image(args.archive)),
+    "load-image": lambda args: _do(partial(open_provider().load_image, args.archive)),
     "images": _images,
     "kubeconfig": lambda _: _answer(open_provider().kubeconfig()),
     "expose": lambda args: _answer(open_provider().expose(args.namespace, args.service, args.port)),
-    "stop": lambda args: _done(_local(open_provider()).stop(args.component)),
-    "start": lambda args: _done(_local(open_provider()).start(args.component)),
+    "stop": lambda args: _do(partial(_local(open_provider()).stop, args.component)),
+    "start": lambda args: _do(partial(_local(open_provider()).start, args.component)),
     "exec": _exec,
 }
 

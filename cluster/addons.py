@@ -1,7 +1,7 @@
 """What runs in the cluster from the start: cluster DNS and the fake GPUs, with images made of our own programs.
 
-Manifests are templates with `${NAME}`; an image's tag is the key of the program in it, so a changed program is another image
-and an unchanged one is not loaded again.
+Manifests are templates with `${NAME}`; an image's tag is the key of the program in it, so a changed program is another
+image and an unchanged one is not loaded again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Progress for people: what is being done, for how long, and what was reused.
 
-Everything goes to standard error, so that standard output stays for answers that programs read. On a terminal a step is a
-spinner with its seconds; elsewhere it is a line at its start, one every 15 s while it lasts, and one at its end.
+Everything goes to standard error, so that standard output stays for answers that programs read. On a terminal a step is
+a spinner; elsewhere it is a line after one second, one every 15 s while it lasts, and one at its end.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The one interface to a cluster, whichever it is. Everything above it is the same on each.
 
 Rules of the interface:
-- every method may be called again: `up` on a cluster that is up changes nothing, `load_image` of a loaded image is cheap;
+- every method may be called again: `up` on a cluster that is up changes nothing;
 - methods that need the cluster up raise ClusterError when it is not, and the message says how to bring it up;
 - addresses that are handed out are loopback addresses of this machine.
 
-`CLUSTER=local` (the default) is a Kubernetes built and run on this machine (Linux, root, no Docker), `CLUSTER=kind` is kind.
-`TUNEYARD_CLUSTER` names the cluster, so that several may exist.
+`CLUSTER=local` (the default) is a Kubernetes built and run on this machine (Linux, root, no Docker), `CLUSTER=kind` is
+kind. `TUNEYARD_CLUSTER` names the cluster, so that several may exist.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ComponentStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """What there is of a cluster: `up` when all of it runs; `exposed` maps namespace/service:port to a loopback address."""
+    """What there is of a cluster: `up` when all runs; `exposed` maps namespace/service:port to a loopback address."""
 
     name: str
     up: bool

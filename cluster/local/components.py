@@ -1,7 +1,7 @@
 """The processes that make the cluster: their command lines, in the order of starting. Pure.
 
-None waits for another: each retries until what it needs is there. Nobody restarts them either; the next `up` does, since
-a process that dies in a test is something the test is about.
+None waits for another: each retries until what it needs is there. Nobody restarts them either; the next `up` does,
+since a process that dies in a test is something the test is about.
 """
 
 from __future__ import annotations

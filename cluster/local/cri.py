@@ -1,7 +1,7 @@
 """The few calls of the container runtime interface that the cluster itself makes.
 
-The messages used are so small (strings, and lists of messages with strings) that they are coded by hand here rather than
-with a generated module: a field is a tag, a length and its bytes.
+The messages used are so small (strings, and lists of messages with strings) that they are coded by hand here rather
+than with a generated module: a field is a tag, a length and its bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Runtime:
         for call in [remove.future(field(1, identity), timeout=seconds) for identity in identities]:
             call.result()
 
-    def _method(self, name: str) -> grpc.UnaryUnaryMultiCallable:
+    def _method(self, name: str) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
         return self._channel.unary_unary(f"/runtime.v1.{name}")
 
 

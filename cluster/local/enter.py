@@ -4,8 +4,9 @@ A process can enter a mount namespace only while it has one thread, and entering
 children only; so this is no library but a short-lived program, with nothing but the standard library.
 It reads one JSON object from standard input and prints one: `{"pid": N}` (as seen from outside) or `{"error": TEXT}`.
 
-mode `anchor`: new network, mount and process namespaces, held open by `init`, their first process. When it ends, the kernel
-ends all others in there, and with the last of them the mounts and network devices go. That is what makes `down` complete.
+mode `anchor`: new network, mount and process namespaces, held open by `init`, their first process. When it ends, the
+kernel ends all others in there, and with the last of them the mounts and network devices go. That is what makes `down`
+complete.
   {"init": path, "covers": {path: folder over it}, "network": [line for `ip -batch`], "sysctls": {path: value}}
 mode `run`: a program in the namespaces of `anchor`, detached, output appended to `log`.
   {"anchor": pid, "argv": [...], "env": {...}, "log": path, "fds": [inherited descriptors to keep]}

@@ -32,14 +32,17 @@ class Layout:
 
     @property
     def pki(self) -> Path:
+        """Keys and certificates."""
         return self.state / "pki"
 
     @property
     def config(self) -> Path:
+        """Configuration files of the components."""
         return self.state / "config"
 
     @property
     def logs(self) -> Path:
+        """What the components print, and the logs of pods."""
         return self.state / "logs"
 
     @property
@@ -49,14 +52,17 @@ class Layout:
 
     @property
     def relays(self) -> Path:
+        """Two files a relay: its port, and its process."""
         return self.state / "relays"
 
     @property
     def etcd(self) -> Path:
+        """The database."""
         return self.state / "etcd"
 
     @property
     def containerd_socket(self) -> Path:
+        """Outside the mount namespace's own /run, so that it can be used from both sides."""
         return self.state / "containerd.sock"
 
     @property
@@ -80,6 +86,7 @@ class Layout:
 
     @property
     def folders(self) -> tuple[Path, ...]:
+        """All folders that must be there before the namespaces are made."""
         own = (self.config, self.logs, self.logs / "pods", self.records, self.relays, self.etcd, self.content)
         return (*own, *self.covers.values())
 

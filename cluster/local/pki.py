@@ -1,7 +1,7 @@
 """The cluster's certificates, made by openssl when the cluster is new.
 
-Two authorities: `ca` for everybody who talks to the API server and for the kubelet, and `etcd-ca` for etcd and its one client.
-They are apart because etcd lets in whoever its authority signed, and a kubelet's certificate must not open the database.
+Two authorities: `ca` for everybody who talks to the API server and for the kubelet, and `etcd-ca` for etcd and its one
+client. They are apart because etcd lets in whoever its authority signed, and a kubelet's certificate must not open it.
 The folder appears by rename when it is complete, so it is either whole or not there.
 """
 
@@ -30,6 +30,7 @@ class Certificate:
 
     @property
     def subject(self) -> str:
+        """The subject as openssl takes it: /O=.../CN=..."""
         return (f"/O={self.organization}" if self.organization else "") + f"/CN={self.common_name}"
 
 

@@ -1,8 +1,8 @@
 """Processes that outlive the command that started them, known again by more than their number.
 
-A process number is used again after its process is gone. So a record holds the number, the start time that the kernel gives
-in ticks since boot, and the boot it belongs to; a signal is sent only when all three still hold, and through a descriptor
-opened before the check, which keeps meaning that one process.
+A process number is used again after its process is gone. So a record holds the number, the start time that the kernel
+gives in ticks since boot, and the boot it belongs to; a signal is sent only when all three still hold, and through a
+descriptor opened before the check, which keeps meaning that one process.
 """
 
 from __future__ import annotations
@@ -74,15 +74,21 @@ class Process:
 
 def start_anchor(spec: dict[str, Any]) -> Process:
     """Make the cluster's namespaces (see enter.py) and return the process that holds them."""
-    return _identify(_enter("anchor", spec, ()), "")
+    return identify(_enter("anchor", spec, ()))
 
 
 def start_inside(
-    anchor: Process, argv: list[str], log: Path, env: dict[str, str], fds: tuple[int, ...] = (), fingerprint: str = ""
+    anchor: Process,
+    argv: list[str],
+    log: Path,
+    env: dict[str, str],
+    *,
+    fds: tuple[int, ...] = (),
+    fingerprint: str = "",
 ) -> Process:
     """Start a program in the namespaces that `anchor` holds; its output goes to the end of `log`."""
     spec = {"anchor": anchor.pid, "argv": argv, "env": env, "log": str(log), "fds": list(fds)}
-    return _identify(_enter("run", spec, fds), fingerprint)
+    return identify(_enter("run", spec, fds), fingerprint)
 
 
 def save(process: Process, file: Path) -> None:
@@ -116,7 +122,8 @@ def _enter(mode: str, spec: dict[str, Any], fds: tuple[int, ...]) -> int:
     return int(answer["pid"])
 
 
-def _identify(pid: int, fingerprint: str) -> Process:
+def identify(pid: int, fingerprint: str = "") -> Process:
+    """The process that has the number `pid` now."""
     # A program that died at once has no ticks; its record then says dead, and its log says why.
     return Process(pid, _stat(pid)[1], _boot(), fingerprint)
 

@@ -1,7 +1,7 @@
 """Loopback addresses of this machine that reach into the cluster's network namespace.
 
-The listening socket is made here, in the machine's network namespace; the relay program that accepts on it is started in
-the cluster's and dials there. A relay keeps its port over restarts, so that addresses handed out stay true.
+The listening socket is made here, in the machine's network namespace; the relay program that accepts on it is started
+in the cluster's and dials there. A relay keeps its port over restarts, so that addresses handed out stay true.
 One relay an address, recorded under a key: `api`, or `namespace/service:port`.
 """
 
@@ -32,7 +32,7 @@ def ensure(layout: Layout, anchor: Process, program: Path, key: str, target: str
         port = listener.getsockname()[1]
         argv = [str(program), f"-listen-fd={listener.fileno()}", f"-target={target}"]
         log = layout.logs / "relays.log"
-        started = processes.start_inside(anchor, argv, log, {}, (listener.fileno(),), fingerprint=target)
+        started = processes.start_inside(anchor, argv, log, {}, fds=(listener.fileno(),), fingerprint=target)
     files.port.write_text(json.dumps({"key": key, "port": port, "target": target}))
     processes.save(started, files.process)
     return f"127.0.0.1:{port}"

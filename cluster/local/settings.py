@@ -31,7 +31,7 @@ QPS, BURST = 1000, 2000
 
 
 def containerd(layout: Layout, sandbox_image: str, raise_oom_score: bool) -> str:
-    """containerd's configuration; without `raise_oom_score` it leaves alone what the kernel would refuse."""
+    """Configuration of containerd; without `raise_oom_score` it leaves alone what the kernel would refuse."""
     return f"""\
 version = 3
 root = "{layout.content}"
