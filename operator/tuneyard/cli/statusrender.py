@@ -1,0 +1,280 @@
+"""Views of `tuneyard status` as tables for a terminal. Pure: a view in, rich renderables out.
+
+Rules:
+- one bar shows both weights: full cells are what a revision gets, light cells what its spec would give it beyond;
+- the first line says whether it is ready and why not, so that `| head -1` is an answer;
+- no meaning by colour alone: every state stands there as a word;
+- 80 columns are enough: only the last column of a table may wrap, and bars are shorter below 100 columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tuneyard.api.conditions import Condition
+from tuneyard.cli.statusview import (
+    AdapterOnPodView,
+    AdapterView,
+    BaseModelView,
+    DeploymentView,
+    EventView,
+    Overview,
+    PodView,
+    RevisionView,
+)
+
+WIDE = 100
+_STATES = {
+    "True": "green",
+    "Ready": "green",
+    "Loaded": "green",
+    "False": "red",
+    "Failed": "red",
+    "Loading": "yellow",
+    "Waiting": "yellow",
+    "Starting": "yellow",
+    "Draining": "yellow",
+    "Leaving": "yellow",
+    "Unknown": "yellow",
+}
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"))
+
+
+def duration(seconds: int | None) -> str:
+    """Seconds as people read them: 42s, 5m, 3h, 12d."""
+    if seconds is None:
+        return "-"
+    for size, unit in _UNITS:
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def bar(weight: int, spec_weight: int, *, plain: bool = False, cells: int = 20) -> str:
+    """`weight` as full cells, what the spec would give beyond as light ones; 1 % is never no cell at all."""
+    full, light = ("#", "-") if plain else ("█", "░")
+    filled = min(cells, max(1, round(weight * cells / 100))) if weight else 0
+    wanted = min(cells, max(1, round(spec_weight * cells / 100))) if spec_weight else 0
+    return (full * filled + light * max(0, wanted - filled)).ljust(cells)
+
+
+def _state(word: str, *, problem: bool = False) -> Text:
+    return Text(word, style="red" if problem else _STATES.get(word, ""))
+
+
+def _table(*columns: str, wrapping: bool = True) -> Table:
+    """A table without lines; the last column takes the rest of the width and wraps."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns[:-1]:
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    table.add_column(columns[-1], overflow="fold" if wrapping else "ellipsis", no_wrap=not wrapping, ratio=1)
+    return table
+
+
+def _section(title: str, table: Table) -> RenderableType:
+    return Group(Text(""), Text(title, style="bold"), Padding(table, (0, 0, 0, 2)))
+
+
+def _headline(view: DeploymentView) -> Text:
+    line = Text.assemble((f"{view.namespace}/{view.name}", "bold"), "  ")
+    line.append("Ready" if view.ready else "Not ready", style="green" if view.ready else "red")
+    if view.reason and not view.ready:
+        line.append(f" ({view.reason})", style="red")
+    if view.phase:
+        line.append(f"  {view.phase}")
+    line.append(f"  {duration(view.seconds_old)} old", style="dim")
+    return line
+
+
+def _remarks(view: DeploymentView) -> list[Text]:
+    """What a person has to know before reading the tables."""
+    lines = [Text(f'model "{view.model_name}"' + (f" at {view.url}" if view.url else ""))]
+    if not view.conditions:
+        lines.append(Text("No status yet: the operator has not seen it. Is it running?", style="yellow"))
+    if view.stale:
+        lines.append(Text("Status is of an older spec; the operator is catching up.", style="yellow"))
+    if view.unserved:
+        told = f"{view.unserved} % of requests are refused: the revision that should take them has no ready pod."
+        lines.append(Text(told, style="red"))
+    return lines
+
+
+def _serves(revision: RevisionView) -> str:
+    return f"{revision.adapter} on {revision.base_model}" if revision.adapter else revision.base_model
+
+
+def _remark(revision: RevisionView) -> Text | None:
+    """Why weight is withheld, or that gateways are still applying it."""
+    if revision.withheld:
+        return Text(f"{revision.name} gets less than its spec: {revision.withheld}", style="yellow")
+    if revision.verified or revision.weight is None:
+        return None
+    return Text(f"{revision.name}: not every gateway has confirmed {revision.weight} % yet", style="yellow")
+
+
+def _revisions(revisions: Sequence[RevisionView], *, plain: bool, width: int) -> RenderableType:
+    table = _table("REVISION", "ROLE", "WEIGHT", "GETS", "SPEC", "PODS", "SERVES")
+    for index in (3, 4, 5):
+        table.columns[index].justify = "right"
+    for revision in revisions:
+        weight = revision.weight or 0
+        cells = bar(weight, revision.spec_weight, plain=plain, cells=20 if width >= WIDE else 10)
+        table.add_row(
+            revision.name,
+            revision.role,
+            Text(cells, style="green" if weight == revision.spec_weight else "yellow"),
+            "-" if revision.weight is None else f"{revision.weight} %",
+            f"{revision.spec_weight} %",
+            str(revision.ready_endpoints),
+            _serves(revision),
+        )
+    remarks = [Padding(remark, (0, 0, 0, 2)) for remark in map(_remark, revisions) if remark]
+    return Group(_section("Revisions", table), *remarks)
+
+
+def _adapter_words(adapter: AdapterOnPodView) -> Text:
+    words = Text.assemble(f"{adapter.adapter} ", _state(adapter.state))
+    told = ": ".join(part for part in (adapter.reason, adapter.message) if part)
+    if told:
+        words.append(f" {told}", style="red" if adapter.state == "Failed" else "yellow")
+    return words
+
+
+def _pods(pods: Sequence[PodView]) -> RenderableType:
+    table = _table("POD", "STATE", "AGE", "ADAPTERS")
+    for pod in pods:
+        lines = [Text(pod.problem, style="red")] if pod.problem else []
+        lines += [_adapter_words(adapter) for adapter in pod.adapters]
+        words = Text("\n").join(lines) if lines else Text("-")
+        table.add_row(pod.name, _state(pod.state, problem=pod.problem is not None), duration(pod.seconds_old), words)
+    if not pods:
+        table.add_row("(none yet)", "", "", "")
+    return _section("Pods", table)
+
+
+def _condition_style(condition: Condition) -> str:
+    """Stalled and Reconciling are there only while true, and neither is good news."""
+    if condition.type == "Stalled":
+        return "red"
+    return "yellow" if condition.type == "Reconciling" else _STATES.get(condition.status, "")
+
+
+def _conditions(conditions: Sequence[Condition]) -> RenderableType:
+    table = _table("CONDITION", "STATUS", "REASON", "MESSAGE")
+    for condition in conditions:
+        shown = Text(condition.status, style=_condition_style(condition))
+        table.add_row(condition.type, shown, condition.reason, condition.message)
+    return _section("Conditions", table)
+
+
+def _events(events: Sequence[EventView]) -> RenderableType:
+    table = _table("AGE", "TYPE", "REASON", "EVENT")
+    for event in events:
+        words = f"{event.about}: {event.message}" + (f" (x{event.count})" if event.count > 1 else "")
+        shown = Text(event.type, style="yellow" if event.type == "Warning" else "")
+        table.add_row(duration(event.seconds_ago), shown, event.reason, words)
+    return _section("Last events", table)
+
+
+def render_deployment(view: DeploymentView, *, width: int, plain: bool = False) -> RenderableType:
+    """One ModelDeployment in full. `width`: columns of the terminal; `plain`: only ASCII in bars."""
+    parts: list[RenderableType] = [_headline(view), *_remarks(view)]
+    parts += [_revisions(view.revisions, plain=plain, width=width), _pods(view.pods)]
+    if view.conditions:
+        parts.append(_conditions(view.conditions))
+    if view.events:
+        parts.append(_events(view.events))
+    return Group(*parts)
+
+
+def _place(namespace: str, name: str, *, everywhere: bool) -> str:
+    return f"{namespace}/{name}" if everywhere else name
+
+
+def _readiness(*, ready: bool, reason: str | None) -> Text:
+    return Text("True", style="green") if ready else Text(f"False {reason or ''}".strip(), style="red")
+
+
+def _split(revisions: Sequence[RevisionView]) -> Text:
+    """`v1 90 % · v2 0 of 10 %`: what each gets, and the spec where it differs."""
+    words = Text()
+    for revision in revisions:
+        if not (revision.spec_weight or revision.weight):
+            continue
+        if words:
+            words.append(", ")
+        if revision.weight == revision.spec_weight:
+            words.append(f"{revision.name} {revision.weight} %")
+        else:
+            gets = "-" if revision.weight is None else revision.weight
+            words.append(f"{revision.name} {gets} of {revision.spec_weight} %", style="yellow")
+    return words
+
+
+def _deployments_table(views: Sequence[DeploymentView], *, everywhere: bool) -> RenderableType:
+    table = _table("NAME", "READY", "PHASE", "AGE", "TRAFFIC")
+    for view in views:
+        table.add_row(
+            _place(view.namespace, view.name, everywhere=everywhere),
+            _readiness(ready=view.ready, reason=view.reason),
+            view.phase or "-",
+            duration(view.seconds_old),
+            _split(view.revisions),
+        )
+    return _section("Model deployments", table)
+
+
+def _base_models_table(views: Sequence[BaseModelView], *, everywhere: bool) -> RenderableType:
+    table = _table("NAME", "READY", "ENGINE", "TP", "PODS", "POOLS")
+    for view in views:
+        pools = Text("\n").join(
+            Text(
+                f"{pool.name} {pool.ready_replicas}/{pool.replicas}"
+                + (f" (own pods of {pool.deployment})" if pool.deployment else "")
+                + (f" {pool.progress}" if pool.progress else "")
+            )
+            for pool in view.pools
+        )
+        table.add_row(
+            _place(view.namespace, view.name, everywhere=everywhere),
+            _readiness(ready=view.ready, reason=view.reason),
+            view.engine or "-",
+            str(view.tensor_parallel_size or "-"),
+            view.replicas or "-",
+            pools or Text("-"),
+        )
+    return _section("Base models", table)
+
+
+def _adapters_table(views: Sequence[AdapterView], *, everywhere: bool) -> RenderableType:
+    table = _table("NAME", "READY", "LOADED", "RANK", "SIZE", "BASE")
+    for view in views:
+        table.add_row(
+            _place(view.namespace, view.name, everywhere=everywhere),
+            _readiness(ready=view.ready, reason=view.reason),
+            view.loaded or "-",
+            str(view.rank or "-"),
+            view.size or "-",
+            view.base_model,
+        )
+    return _section("Adapters", table)
+
+
+def render_overview(view: Overview, *, everywhere: bool = False) -> RenderableType:
+    """All objects, one line each; `everywhere` shows namespaces."""
+    ready = sum(d.ready for d in view.deployments)
+    parts: list[RenderableType] = [
+        Text(f"{ready} of {len(view.deployments)} model deployments are ready", style="bold")
+    ]
+    if view.deployments:
+        parts.append(_deployments_table(view.deployments, everywhere=everywhere))
+    if view.base_models:
+        parts.append(_base_models_table(view.base_models, everywhere=everywhere))
+    if view.adapters:
+        parts.append(_adapters_table(view.adapters, everywhere=everywhere))
+    return Group(*parts)
