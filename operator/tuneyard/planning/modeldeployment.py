@@ -1,0 +1,250 @@
+"""The plan for a ModelDeployment: no actions, only what is really served, and why that is not the spec.
+
+Rules (rollout.md 1, 2, 5; mode Manual):
+- weights come from traffic.effective, which gateways compute too: this plan reports them and never sets them;
+- the stable revision is kept from the status; without one it is chosen when something is ready, never before: a name
+  in the status decides for the gateways who takes what is withheld;
+- a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
+- a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tuneyard.api import names
+from tuneyard.api.conditions import Finding, merged
+from tuneyard.api.modeldeployment import (
+    ModelDeploymentResource,
+    ModelDeploymentStatus,
+    RolloutStatus,
+    TrafficStatus,
+)
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.endpoints import ready_endpoints
+from tuneyard.planning.modelnames import owners
+from tuneyard.planning.observations import ModelDeploymentObservation, Problem
+from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.readiness import readiness, stalled_event
+from tuneyard.planning.remedies import clipped, named, with_remedy
+from tuneyard.planning.revisions import (
+    RevisionState,
+    cause,
+    first_wrong_reference,
+    is_work,
+    revision_states,
+    withheld_for,
+)
+from tuneyard.planning.timestamps import rfc3339
+from tuneyard.planning.traffic import Split, effective
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is served of a deployment now."""
+
+    deployment: ModelDeploymentResource
+    states: tuple[RevisionState, ...]
+    ready: Mapping[str, int]
+    """Ready endpoints per revision."""
+    split: Split
+    taken: Problem | None
+    """Why its model name is not its own."""
+    applied: Mapping[str, bool]
+    """Per revision: every gateway says that it serves this weight."""
+
+    @property
+    def causes(self) -> dict[str, Problem]:
+        """Why revisions that should get traffic are served by no pod."""
+        spec = self.deployment.spec
+        return {
+            s.revision.name: cause(s)
+            for s in self.states
+            if spec.weight_of(s.revision.name) and not self.ready[s.revision.name]
+        }
+
+
+def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
+    """What is known of a ModelDeployment now."""
+    deployment = obs.deployment
+    if deployment is None or deployment.metadata.deletion_timestamp:
+        return Plan()
+    serving = _serving(obs, deployment)
+    rejected = serving.taken or first_wrong_reference(serving.states)
+    causes = serving.causes
+    problem = rejected or next((c for c in causes.values() if not is_work(c)), None)
+    unapplied = _unapplied(obs, serving)
+    work = next(iter(causes.values()), None) or unapplied
+    done = Problem(Reason.READY, "every revision gets its weight")
+    findings = [
+        *readiness(problem, work, done),
+        _accepted(rejected),
+        _available(serving, problem or work),
+        _traffic_applied(serving, unapplied),
+    ]
+    now, generation = rfc3339(obs.now), deployment.metadata.generation
+    wrong = problem or work
+    status = ModelDeploymentStatus(
+        observed_generation=generation,
+        model_name=deployment.model_name,
+        url=f"{obs.settings.gateway_url.rstrip('/')}/v1",
+        reason=wrong.reason.value if wrong else None,
+        traffic=_traffic(serving, causes),
+        rollout=_rollout(serving),
+        conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
+    )
+    return Plan(status=status, events=_events(deployment, status, problem))
+
+
+def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
+    endpoints = ready_endpoints(deployment, obs.adapters, obs.base_models, obs.pods)
+    ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
+    before = deployment.status.rollout
+    split = effective(deployment.spec, ready, stable=before.stable if before else None)
+    taken = _model_name_taken(obs, deployment)
+    if taken:
+        split = Split(split.stable, dict.fromkeys(split.weights, 0), split.withheld, 100)
+    return Serving(
+        deployment=deployment,
+        states=revision_states(obs, deployment),
+        ready=ready,
+        split=split,
+        taken=taken,
+        applied=_applied(obs, deployment, split),
+    )
+
+
+def _model_name_taken(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Problem | None:
+    others = [c for c in obs.claims if c.metadata.key != deployment.metadata.key]
+    owner = owners([*others, deployment])[deployment.model_name]
+    if owner == deployment.metadata.key:
+        return None
+    return Problem(
+        Reason.MODEL_NAME_TAKEN,
+        f"model name {deployment.model_name} belongs to the older ModelDeployment {owner[0]}/{owner[1]}",
+    )
+
+
+def _applied(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, split: Split) -> dict[str, bool]:
+    key = "/".join(deployment.metadata.key)
+    told = [r.deployments.get(key) for r in obs.applied]
+    same = [d.weights for d in told if d is not None and d.uid == deployment.metadata.uid]
+    everyone = bool(same) and len(same) == len(told) and len(same) >= obs.gateways_expected and not obs.unreachable
+    return {
+        revision: everyone and all(weights.get(revision, 0) == weight for weights in same)
+        for revision, weight in split.weights.items()
+    }
+
+
+def _unapplied(obs: ModelDeploymentObservation, serving: Serving) -> Problem | None:
+    """Why gateways do not (provably) serve these weights; nothing is asked of them for a name of somebody else."""
+    if serving.taken or all(serving.applied.values()):
+        return None
+    if obs.unreachable:
+        words = f"gateways {', '.join(sorted(obs.unreachable))} do not say what they serve"
+        return Problem(Reason.GATEWAY_UNREACHABLE, words)
+    if not obs.gateways_expected:
+        return Problem(Reason.GATEWAY_UNREACHABLE, "no gateway is running")
+    waiting = ", ".join(r for r, applied in serving.applied.items() if not applied)
+    return Problem(Reason.APPLYING, f"not every gateway serves the weights of {waiting} yet")
+
+
+def _accepted(rejected: Problem | None) -> Finding:
+    if rejected:
+        return Finding(type="Accepted", status="False", reason=rejected.reason, message=with_remedy(rejected))
+    return Finding(type="Accepted", status="True", reason=Reason.ACCEPTED, message=Reason.ACCEPTED.doc)
+
+
+def _available(serving: Serving, wrong: Problem | None) -> Finding:
+    """Whether every request finds a pod."""
+    split = serving.split
+    if not split.unserved:
+        served = ", ".join(f"{r} {w} %" for r, w in split.weights.items() if w)
+        return Finding(type="Available", status="True", reason=Reason.AVAILABLE, message=served)
+    if serving.taken or not any(split.weights.values()):
+        found = wrong or Problem(Reason.NO_READY_ENDPOINT, "no pod serves any revision")
+        return Finding(type="Available", status="False", reason=found.reason, message=with_remedy(found))
+    words = f"{split.unserved} % of the requests are answered by nobody: stable revision {split.stable} has no pod"
+    detail = serving.causes.get(split.stable)
+    words = f"{words} ({named(detail)})" if detail else words
+    return Finding(type="Available", status="False", reason=Reason.STABLE_NOT_READY, message=clipped(words))
+
+
+def _traffic_applied(serving: Serving, unapplied: Problem | None) -> Finding:
+    if serving.taken:
+        return Finding(
+            type="TrafficApplied", status="False", reason=serving.taken.reason, message=with_remedy(serving.taken)
+        )
+    if unapplied:
+        return Finding(type="TrafficApplied", status="False", reason=unapplied.reason, message=with_remedy(unapplied))
+    return Finding(type="TrafficApplied", status="True", reason=Reason.APPLIED, message=Reason.APPLIED.doc)
+
+
+def _traffic(serving: Serving, causes: Mapping[str, Problem]) -> list[TrafficStatus]:
+    spec = serving.deployment.spec
+    return [
+        TrafficStatus(
+            revision=name,
+            spec_weight=spec.weight_of(name),
+            weight=weight,
+            verified=serving.applied[name],
+            ready_endpoints=serving.ready[name],
+            withheld=_withheld(serving, name, causes.get(name)),
+        )
+        for name, weight in serving.split.weights.items()
+    ]
+
+
+def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str | None:
+    if serving.taken and serving.deployment.spec.weight_of(revision):
+        return named(serving.taken)
+    if unready:
+        return withheld_for(unready)
+    reason = serving.split.withheld.get(revision)
+    return f"{reason.value}: {reason.doc}" if reason else None
+
+
+def _rollout(serving: Serving) -> RolloutStatus:
+    spec, split = serving.deployment.spec, serving.split
+    before = serving.deployment.status.rollout
+    if serving.taken:
+        return RolloutStatus(phase="Idle", stable=before.stable if before else None)
+    if not any(serving.ready.values()) and (before is None or before.stable is None):
+        return RolloutStatus(phase="Idle")
+    candidate = _candidate([r.name for r in spec.revisions], serving)
+    whole = spec.weight_of(split.stable) == 100 and split.weights.get(split.stable) == 100
+    return RolloutStatus(
+        phase="Completed" if whole else "Progressing",
+        stable=split.stable,
+        candidate=candidate,
+        weight=split.weights[candidate] if candidate else None,
+        target=spec.weight_of(candidate) if candidate else None,
+    )
+
+
+def _candidate(listed: Sequence[str], serving: Serving) -> str | None:
+    """The revision beside stable that is meant to get most; of equals the one listed last, which is the newest."""
+    spec = serving.deployment.spec
+    others = [n for n in listed if n != serving.split.stable and spec.weight_of(n)]
+    return max(others, key=lambda n: (spec.weight_of(n), listed.index(n)), default=None)
+
+
+def _events(
+    deployment: ModelDeploymentResource, status: ModelDeploymentStatus, problem: Problem | None
+) -> tuple[Event, ...]:
+    """Told on a change of what is served only."""
+    before, meta = deployment.status, deployment.metadata
+    about = ObjectReference(names.API_VERSION, "ModelDeployment", meta.namespace, meta.name, meta.uid)
+    events: list[Event] = []
+    old = {t.revision: t.weight for t in before.traffic}
+    new = {t.revision: t.weight for t in status.traffic}
+    changes = [f"{r} {old.get(r, 0)} → {new.get(r, 0)} %" for r in {**new, **old} if old.get(r, 0) != new.get(r, 0)]
+    if changes:
+        events.append(Event("Normal", Reason.WEIGHT_CHANGED, clipped(", ".join(changes)), about))
+    was = before.rollout.stable if before.rollout else None
+    now = status.rollout.stable if status.rollout else None
+    if was is not None and now is not None and was != now and new.get(now) == 100:
+        events.append(Event("Normal", Reason.PROMOTED, f"{now} serves all traffic and is stable, after {was}", about))
+    events += stalled_event(before.conditions, problem, about)
+    return tuple(events)
