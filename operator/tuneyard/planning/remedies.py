@@ -6,7 +6,7 @@ message, where the details are known.
 
 from __future__ import annotations
 
-from tuneyard.api.reasons import Reason
+from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.observations import Problem
 
 TEXT_LIMIT = 1024
@@ -43,3 +43,10 @@ def with_remedy(problem: Problem) -> str:
 def named(problem: Problem) -> str:
     """Reason, words and remedy, for texts that stand without a reason field beside them."""
     return clipped(f"{problem.reason.value}: {with_remedy(problem)}")
+
+
+def unnamed(text: str) -> Problem | None:
+    """The problem that `named` made the text of, without its remedy; None for any other text."""
+    head, separator, words = text.partition(": ")
+    reason = reason_of(head) if separator else None
+    return Problem(reason, words.removesuffix(f"; {REMEDIES.get(reason)}")) if reason else None

@@ -20,7 +20,7 @@ from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning import servingchecks
 from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem
 from tuneyard.planning.pools import Serving, pool_of, serving_of, volume_not_declared
-from tuneyard.planning.remedies import clipped, with_remedy
+from tuneyard.planning.remedies import clipped, unnamed, with_remedy
 
 _WORK = frozenset(
     {
@@ -148,10 +148,7 @@ def _no_pod(state: RevisionState) -> Problem | None:
     if state.serving.replicas == 0:
         return Problem(Reason.NO_READY_ENDPOINT, f"pool {state.pool} has 0 replicas: raise serving.replicas")
     # Only the plan of the base sees the Deployment: progress begins with the reason (remedies.named) if it is stuck.
-    known = next((p.progress or "" for p in state.base.status.pools or [] if p.name == state.pool), "")
-    reason, _, words = known.partition(": ")
-    stuck = reason_of(reason)
-    return Problem(stuck, words) if stuck else None
+    return unnamed(next((p.progress or "" for p in state.base.status.pools or [] if p.name == state.pool), ""))
 
 
 def _going_on(state: RevisionState) -> Problem:
