@@ -32,6 +32,7 @@ _SAFE_PATTERN = re.compile(r"[\w.\\*+|^$\[\]-]{1,256}")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _EXAMPLES = 3
 _MOST_REPEATS = 3
+_MOST_SCALE = 1000.0
 
 
 class Violation(NamedTuple):
@@ -231,6 +232,15 @@ def alpha_zero(candidate: Candidate) -> str | None:
     return f"{_listed(zero)} is 0, so that the answers would be the base model's: set the alpha of the training"
 
 
+def scale_too_large(candidate: Candidate) -> str | None:
+    """Alpha over rank multiplies the weights: finite weights under a gigantic alpha become infinite in the engine."""
+    config = candidate.config
+    scale = max(abs(alpha) for alpha in (config.alpha, *config.alpha_pattern.values())) / config.rank
+    if scale <= _MOST_SCALE:
+        return None
+    return f"lora_alpha over rank is {scale:.3g}, more than {_MOST_SCALE:g}, which no training uses: correct lora_alpha"
+
+
 def unsupported_dtype(candidate: Candidate) -> str | None:
     """Engines cast whatever they get; integers become nonsense."""
     other = [f"{t.name} ({t.dtype})" for t in candidate.tensors if t.dtype not in DTYPES]
@@ -285,6 +295,7 @@ CHECKS: tuple[tuple[Reason, Callable[[Candidate], str | None]], ...] = (
     (Reason.UNSUPPORTED_ADAPTER, unsupported_adapter),
     (Reason.RANK_TOO_HIGH, rank_too_high),
     (Reason.ALPHA_ZERO, alpha_zero),
+    (Reason.INVALID_CONFIG, scale_too_large),
     (Reason.UNSUPPORTED_DTYPE, unsupported_dtype),
     (Reason.UNEXPECTED_TENSOR, unexpected_tensor),
     (Reason.SHAPE_MISMATCH, shape_mismatch),

@@ -67,6 +67,8 @@ def find_folder(volumes: Path, volume: str, path: str) -> Path:
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+    except RuntimeError as error:  # what Python 3.11 and 3.12 make of a loop of links
+        raise ArtifactError(Reason.ARTIFACT_UNREADABLE, f"{path} is a loop of links: copy the files there") from error
     if not real.is_relative_to(root.resolve()):
         raise ArtifactError(
             Reason.UNSAFE_PATH, f"{path} is a link out of volume {volume}: copy the files to the volume"

@@ -1,0 +1,201 @@
+"""From a plan's entry to files that an engine may read: find, copy, hash, check everything, then give it its name.
+
+Blocking; the agent calls it in a thread. Rules:
+- what is checked is the copy, which nobody else can write, not the volume, which others can;
+- the copy holds the two files that an engine needs and nothing else: no pickle ever lies where an engine looks;
+- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.names import engine_adapter_name
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violations
+from tuneyard.planning.agentstate import Prepared
+from tuneyard.planning.basefacts import BaseFacts, base_facts
+from tuneyard.systems.artifacts.folder import (
+    ArtifactError,
+    FolderDigest,
+    copy_checked,
+    find_folder,
+    list_files,
+    opened,
+)
+from tuneyard.systems.artifacts.safetensors import check_finite, read_header
+
+_log = logging.getLogger(__name__)
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_MOST_CONFIG = 1 << 20
+_MOST_WEIGHTS = 16 << 30
+_MOST_FILES = 1000
+_BASE_HEADER = 64 << 20
+
+
+class FetchError(Exception):
+    """An adapter cannot be used; with the reason, and the digest where its bytes were read."""
+
+    def __init__(self, reason: Reason, message: str, digest: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.digest = digest
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where adapters come from, where they go, and what they must fit."""
+
+    volumes: Path
+    adapters: Path
+    base: BaseFacts
+    max_rank: int
+
+    def fetch(self, planned: PlannedAdapter) -> Prepared:
+        """Make an adapter's files ready for the engine; raises FetchError."""
+        digest: str | None = None
+        scratch = self.adapters / f".{planned.name}"
+        prepared: list[Prepared] = []
+
+        def check(copy: Path, found: FolderDigest) -> None:
+            nonlocal digest
+            digest = found.digest
+            if planned.digest not in (None, digest):
+                raise ArtifactError(
+                    Reason.DIGEST_MISMATCH,
+                    f"the files' digest is {digest}, pinned is {planned.digest}: restore the files, or create a new "
+                    "LoRAAdapter for the new ones",
+                )
+            prepared.append(self._checked(planned, copy, found))
+
+        try:
+            folder = _find(self.volumes, planned)
+            self._look_over(folder)
+            copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
+            self._name(scratch, self.adapters / prepared[0].engine_name)
+        except ArtifactError as error:
+            raise FetchError(error.reason, str(error), digest) from error
+        except OSError as error:
+            text = f"the adapter cannot be copied into the pod: {error.strerror or error}"
+            raise FetchError(Reason.ARTIFACT_UNREADABLE, text, digest) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return prepared[0]
+
+    def remove(self, engine_name: str) -> None:
+        """Delete an adapter's folder; it is fine if it is not there."""
+        target = self.adapters / engine_name
+        doomed = self.adapters / f".{engine_name}.gone"
+        if target.is_dir():
+            target.rename(doomed)  # at once, so that a half-deleted folder is never taken for an adapter
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def clean(self) -> frozenset[str]:
+        """Delete what an interrupted fetch left behind; returns the engine names that have a folder."""
+        self.adapters.mkdir(parents=True, exist_ok=True)
+        found = set()
+        for entry in self.adapters.iterdir():
+            if entry.name.startswith("."):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.is_dir():
+                found.add(entry.name)
+        return frozenset(found)
+
+    def path(self, engine_name: str) -> str:
+        """The folder as the engine sees it."""
+        return str(self.adapters / engine_name)
+
+    def _look_over(self, folder: Path) -> None:
+        """What can be said without reading everything, so that a wrong path does not cost minutes."""
+        names = list_files(folder, _MOST_FILES)
+        if CONFIG not in names:
+            raise ArtifactError(
+                Reason.FILES_MISSING, f"{CONFIG} is missing: name the folder that PEFT's save_pretrained wrote"
+            )
+        if WEIGHTS not in names:
+            pickles = [name for name in names if name.endswith(_PICKLES)]
+            if pickles:
+                raise ArtifactError(
+                    Reason.NOT_SAFETENSORS,
+                    f"{pickles[0]} is a pickle, which can run code when it is read: save the adapter with "
+                    f"safe_serialization=True as {WEIGHTS}",
+                )
+            raise ArtifactError(Reason.FILES_MISSING, f"{WEIGHTS} is missing: copy the whole adapter")
+        for name, most in ((CONFIG, _MOST_CONFIG), (WEIGHTS, _MOST_WEIGHTS)):
+            with opened(folder, name) as file:
+                if file.seek(0, 2) > most:
+                    raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
+        read_header(folder, WEIGHTS)
+
+    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest) -> Prepared:
+        """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
+        config = _json(copy, CONFIG)
+        entries = read_header(copy, WEIGHTS)
+        wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
+        if wrong:
+            raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
+        check_finite(copy, WEIGHTS, entries)
+        settings = read_config(config)
+        return Prepared(
+            source=planned.source,
+            digest=found.digest,
+            engine_name=engine_adapter_name(planned.name, found.digest),
+            rank=max([settings.rank, *settings.rank_pattern.values()]),
+            target_modules=settings.target_modules[:64],
+            size_bytes=found.size_bytes,
+        )
+
+    def _name(self, scratch: Path, target: Path) -> None:
+        if target.exists():
+            _log.info("%s lies in the pod already", target.name)  # an agent that was killed had got this far
+            return
+        scratch.rename(target)
+
+
+def read_base(folder: Path) -> BaseFacts:
+    """The facts of the base in `folder`, from its config.json and the headers of its weights; raises ArtifactError."""
+    return base_facts(base_config(folder), _tensors(folder))
+
+
+def base_config(folder: Path) -> dict[str, Any]:
+    """config.json of a base; raises ArtifactError."""
+    config = _json(folder, "config.json")
+    if not isinstance(config, dict):
+        raise ArtifactError(Reason.INVALID_CONFIG, "config.json is not a JSON object: copy the model again")
+    return config
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        for entry in read_header(folder, path.name, _BASE_HEADER):
+            yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
+
+
+def _find(volumes: Path, planned: PlannedAdapter) -> Path:
+    volume = planned.source.volume
+    if volume is None:
+        raise ArtifactError(
+            Reason.INVALID_SPEC, "the source is of a kind that this version's agents do not know: use source.volume"
+        )
+    return find_folder(volumes, volume.name, volume.path)
+
+
+def _json(folder: Path, name: str) -> object:
+    """The JSON of a small file; raises ArtifactError (InvalidConfig)."""
+    with opened(folder, name) as file:
+        raw = file.read(_MOST_CONFIG + 1)
+    try:
+        if len(raw) > _MOST_CONFIG:
+            raise ValueError("it is too large")
+        found: object = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
+    return found

@@ -1,0 +1,74 @@
+"""What an agent is told by its environment (the pod template writes it) and where things lie in its pod.
+
+The engine's key is read here and kept out of every text: its field is left out of the representation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneyard.api import names
+
+
+class SettingsError(Exception):
+    """A variable is missing or cannot be read; the text names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One agent's settings; the folders and addresses differ only in tests."""
+
+    pod: str
+    namespace: str
+    uid: str
+    address: str
+    """host:port of the pod's front, as gateways reach it."""
+    pool: str
+    base_model: str
+    base_path: Path
+    max_rank: int
+    max_cpu_loras: int
+    drain_timeout: float
+    engine_key: str = field(repr=False)
+    engine_url: str = f"http://127.0.0.1:{names.ENGINE_PORT}"
+    port: int = names.AGENT_PORT
+    volumes: Path = Path("/artifacts")
+    adapters: Path = Path("/adapters")
+    run: Path = Path("/run/tuneyard")
+    front_admin: Path = Path("/run/tuneyard/front-admin.sock")
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """The settings that the environment gives; raises SettingsError."""
+
+    def text(name: str) -> str:
+        value = environment.get(name, "")
+        if not value:
+            raise SettingsError(f"{name} is not set: the pod template sets it")
+        return value
+
+    def number(name: str) -> int:
+        try:
+            return int(text(name))
+        except ValueError as error:
+            raise SettingsError(f"{name} is not a whole number") from error
+
+    return Settings(
+        pod=text("POD_NAME"),
+        namespace=text("POD_NAMESPACE"),
+        uid=text("POD_UID"),
+        address=_address(text("POD_IP")),
+        pool=text("TUNEYARD_POOL"),
+        base_model=text("TUNEYARD_BASE_MODEL"),
+        base_path=Path(text("TUNEYARD_BASE_PATH")),
+        max_rank=number("TUNEYARD_MAX_RANK"),
+        max_cpu_loras=number("TUNEYARD_MAX_CPU_LORAS"),
+        drain_timeout=float(number("TUNEYARD_DRAIN_TIMEOUT")),
+        engine_key=text("TUNEYARD_ENGINE_KEY"),
+    )
+
+
+def _address(ip: str) -> str:
+    return f"[{ip}]:{names.FRONT_PORT}" if ":" in ip else f"{ip}:{names.FRONT_PORT}"

@@ -1,0 +1,226 @@
+"""Every violated fact of an adapter is found, named and told with a remedy; what is right passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.adapterchecks import Tensor, violations
+from tuneyard.planning.basefacts import Shape, Tail, attention_heads, base_facts, tail_of
+
+BASE_CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+}
+SHAPES = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64)}
+BASE_TENSORS = [
+    ("model.embed_tokens.weight", "BF16", (1000, 64)),
+    ("model.norm.weight", "BF16", (64,)),
+    *(
+        (f"model.layers.{layer}.self_attn.{module}.weight", "BF16", shape)
+        for layer in range(2)
+        for module, shape in SHAPES.items()
+    ),
+    *((f"model.layers.{layer}.mlp.down_proj.weight", "BF16", (64, 128)) for layer in range(2)),
+    *((f"model.layers.{layer}.input_layernorm.weight", "BF16", (64,)) for layer in range(2)),
+]
+BASE = base_facts(BASE_CONFIG, BASE_TENSORS)
+CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+
+
+def pair(module: str, outputs: int, inputs: int, rank: int = 8, *, dtype: str = "BF16", layer: int = 0) -> list[Tensor]:
+    prefix = f"base_model.model.model.layers.{layer}.{module}"
+    return [
+        Tensor(f"{prefix}.lora_A.weight", dtype, (rank, inputs)),
+        Tensor(f"{prefix}.lora_B.weight", dtype, (outputs, rank)),
+    ]
+
+
+def good(rank: int = 8, dtype: str = "BF16") -> list[Tensor]:
+    return [
+        *(t for layer in (0, 1) for t in pair("self_attn.q_proj", 64, 64, rank, dtype=dtype, layer=layer)),
+        *(t for layer in (0, 1) for t in pair("self_attn.v_proj", 32, 64, rank, dtype=dtype, layer=layer)),
+    ]
+
+
+def found(config: object = None, tensors: list[Tensor] | None = None, max_rank: int = 16) -> list[Reason]:
+    told = violations(CONFIG if config is None else config, good() if tensors is None else tensors, BASE, max_rank)
+    for _, message in told:
+        assert len(message) > 30, "a message says what to do"
+    return [reason for reason, _ in told]
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_good_adapter_passes(dtype: str) -> None:
+    assert found(tensors=good(dtype=dtype)) == []
+
+
+def with_(**config: Any) -> dict[str, Any]:
+    return {**CONFIG, **config}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_(use_rslora=True),
+        with_(bias="none", use_dora=False, modules_to_save=None, rank_pattern={}, alpha_pattern=None),
+        with_(target_modules=".*_proj"),
+        with_(target_modules=["self_attn.q_proj", "model.layers.0.self_attn.v_proj"]),
+        with_(init_lora_weights="gaussian"),
+        with_(lora_alpha=-3.5),
+        with_(peft_type="lora"),
+    ],
+)
+def test_settings_that_engines_know_pass(config: Any) -> None:
+    assert found(config) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ([], Reason.INVALID_CONFIG),
+        ("text", Reason.INVALID_CONFIG),
+        ({}, Reason.INVALID_CONFIG),
+        ({k: v for k, v in CONFIG.items() if k != "r"}, Reason.INVALID_CONFIG),
+        ({k: v for k, v in CONFIG.items() if k != "lora_alpha"}, Reason.INVALID_CONFIG),
+        ({k: v for k, v in CONFIG.items() if k != "peft_type"}, Reason.INVALID_CONFIG),
+        (with_(r=True), Reason.INVALID_CONFIG),
+        (with_(r=0), Reason.INVALID_CONFIG),
+        (with_(r="8"), Reason.INVALID_CONFIG),
+        (with_(lora_alpha=float("nan")), Reason.INVALID_CONFIG),
+        (with_(lora_alpha=float("inf")), Reason.INVALID_CONFIG),
+        (with_(lora_alpha=1e30), Reason.INVALID_CONFIG),
+        (with_(target_modules=[]), Reason.INVALID_CONFIG),
+        (with_(target_modules=[1]), Reason.INVALID_CONFIG),
+        (with_(target_modules=["q_proj", "v_proj", "foo_proj"]), Reason.INVALID_CONFIG),
+        (with_(target_modules=["q_proj", "v_proj", "proj"]), Reason.INVALID_CONFIG),
+        (with_(rank_pattern={"(a+)+$": 8}), Reason.INVALID_CONFIG),
+        (with_(rank_pattern={"[": 8}), Reason.INVALID_CONFIG),
+        (with_(rank_pattern={"q_proj": -1}), Reason.INVALID_CONFIG),
+        (with_(rank_pattern=[1]), Reason.INVALID_CONFIG),
+        (with_(alpha_pattern={"q_proj": "x"}), Reason.INVALID_CONFIG),
+        (with_(peft_type="IA3"), Reason.UNSUPPORTED_ADAPTER),
+        (with_(use_dora=True), Reason.UNSUPPORTED_ADAPTER),
+        (with_(bias="all"), Reason.UNSUPPORTED_ADAPTER),
+        (with_(lora_bias=True), Reason.UNSUPPORTED_ADAPTER),
+        (with_(modules_to_save=["lm_head"]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(init_lora_weights="pissa"), Reason.UNSUPPORTED_ADAPTER),
+        (with_(layer_replication=[[0, 1]]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(lora_alpha=0), Reason.ALPHA_ZERO),
+        (with_(alpha_pattern={"q_proj": 0}), Reason.ALPHA_ZERO),
+        (with_(r=4), Reason.SHAPE_MISMATCH),
+        (with_(rank_pattern={"q_proj": 4}), Reason.SHAPE_MISMATCH),
+    ],
+)
+def test_a_wrong_config_is_named(config: Any, reason: Any) -> None:
+    assert found(config) == [reason]
+
+
+def test_the_rank_may_not_exceed_the_pools() -> None:
+    assert found(with_(r=32), good(rank=32)) == [Reason.RANK_TOO_HIGH]
+    assert found(with_(r=32), good(rank=32), max_rank=32) == []
+    tensors = [*pair("self_attn.q_proj", 64, 64, 24), *pair("self_attn.v_proj", 32, 64)]
+    assert found(with_(rank_pattern={"q_proj": 24}), tensors) == [Reason.RANK_TOO_HIGH]
+    assert found(with_(rank_pattern={"q_proj": 24}), tensors, max_rank=64) == []
+    assert found(with_(rank_pattern={r".*\.q_proj": 24}), tensors, max_rank=64) == []
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ([], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), *pair("self_attn.q_proj", 64, 64, layer=2)], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), *pair("self_attn.q_proj", 64, 64, layer=99)], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), *pair("self_attn.foo_proj", 64, 64)], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), *pair("input_layernorm", 64, 64)], [Reason.UNEXPECTED_TENSOR]),
+        (good()[:-1], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), Tensor("base_model.model.lm_head.lora_A.weight", "BF16", (8, 64))], [Reason.UNEXPECTED_TENSOR]),
+        ([*good(), Tensor("base_model.model.lm_head.weight", "BF16", (8, 64))], [Reason.UNEXPECTED_TENSOR]),
+        (
+            [*good(), Tensor("base_model.model.model.embed_tokens.lora_embedding_A", "BF16", (8, 1000))],
+            [Reason.UNEXPECTED_TENSOR],
+        ),
+        (
+            [
+                *good(),
+                *(
+                    t._replace(name=t.name.replace("model.layers", "vision_tower.layers"))
+                    for t in pair("self_attn.q_proj", 64, 64)
+                ),
+            ],
+            [Reason.UNEXPECTED_TENSOR],
+        ),
+        ([t._replace(dtype="I8") for t in good()], [Reason.UNSUPPORTED_DTYPE]),
+        ([*good()[:-1], good()[-1]._replace(dtype="F64")], [Reason.UNSUPPORTED_DTYPE]),
+        ([*pair("self_attn.q_proj", 64, 128), *pair("self_attn.v_proj", 32, 64)], [Reason.SHAPE_MISMATCH]),
+        ([*pair("self_attn.q_proj", 64, 64), *pair("self_attn.v_proj", 64, 64)], [Reason.SHAPE_MISMATCH]),
+        ([*good()[:-1], good()[-1]._replace(shape=(32, 8, 1))], [Reason.SHAPE_MISMATCH]),
+        ([*good()[:-1], good()[-1]._replace(shape=(32,))], [Reason.SHAPE_MISMATCH]),
+        ([*good()[:-1], good()[-1]._replace(shape=(8, 32))], [Reason.SHAPE_MISMATCH]),
+    ],
+)
+def test_wrong_tensors_are_named(tensors: Any, reason: Any) -> None:
+    assert found(tensors=tensors) == reason
+
+
+def test_names_without_peft_s_prefix_are_refused() -> None:
+    bare = [t._replace(name=t.name.removeprefix("base_model.model.")) for t in good()]
+    assert found(tensors=bare) == [Reason.UNEXPECTED_TENSOR]
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    told = found(with_(r=64, lora_alpha=0, use_dora=True), [*good(dtype="I8"), *pair("self_attn.foo_proj", 1, 1)])
+    assert told == [
+        Reason.UNSUPPORTED_ADAPTER,
+        Reason.RANK_TOO_HIGH,
+        Reason.ALPHA_ZERO,
+        Reason.UNSUPPORTED_DTYPE,
+        Reason.UNEXPECTED_TENSOR,
+        Reason.SHAPE_MISMATCH,
+    ]
+
+
+def test_long_lists_are_cut() -> None:
+    names = violations(CONFIG, [Tensor(f"t{i}", "BF16", (1,)) for i in range(1000)], BASE, 16)
+    assert len(names[0].message) < 600
+    assert "997 more" in names[0].message
+
+
+def test_shapes_of_packed_bases_come_from_the_config() -> None:
+    packed = [(n.replace(".weight", ".qweight"), "I32", (8, 64)) for n, _, s in BASE_TENSORS if len(s) == 2]
+    facts = base_facts(BASE_CONFIG, packed)
+    assert facts.shape_of("model.layers.1.self_attn.v_proj") == Shape(32, 64)
+    unknown = base_facts({**BASE_CONFIG, "model_type": "something_new"}, packed)
+    assert unknown.has("model.layers.1.self_attn.v_proj")
+    assert unknown.shape_of("model.layers.1.self_attn.v_proj") is None
+    assert violations(CONFIG, good(), unknown, 16) == []
+    wrong = [*pair("self_attn.q_proj", 64, 64, rank=4), *pair("self_attn.v_proj", 32, 64)]
+    assert [v.reason for v in violations(CONFIG, wrong, unknown, 16)] == [Reason.SHAPE_MISMATCH]
+
+
+def test_one_module_is_known_by_all_its_prefixes() -> None:
+    nested = {"text_config": BASE_CONFIG, "vision_config": {"num_attention_heads": 3}}
+    tensors = [
+        ("language_model.model.layers.0.self_attn.q_proj.weight", "BF16", (64, 64)),
+        ("vision_tower.encoder.layers.0.self_attn.q_proj.weight", "BF16", (7, 7)),
+    ]
+    facts = base_facts(nested, tensors)
+    assert facts.layers == 2
+    assert facts.shape_of("model.language_model.layers.0.self_attn.q_proj") == Shape(64, 64)
+    assert not facts.has("vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert attention_heads(nested) == 4
+    assert attention_heads({"n_head": 12}) == 12
+    assert attention_heads({"num_attention_heads": "12"}) is None
+
+
+def test_tails() -> None:
+    assert tail_of("model.layers.10.mlp.experts.3.down_proj") == Tail(10, "mlp.experts.3.down_proj")
+    assert tail_of("transformer.h.0.attn.c_attn") == Tail(0, "attn.c_attn")
+    assert tail_of("lm_head") is None
+    assert tail_of("visual.blocks.0.attn.qkv") is None
