@@ -57,6 +57,14 @@ def packed(type_url: str, document: Json, needs: frozenset[str] = frozenset()) -
     return Resource(hashlib.sha256(body.value).hexdigest()[:16], body, needs)
 
 
+def _make_way(socket: Path) -> None:
+    socket.unlink(missing_ok=True)
+
+
+def _protect(socket: Path) -> None:
+    socket.chmod(0o600)
+
+
 class AdsServer:
     """Resources by model, and the Envoys that follow them."""
 
@@ -158,12 +166,12 @@ class AdsServer:
 
     async def start(self, socket: Path) -> None:
         """Listen; a socket that an earlier process left is replaced."""
-        socket.unlink(missing_ok=True)
+        _make_way(socket)
         self._server = grpc.aio.server(options=_UNLIMITED)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(_Servicer(self.serve), self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()
-        socket.chmod(0o600)
+        _protect(socket)
 
     async def stop(self) -> None:
         """End the streams; Envoy keeps what it has."""

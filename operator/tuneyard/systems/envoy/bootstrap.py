@@ -162,7 +162,7 @@ LOG_FORMAT: Json = {
     "request_id": "%REQ(x-request-id)%",
     "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
     "method": "%REQ(:method)%",
-    "path": "%PATH(NQ:ORIG)%",
+    "path": "%PATH(NQ:PATH)%",
     "model": f"%REQ({names.MODEL_HEADER})%",
     "deployment": "%CLUSTER_METADATA(tuneyard:deployment)%",
     "revision": "%RESP(x-revision)%",

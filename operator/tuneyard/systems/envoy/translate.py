@@ -218,12 +218,8 @@ def _route_configuration(name: str, routes: list[Json]) -> Json:
     return {
         "name": name,
         "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
-        "request_headers_to_remove": [
-            names.MODEL_HEADER,
-            names.REVISION_HEADER,
-            GATE_HEADER,
-            *_CLIENT_CREDENTIALS,
-        ],
+        # x-model stays: the access log reads it
+        "request_headers_to_remove": [names.REVISION_HEADER, GATE_HEADER, *_CLIENT_CREDENTIALS],
         "response_headers_to_remove": [RETRY_HEADER, DRAINING_HEADER],
     }
 

@@ -1,0 +1,282 @@
+"""The real Envoy, for tests and benchmarks: where it is, what it says of a configuration, and one that runs.
+
+`envoy_binary()` is $ENVOY_BINARY, else that of the locked environment `envoy` (built once, seconds).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+# gRPC's handlers around fork() are for programs that use it on both sides; here the child is Envoy at once
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+import aiohttp
+
+from cluster import pythons
+from tuneyard.planning.endpoints import Endpoint
+from tuneyard.planning.routes import ModelRoutes, RevisionRoute
+from tuneyard.systems.envoy.ads import AdsServer
+from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.envoy.documents import Json
+from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE = 30.0
+
+
+@cache
+def envoy_binary() -> Path:
+    """Path of the `envoy` program."""
+    given = os.environ.get("ENVOY_BINARY")
+    if given:
+        return Path(given)
+    return pythons.site_packages(pythons.venv("envoy")) / "envoy" / "_bin" / "envoy"
+
+
+def validation_errors(document: Json) -> str:
+    """What `envoy --mode validate` objects to, empty where it accepts the configuration."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(document, file)
+        file.flush()
+        command = [str(envoy_binary()), "--mode", "validate", "-l", "error", "-c", file.name]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    return "" if ended.returncode == 0 else ended.stdout + ended.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def eventually(condition: Callable[[], bool], what: str, within: float = _PATIENCE) -> None:
+    """Until the condition holds; looks every few milliseconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    while not condition():
+        assert loop.time() < deadline, f"not within {within} s: {what}"
+        await asyncio.sleep(0.003)
+
+
+class Envoy:
+    """One running Envoy."""
+
+    def __init__(self, config: Json, folder: Path, name: str = "envoy", *, concurrency: int = 1) -> None:
+        """`config` must have its admin interface on a Unix socket."""
+        self._admin = config["admin"]["address"]["pipe"]["path"]
+        self._concurrency = concurrency
+        self._config = folder / f"{name}.json"
+        self._config.write_text(json.dumps(config))
+        self.log, self.access_log = folder / f"{name}.log", folder / f"{name}.access.jsonl"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as errors, self.access_log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(str(envoy_binary()), "-c", str(self._config), "-l", "warning", "--use-dynamic-base-id"),
+                    *("--concurrency", str(self._concurrency), "--file-flush-interval-msec", "50"),
+                    *("--drain-time-s", "2"),
+                ],
+                stdout=output,
+                stderr=errors,
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def stop(self, how: int = signal.SIGKILL) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait()
+            self._process = None
+
+    async def admin(self, path: str, method: str = "GET") -> str:
+        """An answer of the admin interface."""
+        connector = aiohttp.UnixConnector(self._admin)
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.request(method, f"http://admin{path}") as response,
+        ):
+            return await response.text()
+
+    async def stat(self, name: str) -> int:
+        """The value of one counter or gauge, 0 where it does not exist yet."""
+        lines = (await self.admin(f"/stats?filter=^{name}$")).splitlines()
+        return int(lines[0].rsplit(" ", 1)[1]) if lines else 0
+
+    async def ready(self) -> None:
+        """Until it takes requests."""
+        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            assert self._process is not None and self._process.poll() is None, self.log.read_text()[-2000:]
+            assert asyncio.get_running_loop().time() < deadline, self.log.read_text()[-2000:]
+            try:
+                if "LIVE" in await self.admin("/ready"):
+                    return
+            except (aiohttp.ClientError, OSError):
+                pass
+            await asyncio.sleep(0.02)
+
+    async def logged(self, count: int) -> list[dict[str, Any]]:
+        """The lines of the access log, once there are that many."""
+        await eventually(lambda: self.access_log.read_bytes().count(b"\n") >= count, f"{count} lines of access log")
+        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+
+def revision(
+    name: str, weight: int, pods: Iterable[str] = (), *, engine: str | None = None, pool: str = "base"
+) -> RevisionRoute:
+    """A revision whose pods are at these addresses."""
+    endpoints = tuple(Endpoint(address, f"pod-{number}") for number, address in enumerate(pods))
+    return RevisionRoute(name, pool, engine or f"engine-{name}", weight, endpoints)
+
+
+def model(name: str, *revisions: RevisionRoute, unserved: int = 0, header: bool = False) -> ModelRoutes:
+    """A model of namespace `default`, its ModelDeployment named `md` and the model's name."""
+    return ModelRoutes(
+        model=name,
+        namespace="default",
+        deployment=f"md-{name}".replace("/", "-"),
+        uid=f"uid-{name}",
+        generation=1,
+        created=1_700_000_000,
+        revisions=revisions,
+        unserved=unserved,
+        allow_revision_header=header,
+    )
+
+
+def engine_key(namespace: str, pool: str) -> str:
+    """The key that the rig's gateway uses."""
+    return f"key-of-{namespace}-{pool}"
+
+
+class Rig:
+    """An ADS server in this process and the real Envoy that follows it."""
+
+    def __init__(
+        self, folder: Path, *, scripts: Mapping[str, str] | None = None, concurrency: int = 1, ads: Path | None = None
+    ) -> None:
+        """`ads`: the socket of an ADS server of another process, then this one runs none."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.ads = AdsServer()
+        self.folder = folder
+        self._own_ads = ads is None
+        self._socket = ads or folder / "ads.sock"
+        config = bootstrap(
+            "gateway-test",
+            ads_socket=str(self._socket),
+            port=self.port,
+            admin_socket=str(folder / "envoy-admin.sock"),
+            listen="127.0.0.1",
+            scripts=scripts,
+        )
+        self.envoy = Envoy(config, folder, concurrency=concurrency)
+        self._models: dict[str, ModelRoutes] = {}
+        self.session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> Self:
+        if self._own_ads:
+            await self.ads.start(self._socket)
+        self.envoy.start()
+        self.session = aiohttp.ClientSession(
+            base_url=self.url,
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=60),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.session.close()
+        self.envoy.stop()
+        await self.ads.stop()
+
+    async def serve(self, *models: ModelRoutes) -> None:
+        """Serve these models, besides those that are served already, and wait until Envoy works with them."""
+        self.put(*models)
+        await eventually(lambda: self.ads.complete, f"Envoy works with {[m.model for m in models]}")
+        await self.envoy.ready()
+
+    def put(self, *models: ModelRoutes) -> None:
+        """The same without waiting."""
+        added = {m.model for m in models} - self._models.keys()
+        for one in models:
+            self._models[one.model] = one
+            self.ads.put(one.model, model_resources(one, engine_key))
+        if added or not models:
+            self.ads.put(LIST, list_resources(self._models.values()))
+        self.ads.publish()
+
+    def drop(self, name: str) -> None:
+        del self._models[name]
+        self.ads.drop(name)
+        self.ads.put(LIST, list_resources(self._models.values()))
+        self.ads.publish()
+
+    async def post(
+        self,
+        body: bytes | dict[str, Any],
+        *,
+        path: str = "/v1/chat/completions",
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent = {"content-type": "application/json", **(headers or {})}
+        async with self.session.post(path, data=data, headers=sent) as response:
+            return response.status, response.headers, await response.read()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of the answer."""
+        async with self.session.get(path) as response:
+            return response.status, json.loads(await response.read())
+
+
+class Front:
+    """The real front of a model pod before an engine on loopback."""
+
+    def __init__(self, folder: Path, engine_port: int, name: str = "front") -> None:
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        config = front_config(
+            listen="127.0.0.1",
+            port=self.port,
+            engine_port=engine_port,
+            admin_socket=str(folder / f"{name}-admin.sock"),
+        )
+        self.envoy = Envoy(config, folder, name)
+
+    async def __aenter__(self) -> Self:
+        self.envoy.start()
+        await self.envoy.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.envoy.stop()
