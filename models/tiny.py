@@ -1,14 +1,22 @@
-"""A random llama of two layers and two heads with a byte tokenizer, and two adapters of its own.
+"""A random llama of two layers and two heads with a byte tokenizer, and adapters that can be told apart.
 
-It says nothing sensible and costs nothing: 0.3 MB that starts in any engine. Two attention heads, so that it
-can be split over two devices (SmolLM2's nine cannot), of 32 dimensions each, because vLLM's CPU attention
-fails on smaller ones. The adapters are random too and loud enough to change the most likely token, so that
-an answer tells which adapter made it.
+It knows nothing and costs nothing: 0.2 MB that starts in any engine. Two attention heads, so that it can be
+split over two devices (SmolLM2's nine cannot), of 32 dimensions each, because vLLM's CPU attention fails on
+smaller ones.
+
+What it says can be predicted, so that tests can tell who has answered:
+- only letters have rows in the output layer that are not zero, so greedy answers consist of letters, never
+  end by themselves, and have exactly max_tokens letters. The base's are a jumble that depends on the prompt;
+- an adapter made for a letter repeats that letter. Dimension 0 of every embedding is a constant; the
+  adapter's v projection in the last layer turns it into the vector that the o projection maps onto the
+  letter's row of the output layer.
 
 Values come from numpy's RandomState, whose streams are frozen: the same bytes on every machine.
 """
 
 import json
+import string
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +26,11 @@ from models.artifact import cached, key_of, sources
 from models.tensors import Float32, bfloat16, write_safetensors
 
 NAME = "tiny-llama"
-ADAPTERS = ("adapter-a", "adapter-b")
+ADAPTERS = {"adapter-a": "a", "adapter-b": "b"}
+"""Folder -> the letter that it repeats."""
+LETTERS = string.ascii_letters
 HIDDEN, HEADS, INTERMEDIATE, LAYERS, RANK = 64, 2, 128, 2, 8
+_CONSTANT, _LOUDNESS = 0, 5.0
 _SPECIAL = ("<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
 _TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
 
@@ -32,19 +43,16 @@ def build_tiny() -> Path:
 def _build(folder: Path) -> None:
     (folder / "base").mkdir()
     write_base(folder / "base")
-    for seed, name in enumerate(ADAPTERS, start=1):
+    for name, letter in ADAPTERS.items():
         (folder / name).mkdir()
-        write_adapter(folder / name, seed)
+        write_adapter(folder / name, letter)
 
 
 def write_base(folder: Path) -> None:
     """Write the base model: weights, config, tokenizer, chat template."""
-    vocab = {symbol: i for i, symbol in enumerate((*_byte_symbols(), *_SPECIAL))}
-    random = np.random.RandomState(0)
-    write_safetensors(
-        folder / "model.safetensors",
-        {name: bfloat16(_weights(random, name, shape)) for name, shape in _shapes(len(vocab)).items()},
-    )
+    vocab = _vocabulary()
+    tensors = {name: bfloat16(values) for name, values in _base_weights().items()}
+    write_safetensors(folder / "model.safetensors", tensors)
     ids = {"bos_token_id": vocab["<s>"], "eos_token_id": vocab["</s>"]}
     _write_json(folder / "generation_config.json", ids)
     _write_json(folder / "config.json", {**_config(len(vocab)), **ids})
@@ -61,15 +69,19 @@ def write_base(folder: Path) -> None:
     )
 
 
-def write_adapter(folder: Path, seed: int) -> None:
-    """Write a rank-8 LoRA on the q and v projections of both layers; other seeds, other answers."""
-    random = np.random.RandomState(seed)
+def write_adapter(folder: Path, letter: str) -> None:
+    """Write a rank-8 LoRA on the q and v projections of both layers that repeats `letter` (one of LETTERS)."""
+    random = np.random.RandomState(ord(letter))
     tensors = {}
     for layer in range(LAYERS):
         for module in ("q_proj", "v_proj"):
+            half_a, half_b = _normal(random, (RANK, HIDDEN), 0.02), _normal(random, (HIDDEN, RANK), 0.02)
+            if (layer, module) == (LAYERS - 1, "v_proj"):
+                half_a[0, _CONSTANT] = 1.0
+                half_b[:, 0] = _towards(letter)
             prefix = f"base_model.model.model.layers.{layer}.self_attn.{module}"
-            tensors[f"{prefix}.lora_A.weight"] = bfloat16(_normal(random, (RANK, HIDDEN), 0.5))
-            tensors[f"{prefix}.lora_B.weight"] = bfloat16(_normal(random, (HIDDEN, RANK), 0.5))
+            tensors[f"{prefix}.lora_A.weight"] = bfloat16(half_a)
+            tensors[f"{prefix}.lora_B.weight"] = bfloat16(half_b)
     write_safetensors(folder / "adapter_model.safetensors", tensors)
     _write_json(
         folder / "adapter_config.json",
@@ -84,6 +96,23 @@ def write_adapter(folder: Path, seed: int) -> None:
             "task_type": "CAUSAL_LM",
         },
     )
+
+
+def _towards(letter: str) -> Float32:
+    """Return the attention value that the last o projection maps towards the letter's output row.
+
+    Summed in float64, so that no machine's order of summation shows after rounding to bfloat16.
+    """
+    weights = _base_weights()
+    row = weights["lm_head.weight"][_vocabulary()[letter]].astype(np.float64)
+    projection = weights[f"model.layers.{LAYERS - 1}.self_attn.o_proj.weight"]
+    value = (projection * row[:, None]).sum(axis=0)
+    scaled: Float32 = (value * _LOUDNESS / np.sqrt((value * value).sum())).astype(np.float32)
+    return scaled
+
+
+def _vocabulary() -> dict[str, int]:
+    return {symbol: i for i, symbol in enumerate((*_byte_symbols(), *_SPECIAL))}
 
 
 def _byte_symbols() -> list[str]:
@@ -108,10 +137,21 @@ def _shapes(vocab: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _weights(random: np.random.RandomState, name: str, shape: tuple[int, ...]) -> Float32:
-    if name.endswith("norm.weight"):
-        return np.ones(shape, np.float32)
-    return _normal(random, shape, 0.1)
+@cache
+def _base_weights() -> dict[str, Float32]:
+    random = np.random.RandomState(0)
+    vocab = _vocabulary()
+    weights = {}
+    for name, shape in _shapes(len(vocab)).items():
+        plain = name.endswith("norm.weight")
+        weights[name] = np.ones(shape, np.float32) if plain else _normal(random, shape, 0.1)
+    weights["model.embed_tokens.weight"] *= 5
+    weights["model.embed_tokens.weight"][:, _CONSTANT] = 2.0
+    head = weights["lm_head.weight"]
+    head *= 10
+    head[:, _CONSTANT] = 0.0
+    head[[i for symbol, i in vocab.items() if symbol not in LETTERS]] = 0.0
+    return weights
 
 
 def _normal(random: np.random.RandomState, shape: tuple[int, ...], scale: float) -> Float32:
