@@ -114,7 +114,7 @@ def uv() -> str:
 
 def environment_key(lock: Lock) -> str:
     """What the content of an environment depends on besides its lock is in the key too."""
-    return key_over("environment 2", lock.text, sys.version, Path(cudaless.__file__).read_text(), _UNCOMPILED)
+    return key_over("environment 2", lock.text, sys.version, Path(cudaless.__file__).read_text(), compiling_key())
 
 
 def venv(name: str, progress: Progress | None = None) -> Path:
@@ -142,9 +142,27 @@ def venv(name: str, progress: Progress | None = None) -> Path:
 def complete_site(site: Path, python: list[str], inside: str | None = None) -> None:
     """Add what wheels leave out: stand-ins for CUDA, and byte code made by `python`, to which `site` is `inside`."""
     cudaless.complete(site)
-    compiling = ["-m", "compileall", "-q", "-j", str(os.cpu_count() or 1), "--invalidation-mode", "unchecked-hash"]
+    compile_site(site, python, inside)
+
+
+def compile_site(site: Path, python: list[str], inside: str | None = None) -> None:
+    """Byte code for what will be imported, the same bytes for the same sources."""
+    folder = inside or str(site)
+    options = ["-q", "-j", str(os.cpu_count() or 1), "--invalidation-mode", "unchecked-hash", "-x", _UNCOMPILED]
+    # Python puts the true path back when it imports; without -s and -p the bytes would hold this build's folder.
+    place = ["-s", folder, "-p", "/packages"]
     # Some wheels carry files that this Python cannot compile (templates, other versions): not ours to judge.
-    subprocess.run([*python, *compiling, "-x", _UNCOMPILED, inside or str(site)], check=False, capture_output=True)
+    subprocess.run(
+        [*python, "-m", "compileall", *options, *place, folder],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        check=False,
+        capture_output=True,
+    )
+
+
+def compiling_key() -> str:
+    """Changes when byte code is made in another way."""
+    return key_over("byte code 1", _UNCOMPILED)
 
 
 def site_packages(python: Path) -> Path:
