@@ -81,7 +81,8 @@ class Informer:
     """Follows the objects at `path`, for example "/apis/tuneyard.dev/v1alpha1/modeldeployments".
 
     `path` may hold `/namespaces/<name>`; without it all namespaces are followed. `metadata_only` asks the API server
-    for apiVersion, kind and metadata alone (no Secret data ever reaches this process then). managedFields are dropped.
+    for apiVersion, kind and metadata alone (no Secret data ever reaches this process then). managedFields are dropped,
+    and so is what `trim` removes from the object that it is given (it may be given the same object twice).
     Objects that are returned are shared: do not change them.
     """
 
@@ -94,6 +95,7 @@ class Informer:
         label_selector: str | None = None,
         field_selector: str | None = None,
         metadata_only: bool = False,
+        trim: Callable[[Object], None] | None = None,
     ) -> None:
         self.path = path
         self._api = api
@@ -103,6 +105,7 @@ class Informer:
             if value is not None
         }
         self._metadata_only = metadata_only
+        self._trim = trim
         self._listeners: list[OnChange] = [on_change] if on_change else []
         self._stopping = threading.Event()
         self._synced = threading.Event()
@@ -260,9 +263,10 @@ class Informer:
                 # one broken listener must not end the watch that others live on
                 _log.exception("a listener of %s failed", self.path)
 
-    @staticmethod
-    def _trimmed(item: Object) -> Object:
+    def _trimmed(self, item: Object) -> Object:
         item.get("metadata", {}).pop("managedFields", None)
+        if self._trim is not None:
+            self._trim(item)
         return item
 
     # -- failures --------------------------------------------------------------------------------------------------

@@ -1,0 +1,241 @@
+"""Observations: everything a plan is made from, read in one go.
+
+`Reads` answers from the informers, which may be a little behind. `FreshReads` asks the API server for what a mistake
+would be costly about: whether something still refers to a pool that is about to be deleted, and whether pods that are
+about to get more traffic are really there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import TypeVar
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import AppliedReport
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning import children
+from tuneyard.planning.observations import (
+    BaseModelObservation,
+    ChildObservation,
+    EngineKeys,
+    LoRAAdapterObservation,
+    ModelDeploymentObservation,
+    PodObservation,
+    pod_observation,
+)
+from tuneyard.planning.settings import Settings
+from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.wakes import all_bases, claim, unreadable
+from tuneyard.runtime.world import DEPLOYMENT, World, read_or_none
+from tuneyard.systems.kube import objects
+from tuneyard.systems.kube.client import Api, Object
+
+_Value = TypeVar("_Value")
+
+
+class GatewayView:
+    """What is known of the gateways at one moment."""
+
+    def __init__(
+        self, applied: tuple[AppliedReport, ...] = (), expected: int = 0, unreachable: tuple[str, ...] = ()
+    ) -> None:
+        self.applied = applied
+        self.expected = expected
+        self.unreachable = unreachable
+
+
+class Reads:
+    """Reads from the informers' copies."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def base_model(self, namespace: str, name: str) -> BaseModelResource | None:
+        """One BaseModel."""
+        return self._world.base_models.get(namespace, name)
+
+    def adapter(self, namespace: str, name: str) -> LoRAAdapterResource | None:
+        """One LoRAAdapter."""
+        return self._world.adapters.get(namespace, name)
+
+    def deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
+        """One ModelDeployment."""
+        return self._world.deployments.get(namespace, name)
+
+    def siblings(self, namespace: str) -> tuple[BaseModelResource, ...]:
+        """All BaseModels of a namespace."""
+        return self._world.base_models.all(self._names(BASE_MODEL, all_bases(namespace)))
+
+    def adapters(
+        self, namespace: str, bases: Iterable[str], named: Iterable[str] = ()
+    ) -> tuple[LoRAAdapterResource, ...]:
+        """The LoRAAdapters of these bases, and those with these names."""
+        found = self._names(LORA_ADAPTER, *_bases(namespace, bases))
+        return self._world.adapters.all(found | {(namespace, name) for name in named})
+
+    def deployments(self, namespace: str, bases: Iterable[str]) -> tuple[ModelDeploymentResource, ...]:
+        """The ModelDeployments with a revision of one of these bases."""
+        return self._world.deployments.all(self._names(MODEL_DEPLOYMENT, *_bases(namespace, bases)))
+
+    def unreadable(self, namespace: str) -> tuple[str, ...]:
+        """Names of the ModelDeployments that exist and cannot be read."""
+        return tuple(sorted(name for _, name in self._names(MODEL_DEPLOYMENT, unreadable(namespace))))
+
+    def naming(self, adapter: Key) -> tuple[ModelDeploymentResource, ...]:
+        """The ModelDeployments with a revision that names this adapter, of whatever base."""
+        return self._world.deployments.all(self._names(MODEL_DEPLOYMENT, adapter))
+
+    def claims(self, model_name: str) -> tuple[ModelDeploymentResource, ...]:
+        """The ModelDeployments of all namespaces that claim this model name."""
+        found = self._world.deployments.all(self._names(MODEL_DEPLOYMENT, claim(model_name)))
+        return tuple(d for d in found if self._world.in_scope(d.metadata.namespace))
+
+    def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
+        """The model pods of these bases."""
+        groups = [(namespace, children.label_value(base)) for base in bases]
+        return self._world.pods.all(self._world.pod_index.of(*groups))
+
+    def children(self, namespace: str, base: str) -> tuple[ChildObservation, ...]:
+        """The operator's own objects for this base, and those that the namespace's pools share."""
+        world = self._world
+        members = world.child_index.of((namespace, children.label_value(base)), (namespace, ""))
+        found = [world.children[m[:2]].get(m[2], m[3]) for m in sorted(members)]
+        seen = [child for child in found if child is not None]
+        secrets = [world.secrets.beside(c) for c in seen if (c.api_version, c.kind) == DEPLOYMENT and c.pool]
+        return (*seen, *secrets)
+
+    def _names(self, kind: str, *groups: Key | tuple[str, ...]) -> set[tuple[str, str]]:
+        return {(k.namespace, k.name) for k in self._world.index.of(*groups) if k.kind == kind}
+
+
+class FreshReads(Reads):
+    """Reads from the API server itself, at most once per object or list and pass; raises ApiError."""
+
+    def __init__(self, world: World, api: Api) -> None:
+        super().__init__(world)
+        self._api = api
+        self.raw: dict[Key, Object | None] = {}
+
+    def base_model(self, namespace: str, name: str) -> BaseModelResource | None:
+        """One BaseModel, fetched."""
+        return self._fetched(Key(BASE_MODEL, namespace, name), BaseModelResource.from_dict)
+
+    def adapter(self, namespace: str, name: str) -> LoRAAdapterResource | None:
+        """One LoRAAdapter, fetched."""
+        return self._fetched(Key(LORA_ADAPTER, namespace, name), LoRAAdapterResource.from_dict)
+
+    def deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
+        """One ModelDeployment, fetched."""
+        return self._fetched(Key(MODEL_DEPLOYMENT, namespace, name), ModelDeploymentResource.from_dict)
+
+    def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
+        """The model pods of these bases, listed."""
+        labels = ",".join(sorted({children.label_value(base) for base in bases}))
+        found = objects.listed(self._api, "v1", "Pod", namespace, f"{names.LABEL_BASE_MODEL} in ({labels})")
+        pods = (read_or_none(pod_observation, item) for item in found)
+        return tuple(p for p in pods if p is not None)
+
+    def _fetched(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
+        if key not in self.raw:
+            self.raw[key] = objects.get(self._api, names.API_VERSION, *key)
+        item = self.raw[key]
+        return None if item is None else read_or_none(read, item)
+
+
+class FreshReferences(FreshReads):
+    """Also lists the ModelDeployments, for plans that delete because nothing refers to something."""
+
+    def __init__(self, world: World, api: Api) -> None:
+        super().__init__(world, api)
+        self._deployments: dict[str, dict[str, ModelDeploymentResource | None]] = {}
+
+    def deployments(self, namespace: str, bases: Iterable[str]) -> tuple[ModelDeploymentResource, ...]:
+        """The ModelDeployments with a revision of one of these bases, listed."""
+        wanted = frozenset(bases)
+        found = (d for d in self._listed(namespace).values() if d is not None)
+        return tuple(d for d in found if any(r.base_model in wanted for r in d.spec.revisions))
+
+    def unreadable(self, namespace: str) -> tuple[str, ...]:
+        """Names of the listed ones that cannot be read."""
+        return tuple(sorted(name for name, found in self._listed(namespace).items() if found is None))
+
+    def _listed(self, namespace: str) -> dict[str, ModelDeploymentResource | None]:
+        if namespace not in self._deployments:
+            found = objects.listed(self._api, names.API_VERSION, MODEL_DEPLOYMENT, namespace)
+            read = {item["metadata"]["name"]: read_or_none(ModelDeploymentResource.from_dict, item) for item in found}
+            self._deployments[namespace] = read
+        return self._deployments[namespace]
+
+
+def gather_basemodel(
+    reads: Reads, key: Key, *, keys: EngineKeys, settings: Settings, now: datetime
+) -> BaseModelObservation:
+    """What plan_basemodel looks at."""
+    namespace, name = key.namespace, key.name
+    deployments = reads.deployments(namespace, [name])
+    named = {r.adapter for d in deployments for r in d.spec.revisions if r.adapter and r.base_model == name}
+    return BaseModelObservation(
+        base=reads.base_model(namespace, name),
+        deployments=deployments,
+        adapters=reads.adapters(namespace, [name], named),
+        pods=reads.pods(namespace, [name]),
+        children=reads.children(namespace, name),
+        siblings=reads.siblings(namespace),
+        keys=keys,
+        settings=settings,
+        now=now,
+        unreadable=reads.unreadable(namespace),
+    )
+
+
+def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datetime) -> LoRAAdapterObservation:
+    """What plan_loraadapter looks at."""
+    adapter = reads.adapter(key.namespace, key.name)
+    bases = [adapter.spec.base_model] if adapter else []
+    return LoRAAdapterObservation(
+        adapter=adapter,
+        base=reads.base_model(key.namespace, bases[0]) if bases else None,
+        adapters=reads.adapters(key.namespace, bases),
+        # those that name it with another base too: that is what has to be said of it
+        deployments=_merged(reads.deployments(key.namespace, bases), reads.naming(key)),
+        pods=reads.pods(key.namespace, bases),
+        settings=settings,
+        now=now,
+    )
+
+
+def gather_modeldeployment(
+    reads: Reads, key: Key, *, gateways: GatewayView, settings: Settings, now: datetime
+) -> ModelDeploymentObservation:
+    """What plan_modeldeployment looks at."""
+    namespace = key.namespace
+    deployment = reads.deployment(namespace, key.name)
+    revisions = deployment.spec.revisions if deployment else []
+    bases = sorted({r.base_model for r in revisions})
+    found_bases = (reads.base_model(namespace, base) for base in bases)
+    found_adapters = (reads.adapter(namespace, name) for name in sorted({r.adapter for r in revisions if r.adapter}))
+    return ModelDeploymentObservation(
+        deployment=deployment,
+        claims=reads.claims(deployment.model_name) if deployment else (),
+        adapters=tuple(a for a in found_adapters if a is not None),
+        base_models=tuple(b for b in found_bases if b is not None),
+        pods=reads.pods(namespace, bases) if bases else (),
+        applied=gateways.applied,
+        gateways_expected=gateways.expected,
+        unreachable=gateways.unreachable,
+        settings=settings,
+        now=now,
+    )
+
+
+def _bases(namespace: str, bases: Iterable[str]) -> list[Key]:
+    return [Key(BASE_MODEL, namespace, base) for base in bases]
+
+
+def _merged(
+    *groups: Iterable[ModelDeploymentResource],
+) -> tuple[ModelDeploymentResource, ...]:
+    return tuple({d.metadata.key: d for group in groups for d in group}.values())

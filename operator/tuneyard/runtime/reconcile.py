@@ -1,0 +1,215 @@
+"""One pass over one object: gather, plan, execute, write the status once.
+
+Rules:
+- a pass that would delete something, or give a revision more traffic, is planned a second time from what the API server
+  says at this moment, and only that second plan is executed: the informers may be behind;
+- the status is written after the actions, whole, and only when it differs from the stored one;
+- what no plan can see (an object that cannot be read, a child that the API server refuses) is said in the status too;
+- a conflict means that the object has changed since it was read: its notice is on the way, and the pass is repeated at
+  once, not as a failure;
+- after a status was written the next pass waits until the informers show it: planning from the older object would only
+  meet a conflict.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus
+from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.basemodel import plan_basemodel
+from tuneyard.planning.loraadapter import plan_loraadapter
+from tuneyard.planning.modeldeployment import plan_modeldeployment
+from tuneyard.planning.observations import EngineKeys, Problem
+from tuneyard.planning.plan import Delete, Plan
+from tuneyard.planning.readiness import stalled_by
+from tuneyard.planning.settings import Settings
+from tuneyard.runtime.execute import Executor, RefusedError
+from tuneyard.runtime.gather import (
+    FreshReads,
+    FreshReferences,
+    GatewayView,
+    Reads,
+    gather_basemodel,
+    gather_loraadapter,
+    gather_modeldeployment,
+)
+from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.wakes import Wakes
+from tuneyard.runtime.world import World
+from tuneyard.systems.kube.client import Api, ApiError, Object
+
+_log = logging.getLogger(__name__)
+
+_RESOURCES: Mapping[str, type[ApiModel]] = {
+    BASE_MODEL: BaseModelResource,
+    LORA_ADAPTER: LoRAAdapterResource,
+    MODEL_DEPLOYMENT: ModelDeploymentResource,
+}
+Status = BaseModelStatus | LoRAAdapterStatus | ModelDeploymentStatus
+_STATUSES: Mapping[str, type[Status]] = {
+    BASE_MODEL: BaseModelStatus,
+    LORA_ADAPTER: LoRAAdapterStatus,
+    MODEL_DEPLOYMENT: ModelDeploymentStatus,
+}
+_SOON = 0.05
+_ECHO_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A status that this process wrote, until the informers show it."""
+
+    uid: str
+    resource_version: str
+    at: float
+
+
+class Reconciler:
+    """Brings objects to what their specs say, one pass at a time per key."""
+
+    def __init__(
+        self,
+        api: Api,
+        world: World,
+        wakes: Wakes,
+        executor: Executor,
+        *,
+        keys: EngineKeys,
+        settings: Settings,
+        gateways: Callable[[], GatewayView],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._api = api
+        self._world = world
+        self._wakes = wakes
+        self._executor = executor
+        self._keys = keys
+        self._settings = settings
+        self._gateways = gateways
+        self._now = now
+        self._written: dict[Key, _Written] = {}
+
+    def reconcile(self, key: Key) -> float | None:
+        """One pass; returns the seconds after which time alone asks for another one. Raises ApiError."""
+        observed = self._world.raw(key)
+        if observed is None:
+            self._written.pop(key, None)
+            return None
+        if self._behind(key, observed):
+            return _SOON
+        invalid = invalid_spec(key.kind, observed)
+        if invalid is not None:
+            return self._write(key, observed, self._stalled(key.kind, observed, None, invalid).to_dict())
+        plan = self._plan(Reads(self._world), key)
+        fresh = self._fresh_reads(key, plan, observed)
+        if fresh is not None:
+            plan = self._plan(fresh, key)
+            latest = fresh.raw.get(key, observed)
+            if latest is None:
+                return _SOON
+            observed = {"apiVersion": names.API_VERSION, "kind": key.kind, **latest}
+        try:
+            self._executor.execute(plan.actions)
+        except RefusedError as error:
+            self._write(key, observed, self._stalled(key.kind, observed, plan.status, error.problem).to_dict())
+            raise
+        again = self._write(key, observed, plan.status.to_dict()) if plan.status is not None else None
+        if again is not None:
+            return again
+        self._executor.tell(plan.events)
+        return plan.requeue_after
+
+    def _plan(self, reads: Reads, key: Key) -> Plan:
+        now = self._now()
+        if key.kind == BASE_MODEL:
+            return plan_basemodel(gather_basemodel(reads, key, keys=self._keys, settings=self._settings, now=now))
+        if key.kind == LORA_ADAPTER:
+            return plan_loraadapter(gather_loraadapter(reads, key, settings=self._settings, now=now))
+        gateways = self._gateways()
+        return plan_modeldeployment(
+            gather_modeldeployment(reads, key, gateways=gateways, settings=self._settings, now=now)
+        )
+
+    def _stalled(self, kind: str, observed: Object, planned: ApiModel | None, problem: Problem) -> Status:
+        """The planned status (without one: the stored one) with a problem that no plan could see."""
+        stored = _status(kind, observed)
+        generation = int(observed["metadata"].get("generation") or 0)
+        told = planned if isinstance(planned, Status) else stored
+        return stalled_by(told, problem, stored.conditions, generation, self._now())  # type: ignore[type-var]
+
+    def _fresh_reads(self, key: Key, plan: Plan, observed: Object) -> FreshReads | None:
+        """What to plan again from, where the informers' word is not enough."""
+        if any(isinstance(action, Delete) for action in plan.actions):
+            return FreshReferences(self._world, self._api)
+        if key.kind == MODEL_DEPLOYMENT and raises_weight(observed, plan):
+            return FreshReads(self._world, self._api)
+        return None
+
+    def _write(self, key: Key, observed: Object, status: Mapping[str, Any]) -> float | None:
+        """Write a status that differs; returns the seconds to wait where it could not be written now."""
+        if observed.get("status") and _status(key.kind, observed).to_dict() == status:
+            return None
+        try:
+            stored = self._executor.write_status(observed, status)
+        except ApiError as error:
+            if error.conflict or error.not_found:
+                _log.debug("%s has changed meanwhile", key)
+                return _SOON * random.uniform(1.0, 3.0)  # noqa: S311
+            raise
+        version = str(stored["metadata"]["resourceVersion"])
+        self._written[key] = _Written(str(stored["metadata"]["uid"]), version, time.monotonic())
+        self._wakes.wrote(key, version)
+        return None
+
+    def _behind(self, key: Key, observed: Object) -> bool:
+        """Whether the informers do not show yet what was written last; given up after some seconds."""
+        written = self._written.get(key)
+        if written is None:
+            return False
+        metadata = observed["metadata"]
+        version = str(metadata.get("resourceVersion"))
+        same = metadata.get("uid") == written.uid and version.isdecimal() and written.resource_version.isdecimal()
+        if same and int(version) < int(written.resource_version) and time.monotonic() - written.at < _ECHO_SECONDS:
+            return True
+        del self._written[key]
+        return False
+
+
+def invalid_spec(kind: str, observed: Object) -> Problem | None:
+    """Why the object does not fit its class (it was written under another version of the CRD), if so."""
+    try:
+        _RESOURCES[kind].from_dict({**observed, "status": {}})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return Problem(Reason.INVALID_SPEC, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+    return None
+
+
+def _status(kind: str, observed: Object) -> Status:
+    """The stored status, an empty one where it cannot be read."""
+    try:
+        return _STATUSES[kind].from_dict(observed.get("status") or {})
+    except ValidationError:
+        return _STATUSES[kind]()
+
+
+def raises_weight(observed: Object, plan: Plan) -> bool:
+    """Whether the plan says that a revision gets more traffic than the stored status says."""
+    if not isinstance(plan.status, ModelDeploymentStatus):
+        return False
+    told = (observed.get("status") or {}).get("traffic") or ()
+    before = {t.get("revision"): int(t.get("weight") or 0) for t in told}
+    return any(t.weight > before.get(t.revision, 0) for t in plan.status.traffic)

@@ -1,0 +1,243 @@
+"""Which keys a change of an object concerns.
+
+- a ModelDeployment: itself; its BaseModels and adapters, before and after; adapters that found no place on these bases;
+  others that claim its model name;
+- a LoRAAdapter: itself; its BaseModel; ModelDeployments that name it;
+- a BaseModel: itself; its adapters and ModelDeployments; when one comes or goes also the namespace's other BaseModels;
+- a model pod: its BaseModel; adapters of that base and ModelDeployments that use its pool (where only the report on
+  some adapters differs: only those);
+- a pool's child: its BaseModel (one that pools share: all of the namespace).
+
+Rules:
+- waking is cheap and means nothing but "look again": too much costs time, too little loses a change;
+- others are woken only by what they read of an object (`_signature`), or a thousand deployments that share a base
+  would wake each other with every status that is written;
+- the index is brought up to date before anybody is woken, so whoever looks finds the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tuneyard.api import names
+from tuneyard.api.documents import PodReport
+from tuneyard.api.reasons import Reason
+from tuneyard.planning import children
+from tuneyard.planning.observations import PodObservation, pod_observation
+from tuneyard.planning.pools import pool_of
+from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.world import World, read_or_none
+from tuneyard.systems.kube.client import Object
+from tuneyard.systems.kube.informers import OnChange
+from tuneyard.systems.kube.watching import Change
+
+Wake = Callable[[Iterable[Key]], None]
+Group = Key | tuple[str, ...]
+
+
+def base_label(namespace: str, label: str) -> Group:
+    """Group of the BaseModels (one, in practice) whose pods and children have this value of tuneyard.dev/base-model."""
+    return ("label", namespace, label)
+
+
+def unreadable(namespace: str) -> Group:
+    """Group of a namespace's ModelDeployments that cannot be read."""
+    return ("unreadable", namespace)
+
+
+def all_bases(namespace: str) -> Group:
+    """Group of a namespace's BaseModels."""
+    return ("namespace", namespace)
+
+
+def claim(model_name: str) -> Group:
+    """Group of the ModelDeployments that claim a model name."""
+    return ("model", model_name)
+
+
+def pool_users(namespace: str, pool: str) -> Group:
+    """Group of the ModelDeployments with a revision that a pool serves."""
+    return ("pool", namespace, pool)
+
+
+class Wakes:
+    """Listens to all informers of a world, keeps its indexes, and tells `wake` who should look again."""
+
+    def __init__(self, world: World, wake: Wake) -> None:
+        self._world = world
+        self._wake = wake
+        self._signatures: dict[Key, object] = {}
+        self._pods: dict[tuple[str, str], PodObservation] = {}
+        self._written: dict[Key, str] = {}
+        for parsed, on_change in (
+            (world.base_models, self.on_base_model),
+            (world.adapters, self.on_adapter),
+            (world.deployments, self.on_deployment),
+            (world.pods, self.on_pod),
+        ):
+            parsed.informer.listen(on_change)
+        for kind, child in world.children.items():
+            child.informer.listen(self._child_listener(*kind))
+
+    def wrote(self, key: Key, resource_version: str) -> None:
+        """The operator wrote this itself: its echo is nothing new."""
+        self._written[key] = resource_version
+
+    def on_deployment(self, change: Change, item: Object) -> None:
+        """A ModelDeployment came, changed or went."""
+        world, key = self._world, _key(MODEL_DEPLOYMENT, item)
+        found = world.deployments.get(key.namespace, key.name)
+        groups: list[Group] = []
+        if change != "DELETED" and found is None:
+            groups.append(unreadable(key.namespace))
+        elif change != "DELETED" and found is not None:
+            groups.append(claim(found.model_name))
+            for revision in found.spec.revisions:
+                groups.append(Key(BASE_MODEL, key.namespace, revision.base_model))
+                groups.append(pool_users(key.namespace, pool_of(found, revision)))
+                if revision.adapter:
+                    groups.append(Key(LORA_ADAPTER, key.namespace, revision.adapter))
+        concerned = world.index.put(key, groups)
+        self._itself(key, item)
+        if not self._differs(key, change, _identity(item)):
+            return
+        named = [g for g in concerned if isinstance(g, Key)]
+        claims = [g for g in concerned if g[0] == "model"]
+        bases = [g for g in named if g.kind == BASE_MODEL]
+        if unreadable(key.namespace) in concerned:
+            # nobody knows what it refers to: every base waits for it before it takes anything away
+            named += [k for k in world.index.of(all_bases(key.namespace)) if k.kind == BASE_MODEL]
+        self._others(key, named, world.index.of(*claims), self._without_place(bases))
+
+    def on_adapter(self, change: Change, item: Object) -> None:
+        """A LoRAAdapter came, changed or went."""
+        key = _key(LORA_ADAPTER, item)
+        found = self._world.adapters.get(key.namespace, key.name)
+        gone = change == "DELETED" or found is None
+        groups = [] if gone or found is None else [Key(BASE_MODEL, key.namespace, found.spec.base_model)]
+        bases = [g for g in self._world.index.put(key, groups) if isinstance(g, Key)]
+        self._itself(key, item)
+        if self._differs(key, change, _signature(item)):
+            self._others(key, bases, self._world.index.of(key))
+
+    def on_base_model(self, change: Change, item: Object) -> None:
+        """A BaseModel came, changed or went."""
+        world, key = self._world, _key(BASE_MODEL, item)
+        own = [base_label(key.namespace, children.label_value(key.name)), all_bases(key.namespace)]
+        world.index.put(key, [] if change == "DELETED" else own)
+        self._itself(key, item)
+        if self._differs(key, change, _signature(item)):
+            self._others(key, world.index.of(key))
+        if change != "MODIFIED" or item["metadata"].get("deletionTimestamp"):
+            self._others(key, world.index.of(all_bases(key.namespace)))
+
+    def on_pod(self, change: Change, item: Object) -> None:
+        """A model pod came, changed or went."""
+        name = (item["metadata"].get("namespace", ""), item["metadata"]["name"])
+        before = self._pods.pop(name, None)
+        now = None if change == "DELETED" else read_or_none(pod_observation, item)
+        if now is not None:
+            self._pods[name] = now
+        base = (now or before or pod_observation(item)).base_model
+        self._world.pod_index.put(name, [(name[0], base)] if now is not None else [])
+        if now != before:
+            self._wake(self._concerned_by_pod(name[0], before, now))
+
+    def on_child(self, api_version: str, kind: str, change: Change, item: Object) -> None:
+        """An object of the operator's own came, changed or went."""
+        metadata = item["metadata"]
+        namespace = metadata.get("namespace", "")
+        label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
+        member = (api_version, kind, namespace, metadata["name"])
+        self._world.child_index.put(member, [] if change == "DELETED" else [(namespace, label)])
+        bases = self._world.index.of(base_label(namespace, label) if label else all_bases(namespace))
+        self._wake(self._in_scope(bases))
+
+    def everything(self) -> list[Key]:
+        """The keys of all custom resources, BaseModels first: others wait for what they do."""
+        world = self._world
+        return [
+            key
+            for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT)
+            for key in self._in_scope(_key(kind, item) for item in world.parsed(kind).informer.items())
+        ]
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _itself(self, key: Key, item: Object) -> None:
+        if self._written.get(key) != item["metadata"].get("resourceVersion"):
+            self._wake(self._in_scope([key]))
+
+    def _others(self, key: Key, *groups: Iterable[Group]) -> None:
+        keys = dict.fromkeys(k for group in groups for k in group if isinstance(k, Key))
+        keys.pop(key, None)
+        self._wake(self._in_scope(keys))
+
+    def _in_scope(self, keys: Iterable[Key]) -> list[Key]:
+        return [key for key in keys if self._world.in_scope(key.namespace)]
+
+    def _differs(self, key: Key, change: Change, signature: object) -> bool:
+        """Whether what others read of the object has changed."""
+        if change == "DELETED":
+            self._signatures.pop(key, None)
+            self._written.pop(key, None)
+            return True
+        before, self._signatures[key] = self._signatures.get(key), signature
+        return before != signature
+
+    def _without_place(self, bases: Iterable[Key]) -> list[Key]:
+        """Adapters of these bases that a pool had no place for: one may have become free."""
+        adapters = [k for k in self._world.index.of(*bases) if k.kind == LORA_ADAPTER]
+        return [k for k in adapters if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})]
+
+    def _concerned_by_pod(self, namespace: str, before: PodObservation | None, now: PodObservation | None) -> list[Key]:
+        index = self._world.index
+        pods = [p for p in (before, now) if p is not None]
+        bases = index.of(*(base_label(namespace, p.base_model) for p in pods))
+        users = index.of(*(pool_users(namespace, p.pool) for p in pods))
+        adapters = {k for k in index.of(*bases) if k.kind == LORA_ADAPTER}
+        differing = changed_adapters(before, now)
+        if differing is not None:
+            adapters = {Key(LORA_ADAPTER, namespace, name) for name in differing}
+            users &= index.of(*adapters)
+        return self._in_scope([*bases, *adapters, *users])
+
+    def _child_listener(self, api_version: str, kind: str) -> OnChange:
+        return lambda change, item: self.on_child(api_version, kind, change, item)
+
+
+def changed_adapters(before: PodObservation | None, now: PodObservation | None) -> set[str] | None:
+    """The adapters that two observations of one pod say different things of; None where more than that differs."""
+    if before is None or now is None or before.report is None or now.report is None:
+        return None
+    if _without_adapters(before) != _without_adapters(now):
+        return None
+    old, new = before.report.adapters, now.report.adapters
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def _without_adapters(pod: PodObservation) -> tuple[object, ...]:
+    report = pod.report or PodReport(address="", engine="Starting", base_model="")
+    rest = report.model_copy(update={"adapters": {}})
+    return (pod.uid, pod.pool, pod.base_model, pod.deleted, pod.ready, pod.problem, pod.base_report, pod.node, rest)
+
+
+def _key(kind: str, item: Object) -> Key:
+    return Key(kind, item["metadata"].get("namespace", ""), item["metadata"]["name"])
+
+
+def _identity(item: Object) -> tuple[object, ...]:
+    metadata = item["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), bool(metadata.get("deletionTimestamp"))
+
+
+def _signature(item: Object) -> object:
+    """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
+    status = item.get("status") or {}
+    pools = tuple((p.get("name"), p.get("progress")) for p in status.get("pools") or ())
+    conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
+    return _identity(item), status.get("digest"), pools, conditions
+
+
+def _reasons(item: Object) -> set[str]:
+    return {str(c.get("reason")) for c in (item.get("status") or {}).get("conditions") or ()}

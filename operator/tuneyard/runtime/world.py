@@ -1,0 +1,234 @@
+"""What the operator sees of the cluster: its informers, and their objects read into values.
+
+Rules:
+- the informers' copies are the only ones; what is kept beside them is an index of keys, and each object's parsed form
+  for as long as its resourceVersion stays (parsing a thousand objects again for every pass would take seconds);
+- an object that cannot be read is left out for everybody but itself, and its own pass says so in its status;
+- of pods and Deployments only the parts that plans read are kept in memory;
+- Secrets are never read: what the operator applied itself is remembered (`AppliedSecrets`), metadata only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning import children
+from tuneyard.planning.observations import ChildObservation, child_observation, pod_observation
+from tuneyard.planning.settings import Settings
+from tuneyard.runtime.index import Index
+from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.systems.kube import objects
+from tuneyard.systems.kube.client import Api, Object
+from tuneyard.systems.kube.informers import Informer
+
+_Value = TypeVar("_Value")
+Name = tuple[str, str]
+"""(namespace, name)."""
+
+DEPLOYMENT = ("apps/v1", "Deployment")
+CONFIG_MAP = ("v1", "ConfigMap")
+SECRET = ("v1", "Secret")
+_MANAGED = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+_SECRET_SECONDS = 600.0
+
+
+class Parsed(Generic[_Value]):
+    """Values read from one informer's objects, each read once per resourceVersion."""
+
+    def __init__(self, informer: Informer, read: Callable[[Object], _Value]) -> None:
+        self.informer = informer
+        self._read = read
+        self._known: dict[Name, tuple[str, _Value | None]] = {}
+
+    def get(self, namespace: str, name: str) -> _Value | None:
+        """The value, or None where there is no object or none that can be read."""
+        item = self.informer.get(namespace, name)
+        if item is None:
+            self._known.pop((namespace, name), None)
+            return None
+        version = f"{item['metadata'].get('uid')}/{item['metadata'].get('resourceVersion')}"
+        known = self._known.get((namespace, name))
+        if known is not None and known[0] == version:
+            return known[1]
+        value = read_or_none(self._read, item)
+        self._known[namespace, name] = (version, value)
+        return value
+
+    def all(self, wanted: Iterable[Name]) -> tuple[_Value, ...]:
+        """The values of these names that can be read, sorted by name."""
+        found = (self.get(*name) for name in sorted(wanted))
+        return tuple(value for value in found if value is not None)
+
+
+def read_or_none(read: Callable[[Object], _Value], item: Object) -> _Value | None:
+    """The value of an object, or None where it does not fit (written under another version of the CRD)."""
+    try:
+        return read(item)
+    except (ValidationError, KeyError, TypeError, ValueError):
+        return None
+
+
+class AppliedSecrets:
+    """Which Secrets this process has applied, as metadata; the operator may write Secrets but not read them.
+
+    They count as seen for ten minutes, then they are applied once more, should somebody have changed or deleted one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._applied: dict[Name, tuple[float, ChildObservation]] = {}
+
+    def applied(self, stored: Object) -> None:
+        """Remember the API server's answer to an apply; the data in it is not looked at."""
+        bare = {key: stored[key] for key in ("apiVersion", "kind", "metadata")}
+        with self._lock:
+            child = child_observation(bare)
+            self._applied[child.namespace, child.name] = (self._clock(), child)
+
+    def deleted(self, namespace: str, name: str) -> None:
+        """Forget one."""
+        with self._lock:
+            self._applied.pop((namespace, name), None)
+
+    def beside(self, deployment: ChildObservation) -> ChildObservation:
+        """The key Secret of the pool with this Deployment: as applied, or as one that may be there in any form."""
+        name = names.pool_key_secret(deployment.pool)
+        with self._lock:
+            at, child = self._applied.get((deployment.namespace, name), (float("-inf"), None))
+        if child is not None and self._clock() - at < _SECRET_SECONDS:
+            return child
+        unknown = replace(deployment, api_version="v1", kind="Secret", name=name, uid="", content_hash=None)
+        return replace(unknown, annotations={}, data={}, deleted=False, problem=None)
+
+
+class World:
+    """All that is watched. `listen` before `start`; every reader after `wait_synced`."""
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._namespaces = frozenset(settings.watch_namespaces)
+        self.secrets = AppliedSecrets()
+        self.base_models = Parsed(_followed(api, names.API_VERSION, BASE_MODEL), BaseModelResource.from_dict)
+        self.adapters = Parsed(_followed(api, names.API_VERSION, LORA_ADAPTER), LoRAAdapterResource.from_dict)
+        self.deployments = Parsed(
+            _followed(api, names.API_VERSION, MODEL_DEPLOYMENT), ModelDeploymentResource.from_dict
+        )
+        self.pods = Parsed(
+            _followed(api, "v1", "Pod", label_selector=names.LABEL_POOL, trim=_trim_pod), pod_observation
+        )
+        self.children: dict[tuple[str, str], Parsed[ChildObservation]] = {
+            kind: Parsed(_child_informer(api, *kind), _child_reader(*kind)) for kind in children.KINDS if kind != SECRET
+        }
+        self.gateways = _followed(
+            api,
+            "v1",
+            "Pod",
+            namespace=settings.tuneyard_namespace,
+            label_selector=f"{names.LABEL_COMPONENT}=gateway",
+            trim=_trim_pod,
+        )
+        self.index: Index[Key, Key | tuple[str, ...]] = Index()
+        """Custom resources by what they name, see runtime.wakes."""
+        self.pod_index: Index[Name, tuple[str, str]] = Index()
+        """Model pods by (namespace, value of the label tuneyard.dev/base-model)."""
+        self.child_index: Index[tuple[str, str, str, str], tuple[str, str]] = Index()
+        """Children as (apiVersion, kind, namespace, name), grouped like pods; "" for what pools share."""
+
+    def informers(self) -> dict[str, Informer]:
+        """All informers, by a name for metrics and logs."""
+        found = {
+            "basemodels": self.base_models.informer,
+            "loraadapters": self.adapters.informer,
+            "modeldeployments": self.deployments.informer,
+            "pods": self.pods.informer,
+            "gateways": self.gateways,
+        }
+        return found | {objects.PLURALS[kind]: parsed.informer for kind, parsed in self.children.items()}
+
+    def start(self) -> None:
+        """Begin to list and watch everything."""
+        for informer in self.informers().values():
+            informer.start()
+
+    def stop(self) -> None:
+        """End all watches, side by side."""
+        threads = [threading.Thread(target=i.stop, daemon=True) for i in self.informers().values()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(6.0)
+
+    def synced(self) -> bool:
+        """Whether every first list has come: before that, what is missing only has not been seen."""
+        return all(informer.synced for informer in self.informers().values())
+
+    def wait_synced(self, timeout: float) -> bool:
+        """Wait for all first lists; returns whether they have come."""
+        deadline = time.monotonic() + timeout
+        return all(i.wait_synced(max(0.0, deadline - time.monotonic())) for i in self.informers().values())
+
+    def in_scope(self, namespace: str) -> bool:
+        """Whether the operator looks at this namespace at all."""
+        return not self._namespaces or namespace in self._namespaces
+
+    def raw(self, key: Key) -> Object | None:
+        """The object of a key as last seen."""
+        return self.parsed(key.kind).informer.get(key.namespace, key.name)
+
+    def parsed(
+        self, kind: str
+    ) -> Parsed[BaseModelResource] | Parsed[LoRAAdapterResource] | Parsed[ModelDeploymentResource]:
+        """The values of one of the three kinds."""
+        if kind == BASE_MODEL:
+            return self.base_models
+        return self.adapters if kind == LORA_ADAPTER else self.deployments
+
+
+def _followed(
+    api: Api,
+    api_version: str,
+    kind: str,
+    *,
+    namespace: str | None = None,
+    label_selector: str | None = None,
+    metadata_only: bool = False,
+    trim: Callable[[Object], None] | None = None,
+) -> Informer:
+    return Informer(
+        api,
+        objects.path(api_version, kind, namespace),
+        label_selector=label_selector,
+        metadata_only=metadata_only,
+        trim=trim,
+    )
+
+
+def _child_informer(api: Api, api_version: str, kind: str) -> Informer:
+    whole = (api_version, kind) in (DEPLOYMENT, CONFIG_MAP)
+    trim = _trim_deployment if (api_version, kind) == DEPLOYMENT else None
+    return _followed(api, api_version, kind, label_selector=_MANAGED, metadata_only=not whole, trim=trim)
+
+
+def _child_reader(api_version: str, kind: str) -> Callable[[Object], ChildObservation]:
+    # of objects asked for as metadata, the API server calls the kind PartialObjectMetadata
+    return lambda item: child_observation({**item, "apiVersion": api_version, "kind": kind})
+
+
+def _trim_pod(pod: Object) -> None:
+    spec = pod.get("spec") or {}
+    pod["spec"] = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}
+
+
+def _trim_deployment(deployment: Object) -> None:
+    spec = deployment.get("spec") or {}
+    deployment["spec"] = {"replicas": spec.get("replicas")}
