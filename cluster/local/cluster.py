@@ -22,7 +22,7 @@ import grpc
 from cluster import addons, gobuild, paths
 from cluster.errors import ClusterError
 from cluster.kubectl import Kubectl, service_port
-from cluster.local import cgroups, components, pki, preflight, relays, settings
+from cluster.local import cgroups, components, pki, preflight, readiness, relays, settings
 from cluster.local.components import Component
 from cluster.local.cri import Runtime
 from cluster.local.images import Images
@@ -58,13 +58,14 @@ class LocalCluster:
             anchor = self._members.ensure_anchor(programs["pause"])
             parts, contents = self._configure(programs)
             missing = [part for part in parts if not self._members.is_current(part, contents)]
+            since = time.time() if any(part.name == "kubelet" for part in missing) else 0
             if missing:
                 self._progress.note(f"start {', '.join(part.name for part in missing)}")
             for part in missing:
                 self._members.ensure(part, contents, programs)
             self._ensure_kubeconfig(anchor, programs)
             relays.restart(self._layout, anchor, programs["relay"])
-            self._ensure_ready(programs)
+            self._ensure_ready(programs, since)
             if not missing:
                 self._progress.note(f"cluster {self.name} is up already")
 
@@ -130,14 +131,17 @@ class LocalCluster:
             self._members.stop(components.named(components.components(self._layout, programs), name))
 
     def start(self, name: str) -> None:
-        """Start one component that was stopped; return when the API server, if it is about that, answers."""
+        """Start one component that was stopped; return when it does its work again."""
         programs = gobuild.ensure(components.PROGRAMS, self._progress)
         with paths.locked(f"cluster-{self.name}"):
             self._members.require()
             parts, contents = self._configure(programs)
+            since = time.time()
             self._members.ensure(components.named(parts, name), contents, programs)
             if name in ("apiserver", "etcd"):
                 self._wait("the API server", 60, self._api_ready)
+            if name == "kubelet":
+                self._wait_node(since)
 
     def inside(self, argv: list[str], everything: bool = False) -> list[str]:
         """The command line that runs `argv` in the cluster's network namespace, or in all its namespaces."""
@@ -163,7 +167,7 @@ class LocalCluster:
         address = relays.ensure(self._layout, anchor, programs["relay"], relays.API, f"{NODE_ADDRESS}:{API_PORT}")
         _write(self._layout.kubeconfig, settings.kubeconfig(self._layout, "admin", f"https://{address}"))
 
-    def _ensure_ready(self, programs: dict[str, Path]) -> None:
+    def _ensure_ready(self, programs: dict[str, Path], since: float) -> None:
         manifest = addons.render(
             ("node", "coredns", "fake-gpu"),
             {
@@ -183,7 +187,7 @@ class LocalCluster:
             self._wait("the built-in namespaces", 60, lambda: self._found("namespace", "kube-system"))
             self._kubectl().apply(manifest)
             _write(applied, manifest)
-        self._wait(f"node {NODE_NAME}", 60, self._node_ready)
+        self._wait_node(since)
         self._wait("cluster DNS", 90, self._dns_ready)
 
     def _api_ready(self) -> bool:
@@ -196,15 +200,15 @@ class LocalCluster:
     def _found(self, kind: str, name: str) -> bool:
         return bool(self._kubectl().run("get", kind, name, "--ignore-not-found", "-o", "name"))
 
-    def _node_ready(self) -> bool:
-        if not self._found("node", NODE_NAME):
-            return False
-        conditions = self._kubectl().get("node", NODE_NAME)["status"].get("conditions", [])
-        return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)
+    def _wait_node(self, since: float) -> None:
+        def ready() -> bool:
+            nodes = self._kubectl().get("nodes")["items"]
+            return any(readiness.node_can_run(node, addons.fake_gpus(), since) for node in nodes)
+
+        self._wait(f"node {NODE_NAME}", 90, ready)
 
     def _dns_ready(self) -> bool:
-        status = self._kubectl().get("deployment", "coredns", "-n", "kube-system").get("status", {})
-        return bool(status.get("availableReplicas"))
+        return readiness.deployment_available(self._kubectl().get("deployment", "coredns", "-n", "kube-system"))
 
     def _wait(self, what: str, seconds: float, ready: Callable[[], bool]) -> None:
         """Wait for `ready`; a component that died meanwhile ends the wait with its last words."""

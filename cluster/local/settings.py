@@ -4,6 +4,7 @@ What differs from a default, and why:
 - the kubelet authenticates and authorises by the API server, or isolation tests would mean nothing;
 - images are never collected (threshold 100): none could be pulled again, for no registry is reachable;
 - no cgroups per quality class and no allocatable enforcement: cgroup v1 machines and small VMs lack what those need;
+- node changes (GPUs that a plugin brings, conditions) are reported within a second, unchanged status as rarely as ever;
 - client rates are far above the defaults, which make thousands of pods take minutes;
 - eviction starts late: the disk belongs to the machine's owner, who keeps it fuller than a node's would be;
 - pods hang on point-to-point links, so that all traffic between them is routed and passes kube-proxy's rules.
@@ -96,9 +97,10 @@ def kubelet(layout: Layout) -> str:
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
             "failSwapOn": False,
-            "localStorageCapacityIsolation": False,
             "makeIPTablesUtilChains": False,
             "maxPods": 400,
+            "nodeStatusUpdateFrequency": "1s",
+            "nodeStatusReportFrequency": "5m",
             "kubeAPIQPS": QPS,
             "kubeAPIBurst": BURST,
             "eventRecordQPS": 100,
