@@ -32,6 +32,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("nan-float16", "one float16 weight is NaN", by.poisoned(_NAN, "q_proj", "lora_B", dtype="F16")),
         Case("inf-one-tensor", "one weight of one tensor is infinite", by.poisoned(_INF, "v_proj", "lora_A")),
         Case("negative-inf", "every weight is minus infinity", by.poisoned(-_INF)),
+        Case("huge", "one weight is 1e6, infinite in float16", by.poisoned(1e6, "v_proj", "lora_B")),
     ),
     # accepted; answers equal the base's and nobody notices
     "AlphaZero": (Case("alpha-zero", "lora_alpha is 0", by.with_config(lora_alpha=0)),),
