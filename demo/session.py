@@ -9,6 +9,9 @@ import os
 import subprocess
 import sys
 
+from cluster.provider import open_provider
+from demo.system import bring_up
+
 CLUSTER = "tuneyard-test"
 
 
@@ -16,15 +19,12 @@ def main(arguments: list[str]) -> int:
     """Bring up, run, tear down; the command's exit code."""
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
     os.environ.setdefault("TUNEYARD_CLUSTER", CLUSTER)
-    from cluster.provider import choose_provider  # noqa: PLC0415 - reads the cluster's name when it is imported
-    from demo.system import bring_up  # noqa: PLC0415
-
     try:
         bring_up()
         return subprocess.run(command, check=False).returncode
     finally:
         if "KEEP_CLUSTER" not in os.environ:
-            choose_provider().down()
+            open_provider().down()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import images
-from cluster.provider import Provider, choose_provider
+from cluster import gobuild, images
+from cluster.progress import Progress
+from cluster.provider import Provider, open_provider
 from demo.kubectl import Kubectl
 from demo.progress import say, working
 
@@ -45,6 +46,11 @@ class System:
     kubectl: Kubectl
     gateway: str
     """http://127.0.0.1:port of the gateway Service."""
+
+
+def _program(name: str) -> Path:
+    """A program that the cluster's pinned modules build."""
+    return gobuild.ensure([name], Progress())[name]
 
 
 def _model(*arguments: str) -> Path:
@@ -109,14 +115,14 @@ def helm_values(references: dict[str, str]) -> dict[str, object]:
 
 
 def install(provider: Provider, kubectl: Kubectl, references: dict[str, str]) -> None:
-    """helm upgrade --install, and the namespace for models (hostPath needs the privileged Pod Security level)."""
+    """Install or upgrade the chart, and make the namespace for models (hostPath needs the level privileged)."""
     values = ROOT / "build" / "demo" / "values.yaml"
     values.parent.mkdir(parents=True, exist_ok=True)
     values.write_text(json.dumps(helm_values(references), indent=2))
     with working("Tuneyard (helm upgrade --install)"):
         subprocess.run(
             [
-                str(provider.binary("helm")), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "tuneyard"),
+                str(_program("helm")), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "tuneyard"),
                 "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE, "--create-namespace",
                 "--values", str(values), "--wait", "--timeout", "5m",
             ],
@@ -146,15 +152,15 @@ def wait_until_answering(url: str, timeout: float = 60) -> None:
 
 def attach(provider: Provider | None = None) -> System:
     """An installation that is up already."""
-    provider = provider or choose_provider()
-    kubectl = Kubectl(provider.binary("kubectl"), provider.kubeconfig())
+    provider = provider or open_provider()
+    kubectl = Kubectl(_program("kubectl"), provider.kubeconfig())
     address = provider.expose(NAMESPACE, "tuneyard-gateway", 8080)
     return System(provider, kubectl, f"http://{address}")
 
 
 def bring_up() -> System:
     """From whatever is there to a running installation."""
-    provider = choose_provider()
+    provider = open_provider()
     with ThreadPoolExecutor(max_workers=2) as pool:
         # Downloads and archives of the images overlap with the compiler's work on the cluster.
         building = pool.submit(lambda: [images.build(name) for name in IMAGES])
@@ -163,7 +169,7 @@ def bring_up() -> System:
             provider.up()
         building.result()
         placing.result()
-    kubectl = Kubectl(provider.binary("kubectl"), provider.kubeconfig())
+    kubectl = Kubectl(_program("kubectl"), provider.kubeconfig())
     install(provider, kubectl, load_images(provider))
     system = attach(provider)
     wait_until_answering(system.gateway)

@@ -1,0 +1,131 @@
+"""What people do with Tuneyard, on the real system: real pods, real vLLM, real Envoy, while clients keep asking."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from openai import OpenAI
+
+from demo.kubectl import KubectlError, condition, ready
+from demo.system import MODELS_NAMESPACE
+from tests.e2e.world import MODEL, adapter, deployment, reason_of, rows, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+def test_first_deployment_answers_by_base_and_adapters(world):
+    client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0)
+    assert MODEL in [m.id for m in client.models.list()]
+    answers = {}
+    for revision in ("base", "v1", "v2"):
+        raw = client.chat.completions.with_raw_response.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "How do I reset my password?"}],
+            max_tokens=40,
+            temperature=0,
+            extra_headers={"x-revision": revision},
+        )
+        assert raw.headers["x-revision"] == revision
+        answers[revision] = str(raw.parse().choices[0].message.content)
+    assert "v1" in answers["v1"]
+    assert "(v2)" in answers["v2"]
+    assert len(set(answers.values())) == 3
+
+
+def test_columns_tell_the_story(world):
+    shown = world.kubectl("-n", MODELS_NAMESPACE, "get", "mdep,lora,bmodel")
+    for word in ("STABLE", "LOADED", "REPLICAS", MODEL, "acme-support-v1", "2/2"):
+        assert word in shown, shown
+
+
+def test_canary_edit_loses_no_request(world, traffic):
+    for weights in ({"v1": 90, "v2": 10}, {"v1": 50, "v2": 50}, {"v2": 100}, {"v1": 100}):
+        world.apply(deployment(weights))
+        world.served(weights)
+        traffic.wait_for(8)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+    assert set(told.by_revision) == {"v1", "v2"}
+
+
+def test_adapter_added_and_removed_without_a_restart(world, traffic):
+    pods = {p["metadata"]["name"] for p in world.model_pods()}
+    world.apply(adapter("acme-support-v3", "adapters/acme-support-v3"))
+    world.apply(deployment({"v1": 90, "v3": 10}, {"v3": "acme-support-v3"}))
+    world.served({"v1": 90, "v3": 10})
+    lora = world.kubectl.wait_for(
+        "lora", "acme-support-v3", lambda o: o.get("status", {}).get("loaded") == "2/2", namespace=MODELS_NAMESPACE
+    )
+    assert lora["status"]["digest"].startswith("sha256:"), "what was not pinned in spec is pinned in status"
+    world.apply(deployment({"v1": 100}))
+    world.served({"v1": 100})
+    world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", "acme-support-v3", "--timeout=60s")
+
+    def unloaded() -> bool:
+        reports = [json.loads(p["metadata"]["annotations"]["tuneyard.dev/adapters"]) for p in world.model_pods()]
+        return all("acme-support-v3" not in r["adapters"] for r in reports)
+
+    wait_until(unloaded, 60, "every pod has unloaded the adapter")
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+    assert {p["metadata"]["name"] for p in world.model_pods()} == pods
+
+
+def test_bad_adapter_reaches_no_engine_and_no_user(world, traffic, bad_adapters):
+    for case, reason in bad_adapters.items():
+        world.apply(adapter(f"bad-{case}", f"adapters/bad/{case}"))
+        world.apply(
+            deployment({"v1": 90, "bad": 10}, {"bad": f"bad-{case}"}) if case == "nan" else deployment({"v1": 100})
+        )
+        if case != "nan":
+            continue
+        seen = world.wait_for(lambda d: rows(d).get("bad", {}).get("withheld"))
+        assert rows(seen)["bad"]["weight"] == 0
+        assert rows(seen)["v1"]["weight"] == 100
+        lora = world.kubectl.wait_for(
+            "lora", f"bad-{case}", lambda o, r=reason: reason_of(o, "Loaded") == r or reason_of(o, "Compatible") == r,
+            namespace=MODELS_NAMESPACE,
+        )  # fmt: skip
+        assert condition(lora, "Ready") == "False"
+    traffic.wait_for(10)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+    assert set(told.by_revision) == {"v1"}
+    assert all(r.text for r in traffic.records), "a neighbour was silenced"
+    world.apply(deployment({"v1": 100}))
+    for case in bad_adapters:
+        world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", f"bad-{case}", "--timeout=60s")
+
+
+def test_missing_references_say_so_and_stable_serves_on(world, traffic):
+    world.apply(deployment({"v1": 50, "ghost": 50}, {"ghost": "no-such-adapter"}))
+    seen = world.wait_for(lambda d: rows(d).get("ghost", {}).get("withheld"))
+    assert rows(seen)["v1"]["weight"] == 100
+    assert "no-such-adapter" in json.dumps(seen["status"])
+    assert not ready(seen)
+    traffic.wait_for(6)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"v1": 90, "v2": 5}, "sum to 95"),
+        ({"v1": 50, "v9": 50}, "v9"),
+        ({"v1": 130, "v2": -30}, "less than or equal to"),
+    ],
+)
+def test_impossible_traffic_is_refused_in_words(world, weights, says):
+    assert says in world.refused(deployment(weights))
+
+
+def test_a_revision_never_changes_under_its_name(world):
+    said = world.refused(deployment({"v1": 100}, {"v2": "acme-support-v1"}))
+    assert "revision v2 is immutable" in said
+
+
+def test_an_adapter_in_use_cannot_be_deleted(world):
+    with pytest.raises(KubectlError, match=MODEL):
+        world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", "acme-support-v1", "--wait=false")

@@ -1,0 +1,169 @@
+"""What the stories do to the system and what they look at, in their own words."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import yaml
+
+from cluster import gobuild
+from cluster.local.cluster import LocalCluster
+from cluster.local.layout import layout_of
+from cluster.progress import Progress
+from cluster.provider import open_provider
+from demo.kubectl import KubectlError, condition, ready
+from demo.system import MODELS_NAMESPACE, NAMESPACE, ROOT, System
+from tests.traffic import Load, TrafficThread, traffic_in_thread
+
+MODEL = "acme-support"
+QUICKSTART = ROOT / "examples" / "quickstart"
+POOL_PODS = "tuneyard.dev/pool=smollm2"
+TrafficOn = TrafficThread
+
+
+def deployment(
+    weights: Mapping[str, int], adapters: Mapping[str, str] | None = None, name: str = MODEL, base: str = "smollm2"
+) -> str:
+    """The quickstart's ModelDeployment with these weights, and further revisions (name -> adapter)."""
+    known: dict[str, str | None] = {"base": None, "v1": "acme-support-v1", "v2": "acme-support-v2", **(adapters or {})}
+    revisions = [{"name": r, "baseModel": base, **({"adapter": a} if a else {})} for r, a in known.items()]
+    return yaml.safe_dump(
+        {
+            "apiVersion": "tuneyard.dev/v1alpha1",
+            "kind": "ModelDeployment",
+            "metadata": {"name": name},
+            "spec": {
+                "revisions": revisions,
+                "traffic": [{"revision": r, "weight": w} for r, w in weights.items()],
+                "routing": {"allowRevisionHeader": True},
+            },
+        }
+    )
+
+
+def adapter(name: str, folder: str, digest: str | None = None, base: str = "smollm2") -> str:
+    """A LoRAAdapter whose files are in a folder of the node's artifacts."""
+    spec: dict[str, Any] = {"baseModel": base, "source": {"volume": {"name": "artifacts", "path": folder}}}
+    if digest:
+        spec["digest"] = digest
+    manifest = {"apiVersion": "tuneyard.dev/v1alpha1", "kind": "LoRAAdapter", "metadata": {"name": name}, "spec": spec}
+    return yaml.safe_dump(manifest)
+
+
+class World:
+    """The system with the quickstart on it."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.kubectl = system.kubectl
+
+    def settle(self) -> None:
+        """Back to where every story begins."""
+        self.kubectl.merge("bmodel", "smollm2", {"spec": {"serving": {"replicas": 2}}}, MODELS_NAMESPACE)
+        self.apply(deployment({"v1": 100}))
+        self.wait_for(lambda d: ready(d) and rows(d).get("v1", {}).get("readyEndpoints") == 2, timeout=400)
+
+    def apply(self, manifest: str) -> None:
+        self.kubectl.apply(manifest, MODELS_NAMESPACE)
+
+    def wait_for(self, holds: Callable[[dict[str, Any]], bool], timeout: float = 60) -> dict[str, Any]:
+        """The ModelDeployment once the condition holds."""
+        return self.kubectl.wait_for("mdep", MODEL, holds, namespace=MODELS_NAMESPACE, timeout=timeout)
+
+    def served(self, weights: Mapping[str, int], timeout: float = 60) -> dict[str, Any]:
+        """Wait until every gateway has confirmed these effective weights."""
+        return self.wait_for(
+            lambda d: all(
+                rows(d).get(r, {}).get("weight") == w and rows(d)[r].get("verified") for r, w in weights.items()
+            ),
+            timeout,
+        )
+
+    def traffic(self, **changes: Any) -> AbstractContextManager[TrafficThread]:
+        """Continuous traffic to the model: 4 requests a second of 8 tokens, half of them streaming."""
+        load = {"rate": 4.0, "max_seconds": 900.0, "body": {"max_tokens": 8}, **changes}
+        return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
+
+    def model_pods(self) -> list[dict[str, Any]]:
+        pods = self.kubectl.items("pods", MODELS_NAMESPACE, POOL_PODS)
+        return [p for p in pods if not p["metadata"].get("deletionTimestamp")]
+
+    def own_pods(self, component: str) -> list[dict[str, Any]]:
+        """Pods of the operator or the gateways."""
+        return self.kubectl.items("pods", NAMESPACE, f"app.kubernetes.io/component={component}")
+
+    def execute(self, pod: str, container: str, *command: str, namespace: str = MODELS_NAMESPACE) -> str:
+        return self.kubectl("-n", namespace, "exec", pod, "-c", container, "--", *command)
+
+    def end_container(self, pod: str, container: str, namespace: str = MODELS_NAMESPACE) -> None:
+        """End the container's first process with SIGKILL, from the node (nobody inside may signal it)."""
+        status = self.kubectl.get("pod", pod, namespace)["status"]
+        known = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
+        identity = next(c["containerID"] for c in known if c["name"] == container).split("://")[1]
+        end_container(identity)
+
+    def restarts(self, pod: str, container: str, namespace: str = MODELS_NAMESPACE) -> int:
+        status = self.kubectl.get("pod", pod, namespace)["status"]
+        known = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
+        return int(next(c["restartCount"] for c in known if c["name"] == container))
+
+    def refused(self, manifest: str) -> str:
+        """What the API server answers to a manifest it must refuse."""
+        try:
+            self.kubectl.apply(manifest, MODELS_NAMESPACE)
+        except KubectlError as error:
+            return str(error)
+        raise AssertionError(f"accepted:\n{manifest}")
+
+
+def local_cluster() -> LocalCluster:
+    """The provider, where a story must reach below Kubernetes."""
+    provider = open_provider()
+    assert isinstance(provider, LocalCluster), "faults below Kubernetes are made on the local provider only"
+    return provider
+
+
+def end_container(identity: str) -> None:
+    """SIGKILL to a container's first process, by its containerd id."""
+    provider = local_cluster()
+    ctr = str(gobuild.ensure(["ctr"], Progress())["ctr"])
+    socket = str(layout_of(provider.name).containerd_socket)
+    command = [ctr, "-a", socket, "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", identity]
+    subprocess.run(provider.inside(command, everything=True), check=True, capture_output=True)
+
+
+def rows(obj: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """status.traffic by revision."""
+    return {t["revision"]: t for t in (obj.get("status") or {}).get("traffic", [])}
+
+
+def reason_of(obj: dict[str, Any], type_: str) -> str | None:
+    conditions = (obj.get("status") or {}).get("conditions") or []
+    return next((str(c["reason"]) for c in conditions if c["type"] == type_), None)
+
+
+def wait_until(holds: Callable[[], bool], timeout: float, what: str) -> None:
+    """Poll a condition that is no single object's."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout:.0f} s: {what}")
+        time.sleep(0.1)
+
+
+__all__ = [
+    "MODEL",
+    "QUICKSTART",
+    "TrafficOn",
+    "World",
+    "adapter",
+    "condition",
+    "deployment",
+    "reason_of",
+    "rows",
+    "wait_until",
+]
