@@ -1,0 +1,205 @@
+"""The chart: what it makes is safe by construction, survives upgrades, and a real API server takes all of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.contract.apiserver import ApiServer
+from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
+from tuneyard.api.crds import rendered as crd_files
+from tuneyard.planning.settings import Settings
+from tuneyard.systems.kube.client import Object
+
+pytestmark = pytest.mark.apiserver
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {
+        "images": {"tuneyard": {"ref": "localhost/t:1"}, "envoy": {"ref": "localhost/e:1"}, "vllm": {"ref": "v:1"}},
+        "imagePullPolicy": "Never",
+        "imagePullSecrets": ["pull"],
+        "engineEnv": {"OMP_NUM_THREADS": 1, "A": "b: {c}", "FLAG": True},
+        "allowedHostPathPrefixes": ["/var/lib/models"],
+        "watchNamespaces": ["models"],
+        "gatewayUrl": "https://models.example.com/",
+        "masterSecret": {"existing": "mine"},
+        "gateway": {"service": {"type": "LoadBalancer", "loadBalancerClass": "x.example/y", "annotations": {"a": "b"}}},
+        "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
+        "networkPolicy": {"enabled": False},
+        "protectInUse": False,
+    },
+    {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}}},
+)
+
+
+def pod_specs(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return (obj["spec"]["template"]["spec"] for obj in of_kind(objects, "Deployment"))
+
+
+def containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+def test_values_and_schema_agree_on_every_key() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
+    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images"):
+        assert set(values[block]) == set(schema["properties"][block]["properties"]), block
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ('gateway={"replica": 3}', "replica"),
+        ('allowedHostPathPrefixes=["relative"]', "relative"),
+        ('allowedHostPathPrefixes=["/models/../etc"]', "allowedHostPathPrefixes"),
+        ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
+        ('engineEnv={"A-B": "c"}', "A-B"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:
+    done = helm("template", "t", str(CHART), f"--set-json={value}", check=False)
+    assert done.returncode != 0
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("values", VARIANTS)
+def test_every_container_is_restricted(values: dict[str, Any]) -> None:
+    specs = list(pod_specs(rendered(**values)))
+    assert len(specs) == 2
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 65532
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.get("hostNetwork")
+        assert not any("hostPath" in volume for volume in spec["volumes"])
+        for container in containers(spec):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert container["resources"]["limits"]["memory"]
+            assert "@" in container["image"] or not container["image"].endswith(":latest")
+
+
+def test_envoy_has_neither_a_token_nor_the_master_secret() -> None:
+    spec = named(rendered(), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    mounts = {c["name"]: {m["name"] for m in c["volumeMounts"]} for c in containers(spec)}
+    assert not mounts["envoy"] & {"token", "master"}
+    assert {"token", "master"} <= mounts["gateway"]
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    assert volumes["run"]["emptyDir"]["medium"] == "Memory", "snapshots hold engine keys"
+
+
+def test_settings_file_is_what_the_operator_reads() -> None:
+    data = named(rendered(**VARIANTS[1]), "ConfigMap", "tuneyard-config")["data"]
+    settings = Settings.from_dict(yaml.safe_load(data["config.yaml"]))
+    assert settings == Settings.from_dict(
+        {
+            "tuneyardNamespace": NAMESPACE,
+            "images": {"tuneyard": "localhost/t:1", "envoy": "localhost/e:1", "vllm": "v:1"},
+            "imagePullPolicy": "Never",
+            "engineEnv": {"OMP_NUM_THREADS": "1", "A": "b: {c}", "FLAG": "true"},
+            "allowedHostPathPrefixes": ["/var/lib/models"],
+            "gatewayUrl": "https://models.example.com",
+            "watchNamespaces": ["models"],
+        }
+    )
+    written = set(yaml.safe_load(data["config.yaml"]))
+    assert written == {field.alias or name for name, field in Settings.model_fields.items()}, "every setting, by name"
+
+
+def test_a_change_of_settings_rolls_the_pods() -> None:
+    def checksum(**values: Any) -> str:
+        deployment = named(rendered(**values), "Deployment", "tuneyard-operator")
+        return str(deployment["spec"]["template"]["metadata"]["annotations"]["tuneyard.dev/config-checksum"])
+
+    assert checksum() == checksum()
+    assert checksum() != checksum(engineEnv={"A": "b"})
+
+
+def test_crds_are_the_generated_ones_upgraded_with_the_chart_and_kept_without_it() -> None:
+    files = {name: (CHART / "files" / "crds" / name).read_text() for name in crd_files()}
+    assert files == crd_files()
+    assert not (CHART / "crds").exists(), "Helm would install that folder once and never upgrade it"
+    crds = {obj["metadata"]["name"]: obj for obj in of_kind(rendered(), CRD)}
+    for text in files.values():
+        wanted = yaml.safe_load(text)
+        crd = crds.pop(wanted["metadata"]["name"])
+        assert crd["spec"] == wanted["spec"]
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not crds
+
+
+def test_an_existing_master_secret_is_used_and_none_is_made() -> None:
+    objects = rendered(**VARIANTS[1])
+    assert not list(of_kind(objects, "Secret"))
+    for spec in pod_specs(objects):
+        (volume,) = [v for v in spec["volumes"] if v["name"] == "master"]
+        assert volume["secret"]["secretName"] == "mine"
+
+
+@pytest.fixture
+def namespace(apiserver: ApiServer) -> Iterator[str]:
+    """The release's namespace at the Pod Security level that the chart promises to fit."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    install(apiserver, [manifest])
+    yield NAMESPACE
+
+
+@pytest.mark.parametrize("values", VARIANTS)
+def test_a_real_api_server_takes_every_object_and_warns_of_none(
+    values: dict[str, Any], apiserver: ApiServer, namespace: str
+) -> None:
+    text = "---\n".join(yaml.safe_dump(obj) for obj in rendered(**values))
+    done = apiserver.kubectl(
+        "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text
+    )
+    assert done.returncode == 0, done.stderr
+    assert "arning" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("values", VARIANTS[:2])
+def test_pods_fit_the_restricted_level(values: dict[str, Any], apiserver: ApiServer, namespace: str) -> None:
+    api = apiserver.api()
+    for number, spec in enumerate(pod_specs(rendered(**values))):
+        # the API server in these tests has no controller that would make the chart's accounts
+        pod = {"metadata": {"name": f"pod-{number}"}, "spec": spec}
+        api.request("POST", f"/api/v1/namespaces/{namespace}/pods", query={"dryRun": "All"}, body=pod)
+
+
+def test_install_upgrade_uninstall_keep_the_master_secret_and_the_crds(tmp_path: Path) -> None:
+    with ApiServer() as server:
+        config = ("--kubeconfig", str(server.kubeconfig()), "--namespace", NAMESPACE)
+        helm("install", "tuneyard", str(CHART), *config, "--create-namespace")
+        api = server.api()
+        secret = f"/api/v1/namespaces/{NAMESPACE}/secrets/tuneyard-master"
+        key = api.request("GET", secret)["data"]["key"]
+        assert len(base64.b64decode(key)) >= 32
+        crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/modeldeployments.tuneyard.dev"
+        old: Object = {"spec": {"names": {"categories": []}}}
+        api.request("PATCH", crd, body=old, content_type="application/merge-patch+json")
+
+        helm("upgrade", "tuneyard", str(CHART), *config, "--set", "operator.replicas=1", "--force-conflicts")
+        assert api.request("GET", secret)["data"]["key"] == key
+        assert api.request("GET", crd)["spec"]["names"]["categories"] == ["tuneyard"], "CRDs are upgraded"
+
+        helm("uninstall", "tuneyard", *config)
+        assert api.request("GET", secret)["data"]["key"] == key
+        api.request("GET", crd)
+        deployments = api.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments")
+        assert deployments["items"] == []
+
+        helm("install", "tuneyard", str(CHART), *config)
+        assert api.request("GET", secret)["data"]["key"] == key
