@@ -77,11 +77,14 @@ class Gateways:
             for name in gone:
                 self._polls.pop(name).stop()
                 self._said.pop(name, None)
-            new = [name for name in addresses if name not in self._polls]
-            for name in new:
-                self._polls[name] = _Poll(self._http, name, addresses[name], self._token, self._hear)
-        for name in new:
-            self._polls[name].start()
+            new = {
+                name: _Poll(self._http, name, address, self._token, self._hear)
+                for name, address in addresses.items()
+                if name not in self._polls
+            }
+            self._polls.update(new)
+        for poll in new.values():
+            poll.start()
         if gone or new:
             self._wake(None)
 

@@ -155,12 +155,11 @@ class Wakes:
 
     def everything(self) -> list[Key]:
         """The keys of all custom resources, BaseModels first: others wait for what they do."""
-        world = self._world
-        return [
-            key
-            for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT)
-            for key in self._in_scope(_key(kind, item) for item in world.parsed(kind).informer.items())
-        ]
+        return [key for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT) for key in self._all(kind)]
+
+    def deployments(self) -> list[Key]:
+        """The keys of all ModelDeployments."""
+        return self._all(MODEL_DEPLOYMENT)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -172,6 +171,9 @@ class Wakes:
         keys = dict.fromkeys(k for group in groups for k in group if isinstance(k, Key))
         keys.pop(key, None)
         self._wake(self._in_scope(keys))
+
+    def _all(self, kind: str) -> list[Key]:
+        return self._in_scope(_key(kind, item) for item in self._world.parsed(kind).informer.items())
 
     def _in_scope(self, keys: Iterable[Key]) -> list[Key]:
         return [key for key in keys if self._world.in_scope(key.namespace)]

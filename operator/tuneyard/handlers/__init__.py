@@ -1,0 +1,1 @@
+"""The operator process: kopf registers and wakes, and main puts the runtime together."""

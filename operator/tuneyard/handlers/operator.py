@@ -1,0 +1,162 @@
+"""The operator, put together: what watches, who leads, what works, and in which order they start and end.
+
+Rules:
+- start: everything is watched at once, also while another replica leads, so that a takeover finds the informers warm;
+- keys are worked on only while this process leads, and only after every first list has come and every gateway has
+  answered (or failed to): planning from half a view would rewrite what is right;
+- a lost lease ends the process at once, without any tidying up: somebody else is writing already;
+- an orderly end finishes the passes under way, then gives the lease up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from tuneyard.api import names
+from tuneyard.handlers.events import EventSource
+from tuneyard.handlers.health import Health, HealthServer
+from tuneyard.planning.observations import EngineKeys
+from tuneyard.planning.settings import Settings
+from tuneyard.runtime.execute import Executor
+from tuneyard.runtime.gateways import Gateways, gateway_addresses
+from tuneyard.runtime.keys import Key
+from tuneyard.runtime.metrics import Metrics
+from tuneyard.runtime.queue import WorkQueue
+from tuneyard.runtime.reconcile import Reconciler
+from tuneyard.runtime.wakes import Wakes
+from tuneyard.runtime.workers import Workers
+from tuneyard.runtime.world import World
+from tuneyard.systems.kube.client import Api, ApiError
+from tuneyard.systems.kube.events import Events
+from tuneyard.systems.kube.lease import LeaderLease
+
+_log = logging.getLogger(__name__)
+
+LEASE = "tuneyard-operator"
+_GATEWAYS_SECONDS = 3.0
+_PASSES_SECONDS = 10.0
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(
+        self,
+        api: Api,
+        settings: Settings,
+        master: bytes,
+        *,
+        identity: str,
+        health_port: int,
+        gateways: Mapping[str, str] | None = None,
+        on_lost: Callable[[], None] = lambda: os._exit(1),
+    ) -> None:
+        """`gateways`: name -> host:port, in place of the pods of Tuneyard's namespace."""
+        self._api = api
+        self._fixed_gateways = gateways
+        self._on_lost = on_lost
+        self.stopping = threading.Event()
+        self._working = threading.Event()
+        self.metrics = Metrics()
+        self.queue = WorkQueue()
+        self.world = World(api, settings)
+        self.wakes = Wakes(self.world, self.queue.add_all)
+        self.lease = LeaderLease(api, settings.tuneyard_namespace, LEASE, identity)
+        self._events = Events(api, identity)
+        self._gateways = Gateways(names.observe_token(master), self._on_gateways)
+        self._kopf = EventSource(self._on_kopf_event)
+        executor = Executor(api, self._events, self.world.secrets, self.metrics, self.lease.holds)
+        self._reconciler = Reconciler(
+            api,
+            self.world,
+            self.wakes,
+            executor,
+            keys=EngineKeys(master),
+            settings=settings,
+            gateways=self._gateways.view,
+        )
+        self._workers = Workers(self.queue, self._reconciler.reconcile, self.metrics)
+        ages = {resource: informer.age for resource, informer in self.world.informers().items()}
+        self.metrics.watch_ages(ages)
+        self.metrics.queue(self.queue.__len__, self.queue.oldest)
+        health = Health(ages, self._api_answers, self.world.synced)
+        self.health = HealthServer(health_port, health, self.metrics.registry)
+        self.world.gateways.listen(lambda _change, _pod: self._follow_gateways())
+
+    def run(self) -> None:
+        """Work until `stopping` is set."""
+        self.health.start()
+        self.world.start()
+        self._events.start()
+        self._kopf.start()
+        keeper = threading.Thread(target=self._lead, name="lease", daemon=True)
+        keeper.start()
+        self.stopping.wait()
+        self._end()
+
+    def _lead(self) -> None:
+        """Wait for the lease and for a whole view, then let the workers begin; renew until the end."""
+        if not self.lease.acquire(self.stopping):
+            return
+        self.metrics.leader.set(1)
+        threading.Thread(target=self._begin, name="begin", daemon=True).start()
+        self.lease.keep(self.stopping, self._on_lost)
+
+    def _begin(self) -> None:
+        began = time.monotonic()
+        while not self.world.wait_synced(1.0):
+            if self.stopping.is_set():
+                return
+        self._follow_gateways()
+        while not self._gateways.answered() and time.monotonic() - began < _GATEWAYS_SECONDS:
+            self.stopping.wait(0.05)
+        if self.stopping.is_set():
+            return
+        self._working.set()
+        self.queue.add_all(self.wakes.everything())
+        self._workers.start()
+        _log.info("working, %.1f s after the lease was taken", time.monotonic() - began)
+
+    def _end(self) -> None:
+        ended = self._workers.stop(_PASSES_SECONDS) if self._working.is_set() else True
+        if not ended:
+            _log.warning("passes are still under way; the lease runs out by itself")
+        else:
+            self.lease.release()
+        self._gateways.stop()
+        self._kopf.stop()
+        self._events.stop()
+        self.world.stop()
+        self.health.stop()
+
+    # -- what wakes ------------------------------------------------------------------------------------------------
+
+    def _on_kopf_event(self, key: Key, resource_version: str) -> None:
+        """Wake, unless the informers have shown, and so told, just this already."""
+        if not self.world.in_scope(key.namespace):
+            return
+        seen = self.world.raw(key)
+        if seen is None or seen["metadata"].get("resourceVersion") != resource_version:
+            self.queue.add(key)
+
+    def _on_gateways(self, changed: Iterable[Key] | None) -> None:
+        if self._working.is_set():
+            keys = self.wakes.deployments() if changed is None else changed
+            self.queue.add_all(keys)
+
+    def _follow_gateways(self) -> None:
+        # only who leads asks: an answer is of use to nobody else
+        if self.lease.holds():
+            found = self._fixed_gateways
+            self._gateways.follow(gateway_addresses(self.world.gateways.items()) if found is None else found)
+
+    def _api_answers(self) -> bool:
+        try:
+            self._api.request("GET", "/version", timeout=(2.0, 2.0))
+        except ApiError as error:
+            return not error.unreachable
+        return True
