@@ -61,6 +61,8 @@ class Shelf:
 
     def fetch(self, planned: PlannedAdapter) -> Prepared:
         """Make an adapter's files ready for the engine; raises FetchError."""
+        if Path(planned.name).name != planned.name or planned.name.startswith("."):
+            raise FetchError(Reason.INVALID_SPEC, f"{planned.name!r} is not the name of an adapter")
         digest: str | None = None
         scratch = self.adapters / f".{planned.name}"
         prepared: list[Prepared] = []

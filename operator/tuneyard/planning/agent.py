@@ -3,6 +3,7 @@
 Rules:
 - files are read and checked before the engine hears of an adapter; also while the engine starts;
 - a new adapter goes Fetch -> Load -> Probe; each step begins only when the one before is seen to have worked;
+- an engine is offered to others only when its base has answered once (some die at their first request);
 - what the plan no longer asks for goes the other way: the report without it is published, gateways get `GRACE` to drop
   it, then it is unloaded; its folder goes when nobody generates with it any more, because an engine that misses the
   folder of an adapter dies with every stream (engines.md, fact 1);
@@ -41,6 +42,16 @@ class Fetch:
     def key(self) -> tuple[str, str]:
         """What must not run twice at a time."""
         return ("adapter", self.planned.name)
+
+
+@dataclass(frozen=True)
+class ProbeBase:
+    """Ask the engine for a token with the base alone."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("base", "")
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class RestartEngine:
         return ("restart", "")
 
 
-Step = Fetch | Load | Probe | Unload | Remove | RestartEngine
+Step = Fetch | ProbeBase | Load | Probe | Unload | Remove | RestartEngine
 
 
 def next_steps(state: State, now: float) -> list[Step]:
@@ -112,9 +123,8 @@ def next_steps(state: State, now: float) -> list[Step]:
         return []
     if state.engine.poisoned:
         return [step for step in (RestartEngine(),) if step.key not in state.working]
-    steps = list(_forward(state, now))
-    steps += _backward(state, now)
-    return steps
+    base: list[Step] = [ProbeBase()] if state.engine.healthy and not state.engine.answers else []
+    return [step for step in base if step.key not in state.working] + [*_forward(state, now), *_backward(state, now)]
 
 
 def next_time(state: State, now: float) -> float | None:
@@ -128,7 +138,7 @@ def pod_report(state: State) -> PodReport | None:
     """What the pod says of itself; None until the engine was looked at: a restarted agent takes nothing back."""
     if not state.engine.seen or state.plan is None:
         return None
-    ready = state.engine.healthy and not state.engine.poisoned
+    ready = state.engine.healthy and state.engine.answers and not state.engine.poisoned
     engine: EngineState = "Draining" if state.draining else "Ready" if ready else "Starting"
     served = _within_room(state)
     return PodReport(
@@ -174,7 +184,7 @@ def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> L
         return None
     if prepared.engine_name not in state.engine.models:
         return Load(planned, prepared)
-    return Probe(planned, prepared)
+    return Probe(planned, prepared) if state.engine.answers else None
 
 
 def _backward(state: State, now: float) -> Iterator[Step]:

@@ -71,6 +71,8 @@ class Engine:
 
     seen: bool = False
     healthy: bool = False
+    answers: bool = False
+    """Whether the base has generated a token since this engine began: only then it may be asked by others."""
     models: frozenset[str] = frozenset()
     """All names that it lists, the base's too."""
     busy: frozenset[str] = frozenset()
@@ -131,6 +133,11 @@ class EngineGone:
 @dataclass(frozen=True)
 class EnginePoisoned:
     """The engine is healthy by its own word and generates nothing."""
+
+
+@dataclass(frozen=True)
+class BaseProven:
+    """The engine generated a token with the base alone."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,7 @@ Event = (
     | EngineUnwell
     | EngineGone
     | EnginePoisoned
+    | BaseProven
     | Fetched
     | Proven
     | Failed
@@ -227,7 +235,7 @@ def learned(state: State, event: Event) -> State:
     match event:
         case PlanChanged(plan):
             return _after_plan(state, plan)
-        case EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned():
+        case EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned() | BaseProven():
             return _after_engine(state, event)
         case Began(key):
             return replace(state, working=state.working | {key})
@@ -291,21 +299,30 @@ def _same_wish(failed: Failure, planned: PlannedAdapter | None) -> bool:
     return planned is not None and failed.planned.source == planned.source and planned.digest in known
 
 
-def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | EnginePoisoned) -> State:
+def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | BaseProven) -> State:
     engine = state.engine
     match event:
         case EngineGone():
-            return replace(state, engine=Engine(seen=True), proven={})
+            # whatever it was drained for has happened; should it come back, the pod is not leaving
+            return replace(state, engine=Engine(seen=True), proven={}, draining=False)
         case EngineUnwell():
             return replace(state, engine=replace(engine, seen=True, healthy=False))
         case EnginePoisoned():
             return replace(state, engine=replace(engine, poisoned=True))
+        case BaseProven():
+            return replace(state, engine=replace(engine, answers=engine.healthy))
         case EngineSeen(models, busy):
-            # an engine that lost a name it had proven has begun anew (or somebody unloaded it): ask again
-            poisoned = engine.poisoned and bool(models - {state.base_model})
-            seen = Engine(True, True, models, engine.busy if busy is None else busy, poisoned)
-            proven = {name: warning for name, warning in state.proven.items() if name in models}
-            return replace(state, engine=seen, proven=proven)
+            # an engine that lost a name it had proven has begun anew unseen: everything has to be proven again
+            anew = not state.proven.keys() <= models
+            seen = Engine(
+                seen=True,
+                healthy=True,
+                answers=engine.answers and not anew,
+                models=models,
+                busy=engine.busy if busy is None else busy,
+                poisoned=engine.poisoned and not anew,
+            )
+            return replace(state, engine=seen, proven={} if anew else state.proven)
 
 
 def _failure(state: State, event: Failed) -> Failure:

@@ -18,7 +18,7 @@ import pytest
 from models.artifact import digest as independent_digest
 from models.tensors import Tensor as RawTensor
 from models.tensors import bfloat16, float32, write_safetensors
-from models.tiny import ADAPTERS, build_tiny
+from models.tiny import build_tiny
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts import safetensors
 from tuneyard.systems.artifacts.folder import (
@@ -35,7 +35,7 @@ from tuneyard.systems.artifacts.folder import (
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "volumes" / "models" / "tenant" / "v1"
-    shutil.copytree(build_tiny() / ADAPTERS[0], folder)
+    shutil.copytree(build_tiny() / "adapter-a", folder)
     return folder
 
 

@@ -1,0 +1,98 @@
+"""Leaving in order: unpublish, wait until gateways have noticed, refuse what still comes, wait for what runs.
+
+The engine's container is stopped only after `drain()` has returned (its preStop hook waits for it), so that no request
+meets a dying engine. A second call joins the first one.
+
+The kubelet runs the same hook when it restarts an engine that hangs. Then there is no sense in waiting for what runs,
+and the pod stays: draining ends with the engine (planning.agentstate), and the front takes requests again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from tuneyard.agent.front import Front, FrontError
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.planning.agentstate import DrainAsked
+
+_log = logging.getLogger(__name__)
+
+QUIET_SECONDS = 2.0
+"""No new request for this long: gateways have dropped the endpoint."""
+MOST_WAIT_SECONDS = 15.0
+"""New requests are refused after this long at the latest; gateways send those to another pod."""
+_SAMPLE = 0.1
+
+
+class Drain:
+    """The draining of one pod."""
+
+    def __init__(self, knowledge: Knowledge, front: Front, timeout: float, clock: Callable[[], float]) -> None:
+        self._knowledge = knowledge
+        self._front = front
+        self._timeout = timeout
+        self._clock = clock
+        self._task: asyncio.Task[bool] | None = None
+
+    async def drain(self) -> bool:
+        """Drain the pod; returns whether nothing was running any more when the time was up."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain(), name="drain")
+        return await asyncio.shield(self._task)
+
+    async def follow(self) -> None:
+        """For ever: whenever draining is over and the pod still there, let the front take requests again."""
+        while True:
+            await self._knowledge.until(lambda state: not state.draining)
+            self._task = None
+            await self._reopen()
+            await self._knowledge.until(lambda state: state.draining)
+
+    async def _reopen(self) -> None:
+        """Let the front take requests, as soon as it listens, unless draining begins again."""
+        while not self._knowledge.state.draining:
+            try:
+                await self._front.set_draining(False)
+                return
+            except FrontError:
+                await asyncio.sleep(QUIET_SECONDS)
+
+    async def _drain(self) -> bool:
+        began = self._clock()
+        self._knowledge.tell(DrainAsked())
+        _log.info("draining: no longer offered to gateways")
+        await self._until_quiet(began)
+        try:
+            await self._front.set_draining(True)
+        except FrontError as error:
+            _log.warning("draining without refusing new requests: %s", error)
+        idle = await self._until_idle(began)
+        _log.info("drained after %.1f s%s", self._clock() - began, "" if idle else ", requests still running")
+        return idle
+
+    async def _until_quiet(self, began: float) -> None:
+        last, since = -1, began
+        while (now := self._clock()) - since < QUIET_SECONDS and now - began < MOST_WAIT_SECONDS:
+            try:
+                total = (await self._front.traffic()).total
+            except FrontError:
+                total = last  # a front that is gone takes nothing new
+            if total != last:
+                last, since = total, now
+            await asyncio.sleep(_SAMPLE)
+
+    async def _until_idle(self, began: float) -> bool:
+        while self._clock() - began < self._timeout:
+            engine = self._knowledge.state.engine
+            if not engine.healthy or engine.poisoned:
+                return False  # nothing that runs will end well
+            try:
+                if (await self._front.traffic()).active == 0:
+                    return True
+            except FrontError as error:
+                _log.warning("nobody knows what is running: %s", error)
+                return True
+            await asyncio.sleep(_SAMPLE)
+        return False

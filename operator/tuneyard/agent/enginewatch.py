@@ -1,0 +1,110 @@
+"""Watching the engine on the pod's loopback: is it there, is it well, which names does it list, does it still think.
+
+Rules:
+- a refused or cut connection says that the engine is gone, at once; silence says so only after `_STRIKES` looks in a
+  row, because an engine under load may be late and taking it out of service then would make things worse;
+- looks and lists never overlap (`look` is locked): an older list told after a newer one would take a loaded adapter
+  out of service;
+- a canary token on the base now and then finds an engine that NaN has silenced: it is healthy by its own word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.planning.agentstate import EngineGone, EnginePoisoned, EngineSeen, EngineUnwell
+from tuneyard.systems.engines.vllm import (
+    Answer,
+    EngineError,
+    EngineGoneError,
+    EngineRefusedError,
+    EngineSlowError,
+    Vllm,
+)
+
+_log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+CANARY_SECONDS = 15.0
+_STRIKES = 3
+
+
+class EngineWatch:
+    """Tells what it sees of one engine."""
+
+    def __init__(self, knowledge: Knowledge, engine: Vllm) -> None:
+        self.reference: Answer | None = None
+        """What the base answered first in this engine's life; the measure of its later answers."""
+        self._knowledge = knowledge
+        self._engine = engine
+        self._strikes = 0
+        self._looking = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Look for ever."""
+        await asyncio.gather(self._look_again_and_again(), self._ask_again_and_again())
+
+    async def look(self) -> None:
+        """Look once and tell what is seen."""
+        async with self._looking:
+            try:
+                if not await self._engine.healthy():
+                    self._unwell("it says that it is not healthy")
+                    return
+                models = await self._engine.models()
+                state = self._knowledge.state
+                leaving = bool(state.withdrawn.keys() - state.proven.keys())
+                busy = await self._engine.busy_adapters() if leaving else None
+            except EngineGoneError as error:
+                self._gone(error)
+            except EngineSlowError as error:
+                self._strikes += 1
+                if self._strikes >= _STRIKES:
+                    self._unwell(str(error))
+            except EngineRefusedError as error:
+                self._unwell(f"it does not list its models: {error}")
+            else:
+                self._strikes = 0
+                if not self._knowledge.state.engine.healthy:
+                    _log.info("the engine is healthy")
+                self._knowledge.tell(EngineSeen(models, busy))
+
+    async def ask_base(self) -> Answer:
+        """Ask the base for a token and compare it with its first answer; tells of a poisoned engine."""
+        answer = await self._engine.ask(self._knowledge.state.base_model)
+        if self.reference is None:
+            self.reference = answer
+        elif answer.is_broken(self.reference) and not self._knowledge.state.engine.poisoned:
+            _log.error("the engine is healthy by its own word, but the base model generates nothing any more")
+            self._knowledge.tell(EnginePoisoned())
+        return answer
+
+    async def _look_again_and_again(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _ask_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(CANARY_SECONDS)
+            engine = self._knowledge.state.engine
+            if not engine.healthy or not engine.answers or engine.poisoned or self._knowledge.state.draining:
+                continue
+            try:
+                await self.ask_base()
+            except EngineError as error:
+                _log.warning("the canary token: %s", error)
+
+    def _unwell(self, why: str) -> None:
+        if self._knowledge.state.engine.healthy:
+            _log.warning("the engine is not well: %s", why)
+        self._knowledge.tell(EngineUnwell())
+
+    def _gone(self, error: EngineGoneError) -> None:
+        if self._knowledge.state.engine.healthy:
+            _log.warning("the engine is gone: %s", error)
+        self._strikes = 0
+        self.reference = None
+        self._knowledge.tell(EngineGone())

@@ -1,0 +1,196 @@
+"""Carrying out steps: one at a time for each adapter and each engine name; what comes of it is told as events.
+
+Rules:
+- an adapter is blamed only for what it did: an engine that goes meanwhile is the engine's failure;
+- after loading, what counts is `/v1/models`; after asking, the answer must come under the adapter's own name;
+- an adapter with which the engine computes NaN is never tried again in this pod with these bytes;
+- nothing here decides what to do next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+from tuneyard.agent.enginewatch import EngineWatch
+from tuneyard.agent.fetching import FetchError, Shelf
+from tuneyard.agent.front import Front, FrontError
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, RestartEngine, Step, Unload
+from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Proven, Removed, Unloaded
+from tuneyard.systems.engines.vllm import Answer, EngineError, EngineGoneError, EngineRefusedError, Vllm
+
+_log = logging.getLogger(__name__)
+
+_PAUSE = 1.0
+"""Seconds before a step that failed for no adapter's fault may begin again."""
+_PROBE_TOKENS = 8
+_CANARIES = 3
+
+
+class Performer:
+    """Carries out the steps of one agent."""
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        shelf: Shelf,
+        engine: Vllm,
+        watch: EngineWatch,
+        *,
+        front: Front,
+        clock: Callable[[], float],
+    ) -> None:
+        self._knowledge = knowledge
+        self._shelf = shelf
+        self._engine = engine
+        self._watch = watch
+        self._front = front
+        self._clock = clock
+        self._running: set[asyncio.Task[None]] = set()
+
+    def begin(self, step: Step) -> None:
+        """Start a step; the knowledge hears when it is over."""
+        self._knowledge.tell(Began(step.key))
+        task = asyncio.create_task(self._perform(step), name=type(step).__name__)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _perform(self, step: Step) -> None:
+        try:
+            await self._do(step)
+        except EngineGoneError:
+            await self._watch.look()
+        except Exception:  # noqa: BLE001
+            # a bug in one step must not end the others; it shows in the log and the step is tried again
+            _log.exception("%s failed", type(step).__name__)
+            await asyncio.sleep(_PAUSE)
+        finally:
+            self._knowledge.tell(Ended(step.key))
+
+    async def _do(self, step: Step) -> None:
+        match step:
+            case Fetch():
+                await self._fetch(step)
+            case ProbeBase():
+                await self._probe_base()
+            case Load():
+                await self._load(step)
+            case Probe():
+                await self._probe(step)
+            case Unload():
+                await self._unload(step)
+            case Remove():
+                await asyncio.to_thread(self._shelf.remove, step.engine_name)
+                self._knowledge.tell(Removed(step.engine_name))
+            case RestartEngine():
+                await self._restart()
+            case _:
+                assert_never(step)
+
+    async def _fetch(self, step: Fetch) -> None:
+        try:
+            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned)
+        except FetchError as error:
+            self._fail(step.planned, error.reason, str(error), error.digest)
+        else:
+            self._knowledge.tell(Fetched(step.planned.name, prepared))
+
+    async def _probe_base(self) -> None:
+        try:
+            await self._watch.ask_base()
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            _log.warning("the base model does not answer yet: %s", error)
+            await asyncio.sleep(_PAUSE)
+        else:
+            self._knowledge.tell(BaseProven())
+
+    async def _load(self, step: Load) -> None:
+        name = step.prepared.engine_name
+        try:
+            await self._engine.load(name, self._shelf.path(name))
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            self._fail(step.planned, Reason.LOAD_REFUSED, str(error), step.prepared.digest)
+        else:
+            await self._watch.look()
+            if name not in self._knowledge.state.engine.models:
+                self._fail(step.planned, Reason.LOAD_REFUSED, "the engine does not list it", step.prepared.digest)
+
+    async def _probe(self, step: Probe) -> None:
+        name = step.prepared.engine_name
+        try:
+            answer = await self._engine.ask(name)
+            base = await self._watch.ask_base()
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            self._cannot_generate(step, str(error))
+            return
+        reference = self._watch.reference or base
+        if answer.model != name:
+            self._cannot_generate(step, f"the engine answered as {answer.model}")
+        elif answer.is_broken(reference):
+            self._cannot_generate(step, "the engine computes NaN with it: train again", for_ever=True)
+            for _ in range(_CANARIES):
+                await self._watch.ask_base()
+        else:
+            warning = Reason.ANSWERS_LIKE_BASE if await self._same(name, answer, base) else None
+            self._knowledge.tell(Proven(step.planned.name, name, warning))
+
+    async def _same(self, name: str, answer: Answer, base: Answer) -> bool:
+        """Whether the adapter changes nothing: by one token, and where that is equal by some more."""
+        if not answer.equals(base):
+            return False
+        try:
+            mine, theirs = await asyncio.gather(
+                self._engine.ask(name, _PROBE_TOKENS),
+                self._engine.ask(self._knowledge.state.base_model, _PROBE_TOKENS),
+            )
+        except EngineRefusedError as error:
+            _log.warning("comparing %s with its base: %s", name, error)
+            return False
+        return mine.equals(theirs)
+
+    async def _unload(self, step: Unload) -> None:
+        try:
+            await self._engine.unload(step.engine_name)
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            _log.warning("unloading %s: %s", step.engine_name, error)
+            await asyncio.sleep(_PAUSE)
+        else:
+            self._knowledge.tell(Unloaded(step.engine_name, self._clock()))
+            await self._watch.look()
+
+    async def _restart(self) -> None:
+        """Fail the pod's health checks until the kubelet has restarted the engine's container."""
+        try:
+            await self._front.set_unhealthy(True)
+            await self._knowledge.until(lambda state: not state.engine.poisoned)
+            await self._front.set_unhealthy(False)
+        except FrontError as error:
+            _log.error("the engine must be restarted, but %s", error)
+            await asyncio.sleep(_PAUSE)
+
+    def _cannot_generate(self, step: Probe, why: str, *, for_ever: bool = False) -> None:
+        self._fail(step.planned, Reason.CANNOT_GENERATE, why, step.prepared.digest, for_ever=for_ever)
+
+    def _fail(
+        self, planned: PlannedAdapter, reason: Reason, message: str, digest: str | None, *, for_ever: bool = False
+    ) -> None:
+        self._knowledge.tell(Failed(planned, reason, message, self._clock(), digest, for_ever))

@@ -1,0 +1,87 @@
+"""The pod's report onto the pod's own annotation, as soon as it changes; the latest one wins.
+
+Rules: written only when it differs from what was written last; an API server that is away is asked again with
+growing delays (up to 5 s, with jitter) and meanwhile newer reports replace older ones. The admission policy lets this
+agent change this annotation of this pod and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.agent.settings import Settings
+from tuneyard.api import names
+from tuneyard.api.documents import PodReport
+from tuneyard.planning.agentstate import Published
+from tuneyard.systems.kube.client import MERGE, Api, ApiError
+
+_log = logging.getLogger(__name__)
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
+
+Write = Callable[[PodReport], Awaitable[None]]
+
+
+def on_own_pod(api: Api, settings: Settings) -> Write:
+    """A writer for the pod's annotation; what it returns raises ApiError."""
+    path = f"/api/v1/namespaces/{settings.namespace}/pods/{settings.pod}"
+
+    async def write(report: PodReport) -> None:
+        text = json.dumps(report.to_dict(), separators=(",", ":"))
+        # the uid makes a patch meant for an earlier pod of the same name fail
+        body = {"metadata": {"uid": settings.uid, "annotations": {names.ANNOTATION_ADAPTERS: text}}}
+        await asyncio.to_thread(api.request, "PATCH", path, body=body, content_type=MERGE, timeout=(2.0, 5.0))
+
+    return write
+
+
+class Publisher:
+    """Keeps what others read equal to the newest report."""
+
+    def __init__(self, knowledge: Knowledge, write: Write, clock: Callable[[], float]) -> None:
+        self._knowledge = knowledge
+        self._write = write
+        self._clock = clock
+        self._wanted: PodReport | None = None
+        self._written: PodReport | None = None
+        self._offered = asyncio.Event()
+
+    def offer(self, report: PodReport | None) -> None:
+        """This is the report now."""
+        if report is not None and report != self._wanted:
+            self._wanted = report
+            self._offered.set()
+
+    async def run(self) -> None:
+        """Write for ever."""
+        failures = 0
+        while True:
+            await self._offered.wait()
+            self._offered.clear()
+            report = self._wanted
+            if report is None or report == self._written:
+                continue
+            try:
+                await self._write(report)
+            except ApiError as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("cannot publish, trying again: %s", error)
+                self._offered.set()
+                await asyncio.sleep(_delay(failures))
+                continue
+            if failures:
+                _log.info("published after %d failures", failures)
+            failures = 0
+            self._written = report
+            self._knowledge.tell(Published(report, self._clock()))
+
+
+def _delay(failures: int) -> float:
+    longest: float = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(failures, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311

@@ -1,0 +1,102 @@
+r"""An agent at work: state in the middle, watchers that tell it events, steps that it has carried out.
+
+plan, engine, steps -- events --> Knowledge -- state --> next_steps --> Performer
+                                                     \-> pod_report --> Publisher, Snapshot
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from tuneyard.agent.draining import Drain
+from tuneyard.agent.enginewatch import EngineWatch
+from tuneyard.agent.fetching import Shelf
+from tuneyard.agent.front import Front
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.agent.performing import Performer
+from tuneyard.agent.publishing import Publisher, Write
+from tuneyard.agent.server import application
+from tuneyard.agent.settings import Settings
+from tuneyard.agent.snapshot import Snapshot
+from tuneyard.planning.agent import next_steps, next_time, pod_report
+from tuneyard.planning.agentstate import State
+from tuneyard.systems.engines.vllm import Vllm
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The parts of a running agent."""
+
+    knowledge: Knowledge
+    drain: Drain
+
+
+@asynccontextmanager
+async def running_agent(
+    settings: Settings, shelf: Shelf, write: Write, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Agent]:
+    r"""An agent at work while the context lasts; `write` publishes its reports.
+
+    It knows of plans what its snapshot says, until somebody tells `knowledge` another one.
+    """
+    snapshot = Snapshot(settings.run / "agent.json")
+    fresh = State(settings.address, settings.base_model, settings.max_cpu_loras)
+    knowledge = Knowledge(snapshot.restore(fresh, await asyncio.to_thread(shelf.clean)))
+    front = Front(settings.front_admin)
+    drain = Drain(knowledge, front, settings.drain_timeout, clock)
+    publisher = Publisher(knowledge, write, clock)
+    async with Vllm(settings.engine_url, settings.engine_key) as engine:
+        watch = EngineWatch(knowledge, engine)
+        performer = Performer(knowledge, shelf, engine, watch, front=front, clock=clock)
+        async with _serving(application(knowledge, drain), settings.port):
+            work = [
+                asyncio.create_task(watch.run(), name="engine watch"),
+                asyncio.create_task(publisher.run(), name="publisher"),
+                asyncio.create_task(drain.follow(), name="end of draining"),
+                asyncio.create_task(_decide(knowledge, performer, publisher, snapshot, clock), name="decisions"),
+            ]
+            try:
+                yield Agent(knowledge, drain)
+            finally:
+                for task in work:
+                    task.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+                await performer.stop()
+                snapshot.save(knowledge.state)
+
+
+async def _decide(
+    knowledge: Knowledge, performer: Performer, publisher: Publisher, snapshot: Snapshot, clock: Callable[[], float]
+) -> None:
+    """After every change, and when a time has come: begin steps, publish, keep a snapshot."""
+    while True:
+        knowledge.changed.clear()
+        for step in next_steps(knowledge.state, clock()):
+            performer.begin(step)
+        publisher.offer(pod_report(knowledge.state))
+        snapshot.save(knowledge.state)
+        now = clock()
+        until = next_time(knowledge.state, now)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(knowledge.changed.wait(), None if until is None else max(0.01, until - now))
+
+
+@asynccontextmanager
+async def _serving(app: web.Application, port: int) -> AsyncIterator[None]:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1.0).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()

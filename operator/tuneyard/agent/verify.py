@@ -1,0 +1,156 @@
+"""The first thing in a model pod: is the base there, is it the right one, can it be split as asked; then the front's
+configuration.
+
+Whatever happens, what was found out stands in the container's termination message, where the operator reads it. The
+quick checks come first: a missing file must not cost the minutes of reading a large model.
+
+Nothing is remembered between runs. An init container runs again only in a pod that is new or whose sandbox was lost,
+and then the bytes are another matter than the last time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tuneyard.agent.fetching import base_config
+from tuneyard.api.documents import BaseReport
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.basefacts import attention_heads
+from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
+from tuneyard.systems.artifacts.safetensors import read_header
+from tuneyard.systems.envoy.front import front_config
+
+_log = logging.getLogger(__name__)
+
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
+_MOST_MESSAGE = 2500
+_MOST_INDEX = 32 << 20
+_HEADER = 64 << 20
+
+
+@dataclass(frozen=True)
+class BaseWanted:
+    """What the pod is told of its base."""
+
+    name: str
+    path: Path
+    tensor_parallel_size: int
+    digest: str | None
+    volumes: Path = Path("/artifacts")
+
+
+def verify(wanted: BaseWanted, front: Path | None, message: Path) -> int:
+    """Verify the base, write the front's configuration to `front` and the report to `message`; the exit code."""
+    try:
+        report = examine(wanted)
+        if report.ok and front is not None:
+            front.parent.mkdir(parents=True, exist_ok=True)
+            front.write_text(yaml.safe_dump(front_config(), sort_keys=False))
+    except ArtifactError as error:
+        report = _failed(error.reason, str(error))
+    except Exception as error:  # noqa: BLE001
+        # a bug must reach the operator as words too, not only as an exit code
+        _log.exception("verifying the base")
+        report = _failed(Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}")
+    _log.log(logging.INFO if report.ok else logging.ERROR, "%s", report.message or f"{wanted.name} is {report.digest}")
+    message.write_text(json.dumps(report.to_dict(), separators=(",", ":")))
+    return 0 if report.ok else 1
+
+
+def examine(wanted: BaseWanted) -> BaseReport:
+    """What there is to say of the base; raises ArtifactError."""
+    folder = _find(wanted)
+    config = base_config(folder)
+    files = list_files(folder)
+    _weights(folder, files)
+    if not any(name in files or name.endswith(".tiktoken") for name in _TOKENIZERS):
+        raise ArtifactError(Reason.FILES_MISSING, "the tokenizer's files are missing: copy the whole model")
+    architecture = _architecture(config)
+    heads = attention_heads(config)
+    if heads is not None and heads % wanted.tensor_parallel_size:
+        fitting = [n for n in range(1, min(heads, 64) + 1) if heads % n == 0]
+        return _failed(
+            Reason.TENSOR_PARALLEL_MISMATCH,
+            f"tensorParallelSize {wanted.tensor_parallel_size} does not divide the model's {heads} attention heads: "
+            f"choose one of {', '.join(map(str, fitting))}",
+            architecture,
+        )
+    found = digest_of(folder, workers=min(4, os.cpu_count() or 1), on_bytes=_progress(folder, files))
+    if wanted.digest not in (None, found.digest):
+        return _failed(
+            Reason.DIGEST_MISMATCH,
+            f"the files' digest is {found.digest}, pinned is {wanted.digest}: restore the files, or create a new "
+            "BaseModel for the new ones",
+            architecture,
+        )
+    return BaseReport(ok=True, digest=found.digest, size_bytes=found.size_bytes, architecture=architecture)
+
+
+def _find(wanted: BaseWanted) -> Path:
+    try:
+        volume, *path = wanted.path.relative_to(wanted.volumes).parts
+    except ValueError as error:
+        raise ArtifactError(Reason.UNSAFE_PATH, f"{wanted.path} is not on a volume of the pod") from error
+    return find_folder(wanted.volumes, volume, "/".join(path))
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise ArtifactError(Reason.INVALID_CONFIG, "config.json names no architectures: copy the model again")
+    return named[0][:200]
+
+
+def _weights(folder: Path, files: list[str]) -> None:
+    """The safetensors files are all there and whole."""
+    weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
+    if not weights:
+        raise ArtifactError(
+            Reason.FILES_MISSING, "there is no safetensors file: only bases in safetensors format can be served"
+        )
+    if _INDEX in files:
+        with opened(folder, _INDEX) as file:
+            raw = file.read(_MOST_INDEX)
+        try:
+            named = set(json.loads(raw)["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(Reason.INVALID_CONFIG, f"{_INDEX} cannot be read: copy the model again") from error
+        missing = sorted(map(str, named - set(weights)))
+        if missing:
+            raise ArtifactError(
+                Reason.FILES_MISSING,
+                f"{len(missing)} weight files are missing, {missing[0]} first: copy the whole model",
+            )
+    for name in weights:
+        read_header(folder, name, _HEADER)
+
+
+def _progress(folder: Path, files: list[str]) -> Callable[[int], None]:
+    """Says how far hashing is, every ten seconds."""
+    total = sum((folder / name).stat().st_size for name in files)
+    done, said = 0, time.monotonic()
+
+    def heard(count: int) -> None:
+        nonlocal done, said
+        done += count
+        if time.monotonic() - said > 10.0:
+            said = time.monotonic()
+            _log.info("read %d of %d MiB", done >> 20, total >> 20)
+
+    return heard
+
+
+def _failed(reason: Reason, message: str, architecture: str | None = None) -> BaseReport:
+    # a termination message has at most 4,096 bytes, JSON included
+    short = message.encode()[:_MOST_MESSAGE].decode(errors="ignore")
+    return BaseReport(ok=False, reason=reason.value, message=short, architecture=architecture)
