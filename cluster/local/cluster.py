@@ -23,6 +23,7 @@ from cluster import addons, gobuild, paths
 from cluster.errors import ClusterError
 from cluster.kubectl import Kubectl, service_port
 from cluster.local import cgroups, components, pki, preflight, readiness, relays, settings
+from cluster.local.api import Api
 from cluster.local.components import Component
 from cluster.local.cri import Runtime
 from cluster.local.images import Images
@@ -63,9 +64,9 @@ class LocalCluster:
                 self._progress.note(f"start {', '.join(part.name for part in missing)}")
             for part in missing:
                 self._members.ensure(part, contents, programs)
-            self._ensure_kubeconfig(anchor, programs)
+            api = self._ensure_api(anchor, programs)
             relays.restart(self._layout, anchor, programs["relay"])
-            self._ensure_ready(programs, since)
+            self._ensure_ready(programs, api, since)
             if not missing:
                 self._progress.note(f"cluster {self.name} is up already")
 
@@ -91,6 +92,10 @@ class LocalCluster:
         """The administrator's kubeconfig; it goes when the cluster does."""
         self._members.require()
         return self._layout.kubeconfig
+
+    def artifacts(self) -> Path:
+        """This machine's folder behind paths.NODE_ARTIFACTS."""
+        return self._layout.artifacts
 
     def expose(self, namespace: str, service: str, port: int) -> str:
         """A loopback address that reaches the Service's cluster address."""
@@ -134,14 +139,15 @@ class LocalCluster:
         """Start one component that was stopped; return when it does its work again."""
         programs = gobuild.ensure(components.PROGRAMS, self._progress)
         with paths.locked(f"cluster-{self.name}"):
-            self._members.require()
+            anchor = self._members.require()
             parts, contents = self._configure(programs)
             since = time.time()
             self._members.ensure(components.named(parts, name), contents, programs)
+            api = self._ensure_api(anchor, programs)
             if name in ("apiserver", "etcd"):
-                self._wait("the API server", 60, self._api_ready)
+                self._wait("the API server", 60, api.ready)
             if name == "kubelet":
-                self._wait_node(since)
+                self._wait_node(api, since)
 
     def inside(self, argv: list[str], everything: bool = False) -> list[str]:
         """The command line that runs `argv` in the cluster's network namespace, or in all its namespaces."""
@@ -163,11 +169,12 @@ class LocalCluster:
             _write(file, text)
         return components.components(self._layout, programs), contents
 
-    def _ensure_kubeconfig(self, anchor: Process, programs: dict[str, Path]) -> None:
+    def _ensure_api(self, anchor: Process, programs: dict[str, Path]) -> Api:
         address = relays.ensure(self._layout, anchor, programs["relay"], relays.API, f"{NODE_ADDRESS}:{API_PORT}")
         _write(self._layout.kubeconfig, settings.kubeconfig(self._layout, "admin", f"https://{address}"))
+        return Api(address, self._layout.pki)
 
-    def _ensure_ready(self, programs: dict[str, Path], since: float) -> None:
+    def _ensure_ready(self, programs: dict[str, Path], api: Api, since: float) -> None:
         manifest = addons.render(
             ("node", "coredns", "fake-gpu"),
             {
@@ -181,34 +188,21 @@ class LocalCluster:
         applied = self._layout.state / "applied.yaml"
         self._wait("containerd", 30, self._layout.containerd_socket.is_socket)
         self._images(programs).ensure_programs([programs[name] for name in _OWN_IMAGES])
-        self._wait("the API server", 60, self._api_ready)
+        self._wait("the API server", 60, api.ready)
         if not applied.exists() or applied.read_text() != manifest:
             # The API server makes its namespaces moments after it is ready.
-            self._wait("the built-in namespaces", 60, lambda: self._found("namespace", "kube-system"))
+            self._wait("the built-in namespaces", 60, lambda: api.get("/api/v1/namespaces/kube-system") is not None)
             self._kubectl().apply(manifest)
             _write(applied, manifest)
-        self._wait_node(since)
-        self._wait("cluster DNS", 90, self._dns_ready)
+        self._wait_node(api, since)
+        dns = "/apis/apps/v1/namespaces/kube-system/deployments/coredns"
+        self._wait("cluster DNS", 90, lambda: readiness.deployment_available(api.get(dns)))
 
-    def _api_ready(self) -> bool:
-        try:
-            self._kubectl().run("get", "--raw=/readyz", "--request-timeout=5s")
-        except ClusterError:
-            return False
-        return True
-
-    def _found(self, kind: str, name: str) -> bool:
-        return bool(self._kubectl().run("get", kind, name, "--ignore-not-found", "-o", "name"))
-
-    def _wait_node(self, since: float) -> None:
+    def _wait_node(self, api: Api, since: float) -> None:
         def ready() -> bool:
-            nodes = self._kubectl().get("nodes")["items"]
-            return any(readiness.node_can_run(node, addons.fake_gpus(), since) for node in nodes)
+            return readiness.node_can_run(api.get(f"/api/v1/nodes/{NODE_NAME}"), addons.fake_gpus(), since)
 
         self._wait(f"node {NODE_NAME}", 90, ready)
-
-    def _dns_ready(self) -> bool:
-        return readiness.deployment_available(self._kubectl().get("deployment", "coredns", "-n", "kube-system"))
 
     def _wait(self, what: str, seconds: float, ready: Callable[[], bool]) -> None:
         """Wait for `ready`; a component that died meanwhile ends the wait with its last words."""
@@ -236,14 +230,16 @@ class LocalCluster:
         self._members.kill("containerd", 5)
 
     def _remove_folders(self) -> None:
-        shutil.rmtree(self._layout.state)
-        if any(state.is_dir() for state in paths.STATES.iterdir()):
+        if self._layout.state.exists():
+            shutil.rmtree(self._layout.state)
+        if any(state.is_dir() for state in paths.STATES.glob("*")):
             # Another cluster has mounts over these folders: removing one would take them away in its namespace too.
             return
         for cover in self._layout.covers:
             with contextlib.suppress(OSError):
                 Path(cover).rmdir()
-        paths.STATES.rmdir()
+        with contextlib.suppress(FileNotFoundError):
+            paths.STATES.rmdir()
 
 
 def _write(file: Path, text: str) -> None:

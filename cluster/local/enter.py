@@ -2,14 +2,17 @@
 
 A process can enter a mount namespace only while it has one thread, and entering a process namespace changes its later
 children only; so this is no library but a short-lived program, with nothing but the standard library.
-It reads one JSON object from standard input and prints one: `{"pid": N}` (as seen from outside) or `{"error": TEXT}`.
+It reads one JSON object from standard input and writes the file `record`: who the new process is, as processes.Process
+has it. It writes that itself because whoever waits for it may be killed meanwhile, and a process without a record would
+never be found again. On failure it prints `{"error": TEXT}`, otherwise `{}`.
 
 mode `anchor`: new network, mount and process namespaces, held open by `init`, their first process. When it ends, the
 kernel ends all others in there, and with the last of them the mounts and network devices go. That is what makes `down`
 complete.
-  {"init": path, "covers": {path: folder over it}, "network": [line for `ip -batch`], "sysctls": {path: value}}
+  {"init": path, "covers": {path: folder over it}, "network": [line for `ip -batch`], "sysctls": {path: value}, ...}
 mode `run`: a program in the namespaces of `anchor`, detached, output appended to `log`.
-  {"anchor": pid, "argv": [...], "env": {...}, "log": path, "fds": [inherited descriptors to keep]}
+  {"anchor": pid, "argv": [...], "env": {...}, "log": path, "fds": [inherited descriptors to keep], ...}
+both: {"record": path, "fingerprint": text for the record}
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,22 @@ def anchor(spec: dict[str, Any]) -> int:
         os.waitpid(pid, 0)
         raise OSError(failure)
     return pid
+
+
+def _record(spec: dict[str, Any], pid: int, proc: int) -> None:
+    # Through `proc`, the outside's /proc: the number is one of the outside, and by now we may be inside.
+    with open("sys/kernel/random/boot_id", opener=_at(proc)) as file:
+        boot = file.read().strip()
+    with open(f"{pid}/stat", opener=_at(proc)) as file:
+        ticks = int(file.read().rpartition(")")[2].split()[19])
+    record = {"pid": pid, "start_ticks": ticks, "boot": boot, "fingerprint": spec["fingerprint"]}
+    scratch = Path(spec["record"] + ".tmp")
+    scratch.write_text(json.dumps(record))
+    scratch.rename(spec["record"])
+
+
+def _at(folder: int) -> Callable[[str, int], int]:
+    return lambda path, flags: os.open(path, flags, dir_fd=folder)
 
 
 def _furnish(spec: dict[str, Any]) -> None:
@@ -118,8 +138,13 @@ _KINDS = ((CLONE_NEWPID, "pid"), (CLONE_NEWNET, "net"), (CLONE_NEWNS, "mnt"))
 
 def main() -> None:
     """Do what standard input says."""
+    answer = {}
     try:
-        answer: dict[str, Any] = {"pid": {"anchor": anchor, "run": run}[sys.argv[1]](json.load(sys.stdin))}
+        spec = json.load(sys.stdin)
+        proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        pid = {"anchor": anchor, "run": run}[sys.argv[1]](spec)
+        # A program that ended already is our zombie still, and has its numbers.
+        _record(spec, pid, proc)
     except (OSError, subprocess.SubprocessError) as error:
         answer = {"error": f"{error} {getattr(error, 'stderr', '') or ''}".strip()}
     print(json.dumps(answer), flush=True)

@@ -61,6 +61,11 @@ class Layout:
         return self.state / "etcd"
 
     @property
+    def artifacts(self) -> Path:
+        """What pods of this cluster find under paths.NODE_ARTIFACTS."""
+        return self.state / "artifacts"
+
+    @property
     def containerd_socket(self) -> Path:
         """Outside the mount namespace's own /run, so that it can be used from both sides."""
         return self.state / "containerd.sock"
@@ -82,6 +87,7 @@ class Layout:
             "/var/lib/kubelet": self.state / "kubelet",
             "/var/lib/cni": self.state / "cni",
             "/var/log/containers": self.logs / "containers",
+            str(paths.NODE_ARTIFACTS): self.artifacts,
         }
 
     @property

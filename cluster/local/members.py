@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 from cluster.local import processes
 from cluster.local.components import Component
 from cluster.local.layout import NODE_ADDRESS, SERVICE_CIDR, Layout
-from cluster.local.processes import Process
+from cluster.local.processes import Process, Program
 from cluster.provider import ComponentStatus
 
 ANCHOR = "namespaces"
@@ -58,9 +58,7 @@ class Members:
             "network": _NETWORK,
             "sysctls": _SYSCTLS,
         }
-        anchor = processes.start_anchor(spec)
-        processes.save(anchor, self._record(ANCHOR))
-        return anchor
+        return processes.start_anchor(spec, self._record(ANCHOR))
 
     def is_current(self, part: Component, contents: Mapping[Path, str]) -> bool:
         """Whether the component runs, and with the command line and configuration wanted now."""
@@ -77,14 +75,9 @@ class Members:
         self._mark(part.name).unlink(missing_ok=True)
         # containerd looks for its shim by name.
         path = f"{programs['containerd-shim-runc-v2'].parent}:{_PATH}"
-        started = processes.start_inside(
-            self.require(),
-            list(part.argv),
-            self.log(part.name),
-            {"PATH": path, "TMPDIR": "/run/tmp", "HOME": "/root"},
-            fingerprint=part.fingerprint(contents),
-        )
-        processes.save(started, self._record(part.name))
+        environment = {"PATH": path, "TMPDIR": "/run/tmp", "HOME": "/root"}
+        program = Program(part.argv, self.log(part.name), environment)
+        processes.start_inside(program, self.require(), self._record(part.name), part.fingerprint(contents))
 
     def stop(self, part: Component) -> None:
         """Stop the component and remember that it was asked for."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +72,33 @@ class Process:
         return True
 
 
-def start_anchor(spec: dict[str, Any]) -> Process:
-    """Make the cluster's namespaces (see enter.py) and return the process that holds them."""
-    return identify(_enter("anchor", spec, ()))
+@dataclass(frozen=True)
+class Program:
+    """What to start: its output goes to the end of `log`; it inherits `descriptors` under their numbers."""
+
+    argv: tuple[str, ...]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
 
 
-def start_inside(
-    anchor: Process,
-    argv: list[str],
-    log: Path,
-    env: dict[str, str],
-    *,
-    fds: tuple[int, ...] = (),
-    fingerprint: str = "",
-) -> Process:
-    """Start a program in the namespaces that `anchor` holds; its output goes to the end of `log`."""
-    spec = {"anchor": anchor.pid, "argv": argv, "env": env, "log": str(log), "fds": list(fds)}
-    return identify(_enter("run", spec, fds), fingerprint)
+def start_anchor(spec: dict[str, Any], record: Path) -> Process:
+    """Make the cluster's namespaces (see enter.py) and return the process that holds them, recorded in `record`."""
+    return _enter("anchor", {**spec, "record": str(record), "fingerprint": ""}, ())
+
+
+def start_inside(program: Program, anchor: Process, record: Path, fingerprint: str) -> Process:
+    """Start a program in the namespaces that `anchor` holds, recorded in `record`."""
+    spec = {
+        "anchor": anchor.pid,
+        "argv": list(program.argv),
+        "env": program.environment,
+        "log": str(program.log),
+        "fds": list(program.descriptors),
+        "record": str(record),
+        "fingerprint": fingerprint,
+    }
+    return _enter("run", spec, program.descriptors)
 
 
 def save(process: Process, file: Path) -> None:
@@ -107,25 +117,27 @@ def load(file: Path) -> Process | None:
         return None
 
 
-def _enter(mode: str, spec: dict[str, Any], fds: tuple[int, ...]) -> int:
+def _enter(mode: str, spec: dict[str, Any], descriptors: tuple[int, ...]) -> Process:
+    # In a session of its own, so that an interrupt from the keyboard does not cut it short.
     finished = subprocess.run(
         [sys.executable, "-I", str(_ENTER), mode],
         input=json.dumps(spec),
         capture_output=True,
         text=True,
         check=False,
-        pass_fds=fds,
+        pass_fds=descriptors,
+        start_new_session=True,
     )
     answer = json.loads(finished.stdout) if finished.stdout else {"error": finished.stderr}
-    if "error" in answer:
-        raise ClusterError(f"cannot start {mode} {spec.get('argv', [''])[0]}: {answer['error']}")
-    return int(answer["pid"])
+    started = load(Path(spec["record"]))
+    if "error" in answer or started is None:
+        raise ClusterError(f"cannot start {mode} {spec.get('argv', [''])[0]}: {answer.get('error')}")
+    return started
 
 
-def identify(pid: int, fingerprint: str = "") -> Process:
-    """The process that has the number `pid` now."""
-    # A program that died at once has no ticks; its record then says dead, and its log says why.
-    return Process(pid, _stat(pid)[1], _boot(), fingerprint)
+def identify(pid: int) -> Process:
+    """The process that has the number `pid` now; never alive when there is none."""
+    return Process(pid, _stat(pid)[1], _boot())
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.local import processes
 from cluster.local.layout import Layout
-from cluster.local.processes import Process
+from cluster.local.processes import Process, Program
 
 API = "api"
 _BACKLOG = 4096
@@ -30,11 +30,10 @@ def ensure(layout: Layout, anchor: Process, program: Path, key: str, target: str
         running.end(0)
     with _listen(recorded) as listener:
         port = listener.getsockname()[1]
-        argv = [str(program), f"-listen-fd={listener.fileno()}", f"-target={target}"]
-        log = layout.logs / "relays.log"
-        started = processes.start_inside(anchor, argv, log, {}, fds=(listener.fileno(),), fingerprint=target)
-    files.port.write_text(json.dumps({"key": key, "port": port, "target": target}))
-    processes.save(started, files.process)
+        files.port.write_text(json.dumps({"key": key, "port": port, "target": target}))
+        argv = (str(program), f"-listen-fd={listener.fileno()}", f"-target={target}")
+        relay = Program(argv, layout.logs / "relays.log", descriptors=(listener.fileno(),))
+        processes.start_inside(relay, anchor, files.process, target)
     return f"127.0.0.1:{port}"
 
 
