@@ -3,8 +3,8 @@
 It drives the programs `kind`, `docker` and `kubectl` and keeps nothing but its kubeconfig and the records of port
 forwards. What differs from the local provider: the node image brings its own Kubernetes and DNS, only the fake GPUs
 are added; a Service is exposed by `kubectl port-forward`, which ends when the pod behind it does and is then started
-anew by the next `expose`. The cache folder is mounted into the node at its own path, so that a hostPath volume below
-it means the same with either provider.
+anew by the next `expose`. A folder of this machine is mounted into the node as paths.NODE_ARTIFACTS, so that a hostPath
+volume below it means the same with either provider.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ class KindCluster:
         self._progress = progress
         self._run = run
         self.name = paths.cluster_name()
-        self._shared = paths.cache_root()
-        self._state = state or self._shared / "kind" / self.name
+        self._state = state or paths.cache_root() / "kind" / self.name
 
     def up(self) -> None:
         """Create the cluster unless it is there, and add the fake GPUs."""
         with paths.locked(f"kind-{self.name}"):
             self._run(["docker", "version", "--format", "{{.Server.Version}}"])
             if not self._exists():
+                self.artifacts().mkdir(parents=True, exist_ok=True)
                 with self._progress.step(f"create kind cluster {self.name}"):
                     create = ["kind", "create", "cluster", "--name", self.name, "--config", "-", "--wait", "180s"]
-                    self._run([*create, *self._kubeconfig_flag()], stdin=with_mount(CONFIG.read_text(), self._shared))
+                    self._run([*create, *self._kubeconfig_flag()], stdin=with_mount(CONFIG.read_text(), self.artifacts()))
             self._state.mkdir(parents=True, exist_ok=True)
             self._run(["kind", "export", "kubeconfig", "--name", self.name, *self._kubeconfig_flag()])
             self._add_fake_gpus()
@@ -99,6 +99,10 @@ class KindCluster:
                 f"kind cluster {self.name} is not up; bring it up with: CLUSTER=kind python -m cluster up"
             )
         return self._state / "kubeconfig"
+
+    def artifacts(self) -> Path:
+        """This machine's folder that the node has as paths.NODE_ARTIFACTS."""
+        return self._state / "artifacts"
 
     def expose(self, namespace: str, service: str, port: int) -> str:
         """A loopback address forwarded to the Service."""
@@ -165,10 +169,10 @@ class KindCluster:
 
 
 def with_mount(config: str, folder: Path) -> str:
-    """The kind configuration with `folder` of this machine mounted into every node at the same path."""
+    """The kind configuration with `folder` of this machine mounted into every node as its artifacts."""
     parsed = yaml.safe_load(config)
     for node in parsed["nodes"]:
-        node.setdefault("extraMounts", []).append({"hostPath": str(folder), "containerPath": str(folder)})
+        node.setdefault("extraMounts", []).append({"hostPath": str(folder), "containerPath": str(paths.NODE_ARTIFACTS)})
     dumped: str = yaml.safe_dump(parsed, sort_keys=False)
     return dumped
 

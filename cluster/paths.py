@@ -18,6 +18,8 @@ from cluster.errors import ClusterError
 
 SOURCE = Path(__file__).resolve().parent
 STATES = Path("/var/lib/tuneyard")
+# The node's folder of models and adapters, for hostPath volumes: the same in every cluster, so that manifests are.
+NODE_ARTIFACTS = STATES / "artifacts"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
@@ -31,7 +33,7 @@ def cache_root() -> Path:
 def cluster_name() -> str:
     """The name of the cluster to work on, from `$TUNEYARD_CLUSTER`; raises ClusterError when it is no name."""
     name = os.environ.get("TUNEYARD_CLUSTER") or "tuneyard"
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name == NODE_ARTIFACTS.name:
         raise ClusterError(
             f"TUNEYARD_CLUSTER={name!r} is no cluster name: use up to 32 lower-case letters, digits and dashes"
         )

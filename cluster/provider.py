@@ -63,6 +63,10 @@ class Provider(Protocol):
         """A kubeconfig file with the rights of an administrator, for use on this machine."""
         ...
 
+    def artifacts(self) -> Path:
+        """This machine's folder that pods find on their node as paths.NODE_ARTIFACTS; known before the cluster is up."""
+        ...
+
     def expose(self, namespace: str, service: str, port: int) -> str:
         """The loopback `127.0.0.1:PORT` that reaches a Service's port; the same one when asked again."""
         ...

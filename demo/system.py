@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import gobuild, images
+from cluster import gobuild, images, paths
 from cluster.progress import Progress
 from cluster.provider import Provider, open_provider
 from demo.kubectl import Kubectl
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "tuneyard-system"
 MODELS_NAMESPACE = "models"
 RELEASE = "tuneyard"
-NODE_ARTIFACTS = "/var/lib/tuneyard/artifacts"
+NODE_ARTIFACTS = str(paths.NODE_ARTIFACTS)
 """Where the node's pods find the demo's artifacts; the only host path that the demo's installation allows."""
 IMAGES = ("tuneyard", "envoy", "vllm-cpu")
 
