@@ -72,8 +72,9 @@ class KindCluster:
             if not self._exists():
                 self.artifacts().mkdir(parents=True, exist_ok=True)
                 with self._progress.step(f"create kind cluster {self.name}"):
+                    config = with_mount(CONFIG.read_text(), self.artifacts())
                     create = ["kind", "create", "cluster", "--name", self.name, "--config", "-", "--wait", "180s"]
-                    self._run([*create, *self._kubeconfig_flag()], stdin=with_mount(CONFIG.read_text(), self.artifacts()))
+                    self._run([*create, *self._kubeconfig_flag()], stdin=config)
             self._state.mkdir(parents=True, exist_ok=True)
             self._run(["kind", "export", "kubeconfig", "--name", self.name, *self._kubeconfig_flag()])
             self._add_fake_gpus()

@@ -64,7 +64,7 @@ class Provider(Protocol):
         ...
 
     def artifacts(self) -> Path:
-        """This machine's folder that pods find on their node as paths.NODE_ARTIFACTS; known before the cluster is up."""
+        """This machine's folder that pods find on their node as paths.NODE_ARTIFACTS; known even before `up`."""
         ...
 
     def expose(self, namespace: str, service: str, port: int) -> str:

@@ -93,10 +93,7 @@ def load_images(provider: Provider) -> dict[str, str]:
     references = {}
     for name in IMAGES:
         with working(f"image {name}"):
-            archive = images.build(name)
-            if archive.reference not in provider.images():
-                provider.load_image(archive.path)
-            references[name] = archive.reference
+            references[name] = images.load(provider, images.build(name))
     return references
 
 
