@@ -15,6 +15,7 @@ from tests.contract.apiserver import ApiServer
 from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
 from tuneyard.api.crds import rendered as crd_files
 from tuneyard.planning.settings import Settings
+from tuneyard.systems.envoy.bootstrap import envoy_arguments
 from tuneyard.systems.kube.client import Object
 
 pytestmark = pytest.mark.apiserver
@@ -99,6 +100,13 @@ def test_envoy_has_neither_a_token_nor_the_master_secret() -> None:
     assert {"token", "master"} <= mounts["gateway"]
     volumes = {v["name"]: v for v in spec["volumes"]}
     assert volumes["run"]["emptyDir"]["medium"] == "Memory", "snapshots hold engine keys"
+
+
+def test_envoy_is_started_as_the_gateway_part_says() -> None:
+    spec = named(rendered(), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    (envoy,) = [c for c in containers(spec) if c["name"] == "envoy"]
+    assert envoy["command"] == ["envoy"]
+    assert envoy["args"] == envoy_arguments(concurrency=2)
 
 
 def test_settings_file_is_what_the_operator_reads() -> None:

@@ -24,7 +24,7 @@ GATEWAY = f"system:serviceaccount:{NAMESPACE}:tuneyard-gateway"
 AGENT = f"system:serviceaccount:{MODELS}:{names.AGENT_SERVICE_ACCOUNT}"
 T, RBAC = names.GROUP, "rbac.authorization.k8s.io"
 READ = ("get", "list", "watch")
-CHILD = (*READ, "create", "patch", "delete")
+CHILD = ("list", "watch", "create", "patch", "delete")
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 KINDS_OF_OURS = ("basemodels", "loraadapters", "modeldeployments")
 
@@ -33,10 +33,10 @@ OPERATOR_MAY: dict[tuple[str, str], tuple[str, ...]] = {
     **{(T, kind): READ for kind in KINDS_OF_OURS},
     **{(T, f"{kind}/status"): ("patch",) for kind in KINDS_OF_OURS},
     ("", "pods"): READ,
-    ("", "configmaps"): CHILD,
+    ("", "configmaps"): ("get", *CHILD),
     ("", "services"): CHILD,
     ("", "serviceaccounts"): CHILD,
-    ("", "secrets"): ("list", "watch", "create", "patch", "delete"),
+    ("", "secrets"): ("create", "patch", "delete"),
     ("apps", "deployments"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
