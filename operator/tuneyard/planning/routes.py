@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
@@ -83,16 +81,14 @@ class Vanished:
     base_models: Mapping[Key, tuple[BaseModelResource, float]] = field(default_factory=dict)
 
 
-def readable_deployment(raw: Mapping[str, Any]) -> ModelDeploymentResource | None:
-    """The object, or None where routes cannot be made of it (the API server's rules were not in force)."""
-    try:
-        deployment = ModelDeploymentResource.model_validate(raw)
-    except ValidationError:
-        return None
+def readable_deployment(raw: Mapping[str, Any]) -> ModelDeploymentResource:
+    """The object; ValueError where routes cannot be made of it (then the API server's rules were not in force)."""
+    deployment = ModelDeploymentResource.model_validate(raw)
     revisions = {r.name for r in deployment.spec.revisions}
     targets = deployment.spec.traffic
-    sound = revisions.issuperset(t.revision for t in targets) and sum(t.weight for t in targets) == 100
-    return deployment if sound else None
+    if not revisions.issuperset(t.revision for t in targets) or sum(t.weight for t in targets) != 100:
+        raise ValueError("traffic must name listed revisions and sum to 100")
+    return deployment
 
 
 def lingering(

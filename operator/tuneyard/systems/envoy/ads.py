@@ -105,6 +105,10 @@ class AdsServer:
         if before is not None:
             self._withdraw(before, ModelResources())
 
+    def has(self, model: str) -> bool:
+        """Whether the model has resources."""
+        return model in self._models
+
     def _set(self, type_url: str, name: str, document: Json, needs: frozenset[str] = frozenset()) -> None:
         if self._documents.get((type_url, name)) != document or name not in self._store[type_url]:
             self._store[type_url][name] = packed(type_url, document, needs)

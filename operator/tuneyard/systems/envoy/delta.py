@@ -84,7 +84,7 @@ class Session:
     # -- in ------------------------------------------------------------------------------------------------------
 
     def receive(self, request: discovery_pb2.DeltaDiscoveryRequest) -> bool:
-        """Take a request; returns whether it acknowledged something."""
+        """Take a request; returns whether what is in force may be something else now."""
         type_url = request.type_url
         first = type_url not in self._known
         known = self._known.setdefault(type_url, _Known())
@@ -105,7 +105,7 @@ class Session:
             known.absent.discard(name)
         for name in request.resource_names_unsubscribe:
             self._forget(type_url, known, name)
-        return self._settle(request)
+        return self._settle(request) or bool(request.resource_names_unsubscribe)
 
     def _remember_needs(self, names: Iterable[str]) -> None:
         """Routes from an earlier life of the gateway process: they need what their newest form needs, at least."""

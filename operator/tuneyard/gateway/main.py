@@ -1,0 +1,169 @@
+"""`tuneyard gateway`: the process beside Envoy.
+
+Its life: read the snapshot of the process before it, if there is one; watch the API; feed Envoy as soon as enough is
+known; keep a snapshot. While the API server is away it goes on with what it knows, and so does one that starts then.
+On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams, and
+ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from tuneyard.api import names
+from tuneyard.gateway import snapshot
+from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.options import Options, options
+from tuneyard.gateway.publisher import Publisher
+from tuneyard.gateway.server import application
+from tuneyard.gateway.watches import Watches
+from tuneyard.gateway.world import World
+from tuneyard.planning.settings import Settings
+from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.kube.client import Api, connect
+from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
+
+_log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One gateway process."""
+
+    def __init__(self, api: Api, settings: Settings, master: bytes, given: Options) -> None:
+        """Nothing is started yet; needs a running event loop."""
+        self._given = given
+        self.metrics = Metrics()
+        self.world = World()
+        self.publisher = Publisher(given.name, self.world, partial(names.engine_key, master), self.metrics)
+        self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
+        self.watches = Watches(
+            api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
+        )
+        self.envoy = EnvoyAdmin(str(given.admin_socket))
+        self._token = names.observe_token(master)
+        self._leaving = False
+        self._was_ready = False
+
+    def _touched(self, models: set[str]) -> None:
+        self.publisher.mark(models)
+        self._writer.mark()
+
+    @property
+    def ready(self) -> bool:
+        """Whether clients may be sent here: Envoy has once worked with all it was sent, and is connected."""
+        self._was_ready = self._was_ready or self.publisher.ads.complete
+        return self._was_ready and self.publisher.ads.connected and not self._leaving
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Until `stopping` is set and the streams have finished."""
+        self._restore()
+        await self.publisher.ads.start(self._given.ads_socket)
+        self.watches.start()
+        tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._open_when_complete())]
+        server = await self._serve()
+        try:
+            await stopping.wait()
+            await self._leave()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await server.cleanup()
+            await self.watches.stop()
+            await self.publisher.ads.stop()
+
+    def _restore(self) -> None:
+        lines = snapshot.read(self._given.snapshot)
+        if lines is None:
+            return
+        try:
+            models = self.world.restore(lines, asyncio.get_running_loop().time())
+        except (ValueError, KeyError) as error:
+            _log.error("the snapshot cannot be read and is left aside: %s", error)
+            return
+        _log.info("restored %d models from the snapshot", len(models))
+        self.publisher.open()
+
+    async def _open_when_complete(self) -> None:
+        await self.watches.completed.wait()
+        self.publisher.open()
+        _log.info("all watches have listed; %d models", self.publisher.models)
+        while True:
+            self.metrics.connected.set(self.publisher.ads.connected)
+            self.metrics.models.set(self.publisher.models)
+            await asyncio.sleep(1)
+
+    async def _serve(self) -> web.AppRunner:
+        app = application(
+            self.publisher,
+            self._token,
+            alive=self.watches.alive,
+            ready=lambda: self.ready,
+            metrics=self.metrics,
+            envoy=self.envoy,
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await runner.setup()
+        await web.TCPSite(runner, self._given.listen, self._given.observe_port).start()
+        return runner
+
+    async def _leave(self) -> None:
+        """Let the streams finish before Envoy goes."""
+        self._leaving = True
+        _log.info("leaving: not ready any more")
+        await asyncio.sleep(self._given.drain_delay)
+        done = await self.envoy.drain(self._given.drain_seconds)
+        _log.info("streams %s", "have finished" if done else "did not finish in time")
+
+
+async def _main(settings: Settings, master: bytes, given: Options) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await Gateway(connect(), settings, master, given).run(stopping)
+
+
+def run(config: Path) -> int:
+    """Run the gateway process with the settings of that file; returns the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("tuneyard").setLevel(logging.INFO)
+    try:
+        settings, master, given = load_settings(config), read_master(), options(os.environ)
+    except (ConfigurationError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    uvloop.run(_main(settings, master, given))
+    # threads that wait for the network must not keep a process alive whose Envoy has finished
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def write_bootstrap(config: Path, path: Path) -> int:
+    """Write Envoy's bootstrap for this pod (JSON, which is YAML too); returns the exit status."""
+    try:
+        load_settings(config)
+        given = options(os.environ)
+    except (ConfigurationError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    document = bootstrap(
+        given.name,
+        ads_socket=str(given.ads_socket),
+        port=given.port,
+        admin_socket=str(given.admin_socket),
+        listen=given.listen,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1))
+    return 0

@@ -1,0 +1,63 @@
+"""What a gateway's pod tells its process by environment, beyond the settings that the operator shares.
+
+| variable | meaning | default |
+|---|---|---|
+| POD_NAME | the gateway's name in its reports, and Envoy's node id | the host's name |
+| TUNEYARD_RUN_DIRECTORY | shared with Envoy: sockets, bootstrap, snapshot | /run/tuneyard |
+| TUNEYARD_GATEWAY_PORT | clients' port of Envoy | 8080 |
+| TUNEYARD_OBSERVE_PORT | port of this process | 9443 |
+| TUNEYARD_LISTEN | address of both | 0.0.0.0 |
+| TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
+| TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneyard.api import names
+from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where things are and how long they may take."""
+
+    name: str
+    directory: Path
+    port: int
+    observe_port: int
+    listen: str
+    drain_delay: float
+    drain_seconds: float
+
+    @property
+    def ads_socket(self) -> Path:
+        """Where Envoy gets its configuration."""
+        return self.directory / "ads.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Envoy's admin interface."""
+        return self.directory / "envoy-admin.sock"
+
+    @property
+    def snapshot(self) -> Path:
+        """What an earlier process knew."""
+        return self.directory / "world.jsonl"
+
+
+def options(environment: Mapping[str, str]) -> Options:
+    """The options that the environment gives; ValueError where one is not a number."""
+    return Options(
+        name=environment.get("POD_NAME") or socket.gethostname(),
+        directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
+        port=int(environment.get("TUNEYARD_GATEWAY_PORT") or names.GATEWAY_PORT),
+        observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
+        listen=environment.get("TUNEYARD_LISTEN") or "0.0.0.0",
+        drain_delay=float(environment.get("TUNEYARD_DRAIN_DELAY") or 5),
+        drain_seconds=float(environment.get("TUNEYARD_DRAIN_SECONDS") or 600),
+    )

@@ -1,0 +1,327 @@
+"""What a gateway knows: the custom resources and the pods' reports, indexed so that a change touches few models.
+
+Rules:
+- it is fed by changes (informers) and remembers what vanished for GRACE seconds, with routes.py's meaning of that;
+- every feeding method returns the names of the models whose routes may be others now; `routes` computes them anew;
+- what cannot be read leaves the last readable form in place;
+- it can be written down and read back (`lines`, `restore`): a gateway that starts while the API server is away goes on
+  with what the one before it knew. Whatever a list of the API server says later replaces that (`forget_others`). Each
+  object's line is made when it changes, so that writing down a large world holds nobody up. No line holds a key.
+No input or output here, and no clock: `now` is seconds on any one clock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PodReport
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning.modelnames import owners
+from tuneyard.planning.pools import pool_of
+from tuneyard.planning.routes import (
+    GRACE,
+    Key,
+    ModelRoutes,
+    lingering,
+    model_routes,
+    readable_deployment,
+    with_known_digest,
+)
+
+Kind = Literal["deployment", "adapter", "base", "pod"]
+_log = logging.getLogger(__name__)
+
+KINDS: tuple[Kind, ...] = ("deployment", "adapter", "base", "pod")
+Json = Mapping[str, Any]
+
+_METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp", "deletionTimestamp")
+
+_Resource = TypeVar("_Resource", ModelDeploymentResource, LoRAAdapterResource, BaseModelResource)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What a gateway knows of a model pod."""
+
+    name: str
+    namespace: str
+    pool: str
+    deleted: bool
+    report: PodReport | None
+
+
+@dataclass
+class _Known(Generic[_Resource]):
+    """Objects of one kind, those that are there and those that vanished just now."""
+
+    present: dict[Key, _Resource] = field(default_factory=dict)
+    vanished: dict[Key, tuple[_Resource, float]] = field(default_factory=dict)
+
+    def counting(self, now: float) -> dict[Key, _Resource]:
+        return lingering(self.present, self.vanished, now)
+
+    def any(self, key: Key) -> _Resource | None:
+        """The object, also when it vanished and was not forgotten yet."""
+        gone = self.vanished.get(key)
+        return self.present.get(key) or (gone[0] if gone else None)
+
+    def remove(self, key: Key, now: float) -> bool:
+        gone = self.present.pop(key, None)
+        if gone is not None:
+            self.vanished[key] = (gone, now)
+        return gone is not None
+
+    def put(self, key: Key, resource: _Resource) -> None:
+        self.vanished.pop(key, None)
+        self.present[key] = resource
+
+    def expired(self, now: float) -> list[Key]:
+        """Forget what vanished long ago; returns their keys."""
+        old = [key for key, (_, since) in self.vanished.items() if now - since >= GRACE]
+        for key in old:
+            del self.vanished[key]
+        return old
+
+
+def key_of(raw: Json) -> Key:
+    """(namespace, name) of an object as JSON."""
+    metadata = raw.get("metadata") or {}
+    return (metadata.get("namespace", "default"), metadata["name"])
+
+
+def pod_of(raw: Json) -> Pod:
+    """Read a pod's metadata; a report that does not fit counts as none."""
+    metadata = raw.get("metadata") or {}
+    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_ADAPTERS)
+    try:
+        report = PodReport.model_validate_json(text) if text else None
+    except ValidationError:
+        report = None
+    namespace, name = key_of(raw)
+    pool = (metadata.get("labels") or {}).get(names.LABEL_POOL, "")
+    return Pod(name, namespace, pool, bool(metadata.get("deletionTimestamp")), report)
+
+
+class World:
+    """Everything that routes are computed from."""
+
+    def __init__(self) -> None:
+        self._deployments: _Known[ModelDeploymentResource] = _Known()
+        self._adapters: _Known[LoRAAdapterResource] = _Known()
+        self._bases: _Known[BaseModelResource] = _Known()
+        self._pods: dict[Key, Pod] = {}
+        self._pools: dict[Key, dict[str, Pod]] = {}
+        """Pods by (namespace, pool), then by name."""
+        self._borrowed: dict[Key, tuple[LoRAAdapterResource, float]] = {}
+        """Adapters that go by the digest of their predecessor: as they really are, and since when."""
+        self._users: dict[tuple[str, str, str], set[Key]] = {}
+        """Deployments by what they refer to: (adapter | base | pool, namespace, name)."""
+        self._claims: dict[str, set[Key]] = {}
+        """Deployments by model name."""
+        self._lines: dict[Kind, dict[Key, str]] = {kind: {} for kind in KINDS}
+
+    # -- changes -------------------------------------------------------------------------------------------------
+
+    def put(self, kind: Kind, raw: Json, now: float) -> set[str]:
+        """An object appeared or changed."""
+        key = key_of(raw)
+        try:
+            touched = self._put(kind, key, raw, now)
+        except ValueError as error:
+            _log.warning("%s %s/%s cannot be read, its last readable form stays: %s", kind, *key, error)
+            return set()
+        self._lines[kind][key] = _line(kind, raw)
+        return touched
+
+    def _put(self, kind: Kind, key: Key, raw: Json, now: float) -> set[str]:
+        if kind == "pod":
+            return self._put_pod(key, pod_of(raw))
+        if kind == "deployment":
+            return self._put_deployment(key, readable_deployment(raw))
+        if kind == "adapter":
+            return self._put_adapter(key, LoRAAdapterResource.model_validate(raw), now)
+        return self._put_base(key, BaseModelResource.model_validate(raw))
+
+    def remove(self, kind: Kind, key: Key, now: float) -> set[str]:
+        """An object is gone."""
+        self._lines[kind].pop(key, None)
+        if kind == "pod":
+            return self._put_pod(key, None)
+        known = {"deployment": self._deployments, "adapter": self._adapters, "base": self._bases}[kind]
+        known.remove(key, now)  # type: ignore[attr-defined]
+        # nothing changes yet: it counts for GRACE seconds more
+        return set()
+
+    def forget_others(self, kind: Kind, namespace: str | None, listed: Iterable[Key], now: float) -> set[str]:
+        """A list came: what is known of the kind (in the namespace; None: in all) and not listed is gone."""
+        known: dict[Kind, Iterable[Key]] = {
+            "deployment": self._deployments.present.keys(),
+            "adapter": self._adapters.present.keys(),
+            "base": self._bases.present.keys(),
+            "pod": self._pods.keys(),
+        }
+        gone = {key for key in known[kind] if namespace in (None, key[0])} - set(listed)
+        return set().union(*(self.remove(kind, key, now) for key in sorted(gone)))
+
+    def expire(self, now: float) -> set[str]:
+        """Forget what vanished GRACE seconds ago."""
+        touched: set[str] = set()
+        for key in self._adapters.expired(now):
+            touched |= self._touching("adapter", key)
+        for key in self._bases.expired(now):
+            touched |= self._touching("base", key)
+        for key, (real, since) in list(self._borrowed.items()):
+            if now - since >= GRACE:
+                del self._borrowed[key]
+                if key in self._adapters.present:
+                    self._adapters.put(key, real)
+                    touched |= self._touching("adapter", key)
+        before = {key: gone for key, (gone, _) in self._deployments.vanished.items()}
+        for key in self._deployments.expired(now):
+            self._unindex(key, before[key])
+            touched.add(before[key].model_name)
+        return touched
+
+    def next_expiry(self) -> float | None:
+        """When `expire` has something to do."""
+        times = [
+            since for known in (self._deployments, self._adapters, self._bases) for _, since in known.vanished.values()
+        ]
+        times += [since for _, since in self._borrowed.values()]
+        return min(times) + GRACE if times else None
+
+    def _put_pod(self, key: Key, pod: Pod | None) -> set[str]:
+        before = self._pods.pop(key, None)
+        if pod is not None:
+            self._pods[key] = pod
+        if before == pod:
+            return set()
+        touched: set[str] = set()
+        for one in (before, pod):
+            if one is not None:
+                self._pools.get((one.namespace, one.pool), {}).pop(one.name, None)
+                touched |= self._touching("pool", (one.namespace, one.pool))
+        if pod is not None:
+            self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
+        return touched
+
+    def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:
+        known = key in self._bases.present
+        self._bases.put(key, base)
+        return set() if known else self._touching("base", key)
+
+    def _put_adapter(self, key: Key, adapter: LoRAAdapterResource, now: float) -> set[str]:
+        before = self._adapters.any(key)
+        counted = with_known_digest(adapter, before)
+        if counted is adapter:
+            self._borrowed.pop(key, None)
+        else:
+            self._borrowed.setdefault(key, (adapter, now))
+        self._adapters.put(key, counted)
+        relevant = before is None or (before.spec, before.status.digest) != (counted.spec, counted.status.digest)
+        return self._touching("adapter", key) if relevant else set()
+
+    def _put_deployment(self, key: Key, deployment: ModelDeploymentResource) -> set[str]:
+        before = self._deployments.any(key)
+        touched = {deployment.model_name}
+        if before is not None:
+            touched.add(before.model_name)
+            self._unindex(key, before)
+        self._deployments.put(key, deployment)
+        self._index(key, deployment)
+        return touched
+
+    # -- indexes -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _references(key: Key, deployment: ModelDeploymentResource) -> set[tuple[str, str, str]]:
+        found = set()
+        for revision in deployment.spec.revisions:
+            found.add(("base", key[0], revision.base_model))
+            found.add(("pool", key[0], pool_of(deployment, revision)))
+            if revision.adapter is not None:
+                found.add(("adapter", key[0], revision.adapter))
+        return found
+
+    def _index(self, key: Key, deployment: ModelDeploymentResource) -> None:
+        self._claims.setdefault(deployment.model_name, set()).add(key)
+        for reference in self._references(key, deployment):
+            self._users.setdefault(reference, set()).add(key)
+
+    def _unindex(self, key: Key, deployment: ModelDeploymentResource) -> None:
+        self._claims.get(deployment.model_name, set()).discard(key)
+        for reference in self._references(key, deployment):
+            self._users.get(reference, set()).discard(key)
+
+    def _touching(self, what: str, key: Key) -> set[str]:
+        users = self._users.get((what, *key), ())
+        found = (self._deployments.any(user) for user in users)
+        return {deployment.model_name for deployment in found if deployment is not None}
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def routes(self, model: str, now: float) -> ModelRoutes | None:
+        """The routes of a model, None where no deployment claims it."""
+        counting = self._deployments.counting(now)
+        claims = [counting[key] for key in self._claims.get(model, ()) if key in counting]
+        owner = owners(claims).get(model)
+        if owner is None:
+            return None
+        deployment = counting[owner]
+        namespace = owner[0]
+        revisions = deployment.spec.revisions
+        adapters = (self._adapters.any((namespace, r.adapter)) for r in revisions if r.adapter)
+        bases = (self._bases.any((namespace, r.base_model)) for r in revisions)
+        pods = [
+            pod
+            for pool in sorted({pool_of(deployment, r) for r in revisions})
+            for pod in self._pools.get((namespace, pool), {}).values()
+        ]
+        return model_routes(deployment, [a for a in adapters if a], [b for b in bases if b], pods)
+
+    def models(self) -> set[str]:
+        """Every model name that is claimed."""
+        return {model for model, keys in self._claims.items() if keys}
+
+    def namespaces(self) -> set[str]:
+        """Namespaces that have deployments, and so pods that matter."""
+        return {key[0] for keys in self._claims.values() for key in keys}
+
+    # -- written down --------------------------------------------------------------------------------------------
+
+    def lines(self) -> list[str]:
+        """Everything that is present, one JSON text per object."""
+        return [text for texts in self._lines.values() for text in texts.values()]
+
+    def restore(self, lines: Iterable[str], now: float) -> set[str]:
+        """Take what an earlier process wrote down; ValueError where a line is none of ours."""
+        touched: set[str] = set()
+        for line in lines:
+            told = json.loads(line)
+            if told["kind"] not in KINDS:
+                raise ValueError(f"a snapshot holds no {told['kind']}")
+            touched |= self.put(told["kind"], told["object"], now)
+        return touched
+
+
+def _line(kind: Kind, raw: Json) -> str:
+    """What of an object is worth keeping, as one line."""
+    metadata = raw.get("metadata") or {}
+    kept = {f: metadata[f] for f in _METADATA if f in metadata}
+    if kind == "pod":
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        kept["labels"] = {names.LABEL_POOL: labels.get(names.LABEL_POOL, "")}
+        report = annotations.get(names.ANNOTATION_ADAPTERS)
+        kept["annotations"] = {names.ANNOTATION_ADAPTERS: report} if report else {}
+        return json.dumps({"kind": kind, "object": {"metadata": kept}})
+    content = {f: raw[f] for f in ("spec", "status") if f in raw}
+    return json.dumps({"kind": kind, "object": {"metadata": kept, **content}})
