@@ -232,7 +232,7 @@ class LocalCluster:
     def _remove_folders(self) -> None:
         if self._layout.state.exists():
             shutil.rmtree(self._layout.state)
-        if any(state.is_dir() for state in paths.STATES.glob("*")):
+        if set(paths.STATES.glob("*")) - {paths.NODE_ARTIFACTS}:
             # Another cluster has mounts over these folders: removing one would take them away in its namespace too.
             return
         for cover in self._layout.covers:
