@@ -5,6 +5,7 @@ Rules:
   changed, so that a deployment that comes back finds it as it was;
 - a serving block that is known not to work is not applied: what serves goes on as it was, and the status says why;
 - a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
+- what the pools of a namespace share comes before the first of them and goes after the last;
 - the Deployment is applied last, so that no pod starts without its key, its plan and its NetworkPolicy, and deleted
   first; the rest goes when its pods are gone, because pods that drain still need it.
 """
@@ -24,7 +25,7 @@ from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, parsed
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of
+from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of, referring
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -42,10 +43,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     )
     mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
     pools = pools_of(base, obs.deployments)
-    if pools:
-        living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
-        access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
-        actions += _unless_there(access, obs.children)
+    actions += _access_actions(obs, base, needed=bool(pools))
     states = []
     for pool in pools:
         state = _state(obs, base, pool, mine)
@@ -69,6 +67,19 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
     events += stalled_event(base.status.conditions, problem, about)
     return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
+
+
+def _access_actions(obs: BaseModelObservation, base: BaseModelResource, *, needed: bool) -> list[Action]:
+    """What all pools of the namespace share is there while there is a pool of any base, or anything left of one."""
+    living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
+    access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
+    if needed:
+        return _unless_there(access, obs.children)
+    wanted_by_others = any(referring(b, obs.deployments) for b in living.values())
+    if wanted_by_others or obs.unreadable or any(c.pool for c in obs.children):
+        return []
+    ours = {(obj["kind"], obj["metadata"]["name"]) for obj in access}
+    return [_deletion(c) for c in obs.children if (c.kind, c.name) in ours and not c.deleted]
 
 
 def _is_deployment(action: Action) -> bool:
@@ -132,7 +143,7 @@ def planned_adapters(
     unused_since: dict[str, str] = {}
     waits: list[float] = []
     for name, since in sorted(_no_longer_wanted(before, obs.now).items(), key=lambda item: (item[1], item[0])):
-        left = remaining(since, ADAPTER_GRACE, obs.now)
+        left = ADAPTER_GRACE if obs.unreadable else remaining(since, ADAPTER_GRACE, obs.now)
         room = len(stays) < pool.serving.lora.max_cpu_loras
         if name in known and name not in stays and name not in placed.refused and left > 0 and room:
             stays.append(name)
@@ -175,6 +186,8 @@ def _unused_pools(
 def _retirement(obs: BaseModelObservation, pool: UnusedPool) -> tuple[list[Action], list[float]]:
     """Mark, wait, delete the Deployment, wait for its pods, delete the rest."""
     deployment = pool.deployment
+    if obs.unreadable:
+        return [], []
     if deployment is None:
         return [_deletion(c) for c in pool.children if not c.deleted and not pool.has_pods], []
     if deployment.deleted:
@@ -192,4 +205,4 @@ def _annotated(child: ChildObservation, since: str | None) -> Annotate:
 
 
 def _deletion(child: ChildObservation) -> Delete:
-    return Delete(child.api_version, child.kind, child.namespace, child.name, child.uid)
+    return Delete(child.api_version, child.kind, child.namespace, child.name, child.uid, child.resource_version)

@@ -210,9 +210,11 @@ def _rollout(serving: Serving) -> RolloutStatus:
     before = serving.deployment.status.rollout
     if serving.taken:
         return RolloutStatus(phase="Idle", stable=before.stable if before else None)
-    if not any(serving.ready.values()) and (before is None or before.stable is None):
+    listed = [r.name for r in spec.revisions]
+    known = before is not None and before.stable == split.stable
+    if not known and not serving.ready[split.stable]:
         return RolloutStatus(phase="Idle")
-    candidate = _candidate([r.name for r in spec.revisions], serving)
+    candidate = _candidate(listed, serving)
     whole = spec.weight_of(split.stable) == 100 and split.weights.get(split.stable) == 100
     return RolloutStatus(
         phase="Completed" if whole else "Progressing",

@@ -79,6 +79,7 @@ class ChildObservation:
     """Label tuneyard.dev/base-model (see children.label_value)."""
     deployment: str = ""
     """Label tuneyard.dev/model-deployment, on what belongs to an own pool."""
+    resource_version: str = ""
     content_hash: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +122,9 @@ class BaseModelObservation:
     settings: Settings
     now: datetime
     """UTC, aware."""
+    unreadable: tuple[str, ...] = ()
+    """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
+    nothing is taken away for want of a reference."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +287,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         pool=labels.get(names.LABEL_POOL, ""),
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         deployment=labels.get(names.LABEL_DEPLOYMENT, ""),
+        resource_version=metadata.get("resourceVersion") or "",
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         annotations=annotations,
         data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},

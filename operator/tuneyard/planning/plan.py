@@ -70,13 +70,18 @@ class Annotate:
 
 @dataclass(frozen=True)
 class Delete:
-    """Background deletion with the uid as precondition; an object that is gone already is success."""
+    """Background deletion with uid and resourceVersion as preconditions; an object that is gone already is success.
+
+    One that has changed since it was observed stays: the change may be that it is wanted again.
+    """
 
     api_version: str
     kind: str
     namespace: str
     name: str
     uid: str
+    resource_version: str = ""
+    """Empty: any version of that uid."""
 
 
 Action = Apply | Annotate | Delete

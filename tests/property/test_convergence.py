@@ -1,0 +1,217 @@
+"""Whatever happens on the way, the operator ends where it would have ended without faults, and stays there.
+
+A history is a list of what users do (apply, delete, edit), of what goes wrong (a crash after any action of a plan, a
+view that is several writes old, a lost status, a killed pod, time that passes, parts that do not get their turn), in
+any order. Afterwards everything gets its turn again, and then:
+- the world is the same as that of a run in which users did the same and nothing ever went wrong;
+- every object's next plan is empty: no action, the status as it is, nothing to tell.
+The rules of rollout.md hold after every single step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.builders import BASE, VOLUME, adapter, base_model, deployment, digest, revision
+from tests.toyworld import CORRUPT, PARTS, PLANS, Operator, World, different
+from tuneyard.api import names
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
+from tuneyard.api.serving import LoRASettings, ServingSpec
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that happens; printed as it was drawn, so that a failing history can be read."""
+
+    kind: Literal["edit", "trouble"]
+    words: str
+    run: Callable[[World, Operator], object] = field(repr=False)
+
+
+ADAPTERS = ("v1", "v2", "v3", CORRUPT)
+DEPLOYMENTS = ("chat", "rival", "side")
+KEYS = [
+    ("BaseModel", BASE),
+    *(("LoRAAdapter", a) for a in ADAPTERS),
+    *(("ModelDeployment", d) for d in DEPLOYMENTS),
+]
+key = st.sampled_from(KEYS)
+
+
+def serving(replicas: int, max_model_len: int, places: int) -> ServingSpec:
+    return ServingSpec(
+        artifact_volumes=[VOLUME],
+        replicas=replicas,
+        max_model_len=max_model_len,
+        lora=LoRASettings(max_loras=1, max_cpu_loras=places),
+    )
+
+
+@st.composite
+def edited_base(draw: st.DrawFn) -> Step:
+    chosen = (draw(st.integers(0, 2)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)))
+    base = base_model(serving=serving(*chosen))
+    return Step("edit", f"serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
+
+
+@st.composite
+def edited_deployment(draw: st.DrawFn) -> Step:
+    """`chat` and `rival` want the same model name; `side` may have pods of its own."""
+    name = draw(st.sampled_from(DEPLOYMENTS))
+    chosen = draw(st.lists(st.sampled_from([*ADAPTERS, "missing", None]), min_size=1, max_size=3, unique=True))
+    revisions = [revision(a or "plain", a) for a in chosen]
+    cut = draw(st.integers(0, 100)) if len(chosen) > 1 else 100
+    traffic = {revisions[0].name: cut, revisions[-1].name: 100 - cut} if len(chosen) > 1 else {revisions[0].name: 100}
+    own = serving(1, 64, 4) if name == "side" and draw(st.booleans()) else None
+    model = "chat" if name == "rival" else None
+    wanted = deployment(name, revisions=revisions, traffic=traffic, serving=own, model_name=model)
+    words = f"{name} = {chosen} {traffic}{' own pool' if own else ''}"
+    return Step("edit", words, lambda w, _: w.put(wanted))
+
+
+@st.composite
+def put_adapter(draw: st.DrawFn) -> Step:
+    name = draw(st.sampled_from(ADAPTERS))
+    return Step("edit", f"adapter {name}", lambda w, _: w.put(adapter(name)))
+
+
+@st.composite
+def dropped(draw: st.DrawFn) -> Step:
+    chosen = draw(key)
+    return Step("edit", f"delete {chosen}", lambda w, _: w.drop(*chosen))
+
+
+@st.composite
+def passes(draw: st.DrawFn) -> Step:
+    chosen, behind = draw(key), draw(st.integers(0, 3))
+    crash = draw(st.one_of(st.none(), st.integers(0, 12)))
+    words = f"pass over {chosen}, {behind} writes behind, crash after {crash}"
+    return Step(
+        "trouble", words, lambda w, o: chosen in w.resources and o.reconcile(chosen, behind=behind, crash_after=crash)
+    )
+
+
+@st.composite
+def moved(draw: st.DrawFn) -> Step:
+    name, part = draw(st.sampled_from(sorted(PARTS.items())))
+    return Step("trouble", name, lambda w, _: part(w))
+
+
+@st.composite
+def waited(draw: st.DrawFn) -> Step:
+    seconds = draw(st.sampled_from([1.0, 20.0, 31.0, 61.0]))
+    return Step("trouble", f"{seconds} s pass", lambda w, _: w.wait(seconds))
+
+
+@st.composite
+def lost_status(draw: st.DrawFn) -> Step:
+    chosen = draw(key)
+    return Step("trouble", f"status of {chosen} lost", lambda w, _: w.lose_status(*chosen))
+
+
+@st.composite
+def killed_pod(draw: st.DrawFn) -> Step:
+    number = draw(st.integers(0, 9))
+    return Step("trouble", f"pod {number} killed", lambda w, _: w.kill_pod(number))
+
+
+edits = st.one_of(edited_base(), edited_deployment(), edited_deployment(), put_adapter(), dropped())
+troubles = st.one_of(
+    passes(), passes(), passes(), passes(), moved(), moved(), moved(), waited(), lost_status(), killed_pod()
+)
+histories = st.lists(st.one_of(edits, troubles, troubles, troubles), max_size=50)
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
+"""Histories to try; a few on every change, a thousand when the operator's plans are reworked."""
+
+
+def begun() -> tuple[World, Operator]:
+    """A base, two adapters and a deployment, freshly applied."""
+    world = World()
+    world.put(base_model(serving=serving(1, 64, 4)))
+    for name in ("v1", "v2"):
+        world.put(adapter(name))
+    world.put(deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")], traffic={"v1": 90, "v2": 10}))
+    return world, Operator(world)
+
+
+def invariants(world: World) -> None:
+    """What holds at every moment, however wrong things go."""
+    for known in world.of_kind("ModelDeployment"):
+        traffic_is_by_the_rules(known.status)
+    for known in world.of_kind("LoRAAdapter"):
+        assert known.status.digest in (None, digest(known.metadata.name)), "a digest that no pod has read was pinned"
+    for (kind, name), child in world.objects.items():
+        if kind == "Deployment":
+            pool = child.obj["metadata"]["labels"][names.LABEL_POOL]
+            for needed in (("ConfigMap", names.pool_plan(pool)), ("Secret", names.pool_key_secret(pool))):
+                assert needed in world.objects, f"Deployment {name} without {needed}"
+    for gateway in world.gateways:
+        for routes in world.routes(gateway).values():
+            assert sum(routes.weights.values()) + routes.unserved == 100
+            for route in routes.revisions:
+                assert not route.weight or route.endpoints, "weight on a revision that no pod serves"
+
+
+def traffic_is_by_the_rules(status: ModelDeploymentStatus) -> None:
+    stable = status.rollout.stable if status.rollout else None
+    assert 0 <= sum(t.weight for t in status.traffic) <= 100
+    for told in status.traffic:
+        assert not told.weight or told.ready_endpoints, "weight on a revision that no pod serves"
+        assert told.revision == stable or told.weight <= told.spec_weight, "a candidate above its spec weight"
+        assert told.weight >= told.spec_weight or told.withheld, "traffic withheld without a word"
+
+
+def played(history: list[Step], *, with_troubles: bool) -> World:
+    """The world after a history. It ends with everything there that deployments may name and with places for it: what
+    was learned or served before something went is not forgotten, and so would depend on what was seen."""
+    world, operator = begun()
+    for step in history:
+        if step.kind == "trouble" and not with_troubles:
+            continue
+        step.run(world, operator)
+        if not with_troubles:
+            operator.settle()
+        invariants(world)
+    world.put(base_model(serving=serving(2, 128, 4)))
+    for name in ADAPTERS:
+        world.put(adapter(name))
+    operator.settle()
+    invariants(world)
+    return world
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(histories)
+def test_ends_as_without_faults_and_stays_there(history):
+    world = played(history, with_troubles=True)
+    for kind, name in list(world.resources):
+        plan = PLANS[kind](world.situation(), name)
+        assert plan.actions == ()
+        assert plan.events == ()
+        assert plan.status == world.resources[kind, name].status
+        assert plan.requeue_after is None
+    faultless = played(history, with_troubles=False)
+    assert not different(world.digest(), faultless.digest())
+
+
+def test_the_toy_world_does_serve():
+    """Guards the property above against a world in which nothing ever works."""
+    world, operator = begun()
+    operator.settle()
+    chat = world.resources["ModelDeployment", "chat"].status.to_dict()
+    assert [(t["revision"], t["weight"], t["verified"]) for t in chat["traffic"]] == [
+        ("v1", 90, True),
+        ("v2", 10, True),
+    ]
+    assert {c["type"]: c["status"] for c in chat["conditions"]} == {
+        "Ready": "True",
+        "Accepted": "True",
+        "Available": "True",
+        "TrafficApplied": "True",
+    }
