@@ -166,6 +166,7 @@ def pod(
     pool: str = BASE,
     engine: str = "Ready",
     reports: dict[str, AdapterReport] | None = None,
+    base: str = BASE,
     **fields: Any,
 ) -> PodObservation:
     """A model pod that serves its base and these adapters."""
@@ -176,7 +177,7 @@ def pod(
         uid=f"uid-{name}",
         namespace=NAMESPACE,
         pool=pool,
-        base_model=BASE,
+        base_model=base,
         created=stamp(0),
         ready=engine == "Ready",
         node="node-1",
@@ -184,11 +185,11 @@ def pod(
             {
                 "address": f"10.0.0.{number}:{names.FRONT_PORT}",
                 "engine": engine,
-                "baseModel": BASE,
+                "baseModel": base,
                 "adapters": {n: r.to_dict() for n, r in said.items()},
             }
         ),
-        base_report=BaseReport(ok=True, digest=digest(BASE), size_bytes=269_000_000, architecture="LlamaForCausalLM"),
+        base_report=BaseReport(ok=True, digest=digest(base), size_bytes=269_000_000, architecture="LlamaForCausalLM"),
     )
     return replace(found, **fields)
 
@@ -211,7 +212,7 @@ def child_of(obj: dict[str, Any], **status: Any) -> ChildObservation:
 
 @dataclass(frozen=True)
 class Situation:
-    """Everything there is, from which each plan observes its part."""
+    """Everything there is, from which each plan observes its part: no more than the runtime gives it."""
 
     bases: tuple[BaseModelResource, ...] = ()
     adapters: tuple[LoRAAdapterResource, ...] = ()
@@ -221,22 +222,23 @@ class Situation:
     applied: tuple[AppliedReport, ...] = ()
     gateways_expected: int = 2
     unreachable: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
     def base_model(self, name: str = BASE) -> BaseModelObservation:
         """What the plan of a BaseModel observes."""
-        base = next((b for b in self.bases if b.metadata.name == name), None)
         return BaseModelObservation(
-            base=base,
-            deployments=self.deployments,
-            adapters=self.adapters,
-            pods=self.pods,
-            children=self.children,
+            base=next((b for b in self.bases if b.metadata.name == name), None),
+            deployments=tuple(d for d in self.deployments if any(r.base_model == name for r in d.spec.revisions)),
+            adapters=tuple(a for a in self.adapters if a.spec.base_model == name),
+            pods=tuple(p for p in self.pods if p.base_model == name),
+            children=tuple(c for c in self.children if c.base_model in ("", name)),
             siblings=self.bases,
             keys=KEYS,
             settings=self.settings,
             now=self.now,
+            unreadable=self.unreadable,
         )
 
     def adapter(self, name: str) -> LoRAAdapterObservation:
@@ -246,7 +248,7 @@ class Situation:
         return LoRAAdapterObservation(
             adapter=found,
             base=next((b for b in self.bases if b.metadata.name == wanted), None),
-            adapters=self.adapters,
+            adapters=tuple(a for a in self.adapters if a.spec.base_model == wanted),
             deployments=self.deployments,
             pods=self.pods,
             settings=self.settings,

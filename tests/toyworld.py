@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.builders import BASE, NAMESPACE, SETTINGS, Situation, digest, failed, loaded
+from tests.builders import NAMESPACE, SETTINGS, Situation, digest, failed, loaded
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import (
@@ -71,6 +71,7 @@ class ToyPod:
     name: str
     uid: str
     pool: str
+    base: str
     template: str
     created: str
     address: str
@@ -223,7 +224,8 @@ class World:
                 self._roll(child.obj, child.template)
 
     def _roll(self, obj: dict[str, Any], template: str) -> None:
-        spec, pool = obj["spec"], obj["metadata"]["labels"][names.LABEL_POOL]
+        spec, labels = obj["spec"], obj["metadata"]["labels"]
+        pool = labels[names.LABEL_POOL]
         alive = [p for p in self.pods.values() if p.pool == pool and not p.deleted]
         new = [p for p in alive if p.template == template]
         surge = spec["strategy"]["rollingUpdate"]["maxSurge"]
@@ -231,7 +233,13 @@ class World:
             number = self.number()
             name = f"{pool}-{number}"
             self.pods[name] = ToyPod(
-                name, f"pod-{number}", pool, template, self._stamp(), f"10.1.{number // 250}.{number % 250 + 1}:8080"
+                name,
+                f"pod-{number}",
+                pool,
+                obj["metadata"]["labels"][names.LABEL_BASE_MODEL],
+                template,
+                self._stamp(),
+                f"10.1.{number // 250}.{number % 250 + 1}:8080",
             )
             self.changed()
             return
@@ -258,7 +266,7 @@ class World:
             elif pod.step == 0:
                 config = self.objects.get(("ConfigMap", names.pool_plan(pod.pool)))
                 if config is not None:
-                    pod.digest, pod.step = config.obj["data"]["base-digest"] or digest(BASE), 1
+                    pod.digest, pod.step = config.obj["data"]["base-digest"] or digest(pod.base), 1
                     self.changed()
             elif pod.step < LAST_STEP:
                 pod.step += 1
@@ -370,19 +378,21 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
         uid=pod.uid,
         namespace=NAMESPACE,
         pool=pod.pool,
-        base_model=BASE,
+        base_model=pod.base,
         created=pod.created,
         deleted=pod.deleted,
         ready=pod.serves,
         report=PodReport(
             address=pod.address,
             engine="Draining" if pod.deleted else "Ready",
-            base_model=BASE,
+            base_model=pod.base,
             adapters=dict(pod.adapters),
         )
         if pod.step >= LAST_STEP
         else None,
-        base_report=BaseReport(ok=True, digest=digest(BASE), size_bytes=1, architecture="Toy") if pod.step else None,
+        base_report=BaseReport(ok=True, digest=digest(pod.base), size_bytes=1, architecture="Toy")
+        if pod.step
+        else None,
     )
 
 

@@ -34,10 +34,13 @@ class Step:
     run: Callable[[World, Operator], object] = field(repr=False)
 
 
-ADAPTERS = ("v1", "v2", "v3", CORRUPT)
+OTHER = "other"
+ADAPTERS = {"v1": BASE, "v2": BASE, "v3": BASE, CORRUPT: BASE, "alien": OTHER}
+"""By name, the base of each."""
 DEPLOYMENTS = ("chat", "rival", "side")
 KEYS = [
     ("BaseModel", BASE),
+    ("BaseModel", OTHER),
     *(("LoRAAdapter", a) for a in ADAPTERS),
     *(("ModelDeployment", d) for d in DEPLOYMENTS),
 ]
@@ -56,29 +59,31 @@ def serving(replicas: int, max_model_len: int, places: int) -> ServingSpec:
 @st.composite
 def edited_base(draw: st.DrawFn) -> Step:
     chosen = (draw(st.integers(0, 2)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)))
-    base = base_model(serving=serving(*chosen))
-    return Step("edit", f"serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
+    name = draw(st.sampled_from([BASE, BASE, OTHER]))
+    base = base_model(name, serving=serving(*chosen))
+    return Step("edit", f"{name}.serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
 
 
 @st.composite
 def edited_deployment(draw: st.DrawFn) -> Step:
     """`chat` and `rival` want the same model name; `side` may have pods of its own."""
     name = draw(st.sampled_from(DEPLOYMENTS))
-    chosen = draw(st.lists(st.sampled_from([*ADAPTERS, "missing", None]), min_size=1, max_size=3, unique=True))
-    revisions = [revision(a or "plain", a) for a in chosen]
+    chosen = draw(st.lists(st.sampled_from([*sorted(ADAPTERS), "missing", None]), min_size=1, max_size=3, unique=True))
+    base = draw(st.sampled_from([BASE, BASE, BASE, OTHER]))
+    revisions = [revision(a or "plain", a, base=base) for a in chosen]
     cut = draw(st.integers(0, 100)) if len(chosen) > 1 else 100
     traffic = {revisions[0].name: cut, revisions[-1].name: 100 - cut} if len(chosen) > 1 else {revisions[0].name: 100}
     own = serving(1, 64, 4) if name == "side" and draw(st.booleans()) else None
     model = "chat" if name == "rival" else None
     wanted = deployment(name, revisions=revisions, traffic=traffic, serving=own, model_name=model)
-    words = f"{name} = {chosen} {traffic}{' own pool' if own else ''}"
+    words = f"{name} = {base} {chosen} {traffic}{' own pool' if own else ''}"
     return Step("edit", words, lambda w, _: w.put(wanted))
 
 
 @st.composite
 def put_adapter(draw: st.DrawFn) -> Step:
-    name = draw(st.sampled_from(ADAPTERS))
-    return Step("edit", f"adapter {name}", lambda w, _: w.put(adapter(name)))
+    name = draw(st.sampled_from(sorted(ADAPTERS)))
+    return Step("edit", f"adapter {name}", lambda w, _: w.put(adapter(name, base=ADAPTERS[name])))
 
 
 @st.composite
@@ -178,9 +183,10 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
         if not with_troubles:
             operator.settle()
         invariants(world)
-    world.put(base_model(serving=serving(2, 128, 4)))
-    for name in ADAPTERS:
-        world.put(adapter(name))
+    for name in (BASE, OTHER):
+        world.put(base_model(name, serving=serving(2, 128, 5)))
+    for name, base in ADAPTERS.items():
+        world.put(adapter(name, base=base))
     operator.settle()
     invariants(world)
     return world

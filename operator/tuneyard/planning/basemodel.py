@@ -25,7 +25,7 @@ from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, parsed
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of, referring
+from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -75,8 +75,8 @@ def _access_actions(obs: BaseModelObservation, base: BaseModelResource, *, neede
     access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
     if needed:
         return _unless_there(access, obs.children)
-    wanted_by_others = any(referring(b, obs.deployments) for b in living.values())
-    if wanted_by_others or obs.unreadable or any(c.pool for c in obs.children):
+    others = [b for b in living.values() if b.metadata.uid != base.metadata.uid]
+    if any(b.status.used_by or b.status.pools for b in others) or obs.unreadable or any(c.pool for c in obs.children):
         return []
     ours = {(obj["kind"], obj["metadata"]["name"]) for obj in access}
     return [_deletion(c) for c in obs.children if (c.kind, c.name) in ours and not c.deleted]

@@ -109,13 +109,13 @@ class BaseModelObservation:
 
     base: BaseModelResource | None
     deployments: tuple[ModelDeploymentResource, ...]
-    """Of the namespace."""
+    """Those of the namespace with a revision of the base, at least."""
     adapters: tuple[LoRAAdapterResource, ...]
-    """Of the namespace."""
+    """Those of the namespace that are for the base, at least."""
     pods: tuple[PodObservation, ...]
     """Pods with the label tuneyard.dev/base-model = the base's name, of the namespace."""
     children: tuple[ChildObservation, ...]
-    """Objects of the namespace with the label app.kubernetes.io/managed-by = tuneyard."""
+    """The operator's own objects for the base, and those that all pools of the namespace share, at least."""
     siblings: tuple[BaseModelResource, ...]
     """All BaseModels of the namespace, this one included or not: they share what agents and gateways need there."""
     keys: EngineKeys
@@ -135,9 +135,9 @@ class LoRAAdapterObservation:
     base: BaseModelResource | None
     """The one that spec.baseModel names."""
     adapters: tuple[LoRAAdapterResource, ...]
-    """Of the namespace, this one included or not: a pool holds only so many."""
+    """Those of its base, this one included or not, at least: a pool holds only so many."""
     deployments: tuple[ModelDeploymentResource, ...]
-    """Of the namespace."""
+    """Those of the namespace with a revision of its base or of itself, at least."""
     pods: tuple[PodObservation, ...]
     """Model pods of the namespace, at least those of the base."""
     settings: Settings
@@ -152,11 +152,11 @@ class ModelDeploymentObservation:
     claims: tuple[ModelDeploymentResource, ...]
     """Deployments in the gateways' scope that claim the same model name, at least; this one included or not."""
     adapters: tuple[LoRAAdapterResource, ...]
-    """Of the namespace."""
+    """Those that its revisions name, at least."""
     base_models: tuple[BaseModelResource, ...]
-    """Of the namespace."""
+    """Those that its revisions name, at least."""
     pods: tuple[PodObservation, ...]
-    """Model pods of the namespace."""
+    """Model pods of these bases, at least."""
     applied: tuple[AppliedReport, ...]
     """The newest report of each gateway that answers."""
     gateways_expected: int
