@@ -13,7 +13,10 @@ import yaml
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
+from tuneyard.api import names
 from tuneyard.api.crds import rendered as crd_files
+from tuneyard.gateway.options import options
+from tuneyard.handlers.main import HEALTH_PORT
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import envoy_arguments
 from tuneyard.systems.kube.client import Object
@@ -104,9 +107,31 @@ def test_envoy_has_neither_a_token_nor_the_master_secret() -> None:
 
 def test_envoy_is_started_as_the_gateway_part_says() -> None:
     spec = named(rendered(), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
-    (envoy,) = [c for c in containers(spec) if c["name"] == "envoy"]
+    (envoy,) = [c for c in spec["initContainers"] if c["name"] == "envoy"]
     assert envoy["command"] == ["envoy"]
     assert envoy["args"] == envoy_arguments(concurrency=2)
+    assert envoy["restartPolicy"] == "Always", "a sidecar ends after the process that waits for its streams"
+
+
+def test_a_leaving_gateway_has_the_time_that_it_was_promised() -> None:
+    gateway = {"drainSeconds": 90}
+    spec = named(rendered(gateway=gateway), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    (process,) = spec["containers"]
+    environment = {e["name"]: e["value"] for e in process["env"] if "value" in e}
+    given = options(environment)
+    assert given.drain_seconds == 90
+    assert spec["terminationGracePeriodSeconds"] >= given.drain_seconds + given.drain_delay + 20
+
+
+def test_ports_are_those_that_the_processes_listen_on() -> None:
+    objects = rendered()
+    gateway = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    ports = {p["name"]: p["containerPort"] for c in containers(gateway) for p in c.get("ports", ())}
+    assert ports == {"http": names.GATEWAY_PORT, "observe": names.GATEWAY_OBSERVE_PORT}
+    (service,) = named(objects, "Service", "tuneyard-gateway")["spec"]["ports"]
+    assert service["targetPort"] == names.GATEWAY_PORT
+    (operator,) = named(objects, "Deployment", "tuneyard-operator")["spec"]["template"]["spec"]["containers"]
+    assert operator["ports"][0]["containerPort"] == HEALTH_PORT
 
 
 def test_settings_file_is_what_the_operator_reads() -> None:

@@ -86,18 +86,3 @@ allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}
-
-{{- define "tuneyard.gatewayEnv" -}}
-- name: POD_NAME
-  valueFrom: {fieldRef: {fieldPath: metadata.name}}
-- name: POD_NAMESPACE
-  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-- {name: TUNEYARD_MASTER_FILE, value: /etc/tuneyard-master/key}
-{{- end }}
-
-{{- define "tuneyard.gatewayMounts" -}}
-- {name: config, mountPath: /etc/tuneyard, readOnly: true}
-- {name: master, mountPath: /etc/tuneyard-master, readOnly: true}
-- {name: run, mountPath: /run/tuneyard}
-- {name: tmp, mountPath: /tmp}
-{{- end }}
