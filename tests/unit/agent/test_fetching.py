@@ -1,0 +1,130 @@
+"""From a plan's entry to files an engine may read: every way to be broken is refused for the right reason."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models import bad
+from models.breaking import MARKER
+from models.tiny import build_tiny
+from tuneyard.agent.fetching import FetchError, Shelf, read_base
+from tuneyard.api.basemodel import Source, VolumeSource
+from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.names import engine_adapter_name
+from tuneyard.api.reasons import Reason
+from tuneyard.systems.artifacts.folder import digest_of
+
+REASONS = bad.expected_reasons()
+
+
+@pytest.fixture(scope="session")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """/artifacts of a pod, with one volume: a good adapter and every broken one."""
+    root = tmp_path_factory.mktemp("artifacts")
+    shutil.copytree(build_tiny() / "adapter-a", root / "models" / "good")
+    bad.make_bad(build_tiny() / "adapter-a", root / "models" / "bad")
+    return root
+
+
+@pytest.fixture
+def shelf(volumes: Path, tmp_path: Path) -> Shelf:
+    return Shelf(volumes, tmp_path / "adapters", read_base(build_tiny() / "base"), max_rank=16)
+
+
+def planned(path: str, digest: str | None = None, name: str = "a.b") -> PlannedAdapter:
+    return PlannedAdapter(name=name, source=Source(volume=VolumeSource(name="models", path=path)), digest=digest)
+
+
+def test_a_good_adapter_lies_ready_under_its_engine_name(shelf: Shelf, volumes: Path) -> None:
+    digest = digest_of(volumes / "models" / "good").digest
+    prepared = shelf.fetch(planned("good"))
+    assert prepared.digest == digest
+    assert prepared.engine_name == engine_adapter_name("a.b", digest)
+    assert prepared.rank == 8
+    assert "v_proj" in prepared.target_modules
+    files = sorted(p.name for p in (shelf.adapters / prepared.engine_name).iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors"]
+    assert shelf.fetch(planned("good", digest)) == prepared, "again is no other thing"
+    assert shelf.clean() == {prepared.engine_name}
+    shelf.remove(prepared.engine_name)
+    shelf.remove(prepared.engine_name)
+    assert list(shelf.adapters.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_what_is_broken_never_lies_where_an_engine_looks(shelf: Shelf, case: str) -> None:
+    with pytest.raises(FetchError) as caught:
+        shelf.fetch(planned(f"bad/{case}"))
+    assert caught.value.reason.value == REASONS[case], str(caught.value)
+    assert len(str(caught.value)) > 40
+    assert not shelf.adapters.exists() or list(shelf.adapters.iterdir()) == []
+
+
+def test_no_pickle_is_ever_run(shelf: Shelf, volumes: Path) -> None:
+    with pytest.raises(FetchError):
+        shelf.fetch(planned("bad/malicious-pickle"))
+    assert not (volumes / "models" / "bad" / "malicious-pickle" / MARKER).exists()
+
+
+def test_pickles_beside_good_weights_are_left_behind(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    (root / "models" / "good" / "optimizer.pt").write_bytes(b"anything")
+    other = Shelf(root, tmp_path / "elsewhere", shelf.base, 16)
+    prepared = other.fetch(planned("good"))
+    assert not (other.adapters / prepared.engine_name / "optimizer.pt").exists()
+    assert prepared.digest == digest_of(root / "models" / "good").digest
+
+
+def test_other_bytes_than_the_pinned_ones_are_refused(shelf: Shelf, volumes: Path) -> None:
+    pinned = "sha256:" + "0" * 64
+    with pytest.raises(FetchError) as caught:
+        shelf.fetch(planned("good", pinned))
+    assert caught.value.reason == Reason.DIGEST_MISMATCH
+    assert caught.value.digest == digest_of(volumes / "models" / "good").digest
+    assert pinned in str(caught.value)
+    assert str(caught.value.digest) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("../../etc", Reason.UNSAFE_PATH),
+        ("nowhere", Reason.ARTIFACT_NOT_FOUND),
+        ("good/adapter_config.json", Reason.ARTIFACT_NOT_FOUND),
+        (".", Reason.FILES_MISSING),
+    ],
+)
+def test_wrong_paths(shelf: Shelf, path: str, reason: Reason) -> None:
+    with pytest.raises(FetchError) as caught:
+        shelf.fetch(planned(path))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("name", ["../x", ".x", "", "a/b"])
+def test_names_that_are_paths_are_refused(shelf: Shelf, name: str) -> None:
+    with pytest.raises(FetchError):
+        shelf.fetch(planned("good", name=name))
+
+
+def test_a_source_of_another_kind_is_told(shelf: Shelf) -> None:
+    with pytest.raises(FetchError) as caught:
+        shelf.fetch(PlannedAdapter(name="a", source=Source()))
+    assert caught.value.reason == Reason.INVALID_SPEC
+
+
+def test_what_an_interrupted_fetch_left_is_swept(shelf: Shelf) -> None:
+    (shelf.adapters / ".a.new").mkdir(parents=True)
+    (shelf.adapters / "a-123").mkdir()
+    assert shelf.clean() == {"a-123"}
+    assert [p.name for p in shelf.adapters.iterdir()] == ["a-123"]
+
+
+def test_the_pool_s_rank_is_the_limit(shelf: Shelf) -> None:
+    small = Shelf(shelf.volumes, shelf.adapters, shelf.base, max_rank=1)
+    with pytest.raises(FetchError) as caught:
+        small.fetch(planned("good"))
+    assert caught.value.reason == Reason.RANK_TOO_HIGH
