@@ -2,7 +2,9 @@
 
 Rules (each sidesteps something measured on kopf 1.45.2, see the design's notes on Kubernetes):
 - `on.event` handlers only: no finalizers, no annotations, no PATCH of kopf's own, ever;
-- what a handler is given is not used but for the object's name: the pass reads the informers;
+- the passes read the informers, whose own notices wake them. An event that the informers do not show within a second
+  has been lost or delayed there (handlers and watches can both miss one): then the object is woken from here, and that
+  pass reads from the API server;
 - endless jittered back-offs: neither a 403 nor an API server that is away for an hour ends it. What ends it all the
   same (the CRD is gone) starts it again, in this thread, while the informers go on by themselves;
 - no posting of events, no peering, no scanning of the cluster's kinds and namespaces, no liveness endpoint: it would
@@ -29,11 +31,14 @@ from tuneyard.systems.kube.objects import PLURALS
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 5.0
+_LATE_SECONDS = 1.0
 _WATCH_SECONDS = 45
 """An integer: kopf passes it on as it is, and the API server reads no fraction."""
 
-OnEvent = Callable[[Key, str], None]
-"""Called with the key and the resourceVersion of what was seen."""
+Shown = Callable[[Key, str], bool]
+"""Whether the informers show an object in this resourceVersion (or a newer one)."""
+OnMissed = Callable[[Key], None]
+"""Called with the key of a change that they did not show in time."""
 
 
 class Backoffs(Iterable[float]):
@@ -61,7 +66,7 @@ def settings() -> kopf.OperatorSettings:
     return result
 
 
-def registry(on_event: OnEvent) -> kopf.OperatorRegistry:
+def registry(shown: Shown, on_missed: OnMissed) -> kopf.OperatorRegistry:
     """Handlers for the three kinds, and how to log in."""
     result = kopf.OperatorRegistry()
 
@@ -71,14 +76,18 @@ def registry(on_event: OnEvent) -> kopf.OperatorRegistry:
 
     for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT):
         plural = PLURALS[names.API_VERSION, kind]
-        kopf.on.event(names.GROUP, names.VERSION, plural, id=plural, registry=result)(_waker(kind, on_event))
+        kopf.on.event(names.GROUP, names.VERSION, plural, id=plural, registry=result)(_waker(kind, shown, on_missed))
     return result
 
 
-def _waker(kind: str, on_event: OnEvent) -> Callable[..., None]:
-    async def wake(meta: kopf.Meta, **_: Any) -> None:
-        key = Key(kind, str(meta.get("namespace") or ""), str(meta.get("name")))
-        on_event(key, str(meta.get("resourceVersion") or ""))
+def _waker(kind: str, shown: Shown, on_missed: OnMissed) -> Callable[..., None]:
+    async def wake(meta: kopf.Meta, type: str | None, **_: Any) -> None:  # noqa: A002
+        key, version = Key(kind, str(meta.get("namespace") or ""), str(meta.get("name"))), str(meta["resourceVersion"])
+        if type == "DELETED" or shown(key, version):
+            return
+        await asyncio.sleep(_LATE_SECONDS)
+        if not shown(key, version):
+            on_missed(key)
 
     return wake  # type: ignore[return-value]
 
@@ -86,8 +95,9 @@ def _waker(kind: str, on_event: OnEvent) -> Callable[..., None]:
 class EventSource:
     """kopf in a thread of its own, started again whenever it ends before it should."""
 
-    def __init__(self, on_event: OnEvent) -> None:
-        self._on_event = on_event
+    def __init__(self, shown: Shown, on_missed: OnMissed) -> None:
+        self._shown = shown
+        self._on_missed = on_missed
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
@@ -105,7 +115,7 @@ class EventSource:
             try:
                 asyncio.run(
                     kopf.operator(
-                        registry=registry(self._on_event),
+                        registry=registry(self._shown, self._on_missed),
                         settings=settings(),
                         clusterwide=True,
                         standalone=True,

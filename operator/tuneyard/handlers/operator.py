@@ -64,11 +64,11 @@ class Operator:
         self.metrics = Metrics()
         self.queue = WorkQueue()
         self.world = World(api, settings)
-        self.wakes = Wakes(self.world, self.queue.add_all)
+        self.wakes = Wakes(self.world, self.queue.add, self.queue.add_all)
         self.lease = LeaderLease(api, settings.tuneyard_namespace, LEASE, identity)
         self._events = Events(api, identity)
         self._gateways = Gateways(names.observe_token(master), self._on_gateways)
-        self._kopf = EventSource(self._on_kopf_event)
+        self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.secrets, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(
             api,
@@ -135,12 +135,19 @@ class Operator:
 
     # -- what wakes ------------------------------------------------------------------------------------------------
 
-    def _on_kopf_event(self, key: Key, resource_version: str) -> None:
-        """Wake, unless the informers have shown, and so told, just this already."""
-        if not self.world.in_scope(key.namespace):
-            return
+    def _shown(self, key: Key, resource_version: str) -> bool:
+        """Whether the informers show this version, or a newer one, of what exists; they have woken its key then."""
         seen = self.world.raw(key)
-        if seen is None or seen["metadata"].get("resourceVersion") != resource_version:
+        if seen is None:
+            return False
+        version = str(seen["metadata"].get("resourceVersion"))
+        newer = version.isdecimal() and resource_version.isdecimal() and int(version) >= int(resource_version)
+        return newer or version == resource_version
+
+    def _on_missed(self, key: Key) -> None:
+        """An informer did not show what kopf saw: look at it, and at the API server's own word."""
+        if self.world.in_scope(key.namespace):
+            self._reconciler.distrust(key)
             self.queue.add(key)
 
     def _on_gateways(self, changed: Iterable[Key] | None) -> None:

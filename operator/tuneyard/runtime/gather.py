@@ -53,6 +53,10 @@ class Reads:
     def __init__(self, world: World) -> None:
         self._world = world
 
+    def object(self, key: Key) -> Object | None:
+        """The object of a key as it is stored."""
+        return self._world.raw(key)
+
     def base_model(self, namespace: str, name: str) -> BaseModelResource | None:
         """One BaseModel."""
         return self._world.base_models.get(namespace, name)
@@ -117,19 +121,25 @@ class FreshReads(Reads):
     def __init__(self, world: World, api: Api) -> None:
         super().__init__(world)
         self._api = api
-        self.raw: dict[Key, Object | None] = {}
+        self._fetched: dict[Key, Object | None] = {}
+
+    def object(self, key: Key) -> Object | None:
+        """The object of a key, fetched."""
+        if key not in self._fetched:
+            self._fetched[key] = objects.get(self._api, names.API_VERSION, *key)
+        return self._fetched[key]
 
     def base_model(self, namespace: str, name: str) -> BaseModelResource | None:
         """One BaseModel, fetched."""
-        return self._fetched(Key(BASE_MODEL, namespace, name), BaseModelResource.from_dict)
+        return self._read(Key(BASE_MODEL, namespace, name), BaseModelResource.from_dict)
 
     def adapter(self, namespace: str, name: str) -> LoRAAdapterResource | None:
         """One LoRAAdapter, fetched."""
-        return self._fetched(Key(LORA_ADAPTER, namespace, name), LoRAAdapterResource.from_dict)
+        return self._read(Key(LORA_ADAPTER, namespace, name), LoRAAdapterResource.from_dict)
 
     def deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
         """One ModelDeployment, fetched."""
-        return self._fetched(Key(MODEL_DEPLOYMENT, namespace, name), ModelDeploymentResource.from_dict)
+        return self._read(Key(MODEL_DEPLOYMENT, namespace, name), ModelDeploymentResource.from_dict)
 
     def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
         """The model pods of these bases, listed."""
@@ -138,10 +148,8 @@ class FreshReads(Reads):
         pods = (read_or_none(pod_observation, item) for item in found)
         return tuple(p for p in pods if p is not None)
 
-    def _fetched(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
-        if key not in self.raw:
-            self.raw[key] = objects.get(self._api, names.API_VERSION, *key)
-        item = self.raw[key]
+    def _read(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
+        item = self.object(key)
         return None if item is None else read_or_none(read, item)
 
 

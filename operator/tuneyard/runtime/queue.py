@@ -3,6 +3,8 @@
 Rules:
 - adding a key that waits already changes nothing; adding one that is being worked on makes it run once more afterwards,
   so that a change that came during a pass is never missed and two passes of one object never overlap;
+- what somebody changed goes before what is only affected by it, or one edit would wait for a thousand looks that mostly
+  find nothing; of every four keys one comes from those that wait behind, so that they are never starved;
 - a key has at most one later time: the earlier of two wins, and a run at once clears it;
 - failures in a row delay a key by 1, 2, 5, then 10 s with jitter; a success ends the row.
 """
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable
 from tuneyard.runtime.keys import Key
 
 ERROR_DELAYS = (1.0, 2.0, 5.0, 10.0)
+_SHARE = 4
 
 
 class WorkQueue:
@@ -27,24 +30,26 @@ class WorkQueue:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Key, float] = OrderedDict()
+        self._urgent: OrderedDict[Key, float] = OrderedDict()
+        self._others: OrderedDict[Key, float] = OrderedDict()
+        self._taken = 0
         self._working: set[Key] = set()
-        self._again: dict[Key, float] = {}
+        self._again: dict[Key, bool] = {}
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
         self._failures: dict[Key, int] = {}
         self._closed = False
 
     def add(self, key: Key) -> None:
-        """Reconcile the key as soon as a worker is free."""
+        """Reconcile the key, which was changed itself, as soon as a worker is free."""
         with self._changed:
-            self._add(key)
+            self._add(key, urgent=True)
 
     def add_all(self, keys: Iterable[Key]) -> None:
-        """Reconcile all these keys as soon as workers are free."""
+        """Reconcile these keys, which a change may concern, after what was changed itself."""
         with self._changed:
             for key in keys:
-                self._add(key)
+                self._add(key, urgent=False)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Reconcile the key in that many seconds, unless it is due earlier."""
@@ -56,8 +61,10 @@ class WorkQueue:
         with self._changed:
             while not self._closed:
                 wait = self._promote()
-                if self._waiting:
-                    key, _ = self._waiting.popitem(last=False)
+                if self._urgent or self._others:
+                    self._taken += 1
+                    behind = self._others and (not self._urgent or self._taken % _SHARE == 0)
+                    key, _ = (self._others if behind else self._urgent).popitem(last=False)
                     self._working.add(key)
                     return key
                 self._changed.wait(wait)
@@ -92,28 +99,32 @@ class WorkQueue:
         """Whether nothing waits for a worker and nothing is being worked on; later times do not count."""
         with self._changed:
             self._promote()
-            return not self._waiting and not self._working
+            return not self._urgent and not self._others and not self._working
 
     def __len__(self) -> int:
         with self._changed:
-            return len(self._waiting) + len(self._again)
+            return len(self._urgent) + len(self._others) + len(self._again)
 
     def oldest(self) -> float:
-        """Seconds that the key at the front has waited; 0 for none."""
+        """Seconds that the key that has waited longest has waited; 0 for none."""
         with self._changed:
-            return self._clock() - next(iter(self._waiting.values())) if self._waiting else 0.0
+            firsts = [next(iter(lane.values())) for lane in (self._urgent, self._others) if lane]
+            return self._clock() - min(firsts) if firsts else 0.0
 
-    def _add(self, key: Key) -> None:
+    def _add(self, key: Key, *, urgent: bool) -> None:
         self._due.pop(key, None)
         if key in self._working:
-            self._again.setdefault(key, self._clock())
-        elif key not in self._waiting:
-            self._waiting[key] = self._clock()
+            self._again[key] = urgent or self._again.get(key, False)
+        elif urgent and key not in self._urgent:
+            self._urgent[key] = self._others.pop(key, self._clock())
+            self._changed.notify()
+        elif key not in self._urgent and key not in self._others:
+            self._others[key] = self._clock()
             self._changed.notify()
 
     def _later(self, key: Key, seconds: float) -> None:
         at = self._clock() + max(seconds, 0.0)
-        if key in self._waiting or self._due.get(key, float("inf")) <= at:
+        if key in self._urgent or key in self._others or self._due.get(key, float("inf")) <= at:
             return
         self._due[key] = at
         heapq.heappush(self._heap, (at, key))
@@ -121,8 +132,9 @@ class WorkQueue:
 
     def _finish(self, key: Key) -> None:
         self._working.discard(key)
-        if self._again.pop(key, None) is not None:
-            self._add(key)
+        urgent = self._again.pop(key, None)
+        if urgent is not None:
+            self._add(key, urgent=urgent)
 
     def _promote(self) -> float | None:
         """Move what is due to those that wait; returns the seconds until the next is due, None for none."""
@@ -133,5 +145,5 @@ class WorkQueue:
                 return left
             heapq.heappop(self._heap)
             if self._due.get(key) == at:
-                self._add(key)
+                self._add(key, urgent=False)
         return None

@@ -23,7 +23,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
@@ -101,26 +100,34 @@ class Reconciler:
         self._gateways = gateways
         self._now = now
         self._written: dict[Key, _Written] = {}
+        self._distrusted: set[Key] = set()
+
+    def distrust(self, key: Key) -> None:
+        """Let the next pass over this key read from the API server: the informers have missed a change, or are late."""
+        self._distrusted.add(key)
 
     def reconcile(self, key: Key) -> float | None:
-        """One pass; returns the seconds after which time alone asks for another one. Raises ApiError."""
+        """One pass; returns the seconds after which time alone asks for another one. Raises ApiError, RefusedError."""
+        if key in self._distrusted:
+            self._distrusted.discard(key)
+            return self._pass(key, FreshReferences(self._world, self._api))
         observed = self._world.raw(key)
+        if observed is not None and self._behind(key, observed):
+            return _SOON
+        return self._pass(key, Reads(self._world))
+
+    def _pass(self, key: Key, reads: Reads) -> float | None:
+        observed = reads.object(key)
         if observed is None:
             self._written.pop(key, None)
             return None
-        if self._behind(key, observed):
-            return _SOON
         invalid = invalid_spec(key.kind, observed)
         if invalid is not None:
             return self._write(key, observed, self._stalled(key.kind, observed, None, invalid).to_dict())
-        plan = self._plan(Reads(self._world), key)
-        fresh = self._fresh_reads(key, plan, observed)
+        plan = self._plan(reads, key)
+        fresh = None if isinstance(reads, FreshReads) else self._fresh_reads(key, plan, observed)
         if fresh is not None:
-            plan = self._plan(fresh, key)
-            latest = fresh.raw.get(key, observed)
-            if latest is None:
-                return _SOON
-            observed = {"apiVersion": names.API_VERSION, "kind": key.kind, **latest}
+            return self._pass(key, fresh)
         try:
             self._executor.execute(plan.actions)
         except RefusedError as error:
@@ -162,6 +169,7 @@ class Reconciler:
         """Write a status that differs; returns the seconds to wait where it could not be written now."""
         if observed.get("status") and _status(key.kind, observed).to_dict() == status:
             return None
+        self._wakes.writing(observed, status)
         try:
             stored = self._executor.write_status(observed, status)
         except ApiError as error:
@@ -171,7 +179,6 @@ class Reconciler:
             raise
         version = str(stored["metadata"]["resourceVersion"])
         self._written[key] = _Written(str(stored["metadata"]["uid"]), version, time.monotonic())
-        self._wakes.wrote(key, version)
         return None
 
     def _behind(self, key: Key, observed: Object) -> bool:

@@ -17,7 +17,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 
 from tuneyard.api import names
 from tuneyard.api.documents import PodReport
@@ -32,6 +33,7 @@ from tuneyard.systems.kube.informers import OnChange
 from tuneyard.systems.kube.watching import Change
 
 Wake = Callable[[Iterable[Key]], None]
+WakeItself = Callable[[Key], None]
 Group = Key | tuple[str, ...]
 
 
@@ -63,12 +65,14 @@ def pool_users(namespace: str, pool: str) -> Group:
 class Wakes:
     """Listens to all informers of a world, keeps its indexes, and tells `wake` who should look again."""
 
-    def __init__(self, world: World, wake: Wake) -> None:
+    def __init__(self, world: World, wake_itself: WakeItself, wake: Wake) -> None:
+        """`wake_itself`: for what was changed; `wake`: for those whom a change concerns."""
         self._world = world
+        self._wake_itself = wake_itself
         self._wake = wake
         self._signatures: dict[Key, object] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
-        self._written: dict[Key, str] = {}
+        self._writing: dict[Key, tuple[object, object]] = {}
         for parsed, on_change in (
             (world.base_models, self.on_base_model),
             (world.adapters, self.on_adapter),
@@ -79,9 +83,12 @@ class Wakes:
         for kind, child in world.children.items():
             child.informer.listen(self._child_listener(*kind))
 
-    def wrote(self, key: Key, resource_version: str) -> None:
-        """The operator wrote this itself: its echo is nothing new."""
-        self._written[key] = resource_version
+    def writing(self, observed: Object, status: Mapping[str, object]) -> None:
+        """The operator is about to write this status onto what it observed: the echo of that is nothing new.
+
+        To be called before the write: the echo may come sooner than the answer.
+        """
+        self._writing[_key(observed["kind"], observed)] = (_identity(observed), status)
 
     def on_deployment(self, change: Change, item: Object) -> None:
         """A ModelDeployment came, changed or went."""
@@ -99,7 +106,7 @@ class Wakes:
                     groups.append(Key(LORA_ADAPTER, key.namespace, revision.adapter))
         concerned = world.index.put(key, groups)
         self._itself(key, item)
-        if not self._differs(key, change, _identity(item)):
+        if not self._differs(key, change, _references(item)):
             return
         named = [g for g in concerned if isinstance(g, Key)]
         claims = [g for g in concerned if g[0] == "model"]
@@ -164,8 +171,9 @@ class Wakes:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _itself(self, key: Key, item: Object) -> None:
-        if self._written.get(key) != item["metadata"].get("resourceVersion"):
-            self._wake(self._in_scope([key]))
+        echo = self._writing.get(key) == (_identity(item), item.get("status"))
+        if not echo and self._world.in_scope(key.namespace):
+            self._wake_itself(key)
 
     def _others(self, key: Key, *groups: Iterable[Group]) -> None:
         keys = dict.fromkeys(k for group in groups for k in group if isinstance(k, Key))
@@ -182,7 +190,7 @@ class Wakes:
         """Whether what others read of the object has changed."""
         if change == "DELETED":
             self._signatures.pop(key, None)
-            self._written.pop(key, None)
+            self._writing.pop(key, None)
             return True
         before, self._signatures[key] = self._signatures.get(key), signature
         return before != signature
@@ -231,6 +239,13 @@ def _key(kind: str, item: Object) -> Key:
 def _identity(item: Object) -> tuple[object, ...]:
     metadata = item["metadata"]
     return metadata.get("uid"), metadata.get("generation"), bool(metadata.get("deletionTimestamp"))
+
+
+def _references(item: Object) -> object:
+    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights."""
+    spec, metadata = item.get("spec") or {}, item["metadata"]
+    used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
+    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), json.dumps(used, sort_keys=True)
 
 
 def _signature(item: Object) -> object:
