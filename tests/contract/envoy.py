@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import io
 import json
 import os
 import signal
@@ -98,7 +99,7 @@ class Envoy:
                 ],
                 stdout=output,
                 stderr=errors,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
             )
 
     @property
@@ -248,7 +249,7 @@ class Rig:
         """Status, headers and body of the answer."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"content-type": "application/json", **(headers or {})}
-        async with self.session.post(path, data=data, headers=sent) as response:
+        async with self.session.post(path, data=io.BytesIO(data), headers=sent) as response:
             return response.status, response.headers, await response.read()
 
     async def get(self, path: str) -> tuple[int, Any]:

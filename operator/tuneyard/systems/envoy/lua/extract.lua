@@ -75,7 +75,7 @@ local function locate(text)
     end
   end
   if depth ~= 0 then return nil, 'The body is not valid JSON: brackets do not match.' end
-  if not first then return nil, 'You must provide a model parameter.' end
+  if not first or last < first then return nil, 'You must provide a model parameter.' end
   return first, last
 end
 

@@ -6,6 +6,8 @@
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 function envoy_on_request(handle)
   local headers = handle:headers()
+  local name = headers:get('x-model')
+  if not name then return end -- `extract` has failed: the gate stays closed
   if headers:get('x-tuneyard-gate') then return end -- answered without an engine
   local context = handle:filterContext()
   local engine = context:get('engine')
@@ -18,8 +20,8 @@ function envoy_on_request(handle)
       return refuse(handle, '404', 'The model has no revision of that name.', 'invalid_request_error',
         'revision_not_found')
     end
-    return refuse(handle, '404', 'The model `' .. (headers:get('x-model') or '') .. '` does not exist.',
-      'invalid_request_error', 'model_not_found', 'model')
+    return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error',
+      'model_not_found', 'model')
   end
   local range = handle:streamInfo():dynamicMetadata():get('tuneyard')
   local body = handle:body(true)
