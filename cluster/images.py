@@ -8,8 +8,10 @@
     python -m cluster.images venv vllm-cpu         an environment of exactly that lock; prints its Python
 
 An image is named `localhost/tuneyard/<name>:<content id>`, and `:dev` for people. The content id is the start of its
-configuration's digest, which covers every layer: same id, same image. Nothing is stored but layers (cluster/layers.py);
-an archive is streamed from them, because a copy of the engine's would cost gigabytes.
+configuration's digest, which covers every layer: same id, same image. Nothing large is stored but layers
+(cluster/layers.py); an archive is streamed from them, because a copy of the engine's would cost gigabytes. A cluster
+that has another image with the same lower layers is not sent these again: what each image was made of is noted in the
+cache under its content id.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from cluster import dockerfile, pythons, recipes
 from cluster.errors import ClusterError
 from cluster.layers import Layer
 from cluster.paths import cache_root
 from cluster.progress import Progress
-from cluster.provider import Provider, open_provider
+from cluster.provider import open_provider
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _OCI = "application/vnd.oci.image"
@@ -71,37 +73,43 @@ class ImageArchive:
         """Bytes of all layers."""
         return sum(layer.size for layer in self.layers)
 
-    def write(self, output: IO[bytes]) -> None:
-        """Write an archive that is an OCI layout and a docker-archive at once; `output` need not be seekable."""
+    def write(self, output: IO[bytes], without: Set[str] = frozenset()) -> None:
+        """Write an archive that is an OCI layout and a docker-archive at once; `output` need not be seekable.
+
+        Layers whose digests are in `without` are left out: for a reader that has them.
+        """
         with tarfile.open(fileobj=output, mode="w|", format=tarfile.GNU_FORMAT, bufsize=1 << 20) as tar:
             for path, content in self._documents().items():
                 entry = tarfile.TarInfo(path)
                 entry.size, entry.mode = len(content), 0o644
                 tar.addfile(entry, io.BytesIO(content))
-            for layer in {layer.digest: layer for layer in self.layers}.values():
+            for layer in {layer.digest: layer for layer in self.layers if layer.digest not in without}.values():
                 entry = tarfile.TarInfo(_blob(layer.digest))
                 entry.size, entry.mode = layer.size, 0o644
                 with layer.path.open("rb") as content_file:
                     tar.addfile(entry, content_file)
 
     @contextmanager
-    def stream(self) -> Iterator[Path]:
+    def stream(self, without: Set[str] = frozenset()) -> Iterator[Path]:
         """A path that whoever opens it once reads the archive from; nothing is stored."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{self.name}.tar"
             os.mkfifo(path, 0o600)
-            feeder = threading.Thread(target=self._feed, args=(path,), daemon=True)
+            feeder = threading.Thread(target=self._feed, args=(path, without), daemon=True)
             feeder.start()
-            yield path
-            if feeder.is_alive():
-                # Nobody has read it to its end: let the feeder finish against a reader that wants nothing.
-                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-            feeder.join()
+            try:
+                yield path
+            finally:
+                # If nobody opened it, the feeder waits for a reader: give it one that wants nothing.
+                while feeder.is_alive():
+                    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                    feeder.join(0.05)
+                    os.close(reader)
 
-    def _feed(self, path: Path) -> None:
+    def _feed(self, path: Path, without: Set[str]) -> None:
         try:
             with path.open("wb") as pipe:
-                self.write(pipe)
+                self.write(pipe, without)
         except BrokenPipeError:
             pass  # the reader had all it wanted, or failed and says so itself
 
@@ -187,15 +195,60 @@ def build(name: str, progress: Progress | None = None) -> ImageArchive:
             "history": [{"created_by": layer.name} for layer in layers],
         }
     )
-    return ImageArchive(name, layers, config)
+    archive = ImageArchive(name, layers, config)
+    _note_layers(archive)
+    return archive
 
 
-def load(provider: Provider, archive: ImageArchive) -> str:
+class Node(Protocol):
+    """What of a cluster.provider.Provider is used here."""
+
+    def images(self) -> dict[str, str]:
+        """Image name to content id."""
+        ...
+
+    def load_image(self, archive: Path) -> None:
+        """Load every image of an archive."""
+        ...
+
+
+def load(node: Node, archive: ImageArchive) -> str:
     """Have the image in the cluster and return its reference; an image that is there already costs nothing."""
-    if archive.reference not in provider.images():
-        with archive.stream() as path:
-            provider.load_image(path)
+    present = node.images()
+    if archive.reference in present:
+        return archive.reference
+    known = {digest for reference in present for digest in _noted_layers(reference)}
+    if known & {layer.digest for layer in archive.layers}:
+        try:
+            with archive.stream(without=known) as path:
+                node.load_image(path)
+            return archive.reference
+        except ClusterError:
+            pass  # a cluster may drop the blobs of layers it has unpacked; then it gets all of them
+    with archive.stream() as path:
+        node.load_image(path)
     return archive.reference
+
+
+def _notes(content_id: str) -> Path:
+    return cache_root() / "images" / f"{content_id}.json"
+
+
+def _note_layers(archive: ImageArchive) -> None:
+    path = _notes(archive.content_id)
+    if not path.exists():
+        with pythons.scratch(path.parent) as temporary:
+            (temporary / path.name).write_bytes(_json([layer.digest for layer in archive.layers]))
+            (temporary / path.name).rename(path)
+
+
+def _noted_layers(reference: str) -> list[str]:
+    """The layers of an image of ours, by its name in the cluster; none for any other name."""
+    path = _notes(reference.rsplit(":", 1)[1])
+    if not (reference.startswith("localhost/tuneyard/") and path.exists()):
+        return []
+    noted: list[str] = json.loads(path.read_text())
+    return noted
 
 
 def _build_command(given: argparse.Namespace, progress: Progress) -> None:
