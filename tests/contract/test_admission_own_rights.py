@@ -1,0 +1,120 @@
+"""Operator and gateway as real processes, with the tokens, rights and policies of the chart and nothing else.
+
+A right that is missing shows here as work that does not get done, and as a refusal in the process's log.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.apiserver import ROOT, ApiServer, free_port
+from tests.contract.chart import install, rendered, token
+from tests.contract.operator_process import MASTER, NAMESPACE, Cluster, OperatorProcess, eventually
+from tests.contract.test_admission import ACCESS, until_refused
+from tuneyard.api import names
+from tuneyard.planning.children import KINDS
+from tuneyard.systems.kube import objects
+
+pytestmark = pytest.mark.apiserver
+
+BASE, ADAPTER = "smollm2", "acme-support-v1"
+DIGEST = "sha256:" + "ab" * 32
+VOLUME = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+SOURCE = {"volume": {"name": "models", "path": "x"}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """An API server with the chart's accounts, rights and policies in force."""
+    with ApiServer() as server:
+        server.install_crds()
+        server.namespace(NAMESPACE)
+        install(server, [o for o in rendered() if o["kind"] in ACCESS or o["kind"].startswith("ValidatingAdmission")])
+        cluster = Cluster(server, "tenant")
+        operator = server.api(token(cluster.api, NAMESPACE, "tuneyard-operator"))
+        probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe", "namespace": "tenant"}}
+        until_refused(lambda x: objects.apply(operator, {**probe, "data": {"x": x}}))
+        cluster.apply("BaseModel", BASE, {"source": SOURCE, "serving": {"artifactVolumes": [VOLUME]}})
+        cluster.apply("LoRAAdapter", ADAPTER, {"baseModel": BASE, "source": SOURCE, "digest": DIGEST})
+        revision = {"name": "v1", "baseModel": BASE, "adapter": ADAPTER}
+        traffic = [{"revision": "v1", "weight": 100}]
+        cluster.apply("ModelDeployment", "acme", {"revisions": [revision], "traffic": traffic})
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator at work with its own token."""
+    own = token(cluster.api, NAMESPACE, "tuneyard-operator")
+    with OperatorProcess(cluster.server, tmp_path_factory.mktemp("operator"), token=own) as process:
+        yield process
+
+
+def refusals(log: str) -> list[str]:
+    return [line for line in log.splitlines() if "forbidden" in line.lower() or " 403" in line]
+
+
+def test_the_operator_does_all_its_work(cluster: Cluster, operator: OperatorProcess) -> None:
+    def all_children() -> bool:
+        managed = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+        return all(objects.listed(cluster.api, *kind, cluster.namespace, managed) for kind in KINDS)
+
+    eventually(all_children, f"every kind of child: {operator.said()[-2000:]}", within=60)
+    cluster.pod("pod-0", BASE)
+    cluster.verified("pod-0", DIGEST)
+    cluster.report("pod-0", BASE, {ADAPTER: DIGEST})
+
+    def told() -> bool:
+        traffic = cluster.status("ModelDeployment", "acme").get("traffic") or [{}]
+        return bool(traffic[0].get("readyEndpoints") == 1)
+
+    eventually(told, f"status of the deployment: {operator.said()[-2000:]}", within=60)
+    assert cluster.status("BaseModel", BASE)["digest"] == DIGEST
+    assert cluster.status("LoRAAdapter", ADAPTER)["loaded"] == "1/1"
+    eventually(lambda: objects.listed(cluster.api, "events.k8s.io/v1", "Event", cluster.namespace), "events")
+    lease = objects.get(cluster.api, "coordination.k8s.io/v1", "Lease", NAMESPACE, "tuneyard-operator")
+    assert lease
+    assert lease["spec"]["holderIdentity"] == "operator-0"
+    assert refusals(operator.said()) == []
+
+
+def test_a_gateway_sees_what_it_must(cluster: Cluster, operator: OperatorProcess, tmp_path: Path) -> None:
+    eventually(lambda: cluster.child("rbac.authorization.k8s.io/v1:rolebindings/tuneyard-gateway"), "the binding", 60)
+    own = token(cluster.api, NAMESPACE, "tuneyard-gateway")
+    config, master, log, port = tmp_path / "config.yaml", tmp_path / "master", tmp_path / "log", free_port()
+    config.write_text(f"tuneyardNamespace: {NAMESPACE}\n")
+    master.write_bytes(MASTER)
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(cluster.server.kubeconfig(own)),
+        "TUNEYARD_MASTER_FILE": str(master),
+        "TUNEYARD_RUN_DIRECTORY": str(tmp_path),
+        "TUNEYARD_OBSERVE_PORT": str(port),
+        "TUNEYARD_LISTEN": "127.0.0.1",
+        "TUNEYARD_DRAIN_DELAY": "0",
+        "PYTHONPATH": str(ROOT / "operator"),
+    }
+
+    def metrics() -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except (urllib.error.URLError, OSError):
+            return ""
+
+    command = [sys.executable, "-m", "tuneyard", "gateway", "--config", str(config)]
+    with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
+        try:
+            eventually(lambda: "all watches have listed" in log.read_text(), "all lists", within=30)
+            eventually(lambda: "tuneyard_gateway_models 1.0" in metrics(), "the model", within=10)
+        finally:
+            process.kill()
+    assert refusals(log.read_text()) == []
