@@ -75,7 +75,7 @@ BINARIES: dict[str, Binary] = {
         _containerd("containerd"),
         _containerd("containerd-shim-runc-v2"),
         _containerd("ctr"),
-        Binary("coredns", "coredns", "github.com/coredns/coredns"),
+        Binary("coredns", "coredns", "."),
         Binary("pause", "pause", "."),
         Binary("relay", "relay", "."),
         Binary("fake-gpu", "fake-gpu", "."),

@@ -148,6 +148,7 @@ def _etcd(layout: Layout, programs: Mapping[str, Path]) -> Component:
             # A cluster for trying out: speed over surviving a power cut.
             "--unsafe-no-fsync",
         ),
+        patience=1,
     )
 
 
@@ -180,5 +181,6 @@ def _apiserver(layout: Layout, programs: Mapping[str, Path]) -> Component:
             "--allow-privileged=true",
             "--profiling=false",
         ),
-        patience=10,
+        # Left to itself it waits for open watches, and what a test wants of it is to be away.
+        patience=1,
     )
