@@ -83,6 +83,7 @@ def test_every_container_is_restricted(values: dict[str, Any]) -> None:
         assert spec["securityContext"]["runAsUser"] == spec["securityContext"]["fsGroup"] == 65532
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not spec.get("hostNetwork")
+        assert spec["enableServiceLinks"] is False, "the Service tuneyard-gateway would set TUNEYARD_GATEWAY_PORT"
         assert not any("hostPath" in volume for volume in spec["volumes"])
         for container in containers(spec):
             assert container["securityContext"] == {
