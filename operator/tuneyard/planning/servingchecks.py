@@ -75,8 +75,8 @@ def unsafe_source_path(base: BaseModelResource) -> Problem | None:
 
 
 def is_under(path: str, prefix: str) -> bool:
-    """Whether an absolute path is the prefix or lies below it; a path with `..` is under nothing."""
-    if not path.startswith("/") or not prefix.startswith("/") or ".." in path.split("/"):
+    """Whether an absolute path is the prefix or lies below it; with `..` in either, nothing is under anything."""
+    if any(not p.startswith("/") or ".." in p.split("/") for p in (path, prefix)):
         return False
     inner, outer = (posixpath.normpath("/" + p.lstrip("/")) for p in (path, prefix))
     return outer in ("/", inner) or inner.startswith(outer + "/")

@@ -1,0 +1,100 @@
+"""What keeps a pool from being made or changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import VOLUME, base_model
+from tuneyard.api.basemodel import BaseModelSpec, Source
+from tuneyard.api.reasons import Reason
+from tuneyard.api.serving import ArtifactVolume, Resources, ServingSpec, VolumeClaim
+from tuneyard.planning.pools import resolved_serving
+from tuneyard.planning.servingchecks import is_under, violation
+from tuneyard.planning.settings import Settings
+
+CLAIM = ArtifactVolume(name="models", persistent_volume_claim=VolumeClaim(claim_name="c"))
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "allowed"),
+    [
+        ("/var/lib/models", "/var/lib/models", True),
+        ("/var/lib/models/", "/var/lib/models", True),
+        ("/var/lib/models/a/b", "/var/lib/models/", True),
+        ("//var//lib/./models/a", "/var/lib/models", True),
+        ("/var/lib/models-secret", "/var/lib/models", False),
+        ("/var/lib/models/../secrets", "/var/lib/models", False),
+        ("/var/lib/models/a/..", "/var/lib/models", False),
+        ("/var/lib", "/var/lib/models", False),
+        ("var/lib/models", "/var/lib/models", False),
+        ("/etc", "", False),
+        ("/etc", "etc", False),
+        ("/etc", "/", True),
+        ("/etc", "/var/..", False),
+    ],
+)
+def test_host_paths_are_compared_part_by_part(path, prefix, allowed):
+    assert is_under(path, prefix) is allowed
+
+
+def found(serving: ServingSpec, *prefixes: str) -> Reason | None:
+    problem = violation(base_model(), resolved_serving(serving), Settings(allowed_host_path_prefixes=list(prefixes)))
+    return problem.reason if problem else None
+
+
+@pytest.mark.parametrize(
+    ("serving", "reason"),
+    [
+        (ServingSpec(artifact_volumes=[CLAIM]), None),
+        (ServingSpec(artifact_volumes=[VOLUME]), Reason.HOST_PATH_NOT_ALLOWED),
+        (ServingSpec(), Reason.VOLUME_NOT_DECLARED),
+        (ServingSpec(artifact_volumes=[CLAIM], resources=Resources(limits={"memory": "3 GB"})), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], resources=Resources(requests={"cpu": ""})), Reason.INVALID_SPEC),
+        (
+            ServingSpec(
+                artifact_volumes=[CLAIM],
+                resources=Resources(
+                    limits={"cpu": "1.5", "memory": "3Gi", "nvidia.com/gpu": 2}, requests={"cpu": "500m"}
+                ),
+            ),
+            None,
+        ),
+        (ServingSpec(artifact_volumes=[CLAIM], node_selector={"a": "not a label"}), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], node_selector={"a": "", "b": "x.y_z-1"}), None),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--api_key=x"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--host", "0.0.0.0"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--max-num-seqs=4"]), None),
+    ],
+)
+def test_violations(serving, reason):
+    assert found(serving) == reason
+
+
+def test_an_allowed_host_path_passes():
+    assert found(ServingSpec(artifact_volumes=[VOLUME]), "/data", "/var/lib") is None
+
+
+def test_no_prefix_is_allowed_by_default():
+    assert Settings().allowed_host_path_prefixes == []
+
+
+@pytest.mark.parametrize("path", ["../other", "a/../../b", "/etc"])
+def test_a_source_stays_on_its_volume_also_when_the_crd_was_not_asked(path):
+    base = base_model(path="x")
+    unsafe = base.model_copy(
+        update={"spec": BaseModelSpec.model_construct(source=_source(base, path), serving=base.spec.serving)}
+    )
+    problem = violation(unsafe, resolved_serving(ServingSpec(artifact_volumes=[CLAIM])), Settings())
+    assert problem is not None
+    assert problem.reason is Reason.UNSAFE_PATH
+
+
+def _source(base, path):
+    return Source.model_construct(volume=base.spec.source.volume.model_copy(update={"path": path}))
+
+
+def test_a_source_of_a_kind_of_the_future_is_said_so():
+    base = base_model().model_copy(update={"spec": BaseModelSpec.model_construct(source=Source())})
+    problem = violation(base, resolved_serving(ServingSpec(artifact_volumes=[CLAIM])), Settings())
+    assert problem is not None
+    assert problem.reason is Reason.INVALID_SPEC
