@@ -234,7 +234,7 @@ def test_a_pod_answers_through_its_service_to_the_machine_and_to_another_pod(
     assert fetch(one).startswith("one-")
     assert fetch(one, "/fetch?url=http://two.default.svc.cluster.local").startswith("two-")
     # Both pods of `two` answer, and a pod reaches itself through its own Service.
-    assert len({fetch(two) for _ in range(40)}) == 2
+    eventually("both pods of `two`", lambda: len({fetch(two) for _ in range(20)}) == 2)
     assert fetch(one, "/fetch?url=http://one").startswith("one-")
     assert provider.expose("default", "one", 80) == one
 
