@@ -6,7 +6,6 @@ Every step is safe to repeat: what is built, loaded or installed already is reus
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import gobuild, images, paths
+from cluster.errors import ClusterError
 from cluster.progress import Progress
 from cluster.provider import Provider, open_provider
 from demo.kubectl import Kubectl
 from demo.progress import say, working
+from models.artifact import digest
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMESPACE = "tuneyard-system"
@@ -62,14 +63,15 @@ def _model(*arguments: str) -> Path:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Copy a folder once; files are readable by the pods' user."""
-    if target.exists():
+    """Have a copy of a folder; files are readable by the pods' user."""
+    if target.exists() and digest(target) == digest(source):
         return
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     for path in (partial, *partial.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
 
@@ -111,22 +113,29 @@ def helm_values(references: dict[str, str]) -> dict[str, object]:
     }
 
 
+def _free_release(helm: list[str]) -> None:
+    """Undo what an interrupted helm left: a release that is pending for ever refuses every further upgrade."""
+    told = subprocess.run([*helm, "status", RELEASE, "-o", "json"], capture_output=True, text=True, check=False)
+    status = json.loads(told.stdout)["info"]["status"] if told.returncode == 0 else ""
+    if status == "pending-install":
+        subprocess.run([*helm, "uninstall", RELEASE, "--wait"], check=True, stdout=subprocess.DEVNULL)
+    elif status.startswith("pending"):
+        subprocess.run([*helm, "rollback", RELEASE], check=True, stdout=subprocess.DEVNULL)
+
+
 def install(provider: Provider, kubectl: Kubectl, references: dict[str, str]) -> None:
     """Install or upgrade the chart, and make the namespace for models (hostPath needs the level privileged)."""
     values = ROOT / "build" / "demo" / "values.yaml"
     values.parent.mkdir(parents=True, exist_ok=True)
     values.write_text(json.dumps(helm_values(references), indent=2))
+    helm = [str(_program("helm")), "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE]
+    chart = str(ROOT / "charts" / "tuneyard")
     with working("Tuneyard (helm upgrade --install)"):
-        subprocess.run(
-            [
-                str(_program("helm")), "upgrade", "--install", RELEASE, str(ROOT / "charts" / "tuneyard"),
-                "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE, "--create-namespace",
-                "--values", str(values), "--wait", "--timeout", "5m",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(values.parent)},
-        )  # fmt: skip
+        _free_release(helm)
+        command = [*helm, "upgrade", "--install", RELEASE, chart, "--create-namespace", "--values", str(values)]
+        done = subprocess.run([*command, "--wait", "--timeout", "3m"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ClusterError(f"helm could not install the chart: {done.stderr.strip()}")
         kubectl.apply(
             f"{{apiVersion: v1, kind: Namespace, metadata: {{name: {MODELS_NAMESPACE}, labels: "
             "{pod-security.kubernetes.io/enforce: privileged}}}"

@@ -45,7 +45,13 @@ _MESSAGES: dict[str, type[Message]] = {
 _NAMED_INSIDE_ANY = (lua_pb2, least_request_pb2, previous_hosts_pb2, http_protocol_options_pb2)
 """Imported so that their types can be packed by name."""
 
-_UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Envoy pings every 10 s to notice a dead process; by default that counts as abuse and ends the stream.
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +177,7 @@ class AdsServer:
     async def start(self, socket: Path) -> None:
         """Listen; a socket that an earlier process left is replaced."""
         _make_way(socket)
-        self._server = grpc.aio.server(options=_UNLIMITED)
+        self._server = grpc.aio.server(options=_OPTIONS)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(_Servicer(self.serve), self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()

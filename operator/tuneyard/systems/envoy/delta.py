@@ -51,6 +51,8 @@ class _Known:
     """What is known of one type on one Envoy."""
 
     wildcard: bool = False
+    answered: bool = False
+    """Whether anything was sent of this type; Envoy's start waits for it, even where there is nothing."""
     names: set[str] = field(default_factory=set)
     sent: dict[str, str] = field(default_factory=dict)
     """Version last sent, or told by Envoy when it connected."""
@@ -165,12 +167,20 @@ class Session:
         changed = [n for n in wanted if known.sent.get(n) != store[n].version and self._may_send(type_url, store[n])]
         removed = self._removable(type_url, known, store)
         together = [n for n in changed if (type_url, n) not in self._alone]
-        if together or removed:
+        if together or removed or self._owes_nothing(known):
+            known.answered = True
             yield self._response(type_url, together, removed)
         for name in changed:
             if (type_url, name) in self._alone:
                 self._alone.discard((type_url, name))
                 yield self._response(type_url, [name], [])
+
+    def _owes_nothing(self, known: _Known) -> bool:
+        """Whether to say that there is nothing of a kind: Envoy opens its listener only after the first answer.
+
+        Not before there are routes: until then the store is not filled yet.
+        """
+        return known.wildcard and not known.answered and bool(self._store.get(ROUTES))
 
     def _may_send(self, type_url: str, resource: Resource) -> bool:
         return type_url != ROUTES or all(self.is_warm(c) for c in resource.needs)
