@@ -47,7 +47,7 @@ class Upstream:
     """Requests by model."""
     active: int = 0
     _server: asyncio.Server | None = None
-    _connections: set[asyncio.StreamWriter] = field(default_factory=set)
+    _connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -68,13 +68,17 @@ class Upstream:
         if self._server is None:
             return
         self._server.close()
-        for writer in list(self._connections):
+        for task, writer in list(self._connections.items()):
             writer.transport.abort()
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
         self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
         try:
             while (request := await _read(reader)) is not None:
                 self.active += 1
@@ -83,10 +87,10 @@ class Upstream:
                         break
                 finally:
                     self.active -= 1
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # a cancelled handler would end in asyncio's log
         finally:
-            self._connections.discard(writer)
+            self._connections.pop(task)
             writer.close()
 
     async def _answer(self, request: Received, writer: asyncio.StreamWriter) -> bool:
