@@ -28,7 +28,7 @@ from tuneyard.planning.observations import (
 )
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
-from tuneyard.runtime.wakes import all_bases, claim, unreadable
+from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
 from tuneyard.runtime.world import DEPLOYMENT, World, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
@@ -71,30 +71,31 @@ class Reads:
 
     def siblings(self, namespace: str) -> tuple[BaseModelResource, ...]:
         """All BaseModels of a namespace."""
-        return self._world.base_models.all(self._names(BASE_MODEL, all_bases(namespace)))
+        return self._world.base_models.all(self._of(BASE_MODEL, all_bases(namespace)))
 
     def adapters(
         self, namespace: str, bases: Iterable[str], named: Iterable[str] = ()
     ) -> tuple[LoRAAdapterResource, ...]:
         """The LoRAAdapters of these bases, and those with these names."""
-        found = self._names(LORA_ADAPTER, *_bases(namespace, bases))
-        return self._world.adapters.all(found | {(namespace, name) for name in named})
+        found = self._of(LORA_ADAPTER, *_bases(namespace, bases))
+        others = {Key(LORA_ADAPTER, namespace, name) for name in named}.difference(found)
+        return self._world.adapters.all((*found, *sorted(others)))
 
     def deployments(self, namespace: str, bases: Iterable[str]) -> tuple[ModelDeploymentResource, ...]:
         """The ModelDeployments with a revision of one of these bases."""
-        return self._world.deployments.all(self._names(MODEL_DEPLOYMENT, *_bases(namespace, bases)))
+        return self._world.deployments.all(self._of(MODEL_DEPLOYMENT, *_bases(namespace, bases)))
 
     def unreadable(self, namespace: str) -> tuple[str, ...]:
         """Names of the ModelDeployments that exist and cannot be read."""
-        return tuple(sorted(name for _, name in self._names(MODEL_DEPLOYMENT, unreadable(namespace))))
+        return tuple(key.name for key in self._of(MODEL_DEPLOYMENT, unreadable(namespace)))
 
     def naming(self, adapter: Key) -> tuple[ModelDeploymentResource, ...]:
         """The ModelDeployments with a revision that names this adapter, of whatever base."""
-        return self._world.deployments.all(self._names(MODEL_DEPLOYMENT, adapter))
+        return self._world.deployments.all(self._of(MODEL_DEPLOYMENT, adapter))
 
     def claims(self, model_name: str) -> tuple[ModelDeploymentResource, ...]:
         """The ModelDeployments of all namespaces that claim this model name."""
-        found = self._world.deployments.all(self._names(MODEL_DEPLOYMENT, claim(model_name)))
+        found = self._world.deployments.all(self._of(MODEL_DEPLOYMENT, claim(model_name)))
         return tuple(d for d in found if self._world.in_scope(d.metadata.namespace))
 
     def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
@@ -106,13 +107,14 @@ class Reads:
         """The operator's own objects for this base, and those that the namespace's pools share."""
         world = self._world
         members = world.child_index.of((namespace, children.label_value(base)), (namespace, ""))
-        found = [world.children[m[:2]].get(m[2], m[3]) for m in sorted(members)]
+        found = [world.children[m[:2]].get(m[2], m[3]) for m in members]
         seen = [child for child in found if child is not None]
         secrets = [world.secrets.beside(c) for c in seen if (c.api_version, c.kind) == DEPLOYMENT and c.pool]
         return (*seen, *secrets)
 
-    def _names(self, kind: str, *groups: Key | tuple[str, ...]) -> set[tuple[str, str]]:
-        return {(k.namespace, k.name) for k in self._world.index.of(*groups) if k.kind == kind}
+    def _of(self, kind: str, *groups: Group) -> tuple[Key, ...]:
+        """The members of this kind of any of these groups."""
+        return self._world.index.of(*((kind, group) for group in groups))
 
 
 class FreshReads(Reads):

@@ -104,7 +104,7 @@ class Wakes:
                 groups.append(pool_users(key.namespace, pool_of(found, revision)))
                 if revision.adapter:
                     groups.append(Key(LORA_ADAPTER, key.namespace, revision.adapter))
-        concerned = world.index.put(key, groups)
+        concerned = self._put(key, groups)
         self._itself(key, item)
         if not self._differs(key, change, _references(item)):
             return
@@ -113,8 +113,8 @@ class Wakes:
         bases = [g for g in named if g.kind == BASE_MODEL]
         if unreadable(key.namespace) in concerned:
             # nobody knows what it refers to: every base waits for it before it takes anything away
-            named += [k for k in world.index.of(all_bases(key.namespace)) if k.kind == BASE_MODEL]
-        self._others(key, named, world.index.of(*claims), self._without_place(bases))
+            named += self._of(BASE_MODEL, all_bases(key.namespace))
+        self._others(key, named, self._of(MODEL_DEPLOYMENT, *claims), self._without_place(bases))
 
     def on_adapter(self, change: Change, item: Object) -> None:
         """A LoRAAdapter came, changed or went."""
@@ -122,21 +122,21 @@ class Wakes:
         found = self._world.adapters.get(key.namespace, key.name)
         gone = change == "DELETED" or found is None
         groups = [] if gone or found is None else [Key(BASE_MODEL, key.namespace, found.spec.base_model)]
-        bases = [g for g in self._world.index.put(key, groups) if isinstance(g, Key)]
+        bases = [g for g in self._put(key, groups) if isinstance(g, Key)]
         self._itself(key, item)
         if self._differs(key, change, _signature(item)):
-            self._others(key, bases, self._world.index.of(key))
+            self._others(key, bases, self._of(MODEL_DEPLOYMENT, key))
 
     def on_base_model(self, change: Change, item: Object) -> None:
         """A BaseModel came, changed or went."""
         world, key = self._world, _key(BASE_MODEL, item)
         own = [base_label(key.namespace, children.label_value(key.name)), all_bases(key.namespace)]
-        world.index.put(key, [] if change == "DELETED" else own)
+        self._put(key, [] if change == "DELETED" else own)
         self._itself(key, item)
         if self._differs(key, change, _signature(item)):
-            self._others(key, world.index.of(key))
+            self._others(key, self._of(LORA_ADAPTER, key), self._of(MODEL_DEPLOYMENT, key))
         if change != "MODIFIED" or item["metadata"].get("deletionTimestamp"):
-            self._others(key, world.index.of(all_bases(key.namespace)))
+            self._others(key, self._of(BASE_MODEL, all_bases(key.namespace)))
 
     def on_pod(self, change: Change, item: Object) -> None:
         """A model pod came, changed or went."""
@@ -157,7 +157,7 @@ class Wakes:
         label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
         member = (api_version, kind, namespace, metadata["name"])
         self._world.child_index.put(member, [] if change == "DELETED" else [(namespace, label)])
-        bases = self._world.index.of(base_label(namespace, label) if label else all_bases(namespace))
+        bases = self._of(BASE_MODEL, base_label(namespace, label) if label else all_bases(namespace))
         self._wake(self._in_scope(bases))
 
     def everything(self) -> list[Key]:
@@ -169,6 +169,13 @@ class Wakes:
         return self._all(MODEL_DEPLOYMENT)
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _put(self, key: Key, groups: Iterable[Group]) -> set[Group]:
+        return {group for _, group in self._world.index.put(key, [(key.kind, group) for group in groups])}
+
+    def _of(self, kind: str, *groups: Group) -> tuple[Key, ...]:
+        """The members of this kind of any of these groups."""
+        return self._world.index.of(*((kind, group) for group in groups))
 
     def _itself(self, key: Key, item: Object) -> None:
         echo = self._writing.get(key) == (_identity(item), item.get("status"))
@@ -197,19 +204,19 @@ class Wakes:
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:
         """Adapters of these bases that a pool had no place for: one may have become free."""
-        adapters = [k for k in self._world.index.of(*bases) if k.kind == LORA_ADAPTER]
-        return [k for k in adapters if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})]
+        return [
+            k for k in self._of(LORA_ADAPTER, *bases) if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})
+        ]
 
     def _concerned_by_pod(self, namespace: str, before: PodObservation | None, now: PodObservation | None) -> list[Key]:
-        index = self._world.index
         pods = [p for p in (before, now) if p is not None]
-        bases = index.of(*(base_label(namespace, p.base_model) for p in pods))
-        users = index.of(*(pool_users(namespace, p.pool) for p in pods))
-        adapters = {k for k in index.of(*bases) if k.kind == LORA_ADAPTER}
+        bases = self._of(BASE_MODEL, *(base_label(namespace, p.base_model) for p in pods))
+        users = set(self._of(MODEL_DEPLOYMENT, *(pool_users(namespace, p.pool) for p in pods)))
+        adapters = set(self._of(LORA_ADAPTER, *bases))
         differing = changed_adapters(before, now)
         if differing is not None:
             adapters = {Key(LORA_ADAPTER, namespace, name) for name in differing}
-            users &= index.of(*adapters)
+            users.intersection_update(self._of(MODEL_DEPLOYMENT, *adapters))
         return self._in_scope([*bases, *adapters, *users])
 
     def _child_listener(self, api_version: str, kind: str) -> OnChange:

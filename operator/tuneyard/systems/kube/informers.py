@@ -184,7 +184,10 @@ class Informer:
             # items of a list carry neither kind nor apiVersion, those of a watch do
             kind, version = str(answer.get("kind", "")).removesuffix("List"), answer.get("apiVersion")
             items = [self._trimmed({"kind": kind, "apiVersion": version, **item}) for item in answer.get("items") or []]
-            known = {_key(item): item["metadata"].get("resourceVersion", "") for item in self.items()}
+            before = {_key(item): item for item in self.items()}
+            # what has not changed stays the same object, for those who keep it, and is told to nobody
+            items = [_unless_newer(before.get(_key(item)), item) for item in items]
+            known = {key: item["metadata"].get("resourceVersion", "") for key, item in before.items()}
             self._state.listed(str(answer["metadata"].get("resourceVersion", "")), known)
             self._worked("lists again")
             return _Listed(items, _ListMeta(str(answer["metadata"].get("resourceVersion", ""))))
@@ -287,3 +290,9 @@ class Informer:
 
 def _key(item: Object) -> tuple[str, str]:
     return item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+def _unless_newer(before: Object | None, now: Object) -> Object:
+    """The object as it was known, where it is in the same version."""
+    versions = [(item or {}).get("metadata", {}).get("resourceVersion") for item in (before, now)]
+    return before if before is not None and versions[0] == versions[1] else now
