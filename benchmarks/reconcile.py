@@ -2,7 +2,8 @@
 
 A real etcd and kube-apiserver without pods, and the operator as a process of its own; all share the machine's cores
 with this client. Measured from outside, by a watch: a status counts when it has the generation of the spec.
-Two shapes: twenty namespaces whose fifty tenants each share one base, and a thousand tenants on a single base.
+Two shapes: twenty namespaces whose fifty tenants each share one base and have an adapter each, and a thousand tenants
+on a single base with a hundred adapters.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from tuneyard.systems.kube.client import Api
 from tuneyard.systems.kube.informers import Informer
 
 DEPLOYMENTS = 1000
+SPREAD, ONE_BASE = (20, 1000), (1, 100)
+"""Namespaces (with one base each) and adapters in all."""
 ROUNDS = 3
 EDITS = 300
 EDITS_PER_SECOND = 20.0
@@ -82,7 +85,13 @@ class Round:
     writes: float
 
 
-def _fill(server: ApiServer, namespaces: int) -> list[tuple[Cluster, str]]:
+def _spec(cluster: Cluster, name: str, weight: int, adapters: int) -> dict[str, Any]:
+    adapter = f"adapter-{int(name.rpartition('-')[2]) % adapters}"
+    spec = deployment_spec("base", {"base": 100 - weight, "tuned": weight}, {"tuned": adapter})
+    return {**spec, "modelName": f"{cluster.namespace}/{name}"}
+
+
+def _fill(server: ApiServer, namespaces: int, adapters: int) -> list[tuple[Cluster, str]]:
     """The objects; returns the deployments."""
     clusters = [Cluster(server, f"team-{n}") for n in range(namespaces)]
     for cluster in clusters:
@@ -92,25 +101,23 @@ def _fill(server: ApiServer, namespaces: int) -> list[tuple[Cluster, str]]:
 
     def make(entry: tuple[Cluster, str]) -> None:
         cluster, name = entry
-        cluster.apply("LoRAAdapter", f"{name}-v1", adapter_spec("base", name))
-        spec = deployment_spec("base", {"base": 90, "v1": 10}, {"v1": f"{name}-v1"})
-        cluster.apply("ModelDeployment", name, {**spec, "modelName": f"{cluster.namespace}/{name}"})
+        cluster.apply("ModelDeployment", name, _spec(cluster, name, 10, adapters))
 
     with ThreadPoolExecutor(16) as pool:
+        spread = ((clusters[n % namespaces], f"adapter-{n}") for n in range(adapters))
+        list(pool.map(lambda a: a[0].apply("LoRAAdapter", a[1], adapter_spec("base", a[1])), spread))
         list(pool.map(make, made))
     return made
 
 
-def _edit(watching: Watching, made: list[tuple[Cluster, str]]) -> list[float]:
+def _edit(watching: Watching, made: list[tuple[Cluster, str]], adapters: int) -> list[float]:
     """Weight edits at a steady pace; seconds from just before each request to its status."""
     sent: dict[tuple[Key, int], float] = {}
 
     def edit(number: int) -> None:
         cluster, name = made[number * 7 % len(made)]
         began = time.monotonic()
-        spec = deployment_spec("base", {"base": 80, "v1": 20}, {"v1": f"{name}-v1"})
-        spec = {**spec, "modelName": f"{cluster.namespace}/{name}"}
-        stored = cluster.apply("ModelDeployment", name, spec)
+        stored = cluster.apply("ModelDeployment", name, _spec(cluster, name, 20, adapters))
         sent[(cluster.namespace, name), stored["metadata"]["generation"]] = began
 
     began = time.monotonic()
@@ -131,11 +138,11 @@ def _peak_mb(pid: int) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def _measure(namespaces: int, folder: Path) -> Round:
+def _measure(namespaces: int, adapters: int, folder: Path) -> Round:
     with ApiServer(folder=folder) as server:
         server.install_crds()
         server.namespace(NAMESPACE)
-        made = _fill(server, namespaces)
+        made = _fill(server, namespaces, adapters)
         watching = Watching(server.api())
         try:
             began = time.monotonic()
@@ -145,7 +152,7 @@ def _measure(namespaces: int, folder: Path) -> Round:
                 all_status = max(watching.seen[key] for key in first) - began
                 eventually(lambda: _idle(operator), "the queue is empty", 120)
                 settled = time.monotonic() - began
-                edits = _edit(watching, made)
+                edits = _edit(watching, made, adapters)
                 assert operator.process is not None
                 return Round(
                     all_status,
@@ -168,11 +175,11 @@ def _idle(operator: OperatorProcess) -> bool:
 
 def main() -> int:
     """Measure and write the figures."""
-    rounds: dict[int, list[Round]] = {20: [], 1: []}
+    rounds: dict[tuple[int, int], list[Round]] = {SPREAD: [], ONE_BASE: []}
     for number in range(ROUNDS):
-        for namespaces, done in rounds.items():
+        for (namespaces, adapters), done in rounds.items():
             with tempfile.TemporaryDirectory(prefix="reconcile-") as folder:
-                found = _measure(namespaces, Path(folder))
+                found = _measure(namespaces, adapters, Path(folder))
             done.append(found)
             print(
                 f"round {number + 1}, {namespaces} base(s): all status {found.all_status:.1f} s, "
@@ -181,7 +188,7 @@ def main() -> int:
                 f"{found.passes:.0f} passes, {found.writes:.0f} writes",
                 flush=True,
             )
-    spread, one = rounds[20], rounds[1]
+    spread, one = rounds[SPREAD], rounds[ONE_BASE]
     figures = {
         "all_status_seconds": statistics.median(r.all_status for r in spread),
         "edit_p99_seconds": statistics.median(percentile(r.edits, 0.99) for r in spread),
@@ -203,7 +210,7 @@ def main() -> int:
             "one_base_all_status_seconds": _range([r.all_status for r in one]),
             "one_base_edit_p99_seconds": _range([percentile(r.edits, 0.99) for r in one]),
         },
-        note=f"{DEPLOYMENTS} ModelDeployments and as many adapters, 20 bases (one_base: a single one); "
+        note=f"{DEPLOYMENTS} ModelDeployments and as many adapters, 20 bases (one_base: a single one, 100 adapters); "
         f"{EDITS} edits at {EDITS_PER_SECOND:.0f}/s; from the start of the process; memory is the peak; medians of "
         f"{ROUNDS} rounds; API server, etcd, operator and client share the cores.",
     )

@@ -129,7 +129,7 @@ class Wakes:
 
     def on_base_model(self, change: Change, item: Object) -> None:
         """A BaseModel came, changed or went."""
-        world, key = self._world, _key(BASE_MODEL, item)
+        key = _key(BASE_MODEL, item)
         own = [base_label(key.namespace, children.label_value(key.name)), all_bases(key.namespace)]
         self._put(key, [] if change == "DELETED" else own)
         self._itself(key, item)
@@ -204,9 +204,8 @@ class Wakes:
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:
         """Adapters of these bases that a pool had no place for: one may have become free."""
-        return [
-            k for k in self._of(LORA_ADAPTER, *bases) if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})
-        ]
+        adapters = self._of(LORA_ADAPTER, *bases)
+        return [k for k in adapters if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})]
 
     def _concerned_by_pod(self, namespace: str, before: PodObservation | None, now: PodObservation | None) -> list[Key]:
         pods = [p for p in (before, now) if p is not None]
