@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactVolume
+from tuneyard.api.serving import ArtifactVolume, Resources
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
@@ -128,6 +128,11 @@ def _container(name: str, image: str, settings: Settings, **fields: Any) -> dict
     }
 
 
+def _resources(asked_for: Resources) -> dict[str, Any]:
+    """Quantities as text, the one form in which the API server gives them back."""
+    return {kind: {r: str(q) for r, q in given.items()} for kind, given in asked_for.to_dict().items()}
+
+
 def _requests(cpu: str, memory: str) -> dict[str, Any]:
     return {"requests": {"cpu": cpu, "memory": memory}}
 
@@ -225,7 +230,7 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
         args=_engine_args(pool, base),
         env=_engine_env(pool, settings),
-        resources=serving.resources.to_dict(),
+        resources=_resources(serving.resources),
         startupProbe={
             "httpGet": health,
             "periodSeconds": _STARTUP_PERIOD,
