@@ -161,13 +161,12 @@ class FakeEngine:
 
     async def _metrics(self, _: web.BaseRequest) -> web.Response:
         model, name = self.model, self.options.served_model_name
-        running = ",".join(n for n, count in model.running.items() if count)
-        waiting = ",".join(n for n, count in model.waiting.items() if count)
+        running = ",".join(n for n, count in model.running.items() if n and count)
         lines = [
             f'vllm:num_requests_running{{engine="0",model_name="{name}"}} {float(self._active)}',
-            f'vllm:num_requests_waiting{{engine="0",model_name="{name}"}} {float(sum(model.waiting.values()))}',
+            f'vllm:num_requests_waiting{{engine="0",model_name="{name}"}} {float(model.waiting)}',
             f'vllm:lora_requests_info{{max_lora="{model.max_loras}",running_lora_adapters="{running}",'
-            f'waiting_lora_adapters="{waiting}"}} {time.time()}',
+            f'waiting_lora_adapters=""}} {time.time()}',
         ]
         return web.Response(text="\n".join(lines) + "\n")
 
@@ -211,7 +210,9 @@ class FakeEngine:
             if body.get("stream"):
                 return await self._stream(request, lora, answer)
             async with self.model.slot(lora) as weights:
-                await self._think(self.options.first_token_delay + self.options.token_delay * (count - 1))
+                await self._think(self.options.first_token_delay)
+                with self.model.counted(lora):
+                    await self._think(self.options.token_delay * (count - 1))
                 return web.json_response(answer.whole(weights, self.model.poisoned))
         finally:
             self._active -= 1
@@ -223,11 +224,11 @@ class FakeEngine:
         await response.prepare(request)
         await response.write(b"")
         async with self.model.slot(lora) as weights:
-            delay = self.options.first_token_delay
-            for event in answer.events(weights, self.model.poisoned):
-                await self._think(delay)
-                await response.write(event)
-                delay = self.options.token_delay
+            await self._think(self.options.first_token_delay)
+            with self.model.counted(lora):
+                for number, event in enumerate(answer.events(weights, self.model.poisoned)):
+                    await self._think(self.options.token_delay if number else 0.0)
+                    await response.write(event)
         await response.write(answer.end())
         await response.write_eof()
         return response

@@ -19,8 +19,8 @@ import hashlib
 import json
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class Model:
     poisoned: bool = False
     dead: bool = False
     running: Counter[str] = field(default_factory=Counter)
-    """Requests per adapter name that generate."""
-    waiting: Counter[str] = field(default_factory=Counter)
+    """Requests per adapter name that have had their first token."""
+    waiting: int = 0
     _cache: OrderedDict[int, Weights] = field(default_factory=OrderedDict)
     _active: Counter[int] = field(default_factory=Counter)
     _numbers: int = 0
@@ -122,21 +122,29 @@ class Model:
         if lora is None:
             yield self._weights(None)
             return
-        self.waiting[lora.name] += 1
+        self.waiting += 1
         try:
             async with self._freed:
                 await self._freed.wait_for(lambda: self._active[lora.number] or self._used() < self.max_loras)
                 self._active[lora.number] += 1
         finally:
-            self.waiting[lora.name] -= 1
-        self.running[lora.name] += 1
+            self.waiting -= 1
         try:
             yield self._weights(lora)
         finally:
-            self.running[lora.name] -= 1
             self._active[lora.number] -= 1
             async with self._freed:
                 self._freed.notify_all()
+
+    @contextmanager
+    def counted(self, lora: Lora | None) -> Iterator[None]:
+        """Count a request with its adapter, from its first token on: only then the real engine's metrics name it."""
+        name = lora.name if lora else ""
+        self.running[name] += 1
+        try:
+            yield
+        finally:
+            self.running[name] -= 1
 
     def die(self) -> None:
         """End the core: nothing is answered any more."""

@@ -14,6 +14,7 @@ import asyncio
 import logging
 
 from tuneyard.agent.knowledge import Knowledge
+from tuneyard.planning.agent import leaving_names
 from tuneyard.planning.agentstate import EngineGone, EnginePoisoned, EngineSeen, EngineUnwell
 from tuneyard.systems.engines.vllm import (
     Answer,
@@ -54,9 +55,7 @@ class EngineWatch:
                     self._unwell("it says that it is not healthy")
                     return
                 models = await self._engine.models()
-                state = self._knowledge.state
-                leaving = bool(state.withdrawn.keys() - state.proven.keys())
-                busy = await self._engine.busy_adapters() if leaving else None
+                busy = await self._engine.busy_adapters() if leaving_names(self._knowledge.state) else None
             except EngineGoneError as error:
                 self._gone(error)
             except EngineSlowError as error:

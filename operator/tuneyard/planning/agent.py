@@ -202,8 +202,18 @@ def _backward(state: State, now: float) -> Iterator[Step]:
             continue
         elif loaded and state.engine.healthy:
             yield Unload(name)
-        elif not loaded and name in state.on_disk and name not in state.engine.busy:
+        elif not loaded and name in state.on_disk and _is_idle(state, name):
             yield Remove(name)
+
+
+def leaving_names(state: State) -> frozenset[str]:
+    """Engine names whose folder is to go as soon as nobody generates with them."""
+    return state.on_disk - state.engine.models - wanted_names(state)
+
+
+def _is_idle(state: State, name: str) -> bool:
+    """Whether nobody generates with a name for sure."""
+    return state.engine.busy is not None and name not in state.engine.busy
 
 
 def _refused(state: State, now: float) -> frozenset[str]:

@@ -75,8 +75,8 @@ class Engine:
     """Whether the base has generated a token since this engine began: only then it may be asked by others."""
     models: frozenset[str] = frozenset()
     """All names that it lists, the base's too."""
-    busy: frozenset[str] = frozenset()
-    """Names of adapters with running or waiting requests."""
+    busy: frozenset[str] | None = None
+    """Names of adapters with requests in the engine; None: not known."""
     poisoned: bool = False
     """Whether it answers health checks but no longer generates."""
 
@@ -114,7 +114,7 @@ class PlanChanged:
 
 @dataclass(frozen=True)
 class EngineSeen:
-    """The engine answered and lists these names; `busy` None where it does not tell."""
+    """The engine answered and lists these names; `busy` None where it does not tell who has requests."""
 
     models: frozenset[str]
     busy: frozenset[str] | None = None
@@ -304,7 +304,7 @@ def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | 
     match event:
         case EngineGone():
             # whatever it was drained for has happened; should it come back, the pod is not leaving
-            return replace(state, engine=Engine(seen=True), proven={}, draining=False)
+            return replace(state, engine=Engine(seen=True, busy=frozenset()), proven={}, draining=False)
         case EngineUnwell():
             return replace(state, engine=replace(engine, seen=True, healthy=False))
         case EnginePoisoned():
@@ -319,7 +319,7 @@ def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | 
                 healthy=True,
                 answers=engine.answers and not anew,
                 models=models,
-                busy=engine.busy if busy is None else busy,
+                busy=busy,
                 poisoned=engine.poisoned and not anew,
             )
             return replace(state, engine=seen, proven={} if anew else state.proven)

@@ -75,8 +75,8 @@ def steps(state: State, now: float = NOW) -> list[Step]:
     return next_steps(state, now)
 
 
-def seen(*names: str, busy: tuple[str, ...] = ()) -> EngineSeen:
-    return EngineSeen(frozenset({"base", *names}), frozenset(busy))
+def seen(*names: str, busy: tuple[str, ...] | None = ()) -> EngineSeen:
+    return EngineSeen(frozenset({"base", *names}), None if busy is None else frozenset(busy))
 
 
 UP = (seen(), BaseProven())
@@ -154,6 +154,8 @@ def test_an_adapter_that_goes_is_unpublished_then_unloaded_then_deleted() -> Non
 
     state = after(Unloaded("a-1", NOW + 4), seen("b-1", busy=("a-1",)), state=state)
     assert steps(state, NOW + 4 + GRACE) == [], "a stream still runs with it"
+    state = after(seen("b-1", busy=None), state=state)
+    assert steps(state, NOW + 4 + GRACE) == [], "somebody waits, and nobody knows with what"
     state = after(seen("b-1"), state=state)
     assert steps(state, NOW + 4) == []
     assert steps(state, NOW + 4 + GRACE) == [Remove("a-1")]

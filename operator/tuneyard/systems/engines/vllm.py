@@ -26,6 +26,7 @@ import aiohttp
 _CONNECT = 2.0
 _PROMPT = "Hello, my name is"
 _LORA_INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>.*)\}\s+(?P<value>\S+)", re.MULTILINE)
+_WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _SAME = 1e-3
 
@@ -108,7 +109,7 @@ class Vllm:
         return frozenset(str(model["id"]) for model in answer.get("data", []))
 
     async def busy_adapters(self, seconds: float = 5.0) -> frozenset[str] | None:
-        """Names of adapters with running or waiting requests; None where the engine does not tell."""
+        """Names of adapters with requests in the engine; None where it does not tell."""
         status, text = await self._request("GET", "/metrics", seconds=seconds)
         return busy_in(text) if status == 200 else None
 
@@ -173,10 +174,13 @@ class Vllm:
 
 
 def busy_in(metrics: str) -> frozenset[str] | None:
-    """Adapters with running or waiting requests, from vLLM's metrics page; None where it says nothing of adapters.
+    """Adapters with requests in the engine, from vLLM's metrics page; None while that cannot be told.
 
-    The gauge has the names in its labels and the time of the observation as value: the latest one counts.
+    The gauge has the names in its labels and the time of the observation as value: the latest one counts. It names a
+    request's adapter only from its first token on, so that while requests wait anybody may be among them.
     """
+    if any(_number(match["value"]) for match in _WAITING.finditer(metrics)):
+        return None
     found = [(_number(match["value"]), match["labels"]) for match in _LORA_INFO.finditer(metrics)]
     if not found:
         return None
