@@ -29,7 +29,7 @@ from tuneyard.planning.observations import (
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
-from tuneyard.runtime.world import DEPLOYMENT, World, read_or_none
+from tuneyard.runtime.world import DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 
@@ -133,15 +133,15 @@ class FreshReads(Reads):
 
     def base_model(self, namespace: str, name: str) -> BaseModelResource | None:
         """One BaseModel, fetched."""
-        return self._read(Key(BASE_MODEL, namespace, name), BaseModelResource.from_dict)
+        return self._read(Key(BASE_MODEL, namespace, name), base_model_of)
 
     def adapter(self, namespace: str, name: str) -> LoRAAdapterResource | None:
         """One LoRAAdapter, fetched."""
-        return self._read(Key(LORA_ADAPTER, namespace, name), LoRAAdapterResource.from_dict)
+        return self._read(Key(LORA_ADAPTER, namespace, name), adapter_of)
 
     def deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
         """One ModelDeployment, fetched."""
-        return self._read(Key(MODEL_DEPLOYMENT, namespace, name), ModelDeploymentResource.from_dict)
+        return self._read(Key(MODEL_DEPLOYMENT, namespace, name), deployment_of)
 
     def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
         """The model pods of these bases, listed."""
@@ -175,7 +175,7 @@ class FreshReferences(FreshReads):
     def _listed(self, namespace: str) -> dict[str, ModelDeploymentResource | None]:
         if namespace not in self._deployments:
             found = objects.listed(self._api, names.API_VERSION, MODEL_DEPLOYMENT, namespace)
-            read = {item["metadata"]["name"]: read_or_none(ModelDeploymentResource.from_dict, item) for item in found}
+            read = {item["metadata"]["name"]: read_or_none(deployment_of, item) for item in found}
             self._deployments[namespace] = read
         return self._deployments[namespace]
 

@@ -33,6 +33,7 @@ from tuneyard.systems.kube.informers import Informer
 from tuneyard.systems.kube.watching import Change
 
 _Value = TypeVar("_Value")
+_Resource = TypeVar("_Resource", BaseModelResource, LoRAAdapterResource, ModelDeploymentResource)
 Name = tuple[str, str]
 """(namespace, name)."""
 
@@ -103,6 +104,23 @@ def read_or_none(read: Callable[[Object], _Value], item: Object) -> _Value | Non
         return None
 
 
+def _reader(resource: type[_Resource]) -> Callable[[Object], _Resource]:
+    """Reads an object; a status that does not fit counts as none, and is written anew by the object's own pass."""
+
+    def read(item: Object) -> _Resource:
+        try:
+            return resource.from_dict(item)
+        except ValidationError:
+            return resource.from_dict({**item, "status": {}})
+
+    return read
+
+
+base_model_of = _reader(BaseModelResource)
+adapter_of = _reader(LoRAAdapterResource)
+deployment_of = _reader(ModelDeploymentResource)
+
+
 class AppliedSecrets:
     """Which Secrets this process has applied, as metadata; the operator may write Secrets but not read them.
 
@@ -143,11 +161,9 @@ class World:
     def __init__(self, api: Api, settings: Settings) -> None:
         self._namespaces = frozenset(settings.watch_namespaces)
         self.secrets = AppliedSecrets()
-        self.base_models = Parsed(_followed(api, names.API_VERSION, BASE_MODEL), BaseModelResource.from_dict)
-        self.adapters = Parsed(_followed(api, names.API_VERSION, LORA_ADAPTER), LoRAAdapterResource.from_dict)
-        self.deployments = Parsed(
-            _followed(api, names.API_VERSION, MODEL_DEPLOYMENT), ModelDeploymentResource.from_dict
-        )
+        self.base_models = Parsed(_followed(api, names.API_VERSION, BASE_MODEL), base_model_of)
+        self.adapters = Parsed(_followed(api, names.API_VERSION, LORA_ADAPTER), adapter_of)
+        self.deployments = Parsed(_followed(api, names.API_VERSION, MODEL_DEPLOYMENT), deployment_of)
         self.pods = Parsed(
             _followed(api, "v1", "Pod", label_selector=names.LABEL_POOL, trim=_trim_pod), pod_observation
         )

@@ -1,0 +1,101 @@
+"""What the operator hears from gateways: who counts, who is unreachable, and who is woken by what."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from tests.contract.operator_process import MASTER, FakeGateway, eventually
+from tuneyard.api import names
+from tuneyard.api.documents import AppliedDeployment
+from tuneyard.runtime.gateways import Gateways, changed_deployments, gateway_addresses
+from tuneyard.runtime.keys import MODEL_DEPLOYMENT, Key
+
+
+def pod(name: str, address: str | None, ready: str = "True", **metadata: Any) -> dict[str, Any]:
+    status = {"conditions": [{"type": "Ready", "status": ready}], **({"podIP": address} if address else {})}
+    return {"metadata": {"name": name, **metadata}, "status": status}
+
+
+def test_gateways_that_take_traffic_are_asked() -> None:
+    pods = [
+        pod("a", "10.0.0.1"),
+        pod("b", "fd00::1"),
+        pod("starting", "10.0.0.2", ready="False"),
+        pod("leaving", "10.0.0.3", deletionTimestamp="2026-01-01T00:00:00Z"),
+        pod("pending", None),
+    ]
+    assert gateway_addresses(pods) == {"a": "10.0.0.1:9443", "b": "[fd00::1]:9443"}
+
+
+def test_only_deployments_of_which_something_else_is_said_are_woken() -> None:
+    def said(weight: int) -> AppliedDeployment:
+        return AppliedDeployment(uid="u", generation=1, weights={"v1": weight})
+
+    before = {"a/same": said(1), "a/changed": said(1), "a/gone": said(1)}
+    now = {"a/same": said(1), "a/changed": said(2), "a/new": said(1), "nonsense": said(1)}
+    assert changed_deployments(before, now) == [Key(MODEL_DEPLOYMENT, "a", n) for n in ("changed", "gone", "new")]
+
+
+class Woken:
+    def __init__(self) -> None:
+        self.all = 0
+        self.keys: set[Key] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, keys: list[Key] | None) -> None:
+        with self._lock:
+            if keys is None:
+                self.all += 1
+            else:
+                self.keys.update(keys)
+
+
+def stored(name: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": "team", "name": name, "uid": f"uid-{name}", "generation": 1}}
+
+
+def test_reports_arrive_at_once_and_wake_whom_they_concern() -> None:
+    woken = Woken()
+    with FakeGateway("one") as gateway:
+        gateways = Gateways(names.observe_token(MASTER), woken)
+        gateways.follow(dict([gateway.entry.split("=")]))
+        try:
+            eventually(gateways.answered, "the first answer", 5)
+            gateway.applied(stored("m"), {"v1": 100})
+            eventually(lambda: woken.keys == {Key(MODEL_DEPLOYMENT, "team", "m")}, "the deployment is woken", 5)
+            view = gateways.view()
+            assert (view.expected, view.unreachable) == (1, ())
+            assert view.applied[0].deployments["team/m"].weights == {"v1": 100}
+            assert gateway.unauthorized == 0
+        finally:
+            gateways.stop()
+
+
+def test_a_gateway_that_does_not_answer_is_unreachable_and_its_word_no_longer_counts() -> None:
+    woken = Woken()
+    with FakeGateway("one") as gateway:
+        gateways = Gateways(names.observe_token(MASTER), woken)
+        gateways.follow({**dict([gateway.entry.split("=")]), "gone": "127.0.0.1:1"})
+        try:
+            eventually(gateways.answered, "an answer or a failure of each", 5)
+            assert gateways.view().unreachable == ("gone",)
+            assert [r.gateway for r in gateways.view().applied] == ["one"]
+            assert gateways.view().expected == 2
+            before = woken.all
+            gateways.follow(dict([gateway.entry.split("=")]))
+            assert gateways.view().unreachable == ()
+            assert woken.all == before + 1
+        finally:
+            gateways.stop()
+
+
+def test_a_wrong_token_is_not_taken_for_an_answer() -> None:
+    with FakeGateway("one") as gateway:
+        gateways = Gateways("guessed", Woken())
+        gateways.follow(dict([gateway.entry.split("=")]))
+        try:
+            eventually(gateways.answered, "a refusal", 5)
+            assert gateways.view().unreachable == ("one",)
+        finally:
+            gateways.stop()

@@ -1,0 +1,231 @@
+"""Which keys a change wakes: enough that nothing is missed, and no more than reads it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from kubernetes.client.configuration import Configuration
+
+from tuneyard.api import names
+from tuneyard.planning.settings import Settings
+from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.wakes import Wakes
+from tuneyard.runtime.world import World
+from tuneyard.systems.kube.client import Api
+from tuneyard.systems.kube.informers import Informer
+from tuneyard.systems.kube.watching import Change
+
+Object = dict[str, Any]
+NS = "team"
+
+
+def deployment(name: str) -> Key:
+    return Key(MODEL_DEPLOYMENT, NS, name)
+
+
+def adapter(name: str) -> Key:
+    return Key(LORA_ADAPTER, NS, name)
+
+
+def base(name: str) -> Key:
+    return Key(BASE_MODEL, NS, name)
+
+
+class Scene:
+    """A world without an API server: changes are told as its informers would tell them."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.world = World(Api(Configuration(host="http://127.0.0.1:1")), Settings.from_dict(settings))
+        self.itself: set[Key] = set()
+        self.others: set[Key] = set()
+        self.wakes = Wakes(self.world, self.itself.add, self.others.update)
+        self._versions = 0
+
+    def tell(self, informer: Informer, change: Change, item: Object) -> set[Key]:
+        """Tell a change; returns who was woken besides the object itself."""
+        self.itself.clear()
+        self.others.clear()
+        self._versions += 1
+        item["metadata"].setdefault("namespace", NS)
+        item["metadata"].setdefault("uid", f"uid-{item['metadata']['name']}")
+        item["metadata"]["resourceVersion"] = str(self._versions)
+        informer._tell(change, json.loads(json.dumps(item)))
+        return set(self.others)
+
+    def base(self, name: str, change: Change = "ADDED", **metadata: Any) -> set[Key]:
+        spec = {"source": {"volume": {"name": "v", "path": name}}}
+        item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec}
+        return self.tell(self.world.base_models.informer, change, item)
+
+    def adapter(self, name: str, of: str = "base", change: Change = "ADDED", status: Object | None = None) -> set[Key]:
+        spec = {"baseModel": of, "source": {"volume": {"name": "v", "path": name}}}
+        item = {"metadata": {"name": name, "generation": 1}, "spec": spec, "status": status or {}}
+        return self.tell(self.world.adapters.informer, change, item)
+
+    def deployment(
+        self,
+        name: str,
+        revisions: dict[str, tuple[str, str | None]],
+        change: Change = "ADDED",
+        *,
+        generation: int = 1,
+        **spec: Any,
+    ) -> set[Key]:
+        listed = [{"name": r, "baseModel": b, **({"adapter": a} if a else {})} for r, (b, a) in revisions.items()]
+        traffic = [{"revision": next(iter(revisions)), "weight": 100}]
+        item = {
+            "metadata": {"name": name, "generation": generation},
+            "spec": {"revisions": listed, "traffic": traffic, **spec},
+        }
+        return self.tell(self.world.deployments.informer, change, item)
+
+    def pod(
+        self, name: str, adapters: Object, change: Change = "ADDED", *, of: str = "base", pool: str = "base"
+    ) -> set[Key]:
+        report = {"address": "10.0.0.1:8080", "engine": "Ready", "baseModel": of, "adapters": adapters}
+        item = {
+            "metadata": {
+                "name": name,
+                "labels": {names.LABEL_POOL: pool, names.LABEL_BASE_MODEL: of},
+                "annotations": {names.ANNOTATION_ADAPTERS: json.dumps(report)},
+            }
+        }
+        return self.tell(self.world.pods.informer, change, item)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """One base with two adapters, a deployment that uses both, and one that uses the base alone."""
+    scene = Scene()
+    scene.base("base")
+    scene.adapter("one")
+    scene.adapter("two")
+    scene.deployment("m", {"v0": ("base", None), "v1": ("base", "one"), "v2": ("base", "two")})
+    scene.deployment("plain", {"v0": ("base", None)})
+    return scene
+
+
+def test_a_deployment_wakes_itself_its_base_and_its_adapters(scene: Scene) -> None:
+    assert scene.deployment("new", {"v1": ("base", "one")}) == {base("base"), adapter("one")}
+    assert scene.itself == {deployment("new")}
+
+
+def test_a_weight_edit_wakes_nobody_else(scene: Scene) -> None:
+    assert scene.deployment("plain", {"v0": ("base", None)}, "MODIFIED", generation=2, traffic=[]) == set()
+    assert scene.itself == {deployment("plain")}
+
+
+def test_what_a_deployment_no_longer_names_is_woken_too(scene: Scene) -> None:
+    woken = scene.deployment("m", {"v0": ("base", None), "v2": ("base", "two")}, "MODIFIED", generation=2)
+    assert woken == {base("base"), adapter("one"), adapter("two")}
+
+
+def test_a_deployment_that_goes_wakes_what_it_named(scene: Scene) -> None:
+    assert scene.deployment("m", {"v0": ("base", None)}, "DELETED") == {base("base"), adapter("one"), adapter("two")}
+
+
+def test_whoever_claims_the_same_model_name_is_woken(scene: Scene) -> None:
+    assert deployment("m") in scene.deployment("other", {"v0": ("base", None)}, modelName="m")
+    renamed = scene.deployment("other", {"v0": ("base", None)}, "MODIFIED", generation=2, modelName="else")
+    assert deployment("m") in renamed
+
+
+def test_adapters_without_a_place_are_woken_when_references_change(scene: Scene) -> None:
+    full = {"conditions": [{"type": "Loaded", "status": "False", "reason": "PoolFull", "lastTransitionTime": "t"}]}
+    scene.adapter("two", change="MODIFIED", status=full)
+    assert adapter("two") in scene.deployment("new", {"v1": ("base", "one")})
+
+
+def test_an_adapter_wakes_its_base_and_who_names_it(scene: Scene) -> None:
+    told = {"digest": "sha256:" + "0" * 64}
+    assert scene.adapter("one", change="MODIFIED", status=told) == {base("base"), deployment("m")}
+
+
+def test_who_uses_an_adapter_is_nothing_that_others_read(scene: Scene) -> None:
+    assert scene.adapter("one", change="MODIFIED", status={"usedBy": ["m", "n"]}) == set()
+
+
+def test_a_base_wakes_its_adapters_and_deployments_and_on_coming_its_siblings(scene: Scene) -> None:
+    assert scene.base("base", "MODIFIED", generation=2) == {
+        adapter("one"),
+        adapter("two"),
+        deployment("m"),
+        deployment("plain"),
+    }
+    assert scene.base("second") == {base("base")}
+
+
+def test_a_missing_base_that_comes_wakes_who_waits_for_it() -> None:
+    scene = Scene()
+    scene.adapter("one")
+    scene.deployment("m", {"v1": ("base", "one")})
+    assert scene.base("base") == {adapter("one"), deployment("m")}
+
+
+def test_a_new_pod_wakes_its_base_the_adapters_and_the_users_of_its_pool(scene: Scene) -> None:
+    assert scene.pod("p", {}) == {base("base"), adapter("one"), adapter("two"), deployment("m"), deployment("plain")}
+
+
+def test_a_pod_that_says_the_same_wakes_nobody(scene: Scene) -> None:
+    scene.pod("p", {})
+    assert scene.pod("p", {}, "MODIFIED") == set()
+
+
+def test_a_pod_with_one_more_adapter_wakes_only_who_has_to_do_with_it(scene: Scene) -> None:
+    scene.pod("p", {})
+    woken = scene.pod("p", {"one": {"state": "Loading"}}, "MODIFIED")
+    assert woken == {base("base"), adapter("one"), deployment("m")}
+
+
+def test_a_pod_that_goes_wakes_everybody_of_its_pool(scene: Scene) -> None:
+    scene.pod("p", {})
+    assert deployment("plain") in scene.pod("p", {}, "DELETED")
+
+
+def test_a_pod_of_another_pool_does_not_wake_who_uses_the_shared_one(scene: Scene) -> None:
+    assert deployment("plain") not in scene.pod("p", {}, pool="base-own")
+
+
+def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -> None:
+    scene.base("second")
+    informer = scene.world.children["v1", "ConfigMap"].informer
+    labels = {names.LABEL_BASE_MODEL: "base"}
+    assert scene.tell(informer, "DELETED", {"metadata": {"name": "plan", "labels": labels}}) == {base("base")}
+    account = scene.world.children["v1", "ServiceAccount"].informer
+    assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
+
+
+def test_the_echo_of_an_own_status_wakes_nobody_and_another_one_does(scene: Scene) -> None:
+    stored = scene.world.raw(deployment("plain"))
+    assert stored is not None
+    status: Object = {"observedGeneration": 1}
+    scene.wakes.writing({**stored, "kind": MODEL_DEPLOYMENT}, status)
+    echo = {**stored, "status": status}
+    scene.tell(scene.world.deployments.informer, "MODIFIED", echo)
+    assert scene.itself == set()
+    scene.tell(scene.world.deployments.informer, "MODIFIED", {**stored, "status": {}})
+    assert scene.itself == {deployment("plain")}
+
+
+def test_a_deployment_that_cannot_be_read_holds_every_base_back_until_it_can(scene: Scene) -> None:
+    broken = {"metadata": {"name": "broken", "generation": 1}, "spec": {"revisions": "none"}}
+    assert base("base") in scene.tell(scene.world.deployments.informer, "ADDED", broken)
+    assert scene.itself == {deployment("broken")}
+    assert base("base") in scene.tell(scene.world.deployments.informer, "DELETED", broken)
+
+
+def test_a_status_that_cannot_be_read_makes_nobody_blind(scene: Scene) -> None:
+    assert scene.adapter("three", status={"sizeBytes": "many"}) == {base("base")}
+    found = scene.world.adapters.get(NS, "three")
+    assert found is not None
+    assert found.status.size_bytes is None
+
+
+def test_namespaces_that_are_not_watched_are_left_alone() -> None:
+    scene = Scene(watchNamespaces=["another"])
+    assert scene.base("base") == set()
+    assert scene.deployment("m", {"v0": ("base", None)}) == set()
+    assert scene.itself == set()
+    assert scene.wakes.everything() == []
