@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         sys.stdout.write(machine_readable(view, args.output))
     else:
-        console.print(render(view))
+        show(console, render(view))
     return 0 if is_ready(view) else 1
 
 
@@ -107,6 +107,16 @@ def console_for(file: TextIO) -> Console:
     """
     wide = None if file.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
     return Console(file=file, width=wide, markup=False, highlight=False, emoji=False)
+
+
+def show(console: Console, renderable: RenderableType) -> None:
+    """Print; into a file or a pipe without the spaces with which tables fill their lines."""
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as capture:
+        console.print(renderable)
+    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def _remarks(cluster: Cluster) -> list[Text]:

@@ -16,7 +16,7 @@ def _readiness(view: DeploymentView) -> str:
 
 def _weights(name: str, before: RevisionView | None, after: RevisionView) -> Iterator[str]:
     was = before.weight if before else None
-    if after.weight != was and after.weight is not None:
+    if after.weight is not None and after.weight != was and (before or after.weight or after.spec_weight):
         shown = "" if was is None else f"{was} -> "
         yield f"{name}: revision {after.name} gets {shown}{after.weight} % (spec {after.spec_weight} %)"
     if before and after.spec_weight != before.spec_weight:

@@ -15,6 +15,7 @@ from kubernetes import config
 from kubernetes.client.configuration import Configuration
 from kubernetes.config import ConfigException
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
@@ -49,8 +50,9 @@ def open_cluster(kubeconfig: str | None, context: str | None) -> Cluster:
         configuration = Configuration()
         config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=configuration)
         contexts, current = config.list_kube_config_contexts(config_file=kubeconfig)
-    except (ConfigException, OSError) as error:
-        told = str(error).rstrip(".")
+    except (ConfigException, OSError, YAMLError, TypeError, KeyError, ValueError) as error:
+        # the client looks into what it parsed without checking its shape
+        told = " ".join(str(error).split()).rstrip(".")
         raise UserError(
             f"no usable kubeconfig: {told}. Set KUBECONFIG, or choose one with --kubeconfig and --context"
         ) from error

@@ -112,7 +112,7 @@ def _remark(revision: RevisionView) -> Text | None:
     """Why weight is withheld, or that gateways are still applying it."""
     if revision.withheld:
         return Text(f"{revision.name} gets less than its spec: {revision.withheld}", style="yellow")
-    if revision.verified or revision.weight is None:
+    if revision.verified or revision.weight is None or not (revision.weight or revision.spec_weight):
         return None
     return Text(f"{revision.name}: not every gateway has confirmed {revision.weight} % yet", style="yellow")
 
