@@ -1,0 +1,257 @@
+"""The gateway process as a real process beside a real Envoy, against a real API server; pods are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import yaml
+
+from tests.contract.apiserver import ROOT, ApiServer
+from tests.contract.envoy import Rig, eventually, free_port
+from tests.fakes.upstream import Upstream
+from tuneyard.api import names
+from tuneyard.api.documents import AppliedReport, PodReport
+from tuneyard.systems.kube.client import MERGE, Api, ApiError
+
+Json = dict[str, Any]
+
+MASTER = b"0123456789abcdef0123456789abcdef"
+_CRDS = "/apis/tuneyard.dev/v1alpha1"
+
+
+def digest_of(adapter: str) -> str:
+    return f"sha256:{names.short_hash(adapter, length=64)}"
+
+
+def engine_name_of(adapter: str) -> str:
+    return names.engine_adapter_name(adapter, digest_of(adapter))
+
+
+class Team:
+    """A namespace and what people and agents write into it."""
+
+    def __init__(self, server: ApiServer, namespace: str, *, base: str = "tiny") -> None:
+        self.api: Api = server.api()
+        self.namespace = server.namespace(namespace)
+        self.base = base
+        self._pods: dict[str, PodReport] = {}
+
+    def _path(self, plural: str, name: str = "") -> str:
+        return f"{_CRDS}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
+
+    def _pod_path(self, name: str = "") -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods" + (f"/{name}" if name else "")
+
+    def _create(self, plural: str, kind: str, name: str, spec: Json) -> Json:
+        body = {
+            "apiVersion": names.API_VERSION,
+            "kind": kind,
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": spec,
+        }
+        return self.api.request("POST", self._path(plural), body=body)
+
+    def make_base(self) -> None:
+        source = {"volume": {"name": "models", "path": self.base}}
+        self._create("basemodels", "BaseModel", self.base, {"source": source})
+
+    def make_adapter(self, name: str, *, pinned: bool = True) -> None:
+        spec: Json = {"baseModel": self.base, "source": {"volume": {"name": "models", "path": name}}}
+        self._create("loraadapters", "LoRAAdapter", name, {**spec, **({"digest": digest_of(name)} if pinned else {})})
+
+    def pin(self, adapter: str) -> None:
+        """As the operator does."""
+        self._status("loraadapters", adapter, {"digest": digest_of(adapter)})
+
+    def _status(self, plural: str, name: str, status: Json) -> None:
+        path = self._path(plural, name) + "/status"
+        self.api.request("PATCH", path, body={"status": status}, content_type=MERGE)
+
+    def rollout(self, name: str, **rollout: Any) -> None:
+        """As the operator does."""
+        self._status("modeldeployments", name, {"rollout": {"phase": "Idle", **rollout}})
+
+    def make_deployment(self, name: str, traffic: Mapping[str, int], **spec: Any) -> Json:
+        """A revision per adapter; `base` stands for a revision without one."""
+        revisions = [
+            {"name": r, "baseModel": self.base, **({} if r == "base" else {"adapter": r})}
+            for r in spec.pop("revisions", None) or traffic
+        ]
+        targets = [{"revision": r, "weight": w} for r, w in traffic.items()]
+        return self._create(
+            "modeldeployments", "ModelDeployment", name, {"revisions": revisions, "traffic": targets, **spec}
+        )
+
+    def set_traffic(self, name: str, **traffic: int) -> Json:
+        """The edit of a canary; returns the object."""
+        targets = [{"revision": r, "weight": w} for r, w in traffic.items()]
+        path = self._path("modeldeployments", name)
+        return self.api.request("PATCH", path, body={"spec": {"traffic": targets}}, content_type=MERGE)
+
+    def delete(self, plural: str, name: str) -> None:
+        self.api.request("DELETE", self._path(plural, name))
+
+    def make_pod(self, pod: Upstream, *adapters: str, engine: str = "Ready", pool: str | None = None) -> None:
+        """A model pod that says that it serves the base and these adapters."""
+        metadata = {
+            "name": pod.name,
+            "labels": {names.LABEL_POOL: pool or names.pool_name(self.base), names.LABEL_BASE_MODEL: self.base},
+            "annotations": {names.ANNOTATION_ADAPTERS: self._report(pod, adapters, engine)},
+        }
+        spec = {"containers": [{"name": "engine", "image": "none"}], "terminationGracePeriodSeconds": 0}
+        self.api.request("POST", self._pod_path(), body={"metadata": metadata, "spec": spec})
+
+    def report(self, pod: Upstream, *adapters: str, engine: str = "Ready") -> None:
+        """As the pod's agent does."""
+        annotation = {names.ANNOTATION_ADAPTERS: self._report(pod, adapters, engine)}
+        body = {"metadata": {"annotations": annotation}}
+        self.api.request("PATCH", self._pod_path(pod.name), body=body, content_type=MERGE)
+
+    def end_pod(self, pod: Upstream, phase: str = "Failed") -> None:
+        """Evicted: the object stays."""
+        path = self._pod_path(pod.name) + "/status"
+        self.api.request("PATCH", path, body={"status": {"phase": phase}}, content_type=MERGE)
+
+    def delete_pod(self, pod: Upstream) -> None:
+        self.api.request("DELETE", self._pod_path(pod.name), body={"gracePeriodSeconds": 0})
+
+    def _report(self, pod: Upstream, adapters: tuple[str, ...], engine: str) -> str:
+        loaded = {a: {"state": "Loaded", "digest": digest_of(a), "engineName": engine_name_of(a)} for a in adapters}
+        report = {"address": pod.address, "engine": engine, "baseModel": self.base, "adapters": loaded}
+        return PodReport.from_dict(report).model_dump_json(by_alias=True, exclude_none=True)
+
+    def clear(self) -> None:
+        """Remove what gateways look at."""
+        for plural in ("modeldeployments", "loraadapters", "basemodels"):
+            self.api.request("DELETE", self._path(plural))
+        try:
+            self.api.request("DELETE", self._pod_path(), body={"gracePeriodSeconds": 0})
+        except ApiError as error:
+            assert error.not_found, error
+
+
+class GatewayProcess:
+    """`tuneyard gateway` and its Envoy; `rig` sends requests through it."""
+
+    def __init__(
+        self, server: ApiServer, folder: Path, *, name: str = "gateway-0", settings: Json | None = None, token: str = ""
+    ) -> None:
+        self.folder = folder / name
+        self.folder.mkdir(parents=True)
+        self.name = name
+        self.port = free_port()
+        self.log = self.folder / "gateway.log"
+        self.rig = Rig(self.folder, ads=self.folder / "ads.sock")
+        self._config, master = self.folder / "config.yaml", self.folder / "master"
+        self._config.write_text(yaml.safe_dump(settings or {}))
+        master.write_bytes(MASTER)
+        self._environment = {
+            **os.environ,
+            "KUBECONFIG": str(server.kubeconfig(token) if token else server.kubeconfig()),
+            "TUNEYARD_MASTER_FILE": str(master),
+            "TUNEYARD_RUN_DIRECTORY": str(self.folder),
+            "TUNEYARD_OBSERVE_PORT": str(self.port),
+            "TUNEYARD_LISTEN": "127.0.0.1",
+            "TUNEYARD_DRAIN_DELAY": "0.2",
+            "POD_NAME": name,
+            "PYTHONPATH": str(ROOT / "operator"),
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """The process alone."""
+        command = [sys.executable, "-m", "tuneyard", "gateway", "--config", str(self._config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
+
+    def kill(self, how: int = signal.SIGKILL) -> None:
+        """The process alone; Envoy goes on."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait()
+            self.process = None
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        await self.rig.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.rig.__aexit__(kind, error, trace)
+        self.kill()
+
+    @property
+    def url(self) -> str:
+        return self.rig.url
+
+    async def _ask(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}", headers=headers) as response,
+        ):
+            return response.status, await response.text()
+
+    async def probe(self, path: str = "/readyz") -> int:
+        """Status of a probe, 0 while nobody answers."""
+        try:
+            return (await self._ask(path))[0]
+        except aiohttp.ClientError:
+            return 0
+
+    async def ready(self, within: float = 30.0) -> None:
+        async with asyncio.timeout(within):
+            while await self.probe() != 200:
+                assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
+                await asyncio.sleep(0.02)
+
+    async def page(self, path: str = "/metrics") -> str:
+        return (await self._ask(path))[1]
+
+    async def applied(self, after: int = -1, *, token: str | None = None) -> AppliedReport:
+        given = names.observe_token(MASTER) if token is None else token
+        status, text = await self._ask(f"/v1/applied?after={after}", {"authorization": f"Bearer {given}"})
+        assert status == 200, (status, text)
+        return AppliedReport.model_validate_json(text)
+
+    async def status_without(self, token: str) -> int:
+        return (await self._ask("/v1/applied", {"authorization": token}))[0]
+
+    async def applies(self, deployment: str, weights: Mapping[str, int], within: float = 20.0) -> AppliedReport:
+        """The first report that has these weights; `deployment` is namespace/name."""
+        await self.ready()
+        after = -1
+        async with asyncio.timeout(within):
+            while True:
+                report = await self.applied(after)
+                found = report.deployments.get(deployment)
+                if found is not None and found.weights == weights:
+                    return report
+                after = report.version
+
+    async def answered_by(self, model: str, **more: Any) -> str | None:
+        """The engine's name of what answered, None for a refusal."""
+        status, _, body = await self.rig.post({"model": model, **more})
+        return str(yaml.safe_load(body)["model"]) if status == 200 else None
+
+
+async def becomes(check: Any, expected: object, what: str, within: float = 20.0) -> None:
+    """Until an asynchronous check gives what is expected."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    while (found := await check()) != expected:
+        assert loop.time() < deadline, f"not within {within} s: {what}; it is {found}"
+        await asyncio.sleep(0.02)
+
+
+__all__ = ["GatewayProcess", "Team", "becomes", "digest_of", "engine_name_of", "eventually"]
