@@ -353,7 +353,7 @@ class World:
 
     def digest(self) -> dict[str, Any]:
         """What is wanted and served, without names, times and versions that differ from run to run."""
-        children = {f"{k}/{n}": _without_identities(c.obj) for (k, n), c in self.objects.items()}
+        children = {f"{k}/{n}": _without_identities(c) for (k, n), c in self.objects.items()}
         pods = sorted(
             (p.pool, p.serves, sorted((n, r.state) for n, r in p.adapters.items())) for p in self.pods.values()
         )
@@ -396,9 +396,10 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
     )
 
 
-def _without_identities(obj: dict[str, Any]) -> dict[str, Any]:
-    metadata = {k: v for k, v in obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
-    return {**obj, "metadata": metadata}
+def _without_identities(child: ToyObject) -> dict[str, Any]:
+    metadata = {k: v for k, v in child.obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
+    marks = sorted({**child.obj["metadata"]["annotations"], **child.annotations})
+    return {**child.obj, "metadata": {**metadata, "annotations": marks}}
 
 
 def _settled(resource: Resource) -> dict[str, Any]:
