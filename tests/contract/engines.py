@@ -1,6 +1,6 @@
 """Engines for contract tests: the fake and the real vLLM on the CPU, each a process of its own, started alike.
 
-Both serve the tiny base (models.tiny) under the name `tiny`, with the key `k`, two adapter slots and room for sixteen.
+Both serve the tiny base (models.tiny) under the name `tiny`, with a key, two adapter slots and room for sixteen.
 A shared engine of each kind lives until the test session ends; a test that harms its engine starts one of its own.
 """
 
@@ -32,7 +32,7 @@ from tests.contract.envoy import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "tiny"
-KEY = "k"
+KEY = "key-of-the-tests"
 FLAGS = ["--max-loras", "2", "--max-lora-rank", "16", "--max-model-len", "1024"]
 
 ENGINES = [pytest.param("fake", id="fake"), pytest.param("vllm", id="vllm", marks=pytest.mark.engine)]

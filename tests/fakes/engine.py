@@ -98,11 +98,9 @@ class FakeEngine:
 
     async def __aenter__(self) -> Self:
         await asyncio.sleep(self.options.start_delay)
-        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None))
+        self._runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=0.01)
         await self._runner.setup()
-        site = web.TCPSite(
-            self._runner, self.options.host, self.options.port, shutdown_timeout=0.01, reuse_address=True, backlog=1024
-        )
+        site = web.TCPSite(self._runner, self.options.host, self.options.port, reuse_address=True, backlog=1024)
         await site.start()
         self.options.port = self._runner.addresses[0][1]
         return self

@@ -52,6 +52,8 @@ class Performer:
         self._front = front
         self._clock = clock
         self._running: set[asyncio.Task[None]] = set()
+        self._probing: dict[str, bool] = {}
+        """Engine names that are being probed, and whether nothing else was since."""
 
     def begin(self, step: Step) -> None:
         """Start a step; the knowledge hears when it is over."""
@@ -132,9 +134,19 @@ class Performer:
 
     async def _probe(self, step: Probe) -> None:
         name = step.prepared.engine_name
+        self._probing = {**dict.fromkeys(self._probing, False), name: not self._probing}
         try:
-            answer = await self._engine.ask(name)
+            await self._asked(step, name)
+        finally:
+            del self._probing[name]
+
+    async def _asked(self, step: Probe, name: str) -> None:
+        """The base first, so that nobody is blamed for what was wrong before; then the adapter."""
+        try:
             base = await self._watch.ask_base()
+            if self._knowledge.state.engine.poisoned:
+                return  # by somebody before this adapter
+            answer = await self._engine.ask(name)
         except EngineGoneError:
             raise
         except EngineError as error:
@@ -144,7 +156,8 @@ class Performer:
         if answer.model != name:
             self._cannot_generate(step, f"the engine answered as {answer.model}")
         elif answer.is_broken(reference):
-            self._cannot_generate(step, "the engine computes NaN with it: train again", for_ever=True)
+            # with another probe at the same time, that one may have done it: then both are tried again
+            self._cannot_generate(step, "the engine computes NaN with it: train again", for_ever=self._probing[name])
             for _ in range(_CANARIES):
                 await self._watch.ask_base()
         else:

@@ -93,9 +93,9 @@ async def _decide(
 
 @asynccontextmanager
 async def _serving(app: web.Application, port: int) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1.0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield
     finally:

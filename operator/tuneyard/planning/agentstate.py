@@ -295,8 +295,10 @@ def _after_plan(state: State, plan: PoolPlan) -> State:
 
 def _same_wish(failed: Failure, planned: PlannedAdapter | None) -> bool:
     """Whether the plan asks for what has failed; that its digest was pinned meanwhile changes nothing."""
-    known = (failed.planned.digest, failed.digest)
-    return planned is not None and failed.planned.source == planned.source and planned.digest in known
+    if planned is None or planned.source != failed.planned.source:
+        return False
+    pinned = failed.planned.digest is None and planned.digest == failed.digest
+    return pinned or planned.digest == failed.planned.digest
 
 
 def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | BaseProven) -> State:

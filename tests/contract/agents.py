@@ -1,0 +1,128 @@
+"""An agent at work beside an engine, with volumes and folders of a test, and everything it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from models.tiny import build_tiny
+from tests.contract.engines import BASE, KEY, EngineProcess, adapters
+from tests.contract.envoy import free_port
+from tuneyard.agent.fetching import Shelf, read_base
+from tuneyard.agent.running import Agent, running_agent
+from tuneyard.agent.settings import Settings
+from tuneyard.api.basemodel import Source, VolumeSource
+from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport, PoolPlan
+from tuneyard.planning.agentstate import PlanChanged
+
+
+class AgentRig:
+    """One pod's agent; `async with AgentRig(engine, folder) as rig:` runs it, and `restart` again with its memory."""
+
+    def __init__(self, engine: EngineProcess, folder: Path, *, max_cpu_loras: int = 16) -> None:
+        self.published: list[tuple[float, PodReport]] = []
+        """(monotonic time, report) in order."""
+        self.settings = Settings(
+            pod="pod-0",
+            namespace="default",
+            uid="uid-0",
+            address="10.0.0.1:8080",
+            pool="pool",
+            base_model=BASE,
+            base_path=build_tiny() / "base",
+            max_rank=16,
+            max_cpu_loras=max_cpu_loras,
+            drain_timeout=30.0,
+            engine_key=KEY,
+            engine_url=engine.url,
+            port=free_port(),
+            volumes=folder / "artifacts",
+            adapters=folder / "adapters",
+            run=folder / "run",
+            front_admin=folder / "front-admin.sock",
+        )
+        self.api_there = asyncio.Event()
+        self.api_there.set()
+        self._agent: Agent | None = None
+        self._stack = AsyncExitStack()
+        self._told = asyncio.Event()
+        for path in (self.settings.volumes / "models", self.settings.run):
+            path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def agent(self) -> Agent:
+        assert self._agent is not None
+        return self._agent
+
+    @property
+    def report(self) -> PodReport:
+        """What was published last."""
+        return self.published[-1][1]
+
+    def has(self, name: str, like: Path | None = None) -> PlannedAdapter:
+        """A plan's entry for the adapter `name`; its files are a copy of `like` on the volume (default: adapter-a)."""
+        target = self.settings.volumes / "models" / name
+        if not target.exists():
+            shutil.copytree(like or adapters() / "adapter-a", target, symlinks=True)
+        return PlannedAdapter(name=name, source=Source(volume=VolumeSource(name="models", path=name)))
+
+    def plan(self, *planned: PlannedAdapter) -> None:
+        """This is the plan now."""
+        self.agent.knowledge.tell(PlanChanged(PoolPlan(pool="pool", base_model=BASE, adapters=list(planned))))
+
+    async def until(self, holds: Callable[[PodReport], bool], what: str, within: float = 120.0) -> PodReport:
+        """Wait for a published report of which something holds."""
+        deadline = time.monotonic() + within
+        while not (self.published and holds(self.report)):
+            self._told.clear()
+            left = deadline - time.monotonic()
+            try:
+                await asyncio.wait_for(self._told.wait(), max(0.0, left))
+            except TimeoutError:
+                last = self.report.to_dict() if self.published else None
+                raise AssertionError(f"not within {within} s: {what}; published last: {last}") from None
+        return self.report
+
+    async def until_loaded(self, *names: str, within: float = 120.0) -> Mapping[str, AdapterReport]:
+        """Wait until exactly these are published as loaded."""
+        found = await self.until(lambda r: loaded(r) == set(names), f"loaded are {names}", within)
+        return found.adapters
+
+    async def restart(self) -> None:
+        """End the agent and begin it again, with what its volume keeps."""
+        await self._stack.aclose()
+        self._stack = AsyncExitStack()
+        await self.__aenter__()
+
+    async def __aenter__(self) -> Self:
+        shelf = Shelf(self.settings.volumes, self.settings.adapters, read_base(self.settings.base_path), 16)
+        self._agent = await self._stack.enter_async_context(running_agent(self.settings, shelf, self._write))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _write(self, report: PodReport) -> None:
+        await self.api_there.wait()
+        self.published.append((time.monotonic(), report))
+        self._told.set()
+
+
+def loaded(report: PodReport) -> set[str]:
+    """Names that requests may be sent for."""
+    if report.engine != "Ready":
+        return set()
+    return {name for name, adapter in report.adapters.items() if adapter.state == "Loaded"}
+
+
+def pinned(planned: PlannedAdapter, report: AdapterReport) -> PlannedAdapter:
+    """The entry once the operator has pinned the digest that was reported."""
+    return planned.model_copy(update={"digest": report.digest})
