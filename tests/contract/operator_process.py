@@ -29,7 +29,7 @@ MASTER = b"0123456789abcdef0123456789abcdef"
 _CRDS = "/apis/tuneyard.dev/v1alpha1"
 
 
-def eventually(check: Callable[[], Any], what: str, within: float = 20.0) -> Any:
+def eventually(check: Callable[[], Any], what: str, within: float = 60.0) -> Any:
     """The first true answer of `check`; fails when there is none in that many seconds."""
     deadline = time.monotonic() + within
     while True:
@@ -141,7 +141,9 @@ class Cluster:
         return f"{_CRDS}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
     def apply(self, kind: str, name: str, spec: Object) -> Object:
-        """Server-side apply, as a user."""
+        """Server-side apply, as a user. Model names are one per cluster, so they get the namespace in front."""
+        if kind == "ModelDeployment":
+            spec = {"modelName": f"{self.namespace}/{name}", **spec}
         plural = f"{kind.lower()}s"
         body = {
             "apiVersion": names.API_VERSION,

@@ -68,7 +68,9 @@ class Gateways:
         self._polls: dict[str, _Poll] = {}
         self._said: dict[str, Said] = {}
         # gateways are asked by address, and the token is what tells that the answer comes from one
-        self._http = urllib3.PoolManager(maxsize=4, retries=False, timeout=urllib3.Timeout(_CONNECT, _READ))
+        self._http = urllib3.PoolManager(
+            maxsize=4, retries=False, timeout=urllib3.Timeout(connect=_CONNECT, read=_READ)
+        )
 
     def follow(self, addresses: Mapping[str, str]) -> None:
         """Poll exactly these from now on: name -> host:port."""
