@@ -83,6 +83,13 @@ class Kubectl:
         """`kubectl patch --type=merge`."""
         return self("-n", namespace, "patch", kind, name, "--type=merge", "-p", json.dumps(patch))
 
+    def delete_unused(self, kind: str, name: str, namespace: str = "default", timeout: float = 60) -> None:
+        """Delete a BaseModel or LoRAAdapter as soon as nothing uses it any more: before that it is refused."""
+        unused = self.wait_for(
+            kind, name, lambda o: not (o.get("status") or {}).get("usedBy"), namespace=namespace, timeout=timeout
+        )
+        self("-n", namespace, "delete", kind, unused["metadata"]["name"], "--wait=false")
+
     def wait_for(
         self,
         kind: str,

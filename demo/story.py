@@ -212,7 +212,10 @@ class Story:
         self.report.step(
             "tensor parallel", f"answered by an engine over {gpus} GPUs (pretended: it computes on the CPU)"
         )
-        self.system.kubectl("-n", MODELS_NAMESPACE, "delete", "-f", str(TENSOR_PARALLEL), "--wait=false")
+        # Engines over several workers spin on all cores, so a small machine is not left with one.
+        self.system.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", "tiny")
+        for kind, name in (("lora", "tiny-a"), ("lora", "tiny-b"), ("bmodel", "tiny-llama")):
+            self.system.kubectl.delete_unused(kind, name, MODELS_NAMESPACE)
 
     def tell(self) -> None:
         """All steps; clients stream during those that change traffic."""

@@ -60,7 +60,7 @@ def test_adapter_added_and_removed_without_a_restart(world, traffic):
     assert lora["status"]["digest"].startswith("sha256:"), "what was not pinned in spec is pinned in status"
     world.apply(deployment({"v1": 100}))
     world.served({"v1": 100})
-    world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", "acme-support-v3", "--timeout=60s")
+    world.kubectl.delete_unused("lora", "acme-support-v3", MODELS_NAMESPACE)
 
     def unloaded() -> bool:
         reports = [json.loads(p["metadata"]["annotations"]["tuneyard.dev/adapters"]) for p in world.model_pods()]
@@ -95,7 +95,7 @@ def test_bad_adapter_reaches_no_engine_and_no_user(world, traffic, bad_adapters)
     assert all(r.text for r in traffic.records), "a neighbour was silenced"
     world.apply(deployment({"v1": 100}))
     for case in bad_adapters:
-        world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", f"bad-{case}", "--timeout=60s")
+        world.kubectl.delete_unused("lora", f"bad-{case}", MODELS_NAMESPACE)
 
 
 def test_missing_references_say_so_and_stable_serves_on(world, traffic):

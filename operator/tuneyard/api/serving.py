@@ -98,7 +98,7 @@ class ServingSpec(ApiModel):
     engine: Annotated[Literal["vllm"] | None, Field(description="The engine; default vllm.")] = None
     image: Annotated[
         str | None,
-        Field(max_length=512, description="The engine's image; default: the chart's engines.vllm.image."),
+        Field(max_length=512, description="The engine's image; default: the chart's images.vllm."),
     ] = None
     tensor_parallel_size: Annotated[
         int | None,
