@@ -136,7 +136,10 @@ class LocalCluster:
             self._members.stop(components.named(components.components(self._layout, programs), name))
 
     def start(self, name: str) -> None:
-        """Start one component that was stopped; return when it does its work again."""
+        """Start one component that was stopped; return when it does its work again.
+
+        After an outage of the API server its clients come back by themselves, with a back-off of up to 30 s each.
+        """
         programs = gobuild.ensure(components.PROGRAMS, self._progress)
         with paths.locked(f"cluster-{self.name}"):
             anchor = self._members.require()
