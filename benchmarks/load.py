@@ -186,7 +186,8 @@ async def _load(port: int, request: bytes, connections: int, seconds: float) -> 
 
 def measure(port: int, request: bytes, *, connections: int, seconds: float) -> Measured:
     """Send the request over and over to 127.0.0.1:port."""
-    return uvloop.run(_load(port, request, connections, seconds))
+    measured: Measured = uvloop.run(_load(port, request, connections, seconds))
+    return measured
 
 
 def cores() -> int:
