@@ -41,11 +41,11 @@ test: venv  ## What CI runs: contract tests on the real things and the stories o
 	@echo "==> contract tests: real API server, Envoy and vLLM"
 	@$(RUN)/pytest tests/contract -m "not slow"
 	@echo "==> stories and faults on a real cluster (left out: those marked slow; make test-full runs them)"
-	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e tests/faults -m "not slow"
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e -m "not slow"
 
 test-full: venv  ## Everything, also what does not fit CI's time
 	@$(RUN)/pytest tests/unit tests/property tests/golden tests/contract
-	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e tests/faults
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 
 cluster: venv  ## A real Kubernetes on this machine (CLUSTER=kind uses Docker), without Tuneyard
 	@$(RUN)/python -m cluster up
