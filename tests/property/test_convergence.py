@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import BASE, VOLUME, adapter, base_model, deployment, digest, revision
-from tests.toyworld import CORRUPT, PARTS, PLANS, Operator, World, different
+from tests.toyworld import CORRUPT, PARTS, PLANS, Operator, Resource, World, different
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
@@ -94,7 +94,7 @@ def dropped(draw: st.DrawFn) -> Step:
 
 @st.composite
 def passes(draw: st.DrawFn) -> Step:
-    chosen, behind = draw(key), draw(st.integers(0, 3))
+    chosen, behind = draw(st.one_of(key, st.just(("BaseModel", BASE)))), draw(st.sampled_from([0, 0, 1, 2, 3]))
     crash = draw(st.one_of(st.none(), st.integers(0, 12)))
     words = f"pass over {chosen}, {behind} writes behind, crash after {crash}"
     return Step(
@@ -106,6 +106,11 @@ def passes(draw: st.DrawFn) -> Step:
 def moved(draw: st.DrawFn) -> Step:
     name, part = draw(st.sampled_from(sorted(PARTS.items())))
     return Step("trouble", name, lambda w, _: part(w))
+
+
+def calm() -> st.SearchStrategy[Step]:
+    """For once everything works: most of what can go wrong needs something that is there."""
+    return st.just(Step("trouble", "calm", lambda _, o: o.settle()))
 
 
 @st.composite
@@ -126,11 +131,33 @@ def killed_pod(draw: st.DrawFn) -> Step:
     return Step("trouble", f"pod {number} killed", lambda w, _: w.kill_pod(number))
 
 
+@st.composite
+def forced_sync(draw: st.DrawFn) -> list[Step]:
+    """An object is deleted and created again, with whatever comes between."""
+    chosen = draw(st.one_of(key, st.just(("ModelDeployment", "chat"))))
+    kept: list[Resource] = []
+
+    def take(world: World, _: Operator) -> None:
+        kept[:] = [world.resources[chosen]] if chosen in world.resources else []
+        world.drop(*chosen)
+
+    def give_back(world: World, _: Operator) -> None:
+        for resource in kept:
+            world.put(resource.model_copy(update={"status": type(resource.status)()}))
+
+    first = Step("edit", f"{chosen} deleted by a forced sync", take)
+    last = Step("edit", f"{chosen} created again", give_back)
+    return [first, *draw(st.lists(passes(), max_size=3)), last]
+
+
 edits = st.one_of(edited_base(), edited_deployment(), edited_deployment(), put_adapter(), dropped())
 troubles = st.one_of(
-    passes(), passes(), passes(), passes(), moved(), moved(), moved(), waited(), lost_status(), killed_pod()
+    passes(), passes(), passes(), passes(), moved(), moved(), moved(), waited(), lost_status(), killed_pod(), calm()
 )
-histories = st.lists(st.one_of(edits, troubles, troubles, troubles), max_size=50)
+singles = st.one_of(edits, troubles, troubles, troubles).map(lambda step: [step])
+histories = st.lists(st.one_of(singles, singles, singles, singles, singles, singles, forced_sync()), max_size=50).map(
+    lambda groups: [step for group in groups for step in group]
+)
 EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
 """Histories to try; a few on every change, a thousand when the operator's plans are reworked."""
 
