@@ -340,7 +340,8 @@ class World:
         if child.template is None:
             return known
         pods = [p for p in self.pods.values() if p.pool == known.pool and not p.deleted]
-        return replace(known, updated_replicas=sum(p.template == child.template for p in pods))
+        updated = sum(p.template == child.template for p in pods)
+        return replace(known, updated_replicas=updated, old_replicas=len(pods) - updated)
 
     def routes(self, gateway: str) -> dict[str, ModelRoutes]:
         """What a gateway serves, as it last saw the cluster, by model name."""

@@ -54,7 +54,8 @@ class PoolState:
         if child is None or wanted is None or child.deleted or not child.observed:
             return False
         current = wanted["metadata"]["annotations"][names.ANNOTATION_CONTENT]
-        return child.content_hash == current and child.updated_replicas >= self.pool.serving.replicas
+        whole = child.updated_replicas >= self.pool.serving.replicas and not child.old_replicas
+        return child.content_hash == current and whole
 
     @property
     def complete(self) -> bool:

@@ -87,6 +87,8 @@ class ChildObservation:
     replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
+    old_replicas: int = 0
+    """Pods of an earlier template that are not leaving yet."""
     observed: bool = True
     """Its controller has seen the newest spec (status.observedGeneration)."""
     problem: Problem | None = None
@@ -295,6 +297,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         replicas=int(spec.get("replicas") or 0) if kind == "Deployment" else 0,
         ready_replicas=int(status.get("readyReplicas") or 0),
         updated_replicas=int(status.get("updatedReplicas") or 0),
+        old_replicas=max(0, int(status.get("replicas") or 0) - int(status.get("updatedReplicas") or 0)),
         observed=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),
         problem=_replica_failure(status) if kind == "Deployment" else None,
     )

@@ -201,7 +201,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             "initialDelaySeconds": 5,
             "periodSeconds": 10,
             "timeoutSeconds": 10,
-            "failureThreshold": 1,
+            "failureThreshold": 3,
         },
         livenessProbe={
             "exec": {"command": _loopback("GET", "/healthz", 5)},

@@ -247,9 +247,12 @@ def test_a_serving_change_rolls_the_deployment_alone():
     assert plan.events == ()
 
 
-def test_a_rollout_is_not_complete_while_old_pods_serve():
+@pytest.mark.parametrize(
+    "counts", [{"updated_replicas": 0}, {"old_replicas": 1}, {"observed": False}, {"deleted": True}]
+)
+def test_a_rollout_is_not_complete_while_only_old_pods_serve(counts):
     situation = settled(started())
-    stale = tuple(replace(c, updated_replicas=0) if c.kind == "Deployment" else c for c in situation.children)
+    stale = tuple(replace(c, **counts) if c.kind == "Deployment" else c for c in situation.children)
     plan = plan_basemodel(replace(situation, children=stale).base_model())
     assert isinstance(plan.status, BaseModelStatus)
     assert plan.status.progress == "1 of 1 pods serve, rolling out"

@@ -186,6 +186,7 @@ def test_a_deployment_is_read_with_its_counts_and_its_failure():
             "spec": {"replicas": 2},
             "status": {
                 "observedGeneration": 2,
+                "replicas": 3,
                 "readyReplicas": 1,
                 "updatedReplicas": 1,
                 "conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}],
@@ -194,7 +195,7 @@ def test_a_deployment_is_read_with_its_counts_and_its_failure():
     )
     assert (found.pool, found.base_model, found.deployment) == ("base", "base", "chat")
     assert (found.content_hash, found.resource_version, found.observed) == ("h", "7", False)
-    assert (found.replicas, found.ready_replicas, found.updated_replicas) == (2, 1, 1)
+    assert (found.replicas, found.ready_replicas, found.updated_replicas, found.old_replicas) == (2, 1, 1, 2)
     assert found.problem == Problem(Reason.UNSCHEDULABLE, "pods cannot be created: exceeded quota")
 
 
