@@ -66,6 +66,7 @@ class ApiServer:
         self._etcd_port, self._etcd_peer_port, self.port = free_port(), free_port(), free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
         self._apiserver: subprocess.Popen[bytes] | None = None
+        self._installed = False
         self.audit_log = self.folder / "audit.jsonl"
 
     @property
@@ -128,6 +129,7 @@ class ApiServer:
             *self._arguments,
         )
         self._wait(self._ready, "kube-apiserver")
+        self._wait_served()
 
     def api(self, token: str = ADMIN_TOKEN) -> Api:
         """A client with that token; without another one: of an administrator."""
@@ -164,8 +166,8 @@ class ApiServer:
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         for kind in KINDS:
             api.request("POST", crds, body=crd(kind))
-        for kind in KINDS:
-            self._wait(lambda plural=kind.plural: self._served(api, plural), kind.plural)
+        self._installed = True
+        self._wait_served()
 
     def namespace(self, name: str) -> str:
         """Make a namespace; returns its name."""
@@ -177,6 +179,12 @@ class ApiServer:
         lines = self.audit_log.read_text().splitlines() if self.audit_log.exists() else []
         entries: list[Object] = [json.loads(line) for line in lines]
         return [e for e in entries if user is None or user in e["user"]["username"]]
+
+    def _wait_served(self) -> None:
+        """After a restart the API server answers before it knows its custom resources again."""
+        api = self.api()
+        for kind in KINDS if self._installed else ():
+            self._wait(lambda plural=kind.plural: self._served(api, plural), kind.plural)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

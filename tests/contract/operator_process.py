@@ -101,6 +101,10 @@ class OperatorProcess:
         self.process = None
         return status
 
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self.process is not None and self.process.poll() is None
+
     def __enter__(self) -> Self:
         return self.start()
 

@@ -1,0 +1,156 @@
+"""What the API server itself refuses, before the operator sees it, and whether its words say what to do."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from tests.contract.apiserver import ApiServer
+from tests.contract.operator_process import BASE_SPEC, adapter_spec, deployment_spec
+from tuneyard.api import names
+
+pytestmark = pytest.mark.apiserver
+
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def namespace(apiserver: ApiServer) -> str:
+    return apiserver.namespace("operator-messages")
+
+
+def manifest(kind: str, name: str, namespace: str, spec: Object) -> Object:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": names.API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def with_volume(volume: Object) -> Object:
+    spec = copy.deepcopy(BASE_SPEC)
+    spec["serving"]["artifactVolumes"] = [{"name": "models", **volume}]
+    return spec
+
+
+BAD: dict[str, tuple[str, Object, str]] = {
+    "weights-under-100": (
+        "ModelDeployment",
+        deployment_spec("base", {"v0": 90}),
+        "traffic weights must sum to 100, they sum to 90",
+    ),
+    "weights-over-100": (
+        "ModelDeployment",
+        deployment_spec("base", {"v0": 90, "v1": 20}),
+        "traffic weights must sum to 100, they sum to 110",
+    ),
+    "unknown-revision": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "traffic": [{"revision": "v9", "weight": 100}]},
+        'traffic names revision v9, which is not in spec.revisions ["v0"]: add the revision or correct the name',
+    ),
+    "revision-twice": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "revisions": [{"name": "v0", "baseModel": "base"}] * 2},
+        "Duplicate value",
+    ),
+    "two-kinds-of-volume": (
+        "BaseModel",
+        with_volume({"hostPath": {"path": "/models"}, "persistentVolumeClaim": {"claimName": "models"}}),
+        "an artifact volume must be exactly one of hostPath, persistentVolumeClaim; found 2",
+    ),
+    "no-kind-of-volume": (
+        "BaseModel",
+        with_volume({}),
+        "an artifact volume must be exactly one of hostPath, persistentVolumeClaim; found 0",
+    ),
+    "no-source": ("BaseModel", {"source": {}}, "source must be exactly one of volume; found 0"),
+    "path-that-leaves": (
+        "LoRAAdapter",
+        adapter_spec("base", "good/../../etc"),
+        "source.volume.path may not leave the volume: remove '..'",
+    ),
+    "digest-in-another-form": (
+        "LoRAAdapter",
+        {**adapter_spec("base"), "digest": "md5:1"},
+        "spec.digest in body should match",
+    ),
+    "argument-that-is-ours": (
+        "BaseModel",
+        {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "extraArgs": ["--host=0.0.0.0"]}},
+        "extraArgs may not set what Tuneyard sets",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_objects_are_refused_in_words(apiserver: ApiServer, namespace: str, case: str) -> None:
+    kind, spec, words = BAD[case]
+    refused = apiserver.kubectl("apply", "-f", "-", stdin=manifest(kind, case, namespace, spec))
+    assert refused.returncode == 1
+    assert words in refused.stderr
+
+
+CHANGED: dict[str, tuple[str, Object, Object, str]] = {
+    "revision": (
+        "ModelDeployment",
+        deployment_spec("base", {"v0": 100}),
+        deployment_spec("other", {"v0": 100}),
+        "revision v0 is immutable: add a revision under a new name and move traffic to it",
+    ),
+    "adapter": (
+        "LoRAAdapter",
+        adapter_spec("base", "one"),
+        adapter_spec("base", "two"),
+        "a LoRAAdapter is immutable: create a new LoRAAdapter",
+    ),
+    "base": (
+        "BaseModel",
+        BASE_SPEC,
+        {**BASE_SPEC, "source": {"volume": {"name": "models", "path": "another"}}},
+        "a BaseModel is immutable except serving: create a new BaseModel",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_contents_cannot_change_under_an_old_name(apiserver: ApiServer, namespace: str, case: str) -> None:
+    kind, before, after, words = CHANGED[case]
+    name = f"changed-{case}"
+    assert apiserver.kubectl("apply", "-f", "-", stdin=manifest(kind, name, namespace, before)).returncode == 0
+    refused = apiserver.kubectl("apply", "-f", "-", stdin=manifest(kind, name, namespace, after))
+    assert refused.returncode == 1
+    assert words in refused.stderr
+
+
+def test_a_revision_may_be_added_and_removed_and_weights_moved(apiserver: ApiServer, namespace: str) -> None:
+    for weights in ({"v0": 100}, {"v0": 90, "v1": 10}, {"v1": 100}):
+        spec = deployment_spec("base", weights)
+        applied = apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "moved", namespace, spec))
+        assert applied.returncode == 0, applied.stderr
+
+
+def test_an_unknown_field_is_refused_by_kubectl(apiserver: ApiServer, namespace: str) -> None:
+    spec = {**deployment_spec("base", {"v0": 100}), "rollbackWindow": "5m"}
+    refused = apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "unknown", namespace, spec))
+    assert refused.returncode == 1
+    assert 'unknown field "spec.rollbackWindow"' in refused.stderr
+
+
+def test_columns_and_short_names_are_there(apiserver: ApiServer, namespace: str) -> None:
+    spec = deployment_spec("base", {"v0": 100})
+    apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "shown", namespace, spec))
+    for short, header in (
+        ("mdep", ["NAME", "READY", "PHASE", "STABLE", "CANDIDATE", "WEIGHT", "TARGET", "REASON", "AGE"]),
+        ("lora", ["NAME", "READY", "BASE", "LOADED", "RANK", "SIZE", "AGE"]),
+        ("bmodel", ["NAME", "READY", "ENGINE", "TP", "REPLICAS", "PROGRESS", "AGE"]),
+    ):
+        kind, body = {"mdep": ("ModelDeployment", spec), "lora": ("LoRAAdapter", adapter_spec("base"))}.get(
+            short, ("BaseModel", BASE_SPEC)
+        )
+        apiserver.kubectl("apply", "-f", "-", stdin=manifest(kind, "shown", namespace, body))
+        shown = apiserver.kubectl("get", short, "shown", "-n", namespace)
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.splitlines()[0].split() == header
+    listed = json.loads(apiserver.kubectl("get", "tuneyard", "-n", namespace, "-o", "json").stdout)
+    assert {item["kind"] for item in listed["items"]} == {"BaseModel", "LoRAAdapter", "ModelDeployment"}
