@@ -1,0 +1,206 @@
+"""The agent's parts by themselves: settings, what is published, what is kept, what the metrics page says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tuneyard.agent import publishing
+from tuneyard.agent.knowledge import Knowledge
+from tuneyard.agent.plans import read_plan
+from tuneyard.agent.publishing import Publisher
+from tuneyard.agent.settings import SettingsError, settings_from
+from tuneyard.agent.snapshot import Snapshot
+from tuneyard.api.documents import PodReport, PoolPlan
+from tuneyard.planning.agentstate import DrainAsked, Event, PlanChanged, Published, State
+from tuneyard.systems.engines.vllm import Answer, busy_in
+from tuneyard.systems.kube.client import ApiError
+
+ENVIRONMENT = {
+    "POD_NAME": "pod-0",
+    "POD_NAMESPACE": "team",
+    "POD_UID": "u",
+    "POD_IP": "10.0.0.1",
+    "TUNEYARD_POOL": "pool",
+    "TUNEYARD_BASE_MODEL": "base",
+    "TUNEYARD_BASE_PATH": "/artifacts/models/base",
+    "TUNEYARD_MAX_RANK": "16",
+    "TUNEYARD_MAX_CPU_LORAS": "64",
+    "TUNEYARD_DRAIN_TIMEOUT": "600",
+    "TUNEYARD_ENGINE_KEY": "s3cret-of-the-engine",
+}
+
+
+def test_settings_come_from_the_environment_and_hide_the_key() -> None:
+    settings = settings_from(ENVIRONMENT)
+    assert (settings.address, settings.max_rank, settings.drain_timeout) == ("10.0.0.1:8080", 16, 600.0)
+    assert settings.engine_key == ENVIRONMENT["TUNEYARD_ENGINE_KEY"]
+    assert settings.engine_key not in repr(settings)
+    assert settings_from({**ENVIRONMENT, "POD_IP": "fd00::1"}).address == "[fd00::1]:8080"
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_a_missing_setting_is_named(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        settings_from({**ENVIRONMENT, name: ""})
+
+
+@pytest.mark.parametrize("name", ["TUNEYARD_MAX_RANK", "TUNEYARD_MAX_CPU_LORAS", "TUNEYARD_DRAIN_TIMEOUT"])
+def test_a_number_that_is_none_is_named(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        settings_from({**ENVIRONMENT, name: "many"})
+
+
+def test_a_plan_that_cannot_be_read_is_none() -> None:
+    plan = PoolPlan(pool="p", base_model="b")
+    assert read_plan({"data": {"plan.json": json.dumps(plan.to_dict())}}) == plan
+    for data in (None, {}, {"plan.json": "{"}, {"plan.json": "[]"}, {"plan.json": '{"version": 2}'}):
+        assert read_plan({"data": data}) is None
+
+
+def state() -> State:
+    return State("10.0.0.1:8080", "base", 4)
+
+
+def report(engine: str) -> PodReport:
+    return PodReport.from_dict({"address": "a", "engine": engine, "baseModel": "base"})
+
+
+class Api:
+    """Writes that wait to be let through, and fail as often as they should."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.failures = 0
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def write(self, given: PodReport) -> None:
+        await self.open.wait()
+        if self.failures:
+            self.failures -= 1
+            raise ApiError(503, "ServiceUnavailable", "away")
+        self.written.append(given.engine)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("not within 10 s")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "_LONGEST_DELAY", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_only_changes_are_written_and_the_latest_wins() -> None:
+    api = Api()
+    told: list[Event] = []
+
+    class Listening(Knowledge):
+        def tell(self, event: Event) -> None:
+            told.append(event)
+            super().tell(event)
+
+    knowledge = Listening(state())
+    publisher = Publisher(knowledge, api.write, lambda: 7.0)
+    task = asyncio.create_task(publisher.run())
+    publisher.offer(None)
+    publisher.offer(report("Starting"))
+    await until(lambda: api.written == ["Starting"])
+    assert told == [Published(report("Starting"), 7.0)]
+    publisher.offer(report("Starting"))
+
+    api.failures = 3
+    publisher.offer(report("Ready"))
+    await until(lambda: api.written == ["Starting", "Ready"])
+    api.open.clear()
+    publisher.offer(report("Draining"))
+    await asyncio.sleep(0)
+    publisher.offer(report("Starting"))
+    publisher.offer(report("Ready"))
+    publisher.offer(report("Draining"))
+    api.open.set()
+    await until(lambda: api.written[-1] == "Draining")
+    assert api.written in (["Starting", "Ready", "Draining"], ["Starting", "Ready", "Draining", "Draining"])
+    task.cancel()
+
+
+def test_retries_are_spread_and_bounded() -> None:
+    for failures in range(1, 50):
+        delay = publishing._delay(failures)
+        assert 0.1 <= delay <= 5.0
+    assert len({publishing._delay(9) for _ in range(20)}) > 1
+
+
+async def test_knowledge_wakes_who_waits() -> None:
+    knowledge = Knowledge(state())
+    waiting = asyncio.create_task(knowledge.until(lambda s: s.draining))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    knowledge.tell(PlanChanged(PoolPlan(pool="p", base_model="base")))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    knowledge.tell(DrainAsked())
+    await asyncio.wait_for(waiting, 5)
+    assert knowledge.changed.is_set()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "prepared": 3}', "null"])
+def test_a_damaged_snapshot_is_a_fresh_beginning(tmp_path: Path, text: str) -> None:
+    (tmp_path / "agent.json").write_text(text)
+    disk = frozenset({"a-1"})
+    assert Snapshot(tmp_path / "agent.json").restore(state(), disk) == replace(state(), on_disk=disk)
+
+
+def test_a_snapshot_is_private_and_written_only_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "agent.json"
+    snapshot = Snapshot(path)
+    snapshot.save(state())
+    assert path.stat().st_mode & 0o777 == 0o600
+    first = path.stat().st_mtime_ns
+    snapshot.save(replace(state(), withdrawn={"x": 1.0}))
+    assert path.stat().st_mtime_ns == first
+    snapshot.save(replace(state(), draining=True))
+    assert Snapshot(path).restore(state(), frozenset()).draining
+
+
+INFO = 'vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{}",waiting_lora_adapters="{}"}} {}\n'
+
+
+def test_the_latest_observation_of_the_metrics_counts() -> None:
+    page = INFO.format("a,b", "", 1.0) + INFO.format("", "c", "1.79e9") + INFO.format("", "", 2.0)
+    assert busy_in(page) == frozenset({"c"})
+    assert busy_in(page + INFO.format("", "", "1.8e9")) == frozenset()
+    assert busy_in("other 1\n") is None
+    waiting = 'vllm:num_requests_waiting{engine="0",model_name="m"} 1.0\n'
+    assert busy_in(page + waiting) is None
+    assert busy_in(page + waiting.replace("1.0", "0.0")) == frozenset({"c"})
+
+
+def test_answers_are_compared_by_text_and_by_certainty() -> None:
+    answer = Answer("m", "x", ({"x": -0.5, "y": -1.0},))
+    assert answer.equals(Answer("other", "x", ({"x": -0.5004, "y": -1.0},)))
+    assert not answer.equals(Answer("m", "x", ({"x": -0.51, "y": -1.0},)))
+    assert not answer.equals(Answer("m", "x", ({"x": -0.5, "z": -1.0},)))
+    assert not answer.equals(Answer("m", "y", answer.logprobs))
+    assert not answer.equals(Answer("m", "x"))
+
+
+def test_an_answer_is_broken_only_against_one_that_was_not() -> None:
+    sound, silent = Answer("m", "", ({"": -0.5},)), Answer("m", "")
+    assert silent.is_broken(sound)
+    assert Answer("m", "!").is_broken(sound), "text alone is no proof"
+    assert not sound.is_broken(sound)
+    assert silent.is_broken(Answer("m", "word")), "an engine without log-probabilities"
+    assert not Answer("m", "w").is_broken(Answer("m", "word"))
+    assert not silent.is_broken(silent), "nothing is known"

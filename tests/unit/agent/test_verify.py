@@ -1,0 +1,139 @@
+"""The init container: the base is whole, can be split as asked, is the pinned one; and every end is told in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.tiny import build_tiny
+from tuneyard.agent import verify as module
+from tuneyard.agent.verify import BaseWanted, verify
+from tuneyard.api.reasons import Reason
+from tuneyard.systems.artifacts.folder import digest_of
+from tuneyard.systems.envoy.front import front_config
+
+MOST_BYTES = 4096
+"""The kubelet cuts a termination message here."""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifacts" / "models" / "tiny"
+    shutil.copytree(build_tiny() / "base", folder)
+    return folder
+
+
+def told(base: Path, size: int = 1, digest: str | None = None) -> tuple[int, dict[str, Any], Path]:
+    """Exit code, report, and where the front's configuration would be."""
+    volumes = base.parents[1]
+    front, log = volumes.parent / "run" / "front.yaml", volumes.parent / "termination-log"
+    code = verify(BaseWanted("tiny", base, size, digest, volumes), front, log)
+    assert log.stat().st_size <= MOST_BYTES
+    return code, json.loads(log.read_text()), front
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_good_base_and_the_front_s_configuration(base: Path) -> None:
+    digest = digest_of(base)
+    for pinned in (None, digest.digest):
+        code, report, front = told(base, 2, pinned)
+        assert code == 0
+        assert report == {
+            "ok": True,
+            "digest": digest.digest,
+            "sizeBytes": digest.size_bytes,
+            "architecture": "LlamaForCausalLM",
+        }
+        assert yaml.safe_load(front.read_text()) == front_config()
+
+
+def refused(base: Path, size: int = 1, digest: str | None = None) -> tuple[Reason, str]:
+    code, report, front = told(base, size, digest)
+    assert code == 1
+    assert report["ok"] is False
+    assert not front.exists(), "no front without a base"
+    assert len(report["message"]) > 30
+    return Reason(report["reason"]), report["message"]  # type: ignore[call-arg]
+
+
+def test_heads_that_cannot_be_shared_name_what_fits(base: Path) -> None:
+    change(base / "config.json", num_attention_heads=9)
+    reason, message = refused(base, 2)
+    assert reason == Reason.TENSOR_PARALLEL_MISMATCH
+    assert "1, 3, 9" in message
+
+
+def test_heads_of_a_nested_language_model_count(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    nested = {"architectures": ["X"], "num_attention_heads": 2, "text_config": {**config, "num_attention_heads": 9}}
+    (base / "config.json").write_text(json.dumps(nested))
+    assert refused(base, 2)[0] == Reason.TENSOR_PARALLEL_MISMATCH
+    assert told(base, 3)[0] == 0
+
+
+def test_another_digest_is_refused_and_both_are_named(base: Path) -> None:
+    pinned = "sha256:" + "0" * 64
+    reason, message = refused(base, digest=pinned)
+    assert reason == Reason.DIGEST_MISMATCH
+    assert pinned in message
+    assert digest_of(base).digest in message
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda b: (b / "config.json").unlink(), Reason.FILES_MISSING),
+        (lambda b: (b / "config.json").write_text("{"), Reason.INVALID_CONFIG),
+        (lambda b: (b / "config.json").write_text("[]"), Reason.INVALID_CONFIG),
+        (lambda b: (b / "config.json").write_text("{}"), Reason.INVALID_CONFIG),
+        (lambda b: (b / "model.safetensors").unlink(), Reason.FILES_MISSING),
+        (lambda b: (b / "model.safetensors").rename(b / "model.bin"), Reason.FILES_MISSING),
+        (lambda b: (b / "model.safetensors").write_bytes(b"\0" * 100), Reason.CORRUPT_WEIGHTS),
+        (lambda b: (b / "tokenizer.json").unlink(), Reason.FILES_MISSING),
+        (shutil.rmtree, Reason.ARTIFACT_NOT_FOUND),
+        (
+            lambda b: (b / "model.safetensors.index.json").write_text('{"weight_map": {"x": "other.safetensors"}}'),
+            Reason.FILES_MISSING,
+        ),
+        (lambda b: (b / "model.safetensors.index.json").write_text("{}"), Reason.INVALID_CONFIG),
+        (lambda b: (b / "more").symlink_to("/etc/hostname"), Reason.UNSAFE_PATH),
+    ],
+)
+def test_what_is_missing_or_broken_is_told(base: Path, break_it: Any, reason: Reason) -> None:
+    break_it(base)
+    assert refused(base)[0] == reason
+
+
+def test_truncated_weights_are_found_without_reading_them(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "digest_of", lambda *_, **__: pytest.fail("hashing comes last"))
+    raw = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(raw[:-1])
+    assert refused(base)[0] == Reason.CORRUPT_WEIGHTS
+    (base / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + raw[8:])
+    assert refused(base)[0] == Reason.CORRUPT_WEIGHTS
+
+
+def test_a_path_that_is_on_no_volume(base: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert verify(BaseWanted("x", Path("/etc"), 1, None, tmp_path / "artifacts"), None, log) == 1
+    assert json.loads(log.read_text())["reason"] == Reason.UNSAFE_PATH
+    assert verify(BaseWanted("x", tmp_path / "artifacts", 1, None, tmp_path / "artifacts"), None, log) == 1
+
+
+def test_a_bug_is_told_in_words_too(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("x" * 10_000)
+
+    monkeypatch.setattr(module, "digest_of", broken)
+    code, report, _ = told(base)
+    assert code == 1
+    assert "ZeroDivisionError" in report["message"]
