@@ -7,6 +7,7 @@ release or recipe changes.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def _has_timed_byte_code(path: PurePosixPath) -> bool:
 
 
 def _bootstrap(root: Path, codename: str, packages: list[str], sources: list[str]) -> None:
+    if os.geteuid() != 0:
+        raise ClusterError("images without Docker are made as root: run with sudo, or build the Dockerfiles of images/")
     options = ["--quiet", "--variant=minbase", "--mode=root", f"--include={','.join(packages)}"]
     run(
         ["mmdebstrap", *options, codename, str(root), *sources],

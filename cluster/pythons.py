@@ -146,18 +146,26 @@ def complete_site(site: Path, python: list[str], inside: str | None = None) -> N
 
 
 def compile_site(site: Path, python: list[str], inside: str | None = None) -> None:
-    """Byte code for what will be imported, the same bytes for the same sources."""
+    """Byte code for what will be imported, the same bytes for the same sources; raises ClusterError when there is none.
+
+    `python` is a command, and where it runs in another root (`inside` says where `site` is there), it works alone:
+    a bare root has not what processes need to work side by side.
+    """
     folder = inside or str(site)
-    options = ["-q", "-j", str(os.cpu_count() or 1), "--invalidation-mode", "unchecked-hash", "-x", _UNCOMPILED]
+    workers = "1" if inside else str(os.cpu_count() or 1)
+    options = ["-q", "-j", workers, "--invalidation-mode", "unchecked-hash", "-x", _UNCOMPILED]
     # Python puts the true path back when it imports; without -s and -p the bytes would hold this build's folder.
     place = ["-s", folder, "-p", "/packages"]
     # Some wheels carry files that this Python cannot compile (templates, other versions): not ours to judge.
-    subprocess.run(
+    done = subprocess.run(
         [*python, "-m", "compileall", *options, *place, folder],
         env={**os.environ, "PYTHONHASHSEED": "0"},
         check=False,
         capture_output=True,
+        text=True,
     )
+    if next(site.rglob("*.pyc"), None) is None:
+        raise ClusterError(f"no byte code could be made:\n{done.stderr or done.stdout}")
 
 
 def compiling_key() -> str:
