@@ -46,6 +46,7 @@ NOWHERE = "nowhere"
 STAT_PREFIX = "gateway"
 LUA_FILTERS = ("extract", "rewrite", "answer")
 GATE_HEADER = "x-tuneyard-gate"
+RANGE_HEADER = "x-tuneyard-range"
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
 
@@ -180,8 +181,8 @@ LOG_FORMAT: Json = {
     "ttft_ms": _metadata("ttft_ms"),
     "itl_ms": _metadata("itl_ms"),
     "chunks": _metadata("chunks"),
-    "prompt_tokens": _metadata("prompt_tokens"),
-    "completion_tokens": _metadata("completion_tokens"),
+    "prompt_tokens": _metadata("usage:prompt_tokens"),
+    "completion_tokens": _metadata("usage:completion_tokens"),
 }
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 

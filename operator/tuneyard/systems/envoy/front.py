@@ -102,6 +102,25 @@ def _engine_gone() -> Json:
     }
 
 
+def _unless_successful(filter_: Json) -> Json:
+    """The filter, skipped for answers 2xx: they pass without waking a script."""
+    skip = {"name": "skip", "typed_config": {"@type": EXTENSIONS + "filters.common.matcher.action.v3.SkipFilter"}}
+    status_class = {
+        "name": "status_class",
+        "typed_config": {"@type": "type.googleapis.com/envoy.type.matcher.v3.HttpResponseStatusCodeClassMatchInput"},
+    }
+    return {
+        "name": filter_["name"],
+        "typed_config": {
+            "@type": EXTENSIONS + "common.matching.v3.ExtensionWithMatcher",
+            "extension_config": filter_,
+            "xds_matcher": {
+                "matcher_tree": {"input": status_class, "exact_match_map": {"map": {"2xx": {"action": skip}}}}
+            },
+        },
+    }
+
+
 def _connection_manager() -> Json:
     routes = [
         *(_refuse_while_draining(path) for path in INFERENCE_PATHS),
@@ -125,7 +144,7 @@ def _connection_manager() -> Json:
             "request_headers_to_remove": ["x-envoy-expected-rq-timeout-ms"],
         },
         "http_filters": [
-            lua("front_response", script("front_response")),
+            _unless_successful(lua("front_response", script("front_response"))),
             extension("router", "filters.http.router.v3.Router", suppress_envoy_headers=True),
         ],
     }

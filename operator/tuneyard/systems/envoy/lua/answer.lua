@@ -10,7 +10,7 @@
 local find, match, sub = string.find, string.match, string.sub
 local CARRY = 512 -- bytes of the previous chunks that are looked at again: a usage object may be cut in two
 
-local function read_usage(metadata, text)
+local function read_usage(handle, text)
   local at, found = 0, nil
   repeat
     at = find(text, '"usage"', at + 1, true)
@@ -20,16 +20,26 @@ local function read_usage(metadata, text)
   local window = sub(text, found, found + CARRY)
   local prompt = match(window, '"prompt_tokens"%s*:%s*(%d+)%s*[,}]')
   local completion = match(window, '"completion_tokens"%s*:%s*(%d+)%s*[,}]')
-  if prompt then metadata:set('tuneyard', 'prompt_tokens', tonumber(prompt)) end
-  if completion then metadata:set('tuneyard', 'completion_tokens', tonumber(completion)) end
+  if prompt then
+    handle:streamInfo():dynamicMetadata():set('tuneyard', 'usage', {
+      prompt_tokens = tonumber(prompt),
+      completion_tokens = completion and tonumber(completion) or 0, -- embeddings generate none
+    })
+  end
 end
 
-function envoy_on_response(handle)
-  local kind = handle:headers():get('content-type') or ''
-  local streams = find(kind, 'text/event-stream', 1, true) == 1
-  if not streams and find(kind, 'application/json', 1, true) ~= 1 then return end
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local known = metadata:get('tuneyard')
+-- A whole answer: only its usage is of interest.
+local function watch_whole(handle)
+  local carry = ''
+  for chunk in handle:bodyChunks() do
+    local text = carry .. chunk:getBytes(0, chunk:length())
+    read_usage(handle, text)
+    carry = sub(text, -CARRY)
+  end
+end
+
+local function watch_stream(handle)
+  local known = handle:streamInfo():dynamicMetadata():get('tuneyard')
   local start = known and tonumber(known['start'])
   if not start then return end
   local carry, chunks, first = '', 0, nil
@@ -37,22 +47,29 @@ function envoy_on_response(handle)
     local length = chunk:length()
     if length > 0 then
       local text = chunk:getBytes(0, length)
-      metadata = handle:streamInfo():dynamicMetadata() -- wrappers are dead after each chunk's yield
-      if streams then
-        local now = tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
-        if not first and sub(text, 1, 1) ~= ':' then
-          first = now
-          metadata:set('tuneyard', 'ttft_ms', (now - start) / 1000)
-        end
-        if first then
-          chunks = chunks + 1
-          metadata:set('tuneyard', 'chunks', chunks)
-          if chunks > 1 then metadata:set('tuneyard', 'itl_ms', (now - first) / 1000 / (chunks - 1)) end
-        end
+      local metadata = handle:streamInfo():dynamicMetadata() -- wrappers are dead after each chunk's yield
+      local now = tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+      if not first and sub(text, 1, 1) ~= ':' then
+        first = now
+        metadata:set('tuneyard', 'ttft_ms', (now - start) / 1000)
+      end
+      if first then
+        chunks = chunks + 1
+        metadata:set('tuneyard', 'chunks', chunks)
+        if chunks > 1 then metadata:set('tuneyard', 'itl_ms', (now - first) / 1000 / (chunks - 1)) end
       end
       text = carry .. text
-      read_usage(metadata, text)
+      read_usage(handle, text)
       carry = sub(text, -CARRY)
     end
+  end
+end
+
+function envoy_on_response(handle)
+  local kind = handle:headers():get('content-type') or ''
+  if find(kind, 'application/json', 1, true) == 1 then
+    watch_whole(handle)
+  elseif find(kind, 'text/event-stream', 1, true) == 1 then
+    watch_stream(handle)
   end
 end

@@ -7,7 +7,8 @@
 --   * a name that no ModelDeployment can have is unknown here already, so that x-model is always a clean text;
 --   * x-model and x-tuneyard-* of clients were removed before this script runs, by Envoy itself: if the script fails,
 --     the request has no model, and the gate (rbac) refuses what no script has opened it for.
--- Leaves in dynamic metadata `tuneyard`: first and last (1-based byte range of the model's value), start (microseconds).
+-- Leaves in the header x-tuneyard-range where the model's value stands (first-last, 1-based bytes), and, for a request
+-- that streams, in dynamic metadata `tuneyard` when it came (start, in microseconds): metadata costs more than headers.
 local byte, find, sub = string.byte, string.find, string.sub
 
 local INFERENCE = {
@@ -131,9 +132,8 @@ function envoy_on_request(handle)
   local name = sub(text, first, last)
   if find(name, '\\/', 1, true) then name = string.gsub(name, '\\/', '/') end -- some encoders escape slashes
   if not is_model_name(name) then return unknown_model(handle) end
-  local metadata = handle:streamInfo():dynamicMetadata()
-  metadata:set('tuneyard', 'first', first)
-  metadata:set('tuneyard', 'last', last)
-  metadata:set('tuneyard', 'start', start)
-  handle:headers():replace('x-model', name) -- the wrapper from before body() is dead after the yield
+  if find(text, '"stream"', 1, true) then handle:streamInfo():dynamicMetadata():set('tuneyard', 'start', start) end
+  headers = handle:headers() -- the wrapper from before body() is dead after the yield
+  headers:replace('x-tuneyard-range', first .. '-' .. last)
+  headers:replace('x-model', name)
 end

@@ -23,10 +23,10 @@ function envoy_on_request(handle)
     return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error',
       'model_not_found', 'model')
   end
-  local range = handle:streamInfo():dynamicMetadata():get('tuneyard')
+  local first, last = string.match(headers:get('x-tuneyard-range'), '^(%d+)-(%d+)$')
+  first, last = tonumber(first), tonumber(last)
   local body = handle:body(true)
-  local length = body:length()
-  local text = body:getBytes(0, range['first'] - 1) .. engine .. body:getBytes(range['last'], length - range['last'])
+  local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
   body:setBytes(text)
   headers = handle:headers() -- the wrapper from before body() is dead after the yield
   headers:replace('content-length', tostring(#text))
