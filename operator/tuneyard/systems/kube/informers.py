@@ -219,7 +219,12 @@ class Informer:
                 self._failed(error)
                 state.refused(error)
                 continue
-            return state.watching(Stream(stream, self._stopping, state))
+            watched = state.watching(Stream(stream, self._stopping, state))
+            if self._stopping.is_set():
+                # stop() may have looked for a stream to hang up a moment too early
+                watched.close()
+                raise StoppedError
+            return watched
 
     # -- what it tells ---------------------------------------------------------------------------------------------
 
