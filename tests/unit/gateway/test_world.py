@@ -1,0 +1,208 @@
+"""What a gateway knows, change by change; every step is also compared with the routes of everything at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.builders import BASE, base_model, deployment, digest, loaded, pinned, pod, revision
+from tests.builders import adapter as unpinned
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel
+from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
+from tuneyard.gateway.world import World
+from tuneyard.planning.observations import PodObservation
+from tuneyard.planning.routes import GRACE, ModelRoutes
+
+TWO = [revision("v1", "v1"), revision("v2", "v2")]
+
+
+def raw(resource: ApiModel) -> dict[str, Any]:
+    return resource.to_dict()
+
+
+def raw_pod(one: PodObservation) -> dict[str, Any]:
+    annotations = {names.ANNOTATION_ADAPTERS: one.report.model_dump_json(by_alias=True)} if one.report else {}
+    return {
+        "metadata": {
+            "name": one.name,
+            "namespace": one.namespace,
+            "labels": {names.LABEL_POOL: one.pool},
+            "annotations": annotations,
+        }
+    }
+
+
+def world_of(*deployments: ApiModel) -> World:
+    world = World()
+    world.put("base", raw(base_model()), 0)
+    world.put("adapter", raw(pinned("v1")), 0)
+    world.put("adapter", raw(pinned("v2")), 0)
+    world.put("pod", raw_pod(pod("a", "v1", "v2")), 0)
+    for one in deployments:
+        world.put("deployment", raw(one), 0)
+    return world
+
+
+def routes(world: World, model: str = "chat", now: float = 0) -> ModelRoutes:
+    found = world.routes(model, now)
+    assert found is not None
+    return found
+
+
+def canary(v1: int = 90, **fields: Any) -> ApiModel:
+    return deployment(revisions=TWO, traffic={"v1": v1, "v2": 100 - v1}, **fields)
+
+
+def test_a_change_touches_the_models_that_it_can_change() -> None:
+    world = World()
+    other = deployment("other", revisions=[revision("r", "o", base="big")])
+    assert world.put("deployment", raw(canary()), 0) == {"chat"}
+    assert world.put("deployment", raw(other), 0) == {"other"}
+    assert world.put("adapter", raw(pinned("v1")), 0) == {"chat"}
+    assert world.put("adapter", raw(pinned("v1")), 0) == set()
+    assert world.put("adapter", raw(pinned("o", base="big")), 0) == {"other"}
+    assert world.put("adapter", raw(pinned("nobodys")), 0) == set()
+    assert world.put("base", raw(base_model()), 0) == {"chat"}
+    assert world.put("base", raw(base_model()), 0) == set()
+    assert world.put("pod", raw_pod(pod("a", "v1")), 0) == {"chat"}
+    assert world.put("pod", raw_pod(pod("a", "v1")), 0) == set()
+    assert world.put("pod", raw_pod(pod("b", pool="big", base="big")), 0) == {"other"}
+    assert world.put("pod", raw_pod(pod("b", pool=BASE)), 0) == {"chat", "other"}
+    assert world.remove("pod", ("team", "a"), 0) == {"chat"}
+    assert world.put("deployment", raw(canary(model_name="renamed")), 0) == {"chat", "renamed"}
+    assert world.namespaces() == {"team"}
+
+
+def test_weights_follow_spec_status_and_pods() -> None:
+    world = world_of(canary())
+    assert routes(world).weights == {"v1": 90, "v2": 10}
+    world.put("pod", raw_pod(pod("a", "v1")), 0)
+    assert routes(world).weights == {"v1": 100, "v2": 0}
+    world.put("pod", raw_pod(pod("b", "v2")), 0)
+    status = ModelDeploymentStatus(rollout=RolloutStatus(stable="v1", allowed={"v2": 3}))
+    world.put("deployment", raw(canary(v1=50, status=status)), 0)
+    assert routes(world).weights == {"v1": 97, "v2": 3}
+    world.remove("pod", ("team", "a"), 0)
+    assert (routes(world).weights, routes(world).unserved) == ({"v1": 0, "v2": 3}, 97)
+
+
+def test_the_header_is_allowed_by_the_deployment() -> None:
+    allowed = deployment().spec.model_copy(update={"routing": Routing(allow_revision_header=True)})
+    world = world_of(deployment(), deployment("open").model_copy(update={"spec": allowed}))
+    assert not routes(world).allow_revision_header
+    assert routes(world, "open").allow_revision_header
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda d: d["spec"].pop("revisions"),
+        lambda d: d["spec"].update(traffic=[{"revision": "v1", "weight": 60}]),
+        lambda d: d["spec"].update(traffic=[{"revision": "nope", "weight": 100}]),
+        lambda d: d["spec"].update(traffic="all"),
+    ],
+)
+def test_an_unreadable_deployment_keeps_its_last_good_routes(spoil: Any) -> None:
+    world = world_of(canary())
+    before = routes(world)
+    broken = raw(canary())
+    spoil(broken)
+    assert world.put("deployment", broken, 0) == set()
+    assert routes(world) == before
+    world.put("pod", raw_pod(pod("a", "v1")), 0)
+    assert routes(world).weights == {"v1": 100, "v2": 0}
+
+
+def test_an_unreadable_report_counts_as_none() -> None:
+    world = world_of(canary())
+    broken = raw_pod(pod("a"))
+    for text in ("", "{}", "[1]", '{"address": 1}'):
+        broken["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = text
+        world.put("pod", broken, 0)
+        assert routes(world).unserved == 100
+
+
+def test_what_vanished_counts_for_a_while() -> None:
+    world = world_of(canary())
+    before = routes(world)
+    for kind, name in (("deployment", "chat"), ("adapter", "v1"), ("base", BASE)):
+        assert world.remove(kind, ("team", name), 100) == set()  # type: ignore[arg-type]
+    assert world.next_expiry() == 100 + GRACE
+    assert world.expire(100 + GRACE - 0.1) == set()
+    assert routes(world, now=100 + GRACE - 0.1) == before
+    assert world.expire(100 + GRACE) == {"chat"}
+    assert world.routes("chat", 100 + GRACE) is None
+    assert world.models() == set()
+    assert world.next_expiry() is None
+
+
+def test_what_is_created_again_goes_on() -> None:
+    world = world_of(canary())
+    world.remove("deployment", ("team", "chat"), 100)
+    world.remove("adapter", ("team", "v1"), 100)
+    world.put("deployment", raw(canary(v1=80, uid="new")), 101)
+    world.put("adapter", raw(unpinned("v1")), 101)
+    # the digest stood in the status of the one that is gone
+    assert routes(world, now=101).weights == {"v1": 80, "v2": 20}
+    assert routes(world, now=101).uid == "new"
+    world.put("adapter", raw(pinned("v1")), 105)
+    assert world.expire(200) == set()
+    assert routes(world, now=200).weights == {"v1": 80, "v2": 20}
+
+
+def test_a_digest_is_not_borrowed_for_ever_nor_by_another_adapter() -> None:
+    world = world_of(canary())
+    world.remove("adapter", ("team", "v1"), 100)
+    world.put("adapter", raw(unpinned("v1")), 101)
+    world.put("adapter", raw(unpinned("v1", labels={"touched": "again"})), 105)
+    assert routes(world, now=105).weights["v1"] == 90
+    assert world.expire(101 + GRACE) == {"chat"}
+    assert routes(world, now=120).weights["v1"] == 0
+    world.put("adapter", raw(pinned("v1")), 121)
+    world.remove("adapter", ("team", "v1"), 130)
+    world.put("adapter", raw(unpinned("v1", volume="elsewhere")), 131)
+    assert routes(world, now=131).weights["v1"] == 0
+
+
+def test_other_bytes_under_the_same_name_are_another_engine_name() -> None:
+    world = world_of(canary(status=ModelDeploymentStatus(rollout=RolloutStatus(stable="v1"))))
+    assert world.put("adapter", raw(unpinned("v1", digest=digest("changed"))), 0) == {"chat"}
+    assert routes(world).weights == {"v1": 0, "v2": 10}
+    world.put("pod", raw_pod(pod("a", "v2", reports={"v1": loaded("v1", digest=digest("changed"))})), 0)
+    assert routes(world).weights == {"v1": 90, "v2": 10}
+
+
+def test_the_owner_of_a_name_keeps_it_while_it_lingers() -> None:
+    world = world_of(canary(created=0), deployment("later", model_name="chat", created=5))
+    assert routes(world).deployment == "chat"
+    world.remove("deployment", ("team", "chat"), 100)
+    assert routes(world, now=101).deployment == "chat"
+    assert world.expire(100 + GRACE) == {"chat"}
+    assert routes(world, now=111).deployment == "later"
+
+
+def test_it_is_written_down_and_read_back() -> None:
+    world = world_of(canary(), deployment("other", revisions=[revision("plain")]))
+    world.put("pod", {**raw_pod(pod("b")), "spec": {"secret": "not kept"}}, 0)
+    lines = world.lines()
+    assert "not kept" not in "".join(lines)
+    later = World()
+    assert later.restore(lines, 50) == {"chat", "other"}
+    for model in ("chat", "other"):
+        assert later.routes(model, 50) == world.routes(model, 0)
+    assert sorted(later.lines()) == sorted(lines)
+    with pytest.raises(ValueError, match="secret"):
+        World().restore(['{"kind": "secret", "object": {}}'], 0)
+
+
+def test_a_list_replaces_what_was_remembered() -> None:
+    world = world_of(canary(), deployment("gone"))
+    world.put("pod", raw_pod(pod("b", "v1")), 0)
+    assert world.forget_others("deployment", None, [("team", "chat")], 60) == set()
+    assert world.forget_others("pod", "other", [], 60) == set()
+    assert world.forget_others("pod", "team", [("team", "b")], 60) == {"chat", "gone"}
+    assert world.forget_others("adapter", "team", [("team", "v1"), ("team", "v2")], 60) == set()
+    assert world.expire(60 + GRACE) == {"gone"}
+    assert world.models() == {"chat"}
