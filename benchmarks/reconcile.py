@@ -8,6 +8,7 @@ on a single base with a hundred adapters.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -175,6 +176,7 @@ def _idle(operator: OperatorProcess) -> bool:
 
 def main() -> int:
     """Measure and write the figures."""
+    load = os.getloadavg()[0]
     rounds: dict[tuple[int, int], list[Round]] = {SPREAD: [], ONE_BASE: []}
     for number in range(ROUNDS):
         for (namespaces, adapters), done in rounds.items():
@@ -212,7 +214,7 @@ def main() -> int:
         },
         note=f"{DEPLOYMENTS} ModelDeployments and as many adapters, 20 bases (one_base: a single one, 100 adapters); "
         f"{EDITS} edits at {EDITS_PER_SECOND:.0f}/s; from the start of the process; memory is the peak; medians of "
-        f"{ROUNDS} rounds; API server, etcd, operator and client share the cores.",
+        f"{ROUNDS} rounds; API server, etcd, operator and client share the cores. Load average before: {load:.1f}.",
     )
     return 0
 
