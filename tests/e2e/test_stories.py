@@ -66,7 +66,7 @@ def test_adapter_added_and_removed_without_a_restart(world, traffic):
         reports = [json.loads(p["metadata"]["annotations"]["tuneyard.dev/adapters"]) for p in world.model_pods()]
         return all("acme-support-v3" not in r["adapters"] for r in reports)
 
-    wait_until(unloaded, 60, "every pod has unloaded the adapter")
+    wait_until(unloaded, 120, "every pod has unloaded the adapter")
     told = traffic.summary()
     assert told.failed == told.cut == 0, told
     assert {p["metadata"]["name"] for p in world.model_pods()} == pods
