@@ -2,9 +2,9 @@
 
 Rules (each sidesteps something measured on kopf 1.45.2, see the design's notes on Kubernetes):
 - `on.event` handlers only: no finalizers, no annotations, no PATCH of kopf's own, ever;
-- the passes read the informers, whose own notices wake them. An event that the informers do not show within a second
-  has been lost or delayed there (handlers and watches can both miss one): then the object is woken from here, and that
-  pass reads from the API server;
+- the passes read the informers, whose own notices wake them. An event that the informers do not show within three
+  seconds has been lost or delayed there (handlers and watches can both miss one): then the object is woken from here,
+  and that pass reads from the API server;
 - endless jittered back-offs: neither a 403 nor an API server that is away for an hour ends it. What ends it all the
   same (the CRD is gone) starts it again, in this thread, while the informers go on by themselves;
 - no posting of events, no peering, no scanning of the cluster's kinds and namespaces, no liveness endpoint: it would
@@ -31,7 +31,7 @@ from tuneyard.systems.kube.objects import PLURALS
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 5.0
-_LATE_SECONDS = 1.0
+_LATE_SECONDS = 3.0
 _WATCH_SECONDS = 45
 """An integer: kopf passes it on as it is, and the API server reads no fraction."""
 

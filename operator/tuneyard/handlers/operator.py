@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 LEASE = "tuneyard-operator"
 _GATEWAYS_SECONDS = 3.0
 _PASSES_SECONDS = 10.0
+_RENEWAL_SECONDS = 7.0
 
 
 class Operator:
@@ -96,7 +97,10 @@ class Operator:
         keeper = threading.Thread(target=self._lead, name="lease", daemon=True)
         keeper.start()
         self.stopping.wait()
-        self._end()
+        ended = self._workers.stop(_PASSES_SECONDS) if self._working.is_set() else True
+        # a renewal that is under way would take the lease back
+        keeper.join(_RENEWAL_SECONDS)
+        self._end(ended)
 
     def _lead(self) -> None:
         """Wait for the lease and for a whole view, then let the workers begin; renew until the end."""
@@ -121,8 +125,7 @@ class Operator:
         self._workers.start()
         _log.info("working, %.1f s after the lease was taken", time.monotonic() - began)
 
-    def _end(self) -> None:
-        ended = self._workers.stop(_PASSES_SECONDS) if self._working.is_set() else True
+    def _end(self, ended: bool) -> None:
         if not ended:
             _log.warning("passes are still under way; the lease runs out by itself")
         else:

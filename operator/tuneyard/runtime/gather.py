@@ -50,8 +50,9 @@ class GatewayView:
 class Reads:
     """Reads from the informers' copies."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, api: Api) -> None:
         self._world = world
+        self._api = api
 
     def object(self, key: Key) -> Object | None:
         """The object of a key as it is stored."""
@@ -121,8 +122,7 @@ class FreshReads(Reads):
     """Reads from the API server itself, at most once per object or list and pass; raises ApiError."""
 
     def __init__(self, world: World, api: Api) -> None:
-        super().__init__(world)
-        self._api = api
+        super().__init__(world, api)
         self._fetched: dict[Key, Object | None] = {}
 
     def object(self, key: Key) -> Object | None:

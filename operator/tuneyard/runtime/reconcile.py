@@ -110,11 +110,11 @@ class Reconciler:
         """One pass; returns the seconds after which time alone asks for another one. Raises ApiError, RefusedError."""
         if key in self._distrusted:
             self._distrusted.discard(key)
-            return self._pass(key, FreshReferences(self._world, self._api))
+            return self._pass(key, FreshReads(self._world, self._api))
         observed = self._world.raw(key)
         if observed is not None and self._behind(key, observed):
             return _SOON
-        return self._pass(key, Reads(self._world))
+        return self._pass(key, Reads(self._world, self._api))
 
     def _pass(self, key: Key, reads: Reads) -> float | None:
         observed = reads.object(key)
@@ -125,9 +125,9 @@ class Reconciler:
         if invalid is not None:
             return self._write(key, observed, self._stalled(key.kind, observed, None, invalid).to_dict())
         plan = self._plan(reads, key)
-        fresh = None if isinstance(reads, FreshReads) else self._fresh_reads(key, plan, observed)
-        if fresh is not None:
-            return self._pass(key, fresh)
+        needed = needed_reads(key, plan, observed)
+        if not isinstance(reads, needed):
+            return self._pass(key, needed(self._world, self._api))
         try:
             self._executor.execute(plan.actions)
         except RefusedError as error:
@@ -156,14 +156,6 @@ class Reconciler:
         generation = int(observed["metadata"].get("generation") or 0)
         told = planned if isinstance(planned, Status) else stored
         return stalled_by(told, problem, stored.conditions, generation, self._now())  # type: ignore[type-var]
-
-    def _fresh_reads(self, key: Key, plan: Plan, observed: Object) -> FreshReads | None:
-        """What to plan again from, where the informers' word is not enough."""
-        if any(isinstance(action, Delete) for action in plan.actions):
-            return FreshReferences(self._world, self._api)
-        if key.kind == MODEL_DEPLOYMENT and raises_weight(observed, plan):
-            return FreshReads(self._world, self._api)
-        return None
 
     def _write(self, key: Key, observed: Object, status: Mapping[str, Any]) -> float | None:
         """Write a status that differs; returns the seconds to wait where it could not be written now."""
@@ -211,6 +203,13 @@ def _status(kind: str, observed: Object) -> Status:
         return _STATUSES[kind].from_dict(observed.get("status") or {})
     except ValidationError:
         return _STATUSES[kind]()
+
+
+def needed_reads(key: Key, plan: Plan, observed: Object) -> type[Reads]:
+    """How sure the observation has to be for this plan to be executed."""
+    if any(isinstance(action, Delete) for action in plan.actions):
+        return FreshReferences
+    return FreshReads if key.kind == MODEL_DEPLOYMENT and raises_weight(observed, plan) else Reads
 
 
 def raises_weight(observed: Object, plan: Plan) -> bool:
