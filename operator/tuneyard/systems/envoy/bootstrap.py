@@ -46,7 +46,6 @@ NOWHERE = "nowhere"
 STAT_PREFIX = "gateway"
 LUA_FILTERS = ("extract", "rewrite", "answer")
 GATE_HEADER = "x-tuneyard-gate"
-RANGE_HEADER = "x-tuneyard-range"
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
 

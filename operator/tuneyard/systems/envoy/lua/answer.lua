@@ -10,30 +10,34 @@
 local find, match, sub = string.find, string.match, string.sub
 local CARRY = 512 -- bytes of the previous chunks that are looked at again: a usage object may be cut in two
 
+-- Whether the text held a usage object; the last one counts.
 local function read_usage(handle, text)
   local at, found = 0, nil
   repeat
     at = find(text, '"usage"', at + 1, true)
     found = at or found
   until not at
-  if not found then return end
+  if not found then return false end
   local window = sub(text, found, found + CARRY)
   local prompt = match(window, '"prompt_tokens"%s*:%s*(%d+)%s*[,}]')
+  if not prompt then return false end
   local completion = match(window, '"completion_tokens"%s*:%s*(%d+)%s*[,}]')
-  if prompt then
-    handle:streamInfo():dynamicMetadata():set('tuneyard', 'usage', {
-      prompt_tokens = tonumber(prompt),
-      completion_tokens = completion and tonumber(completion) or 0, -- embeddings generate none
-    })
-  end
+  -- cut in two: the next chunk brings the rest. Embeddings generate no tokens and say so by leaving it out
+  if not completion and not find(window, '}', 1, true) then return false end
+  handle:streamInfo():dynamicMetadata():set('tuneyard', 'usage', {
+    prompt_tokens = tonumber(prompt),
+    completion_tokens = completion and tonumber(completion) or 0,
+  })
+  return true
 end
 
--- A whole answer: only its usage is of interest.
+-- A whole answer: only its usage is of interest, and once that is known the rest passes without this script.
 local function watch_whole(handle)
-  local carry = ''
+  local carry
   for chunk in handle:bodyChunks() do
-    local text = carry .. chunk:getBytes(0, chunk:length())
-    read_usage(handle, text)
+    local text = chunk:getBytes(0, chunk:length())
+    if carry then text = carry .. text end
+    if read_usage(handle, text) then return end
     carry = sub(text, -CARRY)
   end
 end

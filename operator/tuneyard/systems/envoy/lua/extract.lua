@@ -7,8 +7,9 @@
 --   * a name that no ModelDeployment can have is unknown here already, so that x-model is always a clean text;
 --   * x-model and x-tuneyard-* of clients were removed before this script runs, by Envoy itself: if the script fails,
 --     the request has no model, and the gate (rbac) refuses what no script has opened it for.
--- Leaves in the header x-tuneyard-range where the model's value stands (first-last, 1-based bytes), and, for a request
--- that streams, in dynamic metadata `tuneyard` when it came (start, in microseconds): metadata costs more than headers.
+-- Leaves in the header x-tuneyard-gate, which stays closed by it, where the model's value stands (first-last, 1-based
+-- bytes), and, for a request that streams, in dynamic metadata `tuneyard` when it was there as a whole (start, in
+-- microseconds). Metadata costs more than headers.
 local byte, find, sub = string.byte, string.find, string.sub
 
 local INFERENCE = {
@@ -124,7 +125,6 @@ function envoy_on_request(handle)
     return refuse(handle, '415', 'The body may not have a content encoding.', 'invalid_request_error',
       'unsupported_content_encoding')
   end
-  local start = handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
   local first, last = locate(text)
@@ -132,8 +132,11 @@ function envoy_on_request(handle)
   local name = sub(text, first, last)
   if find(name, '\\/', 1, true) then name = string.gsub(name, '\\/', '/') end -- some encoders escape slashes
   if not is_model_name(name) then return unknown_model(handle) end
-  if find(text, '"stream"', 1, true) then handle:streamInfo():dynamicMetadata():set('tuneyard', 'start', start) end
+  if find(text, '"stream"', 1, true) then
+    local start = handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
+    handle:streamInfo():dynamicMetadata():set('tuneyard', 'start', start)
+  end
   headers = handle:headers() -- the wrapper from before body() is dead after the yield
-  headers:replace('x-tuneyard-range', first .. '-' .. last)
+  headers:replace('x-tuneyard-gate', first .. '-' .. last)
   headers:replace('x-model', name)
 end

@@ -5,10 +5,11 @@
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 function envoy_on_request(handle)
+  local body = handle:body(true)
   local headers = handle:headers()
-  local name = headers:get('x-model')
-  if not name then return end -- `extract` has failed: the gate stays closed
-  if headers:get('x-tuneyard-gate') then return end -- answered without an engine
+  local name, gate = headers:get('x-model'), headers:get('x-tuneyard-gate')
+  if gate == 'open' then return end -- answered without an engine
+  if not name or not gate then return end -- `extract` has failed: the gate stays closed
   local context = handle:filterContext()
   local engine = context:get('engine')
   if not engine then
@@ -23,12 +24,10 @@ function envoy_on_request(handle)
     return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error',
       'model_not_found', 'model')
   end
-  local first, last = string.match(headers:get('x-tuneyard-range'), '^(%d+)-(%d+)$')
+  local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
-  local body = handle:body(true)
   local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
   body:setBytes(text)
-  headers = handle:headers() -- the wrapper from before body() is dead after the yield
   headers:replace('content-length', tostring(#text))
   headers:replace('x-tuneyard-gate', 'open')
 end
