@@ -18,7 +18,7 @@ from benchmarks.report import write
 from tests.contract.envoy import Envoy, Front, Rig, free_port, model, revision
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
 
-ROUNDS = 7
+ROUNDS = 5
 SECONDS = 2.0
 
 
