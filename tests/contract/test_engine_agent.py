@@ -25,6 +25,7 @@ from tests.contract.engines import (
     shared_engine,
 )
 from tests.contract.test_engine_client import eventually, stream
+from tuneyard.api.documents import PodReport
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.folder import digest_of
@@ -247,3 +248,17 @@ async def test_an_engine_that_computes_nan_is_found_out(tmp_path: Path) -> None:
                 await client.ask("smuggled")
     finally:
         await asyncio.to_thread(engine.kill)
+
+
+async def test_an_agent_with_a_bug_ends_instead_of_limping(tmp_path: Path) -> None:
+    def broken(_: PodReport) -> None:
+        raise ZeroDivisionError
+
+    rig = AgentRig(own_engine("fake"), tmp_path)
+    rig.on_report = broken
+    with pytest.raises(ExceptionGroup) as caught:
+        async with rig:
+            rig.plan()
+            async with asyncio.timeout(20):
+                await asyncio.Event().wait()
+    assert caught.group_contains(ZeroDivisionError)

@@ -122,7 +122,8 @@ class FakeEngine:
         """What SIGTERM does."""
         self.stopping = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), self.options.shutdown_timeout or None)
+            async with asyncio.timeout(self.options.shutdown_timeout or None):
+                await self._idle.wait()
         await self.kill()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -47,7 +47,8 @@ async def running_agent(
 ) -> AsyncIterator[Agent]:
     r"""An agent at work while the context lasts; `write` publishes its reports.
 
-    It knows of plans what its snapshot says, until somebody tells `knowledge` another one.
+    It knows of plans what its snapshot says, until somebody tells `knowledge` another one. Should one of its tasks end
+    by a bug, so does the context, with that error: a restarted agent takes nothing back, a limping one serves nobody.
     """
     snapshot = Snapshot(settings.run / "agent.json")
     fresh = State(settings.address, settings.base_model, settings.max_cpu_loras)
@@ -58,19 +59,18 @@ async def running_agent(
     async with Vllm(settings.engine_url, settings.engine_key) as engine:
         watch = EngineWatch(knowledge, engine)
         performer = Performer(knowledge, shelf, engine, watch, front=front, clock=clock)
-        async with _serving(application(knowledge, drain), settings.port):
+        async with _serving(application(knowledge, drain), settings.port), asyncio.TaskGroup() as group:
             work = [
-                asyncio.create_task(watch.run(), name="engine watch"),
-                asyncio.create_task(publisher.run(), name="publisher"),
-                asyncio.create_task(drain.follow(), name="end of draining"),
-                asyncio.create_task(_decide(knowledge, performer, publisher, snapshot, clock), name="decisions"),
+                group.create_task(watch.run(), name="engine watch"),
+                group.create_task(publisher.run(), name="publisher"),
+                group.create_task(drain.follow(), name="end of draining"),
+                group.create_task(_decide(knowledge, performer, publisher, snapshot, clock), name="decisions"),
             ]
             try:
                 yield Agent(knowledge, drain)
             finally:
                 for task in work:
                     task.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
                 await performer.stop()
                 snapshot.save(knowledge.state)
 
@@ -87,8 +87,10 @@ async def _decide(
         snapshot.save(knowledge.state)
         now = clock()
         until = next_time(knowledge.state, now)
+        # not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the change
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(knowledge.changed.wait(), None if until is None else max(0.01, until - now))
+            async with asyncio.timeout(None if until is None else max(0.01, until - now)):
+                await knowledge.changed.wait()
 
 
 @asynccontextmanager

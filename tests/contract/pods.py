@@ -1,0 +1,92 @@
+"""Model pods and a gateway without a cluster: engines, real fronts, agents, and the real Envoy before them.
+
+What is left out of the way of a plan is the operator; what is left out of the way of a report is the API server: each
+adapter is a model of its own name, its endpoints are the pods that say in their last report that they serve it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.contract import envoy
+from tests.contract.agents import AgentRig, loaded
+from tests.contract.engines import EngineProcess, own_engine
+from tuneyard.api.documents import PlannedAdapter, PodReport
+from tuneyard.planning.routes import ModelRoutes
+
+
+class ModelPods:
+    """Pods behind one gateway; `async with ModelPods(...) as pods:` begins with all engines up and no adapter."""
+
+    def __init__(self, folder: Path, engines: Sequence[EngineProcess], max_cpu_loras: int) -> None:
+        self.engines = list(engines)
+        self.rigs: list[AgentRig] = []
+        self.gateway = envoy.Rig(folder)
+        self._folder = folder
+        self._max_cpu_loras = max_cpu_loras
+        self._stack = AsyncExitStack()
+        self._served: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def url(self) -> str:
+        """The gateway's."""
+        return self.gateway.url
+
+    def plan(self, *planned: PlannedAdapter) -> None:
+        """This is the plan of all pods now."""
+        for rig in self.rigs:
+            rig.plan(*planned)
+
+    def has(self, name: str, like: Path) -> PlannedAdapter:
+        """A plan's entry for an adapter whose files are on every pod's volume."""
+        entries = [rig.has(name, like) for rig in self.rigs]
+        return entries[0]
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self.gateway)
+        for number, engine in enumerate(self.engines):
+            folder = self._folder / f"pod-{number}"
+            folder.mkdir()
+            self._stack.callback(engine.kill)
+            engine.start()
+            front = await self._stack.enter_async_context(envoy.Front(folder, engine.port))
+            rig = AgentRig(engine, folder, max_cpu_loras=self._max_cpu_loras, address=front.address)
+            rig.on_report = self._route
+            self.rigs.append(await self._stack.enter_async_context(rig))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _route(self, _: PodReport) -> None:
+        """Give the gateway what the pods' last reports say."""
+        reports = [rig.report for rig in self.rigs if rig.published]
+        served = {name: self._endpoints(name, reports) for r in reports for name in r.adapters}
+        changed = [self._model(name, reports, pods) for name, pods in served.items() if self._served.get(name) != pods]
+        for name in self._served.keys() - served.keys():
+            self.gateway.drop(name)
+        self._served = served
+        if changed:
+            self.gateway.put(*changed)
+
+    @staticmethod
+    def _endpoints(name: str, reports: Sequence[PodReport]) -> tuple[str, ...]:
+        return tuple(r.address for r in reports if name in loaded(r))
+
+    @staticmethod
+    def _model(name: str, reports: Sequence[PodReport], pods: tuple[str, ...]) -> ModelRoutes:
+        engine = next((a.engine_name for r in reports if (a := r.adapters.get(name)) and a.engine_name), None)
+        return envoy.model(name, envoy.revision("only", 100, pods, engine=engine or name))
+
+
+def pod_engine(kind: str, base: Path, name: str, max_cpu_loras: int) -> EngineProcess:
+    """An engine with the key that the gateway uses."""
+    engine = own_engine(kind, max_cpu_loras=max_cpu_loras)
+    engine.base, engine.name, engine.key = base, name, envoy.engine_key("default", "base")
+    return engine
