@@ -51,6 +51,8 @@ class Gateway:
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
         )
         self.envoy = EnvoyAdmin(str(given.admin_socket))
+        self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
+        self.metrics.models.set_function(lambda: float(self.publisher.models))
         self._token = names.observe_token(master)
         self._leaving = False
         self._was_ready = False
@@ -62,7 +64,7 @@ class Gateway:
     @property
     def ready(self) -> bool:
         """Whether clients may be sent here: Envoy has once worked with all it was sent, and is connected."""
-        self._was_ready = self._was_ready or self.publisher.ads.complete
+        self._was_ready = self._was_ready or self.publisher.ads.settled
         return self._was_ready and self.publisher.ads.connected and not self._leaving
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -88,7 +90,7 @@ class Gateway:
             return
         try:
             models = self.world.restore(lines, asyncio.get_running_loop().time())
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             _log.error("the snapshot cannot be read and is left aside: %s", error)
             return
         _log.info("restored %d models from the snapshot", len(models))
@@ -98,10 +100,6 @@ class Gateway:
         await self.watches.completed.wait()
         self.publisher.open()
         _log.info("all watches have listed; %d models", self.publisher.models)
-        while True:
-            self.metrics.connected.set(self.publisher.ads.connected)
-            self.metrics.models.set(self.publisher.models)
-            await asyncio.sleep(1)
 
     async def _serve(self) -> web.AppRunner:
         app = application(

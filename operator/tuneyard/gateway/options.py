@@ -4,7 +4,7 @@
 |---|---|---|
 | POD_NAME | the gateway's name in its reports, and Envoy's node id | the host's name |
 | TUNEYARD_RUN_DIRECTORY | shared with Envoy: sockets, bootstrap, snapshot | /run/tuneyard |
-| TUNEYARD_GATEWAY_PORT | clients' port of Envoy | 8080 |
+| TUNEYARD_CLIENTS_PORT | clients' port of Envoy | 8080 |
 | TUNEYARD_OBSERVE_PORT | port of this process | 9443 |
 | TUNEYARD_LISTEN | address of both | 0.0.0.0 |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
@@ -55,7 +55,7 @@ def options(environment: Mapping[str, str]) -> Options:
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
         directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
-        port=int(environment.get("TUNEYARD_GATEWAY_PORT") or names.GATEWAY_PORT),
+        port=int(environment.get("TUNEYARD_CLIENTS_PORT") or names.GATEWAY_PORT),
         observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
         listen=environment.get("TUNEYARD_LISTEN") or "0.0.0.0",
         drain_delay=float(environment.get("TUNEYARD_DRAIN_DELAY") or 5),

@@ -92,6 +92,7 @@ def connected(store: Store) -> Client:
 def test_from_nothing_in_warming_order() -> None:
     client = Client(store_of("a", "b"))
     client.connect()
+    assert not client.session.settled
     assert client.settle() == [
         ("Cluster", ("c-a", "c-b"), ()),
         ("ScopedRouteConfiguration", ("a", "b"), ()),
@@ -136,7 +137,9 @@ def test_routes_stay_back_while_a_cluster_is_refused() -> None:
     assert client.settle() == [("Cluster", ("c-bad",), ())]
     assert client.session.refusals == ["no: ['c-bad']"]
     assert client.session.acknowledged(ROUTES, "a") == "1"
+    assert client.session.settled
     store[ROUTES]["a"] = resource("3", "c-a")
+    assert not client.session.settled
     client.settle()
     assert client.session.acknowledged(ROUTES, "a") == "3"
 
@@ -150,6 +153,7 @@ def test_one_bad_resource_holds_up_no_other() -> None:
     client.settle()
     assert {n: client.session.acknowledged(ROUTES, n) for n in "abc"} == {"a": "2", "b": "1", "c": "2"}
     assert not client.session.complete
+    assert client.session.settled
     # the refused version is not sent over and over, another one is
     assert client.settle() == []
     client.refuses.clear()

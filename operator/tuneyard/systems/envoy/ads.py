@@ -182,6 +182,12 @@ class AdsServer:
         newest = self._newest()
         return newest is not None and newest.complete
 
+    @property
+    def settled(self) -> bool:
+        """Whether it works with all routes that it does not refuse."""
+        newest = self._newest()
+        return newest is not None and newest.settled
+
     def in_force(self, model: str) -> bool:
         """Whether the Envoy that connected last works with this model's routes as they are now."""
         newest, wanted = self._newest(), self._store[ROUTES].get(model)
@@ -223,7 +229,8 @@ class AdsServer:
             while not ended.is_set():
                 wake.clear()
                 if self._primed:
-                    for response in session.responses():
+                    # all at once: the store may change while one is being sent
+                    for response in list(session.responses()):
                         yield response
                 await wake.wait()
         finally:

@@ -77,6 +77,8 @@ class Session:
         self._known: dict[str, _Known] = {}
         self._outstanding: dict[str, _Outstanding] = {}
         self._alone: set[tuple[str, str]] = set()
+        self._refused_versions: dict[tuple[str, str], str] = {}
+        """What this Envoy will not take, by type and name: the version that it refused."""
         self._nonce = 0
         self._route_needs: dict[str, frozenset[str]] = {}
         """Clusters that the routes which this Envoy has, or may have, need."""
@@ -146,6 +148,7 @@ class Session:
         self.refusals.append(message)
         _log.error("Envoy refused %s of %s: %s", sorted(answered.versions), answered.type_url, message)
         if len(answered.versions) < 2:
+            self._refused_versions.update({(answered.type_url, n): v for n, v in answered.versions.items()})
             return
         known = self._known[answered.type_url]
         for name, version in answered.versions.items():
@@ -243,3 +246,19 @@ class Session:
         """Whether this Envoy works with every route of the store, as it is now."""
         routes = self._store.get(ROUTES, {})
         return bool(routes) and all(self.acknowledged(ROUTES, n) == r.version for n, r in routes.items())
+
+    @property
+    def settled(self) -> bool:
+        """Whether this Envoy works with every route that it is willing to take.
+
+        One model that it refuses must not keep a gateway from serving all others.
+        """
+        routes = self._store.get(ROUTES, {})
+        return bool(routes) and all(
+            self.acknowledged(ROUTES, n) == r.version or self._is_refused(n, r) for n, r in routes.items()
+        )
+
+    def _is_refused(self, name: str, routes: Resource) -> bool:
+        asked = [(ROUTES, name), *((t, c) for c in routes.needs for t in (CLUSTER, ENDPOINTS))]
+        wanted = {(t, n): self._store.get(t, {}).get(n) for t, n in asked}
+        return any(r is not None and self._refused_versions.get(key) == r.version for key, r in wanted.items())
