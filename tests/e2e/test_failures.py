@@ -19,6 +19,7 @@ def both_pods_serve(deployment_object):
     return ready(deployment_object) and rows(deployment_object)["v1"]["readyEndpoints"] == 2
 
 
+@pytest.mark.slow
 def test_engine_killed_loses_only_its_own_streams(world, traffic):
     pod = world.model_pods()[0]["metadata"]["name"]
     began = time.time()
@@ -68,6 +69,7 @@ def test_operator_killed_in_the_middle_of_a_canary(world, traffic):
     assert told.failed == told.cut == 0, told
 
 
+@pytest.mark.slow
 def test_gateway_process_killed_serves_on(world, traffic):
     # One after the other: a pod whose main container restarts is out of the Service until it is back.
     for name in [pod["metadata"]["name"] for pod in world.own_pods("gateway")]:

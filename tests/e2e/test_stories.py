@@ -39,6 +39,7 @@ def test_columns_tell_the_story(world):
         assert word in shown, shown
 
 
+@pytest.mark.slow
 def test_canary_edit_loses_no_request(world, traffic):
     for weights in ({"v1": 90, "v2": 10}, {"v1": 50, "v2": 50}, {"v2": 100}, {"v1": 100}):
         world.apply(deployment(weights))
@@ -49,6 +50,7 @@ def test_canary_edit_loses_no_request(world, traffic):
     assert set(told.by_revision) == {"v1", "v2"}
 
 
+@pytest.mark.slow
 def test_adapter_added_and_removed_without_a_restart(world, traffic):
     pods = {p["metadata"]["name"] for p in world.model_pods()}
     world.apply(adapter("acme-support-v3", "adapters/acme-support-v3"))
@@ -72,6 +74,7 @@ def test_adapter_added_and_removed_without_a_restart(world, traffic):
     assert {p["metadata"]["name"] for p in world.model_pods()} == pods
 
 
+@pytest.mark.slow
 def test_bad_adapter_reaches_no_engine_and_no_user(world, traffic, bad_adapters):
     for case, reason in bad_adapters.items():
         world.apply(adapter(f"bad-{case}", f"adapters/bad/{case}"))
@@ -98,6 +101,7 @@ def test_bad_adapter_reaches_no_engine_and_no_user(world, traffic, bad_adapters)
         world.kubectl.delete_unused("lora", f"bad-{case}", MODELS_NAMESPACE)
 
 
+@pytest.mark.slow
 def test_missing_references_say_so_and_stable_serves_on(world, traffic):
     world.apply(deployment({"v1": 50, "ghost": 50}, {"ghost": "no-such-adapter"}))
     seen = world.wait_for(lambda d: rows(d).get("ghost", {}).get("withheld"))
