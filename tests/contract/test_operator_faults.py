@@ -181,6 +181,7 @@ def test_a_leader_that_ends_in_order_is_followed_at_once(server: ApiServer, tmp_
         assert time.monotonic() - ended <= 8
 
 
+@pytest.mark.slow
 def test_a_leader_that_was_paused_writes_nothing_when_it_wakes(server: ApiServer, tmp_path: Path) -> None:
     cluster = Cluster(server, "paused")
     with all_of(operator(server, tmp_path, n) for n in range(2)) as both:
@@ -208,7 +209,7 @@ def _roles(both: list[OperatorProcess]) -> tuple[OperatorProcess, OperatorProces
     return leader, other
 
 
-@pytest.mark.parametrize("seconds", [4, 14])
+@pytest.mark.parametrize("seconds", [4, pytest.param(14, marks=pytest.mark.slow)])
 def test_an_outage_of_the_api_server_is_ridden_out(server: ApiServer, tmp_path: Path, seconds: int) -> None:
     """Longer than the lease allows, the leader ends, as it must, and is started again like any container."""
     cluster = Cluster(server, "outage")
