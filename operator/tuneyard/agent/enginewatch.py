@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.planning.agent import leaving_names
@@ -35,13 +36,17 @@ _STRIKES = 3
 class EngineWatch:
     """Tells what it sees of one engine."""
 
-    def __init__(self, knowledge: Knowledge, engine: Vllm) -> None:
+    def __init__(self, knowledge: Knowledge, engine: Vllm, clock: Callable[[], float]) -> None:
         self.reference: Answer | None = None
         """What the base answered first in this engine's life; the measure of its later answers."""
         self._knowledge = knowledge
         self._engine = engine
+        self._clock = clock
         self._strikes = 0
         self._looking = asyncio.Lock()
+        self._asking = asyncio.Lock()
+        self._last: Answer | None = None
+        self._asked = 0.0
 
     async def run(self) -> None:
         """Look for ever."""
@@ -70,9 +75,17 @@ class EngineWatch:
                     _log.info("the engine is healthy")
                 self._knowledge.tell(EngineSeen(models, busy))
 
-    async def ask_base(self) -> Answer:
-        """Ask the base for a token and compare it with its first answer; tells of a poisoned engine."""
-        answer = await self._engine.ask(self._knowledge.state.base_model)
+    async def ask_base(self, fresh: float = 0.0) -> Answer:
+        """Ask the base for a token and compare it with its first answer; tells of a poisoned engine.
+
+        An answer that is at most `fresh` seconds old is given again, for many adapters that are probed at once.
+        """
+        async with self._asking:
+            if self._last is not None and self._clock() - self._asked <= fresh:
+                return self._last
+            asked = self._clock()
+            answer = await self._engine.ask(self._knowledge.state.base_model)
+            self._last, self._asked = answer, asked
         if self.reference is None:
             self.reference = answer
         elif answer.is_broken(self.reference) and not self._knowledge.state.engine.poisoned:
@@ -105,5 +118,5 @@ class EngineWatch:
         if self._knowledge.state.engine.healthy:
             _log.warning("the engine is gone: %s", error)
         self._strikes = 0
-        self.reference = None
+        self.reference = self._last = None
         self._knowledge.tell(EngineGone())

@@ -30,6 +30,8 @@ _PAUSE = 1.0
 """Seconds before a step that failed for no adapter's fault may begin again."""
 _PROBE_TOKENS = 8
 _CANARIES = 3
+_FRESH = 1.0
+"""Seconds for which an answer of the base serves several adapters that are probed at once."""
 
 
 class Performer:
@@ -143,7 +145,7 @@ class Performer:
     async def _asked(self, step: Probe, name: str) -> None:
         """The base first, so that nobody is blamed for what was wrong before; then the adapter."""
         try:
-            base = await self._watch.ask_base()
+            base = await self._watch.ask_base(_FRESH if len(self._probing) > 1 else 0.0)
             if self._knowledge.state.engine.poisoned:
                 return  # by somebody before this adapter
             answer = await self._engine.ask(name)

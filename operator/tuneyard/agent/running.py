@@ -57,7 +57,7 @@ async def running_agent(
     drain = Drain(knowledge, front, settings.drain_timeout, clock)
     publisher = Publisher(knowledge, write, clock)
     async with Vllm(settings.engine_url, settings.engine_key) as engine:
-        watch = EngineWatch(knowledge, engine)
+        watch = EngineWatch(knowledge, engine, clock)
         performer = Performer(knowledge, shelf, engine, watch, front=front, clock=clock)
         async with _serving(application(knowledge, drain), settings.port), asyncio.TaskGroup() as group:
             work = [
