@@ -84,8 +84,11 @@ class World:
         )
 
     def traffic(self, **changes: Any) -> AbstractContextManager[TrafficThread]:
-        """Continuous traffic to the model: 4 requests a second of 8 tokens, half of them streaming."""
-        load = {"rate": 4.0, "max_seconds": 900.0, "body": {"max_tokens": 8}, **changes}
+        """Continuous traffic to the model: 2 requests a second of 4 tokens, half of them streaming.
+
+        That is a fraction of what two engines on two cores can do, so that what is seen is the fault and not a queue.
+        """
+        load = {"rate": 2.0, "max_open": 40, "max_seconds": 900.0, "body": {"max_tokens": 4}, **changes}
         return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
 
     def model_pods(self) -> list[dict[str, Any]]:
