@@ -54,6 +54,13 @@ def canary(team: Team, *pods: Upstream, v1: int = 90) -> str:
     return f"{team.namespace}/support"
 
 
+async def remembered(gateway: GatewayProcess, *words: str) -> Path:
+    """The snapshot, once it holds all of these."""
+    path = gateway.folder / "world.jsonl"
+    await eventually(lambda: path.exists() and all(w in path.read_text() for w in words), "a snapshot of everything")
+    return path
+
+
 def come_back(server: ApiServer) -> None:
     """Start the API server again; returns when it serves Tuneyard's kinds.
 
@@ -228,8 +235,7 @@ async def test_the_api_server_is_away(
     """No request fails; Envoy and process may both start anew meanwhile; edits arrive when it is back."""
     key = canary(team, *pods)
     await gateway.applies(key, {"v1": 90, "v2": 10})
-    snapshot = gateway.folder / "world.jsonl"
-    await eventually(lambda: snapshot.exists() and '"support"' in snapshot.read_text(), "a snapshot")
+    await remembered(gateway, '"support"', '"pod-a"', '"pod-b"', '"v1"', '"v2"', '"tiny"')
     async with Traffic(gateway.url, Load(["support"], rate=40, body=BODY)) as traffic:
         await traffic.wait_for(20)
         apiserver.stop()
@@ -254,8 +260,7 @@ async def test_envoy_starts_while_the_api_server_is_away(
 ) -> None:
     key = canary(team, *pods)
     await gateway.applies(key, {"v1": 90, "v2": 10})
-    snapshot = gateway.folder / "world.jsonl"
-    await eventually(lambda: snapshot.exists() and '"support"' in snapshot.read_text(), "a snapshot")
+    snapshot = await remembered(gateway, '"support"', '"pod-a"', '"pod-b"', '"v1"', '"v2"', '"tiny"')
     text = snapshot.read_text()
     assert names.engine_key(b"0123456789abcdef0123456789abcdef", team.namespace, "tiny") not in text
     assert snapshot.stat().st_mode & 0o077 == 0
@@ -281,7 +286,7 @@ async def test_what_changed_while_it_was_down_wins_over_the_snapshot(
     key = canary(team, a, b)
     team.make_deployment("other", {"v1": 100})
     await gateway.applies(f"{team.namespace}/other", {"v1": 100})
-    await eventually(lambda: '"other"' in (gateway.folder / "world.jsonl").read_text(), "a snapshot")
+    await remembered(gateway, '"other"', '"pod-a"', '"pod-b"')
     gateway.kill()
     team.delete("modeldeployments", "other")
     team.delete_pod(b)

@@ -1,7 +1,9 @@
 """`tuneyard gateway`: the process beside Envoy.
 
 Its life: read the snapshot of the process before it, if there is one; watch the API; feed Envoy as soon as enough is
-known; keep a snapshot. While the API server is away it goes on with what it knows, and so does one that starts then.
+known; keep a snapshot. While the API server is away it goes on with what it knows, and so does one that starts then:
+after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
+already may know more than a snapshot does.
 On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams, and
 ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives.
 """
@@ -33,6 +35,9 @@ from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
+
+PATIENCE = 2.0
+"""Seconds that complete lists are waited for where there is a snapshot."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,37 +74,44 @@ class Gateway:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
-        self._restore()
+        restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket)
         self.watches.start()
-        tasks = [asyncio.create_task(self._writer.run()), asyncio.create_task(self._open_when_complete())]
+        feeding = asyncio.create_task(self._open(restored))
         server = await self._serve()
         try:
             await stopping.wait()
             await self._leave()
         finally:
-            for task in tasks:
-                task.cancel()
+            feeding.cancel()
             await server.cleanup()
             await self.watches.stop()
             await self.publisher.ads.stop()
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Take what the process before knew; returns whether there was anything."""
         lines = snapshot.read(self._given.snapshot)
         if lines is None:
-            return
+            return False
         try:
             models = self.world.restore(lines, asyncio.get_running_loop().time())
         except (ValueError, KeyError, TypeError) as error:
             _log.error("the snapshot cannot be read and is left aside: %s", error)
-            return
+            return False
         _log.info("restored %d models from the snapshot", len(models))
-        self.publisher.open()
+        return True
 
-    async def _open_when_complete(self) -> None:
-        await self.watches.completed.wait()
+    async def _open(self, restored: bool) -> None:
+        """Feed Envoy as soon as enough is known; from then on there is something worth keeping."""
+        try:
+            async with asyncio.timeout(PATIENCE if restored else None):
+                await self.watches.completed.wait()
+        except TimeoutError:
+            _log.warning("the API server does not tell everything; serving from the snapshot")
         self.publisher.open()
-        _log.info("all watches have listed; %d models", self.publisher.models)
+        self._writer.mark()
+        _log.info("serving %d models", self.publisher.models)
+        await self._writer.run()
 
     async def _serve(self) -> web.AppRunner:
         app = application(

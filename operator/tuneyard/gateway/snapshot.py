@@ -1,7 +1,8 @@
 """What a gateway knows, kept on the pod's memory-backed volume for the process that comes after this one.
 
-Rules: written at most once per INTERVAL, in a thread, into another file that then takes the name, so that a reader
-never sees half of it. One JSON text per line, the first one the version. It holds no keys: those are derived.
+Rules: written as soon as something changes, and again at most every SHORTEST seconds, or so seldom that writing takes
+a SHARE of the time; in a thread, into another file that then takes the name, so that a reader never sees half of it.
+One JSON text per line, the first one the version. It holds no keys: those are derived.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from pathlib import Path
 
 from tuneyard.gateway.metrics import Metrics
 
-INTERVAL = 1.0
-"""Seconds between two writes."""
+SHORTEST = 0.1
+"""Seconds between two writes, at least."""
+SHARE = 0.05
+"""Of the time, at most, is spent writing."""
 _HEADER = json.dumps({"tuneyard-gateway-snapshot": 1})
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ class SnapshotWriter:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            begin = asyncio.get_running_loop().time()
             try:
                 await asyncio.to_thread(write, self._path, self._lines())
                 self._metrics.snapshots.inc()
@@ -66,4 +70,5 @@ class SnapshotWriter:
                 # serving goes on without it; only a restart during an outage would notice
                 self._metrics.snapshot_failures.inc()
                 _log.error("cannot write the snapshot: %s", error)
-            await asyncio.sleep(INTERVAL)
+            took = asyncio.get_running_loop().time() - begin
+            await asyncio.sleep(max(SHORTEST, took / SHARE - took))
