@@ -71,8 +71,7 @@ async def _run(kind: str, rounds: int, folder: Path) -> Seen:
         for rig in pods.rigs:
             await rig.until_loaded(*names, within=300)
         await pods.gateway.serve()
-        # two slots each: more adapters at a time would wait for each other, which is not what is measured here
-        load = Load(names[:2], rate=_RATE, streaming=0.7, body={"max_tokens": 24}, max_open=64)
+        load = Load(names, rate=_RATE, streaming=0.7, body={"max_tokens": 24}, max_open=64)
         async with Traffic(pods.url, load) as traffic:
             for _ in range(rounds):
                 await _round(pods, traffic, names, seen)

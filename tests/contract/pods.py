@@ -16,6 +16,7 @@ from tests.contract import envoy
 from tests.contract.agents import AgentRig, loaded
 from tests.contract.engines import EngineProcess, own_engine
 from tuneyard.api.documents import PlannedAdapter, PodReport
+from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.routes import ModelRoutes
 
 
@@ -86,7 +87,7 @@ class ModelPods:
 
 
 def pod_engine(kind: str, base: Path, name: str, max_cpu_loras: int) -> EngineProcess:
-    """An engine with the key that the gateway uses."""
-    engine = own_engine(kind, max_cpu_loras=max_cpu_loras)
+    """An engine with the key that the gateway uses, and as many slots as a pool has by default."""
+    engine = own_engine(kind, "--max-loras", str(LoRASettings().max_loras), max_cpu_loras=max_cpu_loras)
     engine.base, engine.name, engine.key = base, name, envoy.engine_key("default", "base")
     return engine

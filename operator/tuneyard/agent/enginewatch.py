@@ -29,6 +29,8 @@ from tuneyard.systems.engines.vllm import (
 _log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
+WAIT_SECONDS = 0.2
+"""Between two looks for an engine that is not healthy yet."""
 CANARY_SECONDS = 15.0
 _STRIKES = 3
 
@@ -83,9 +85,8 @@ class EngineWatch:
         async with self._asking:
             if self._last is not None and self._clock() - self._asked <= fresh:
                 return self._last
-            asked = self._clock()
             answer = await self._engine.ask(self._knowledge.state.base_model)
-            self._last, self._asked = answer, asked
+            self._last, self._asked = answer, self._clock()
         if self.reference is None:
             self.reference = answer
         elif answer.is_broken(self.reference) and not self._knowledge.state.engine.poisoned:
@@ -96,7 +97,7 @@ class EngineWatch:
     async def _look_again_and_again(self) -> None:
         while True:
             await self.look()
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS if self._knowledge.state.engine.healthy else WAIT_SECONDS)
 
     async def _ask_again_and_again(self) -> None:
         while True:

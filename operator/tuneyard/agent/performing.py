@@ -22,7 +22,13 @@ from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, RestartEngine, Step, Unload
 from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Proven, Removed, Unloaded
-from tuneyard.systems.engines.vllm import Answer, EngineError, EngineGoneError, EngineRefusedError, Vllm
+from tuneyard.systems.engines.vllm import (
+    Answer,
+    EngineError,
+    EngineGoneError,
+    EngineRefusedError,
+    Vllm,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -146,8 +152,15 @@ class Performer:
         """The base first, so that nobody is blamed for what was wrong before; then the adapter."""
         try:
             base = await self._watch.ask_base(_FRESH if len(self._probing) > 1 else 0.0)
-            if self._knowledge.state.engine.poisoned:
-                return  # by somebody before this adapter
+        except EngineGoneError:
+            raise
+        except EngineError as error:
+            _log.warning("probing %s: the base model does not answer: %s", name, error)
+            await asyncio.sleep(_PAUSE)
+            return
+        if self._knowledge.state.engine.poisoned:
+            return  # by somebody before this adapter
+        try:
             answer = await self._engine.ask(name)
         except EngineGoneError:
             raise

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from tuneyard.agent import publishing
 from tuneyard.agent.knowledge import Knowledge
@@ -18,7 +20,7 @@ from tuneyard.agent.settings import SettingsError, settings_from
 from tuneyard.agent.snapshot import Snapshot
 from tuneyard.api.documents import PodReport, PoolPlan
 from tuneyard.planning.agentstate import DrainAsked, Event, PlanChanged, Published, State
-from tuneyard.systems.engines.vllm import Answer, busy_in
+from tuneyard.systems.engines.vllm import Answer, EngineRefusedError, Vllm, busy_in
 from tuneyard.systems.kube.client import ApiError
 
 ENVIRONMENT = {
@@ -204,3 +206,27 @@ def test_an_answer_is_broken_only_against_one_that_was_not() -> None:
     assert silent.is_broken(Answer("m", "word")), "an engine without log-probabilities"
     assert not Answer("m", "w").is_broken(Answer("m", "word"))
     assert not silent.is_broken(silent), "nothing is known"
+
+
+async def test_an_engine_that_is_overloaded_for_a_moment_is_not_taken_for_one_that_computes_nan() -> None:
+    statuses = [400, 200, 200]
+    asked: list[bool] = []
+
+    async def completions(request: web.Request) -> web.Response:
+        body = await request.json()
+        asked.append("logprobs" in body)
+        tops = {"top_logprobs": [{"x": -0.5}]} if "logprobs" in body else None
+        answer = {"model": body["model"], "choices": [{"text": "x", "logprobs": tops}]}
+        return web.json_response(answer, status=statuses.pop(0))
+
+    app = web.Application()
+    app.add_routes([web.post("/v1/completions", completions)])
+    async with TestServer(app) as server, Vllm(str(server.make_url("/")), "k") as client:
+        assert (await client.ask("m")).logprobs == ({"x": -0.5},)
+        assert asked == [True, False, True]
+        statuses[:] = [400, 200, 400]
+        assert (await client.ask("m")) == Answer("m", "x")
+        statuses[:] = [503]
+        with pytest.raises(EngineRefusedError):
+            await client.ask("m")
+        assert statuses == []

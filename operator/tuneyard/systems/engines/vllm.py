@@ -29,6 +29,8 @@ _LORA_INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>.*)\}\s+(?P<value
 _WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _SAME = 1e-3
+_NO_LOGPROBS = (400, 500)
+"""What an engine answers that cannot give log-probabilities; an overloaded one says 503."""
 
 
 class EngineError(Exception):
@@ -132,16 +134,19 @@ class Vllm:
     async def ask(self, model: str, tokens: int = 1, seconds: float = 120.0) -> Answer:
         """Generate `tokens` tokens from a fixed prompt, greedily, with the log-probabilities of the likeliest ones.
 
-        Asks again without log-probabilities where the engine refuses them (a poisoned one cannot write NaN as JSON).
+        Where the engine answers, but twice not with log-probabilities, it gives none at all or it computes NaN, which
+        JSON cannot hold: then the answer has none.
         """
         body = {"model": model, "prompt": _PROMPT, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        try:
-            answer = await self._json("POST", "/v1/completions", {**body, "logprobs": 3}, seconds)
-        except EngineRefusedError as error:
-            if error.status == 404:
-                raise
-            answer = await self._json("POST", "/v1/completions", body, seconds)
-        return _answer(answer)
+        plain: dict[str, Any] | None = None
+        for _ in range(2):
+            try:
+                return _answer(await self._json("POST", "/v1/completions", {**body, "logprobs": 3}, seconds))
+            except EngineRefusedError as error:
+                if error.status not in _NO_LOGPROBS:
+                    raise
+            plain = plain or await self._json("POST", "/v1/completions", body, seconds)
+        return _answer(plain or {})
 
     async def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = 30.0
