@@ -7,6 +7,9 @@
 --     (keep-alives) do not;
 --   * usage is read where OpenAI's format has it, as an unescaped key: generated text cannot hold one, its quotes are
 --     escaped. json_to_metadata would hold the whole answer back, and refuse one that is over the buffer's limit.
+-- the time goes by in library calls that LuaJIT cannot compile: without it a request costs 8 % less
+jit.off()
+jit.flush()
 local find, match, sub = string.find, string.match, string.sub
 local CARRY = 512 -- bytes of the previous chunks that are looked at again: a usage object may be cut in two
 

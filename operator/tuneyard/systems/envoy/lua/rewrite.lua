@@ -4,6 +4,9 @@
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
+jit.off() -- as in extract.lua
+jit.flush()
+
 function envoy_on_request(handle)
   local body = handle:body(true)
   local headers = handle:headers()
