@@ -69,7 +69,7 @@ async def test_what_is_broken_never_reaches_the_engine(engine: EngineProcess, cl
         good = rig.has("good")
         rig.plan(good)
         name = str((await rig.until_loaded("good"))["good"].engine_name)
-        before = await asyncio.gather(client.ask(BASE, 8), client.ask(name, 8))
+        before = [await client.ask(model, 8) for model in (BASE, name)]
 
         expected = bad.expected_reasons()
         broken = {case: rig.has(case, adapters() / "bad" / case) for case in expected}
@@ -84,7 +84,7 @@ async def test_what_is_broken_never_reaches_the_engine(engine: EngineProcess, cl
         assert [p.name for p in rig.settings.adapters.iterdir() if not p.name.startswith(".")] == [name]
         assert not list(rig.settings.volumes.rglob(MARKER)), "no pickle was run"
 
-        after = await asyncio.gather(client.ask(BASE, 8), client.ask(name, 8))
+        after = [await client.ask(model, 8) for model in (BASE, name)]
         assert all(a.equals(b) for a, b in zip(after, before, strict=True)), "the neighbours answer as before"
         assert await client.healthy()
 

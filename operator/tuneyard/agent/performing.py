@@ -184,10 +184,9 @@ class Performer:
         if not answer.equals(base):
             return False
         try:
-            mine, theirs = await asyncio.gather(
-                self._engine.ask(name, _PROBE_TOKENS),
-                self._engine.ask(self._knowledge.state.base_model, _PROBE_TOKENS),
-            )
+            # one after the other: in one batch the engine rounds differently
+            mine = await self._engine.ask(name, _PROBE_TOKENS)
+            theirs = await self._engine.ask(self._knowledge.state.base_model, _PROBE_TOKENS)
         except EngineRefusedError as error:
             _log.warning("comparing %s with its base: %s", name, error)
             return False

@@ -191,8 +191,8 @@ def test_the_latest_observation_of_the_metrics_counts() -> None:
 
 def test_answers_are_compared_by_text_and_by_certainty() -> None:
     answer = Answer("m", "x", ({"x": -0.5, "y": -1.0},))
-    assert answer.equals(Answer("other", "x", ({"x": -0.5004, "y": -1.0},)))
-    assert not answer.equals(Answer("m", "x", ({"x": -0.51, "y": -1.0},)))
+    assert answer.equals(Answer("other", "x", ({"x": -0.505, "y": -1.0},)))
+    assert not answer.equals(Answer("m", "x", ({"x": -0.6, "y": -1.0},)))
     assert not answer.equals(Answer("m", "x", ({"x": -0.5, "z": -1.0},)))
     assert not answer.equals(Answer("m", "y", answer.logprobs))
     assert not answer.equals(Answer("m", "x"))

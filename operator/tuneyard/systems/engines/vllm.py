@@ -28,7 +28,7 @@ _PROMPT = "Hello, my name is"
 _LORA_INFO = re.compile(r"^vllm:lora_requests_info\{(?P<labels>.*)\}\s+(?P<value>\S+)", re.MULTILINE)
 _WAITING = re.compile(r"^vllm:num_requests_waiting(?:\{[^}]*\})?\s+(?P<value>\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
-_SAME = 1e-3
+_SAME = 0.02
 _NO_LOGPROBS = (400, 500)
 """What an engine answers that cannot give log-probabilities; an overloaded one says 503."""
 
