@@ -149,24 +149,43 @@ class Performer:
             del self._probing[name]
 
     async def _asked(self, step: Probe, name: str) -> None:
-        """The base first, so that nobody is blamed for what was wrong before; then the adapter."""
+        """The base first, so that nobody is blamed for what was wrong before; then the adapter.
+
+        In an engine that has just begun nothing was before, and its first token takes seconds: then both at once.
+        """
+        if self._watch.reference is None:
+            base, answer = await asyncio.gather(self._ask_base(name), self._ask(step, name))
+        else:
+            base = await self._ask_base(name)
+            sound = base is not None and not self._knowledge.state.engine.poisoned
+            answer = await self._ask(step, name) if sound else None
+        if base is not None and answer is not None:
+            await self._judge(step, answer, base)
+
+    async def _ask_base(self, name: str) -> Answer | None:
+        """A token of the base before `name` is judged; None where there is none."""
         try:
-            base = await self._watch.ask_base(_FRESH if len(self._probing) > 1 else 0.0)
+            return await self._watch.ask_base(_FRESH if len(self._probing) > 1 else 0.0)
         except EngineGoneError:
             raise
         except EngineError as error:
             _log.warning("probing %s: the base model does not answer: %s", name, error)
             await asyncio.sleep(_PAUSE)
-            return
-        if self._knowledge.state.engine.poisoned:
-            return  # by somebody before this adapter
+            return None
+
+    async def _ask(self, step: Probe, name: str) -> Answer | None:
+        """A token of the adapter; None where there is none, which is told."""
         try:
-            answer = await self._engine.ask(name)
+            return await self._engine.ask(name)
         except EngineGoneError:
             raise
         except EngineError as error:
             self._cannot_generate(step, str(error))
-            return
+            return None
+
+    async def _judge(self, step: Probe, answer: Answer, base: Answer) -> None:
+        """What the answers say of the adapter."""
+        name = step.prepared.engine_name
         reference = self._watch.reference or base
         if answer.model != name:
             self._cannot_generate(step, f"the engine answered as {answer.model}")

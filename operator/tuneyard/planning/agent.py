@@ -184,7 +184,7 @@ def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> L
         return None
     if prepared.engine_name not in state.engine.models:
         return Load(planned, prepared)
-    return Probe(planned, prepared) if state.engine.answers else None
+    return Probe(planned, prepared)
 
 
 def _backward(state: State, now: float) -> Iterator[Step]:

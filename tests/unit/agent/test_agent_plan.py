@@ -122,7 +122,8 @@ def test_a_new_adapter_step_by_step() -> None:
     assert report(state).engine == "Starting", "not before the base has answered"
 
     state = after(seen("a-1"), state=state)
-    assert steps(state) == [ProbeBase()], "no probe before the base has answered"
+    assert steps(state) == [ProbeBase(), Probe(planned("a"), ready("a"))]
+    assert states(after(Proven("a", "a-1"), state=state))["a"] == "Loading", "not before the base has answered"
 
     state = after(BaseProven(), state=state)
     assert steps(state) == [Probe(planned("a"), ready("a"))]
@@ -186,7 +187,7 @@ def test_a_restarted_engine_gets_everything_again() -> None:
 def test_an_engine_that_lost_a_name_unseen_has_begun_anew() -> None:
     state = after(seen("b-1"), state=serving("a", "b"))
     assert report(state).engine == "Starting"
-    assert steps(state) == [ProbeBase(), Load(planned("a"), ready("a"))]
+    assert steps(state) == [ProbeBase(), Load(planned("a"), ready("a")), Probe(planned("b"), ready("b"))]
     state = after(BaseProven(), state=state)
     assert states(state) == {"a": "Loading", "b": "Loading"}
     assert steps(state) == [Load(planned("a"), ready("a")), Probe(planned("b"), ready("b"))]
