@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,9 @@ class LocalCluster:
             if missing:
                 self._progress.note(f"start {', '.join(part.name for part in missing)}")
             for part in missing:
+                if part.name == "kubelet":
+                    # It ends at once when it cannot connect, and on a quiet machine it would be the faster one.
+                    self._wait("containerd", 30, self._containerd_listens)
                 self._members.ensure(part, contents, programs)
             api = self._ensure_api(anchor, programs)
             relays.restart(self._layout, anchor, programs["relay"])
@@ -189,7 +193,7 @@ class LocalCluster:
             },
         )
         applied = self._layout.state / "applied.yaml"
-        self._wait("containerd", 30, self._layout.containerd_socket.is_socket)
+        self._wait("containerd", 30, self._containerd_listens)
         self._images(programs).ensure_programs([programs[name] for name in _OWN_IMAGES])
         self._wait("the API server", 60, api.ready)
         if not applied.exists() or applied.read_text() != manifest:
@@ -200,6 +204,11 @@ class LocalCluster:
         self._wait_node(api, since)
         dns = "/apis/apps/v1/namespaces/kube-system/deployments/coredns"
         self._wait("cluster DNS", 90, lambda: readiness.deployment_available(api.get(dns)))
+
+    def _containerd_listens(self) -> bool:
+        """Whether somebody takes connections; the socket of a containerd that was killed is there too."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self._layout.containerd_socket)) == 0
 
     def _wait_node(self, api: Api, since: float) -> None:
         def ready() -> bool:
