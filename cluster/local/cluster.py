@@ -60,7 +60,12 @@ class LocalCluster:
             anchor = self._members.ensure_anchor(programs["pause"])
             parts, contents = self._configure(programs)
             missing = [part for part in parts if not self._members.is_current(part, contents)]
-            since = time.time() if any(part.name == "kubelet" for part in missing) else 0
+            since = 0.0
+            if any(part.name == "kubelet" for part in missing):
+                since = time.time()
+                # One that has begun without the node ends as soon as the node gets its address.
+                self._members.kill("kube-proxy")
+                missing = [part for part in parts if part in missing or part.name == "kube-proxy"]
             if missing:
                 self._progress.note(f"start {', '.join(part.name for part in missing)}")
             for part in missing:
