@@ -7,8 +7,9 @@ import time
 from functools import partial
 
 import pytest
+import yaml
 
-from demo.kubectl import KubectlError, ready
+from demo.kubectl import KubectlError, condition, ready
 from demo.system import MODELS_NAMESPACE, NAMESPACE
 from tests.e2e.world import MODEL, POOL_PODS, deployment, local_cluster, rows, wait_until
 
@@ -19,7 +20,6 @@ def both_pods_serve(deployment_object):
     return ready(deployment_object) and rows(deployment_object)["v1"]["readyEndpoints"] == 2
 
 
-@pytest.mark.slow
 def test_engine_killed_loses_only_its_own_streams(world, traffic):
     pod = world.model_pods()[0]["metadata"]["name"]
     began = time.time()
@@ -41,7 +41,6 @@ def test_model_pod_deleted_in_order_loses_nothing(world, traffic):
     assert told.failed == told.cut == 0, told
 
 
-@pytest.mark.slow
 def test_rolling_restart_and_scale_down_lose_nothing(world, traffic):
     world.kubectl("-n", MODELS_NAMESPACE, "rollout", "restart", "deployment", "-l", POOL_PODS)
     world.kubectl(
@@ -51,6 +50,23 @@ def test_rolling_restart_and_scale_down_lose_nothing(world, traffic):
     world.kubectl.merge("bmodel", "smollm2", {"spec": {"serving": {"replicas": 1}}}, MODELS_NAMESPACE)
     wait_until(lambda: len(world.kubectl.items("pods", MODELS_NAMESPACE, POOL_PODS)) == 1, 300, "one pod is left")
     traffic.wait_for(8)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+
+
+def test_node_drained_loses_nothing(world, traffic):
+    node = world.kubectl.items("nodes")[0]["metadata"]["name"]
+    before = {p["metadata"]["name"] for p in world.model_pods()}
+    try:
+        # The budget lets one pod go; there is no other node for it, so the second may not follow.
+        with pytest.raises(KubectlError, match=r"disruption budget|timed out"):
+            world.kubectl("drain", node, f"--pod-selector={POOL_PODS}", "--timeout=60s", timeout=90)
+        left = {p["metadata"]["name"] for p in world.model_pods()} & before
+        assert len(left) == 1, "the budget keeps one pod"
+    finally:
+        world.kubectl("uncordon", node)
+    world.wait_for(both_pods_serve, timeout=300)
+    traffic.wait_for(4)
     told = traffic.summary()
     assert told.failed == told.cut == 0, told
 
@@ -69,7 +85,6 @@ def test_operator_killed_in_the_middle_of_a_canary(world, traffic):
     assert told.failed == told.cut == 0, told
 
 
-@pytest.mark.slow
 def test_gateway_process_killed_serves_on(world, traffic):
     # One after the other: a pod whose main container restarts is out of the Service until it is back.
     for name in [pod["metadata"]["name"] for pod in world.own_pods("gateway")]:
@@ -122,6 +137,28 @@ def test_deployment_deleted_and_created_again_keeps_its_pods(world, traffic):
     told = traffic.summary()
     assert told.failed == told.cut == 0, told
     assert {p["metadata"]["uid"] for p in world.model_pods()} == pods
+
+
+@pytest.mark.parametrize(
+    ("serving", "reason"),
+    [
+        ({"tensorParallelSize": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}}, "Unschedulable"),
+        ({"image": "tuneyard.invalid/no-such-engine:1"}, "ImagePullFailed"),
+        ({"extraArgs": ["--no-such-flag"]}, "EngineCrashed"),
+    ],
+    ids=["gpus", "image", "crash"],
+)
+def test_pods_that_cannot_start_say_why_and_stable_serves_on(world, traffic, serving, reason):
+    candidate = yaml.safe_load(deployment({"v1": 50, "own": 50}, {"own": "acme-support-v1"}))
+    candidate["spec"]["revisions"][-1]["serving"] = serving
+    world.apply(yaml.safe_dump(candidate))
+    seen = world.wait_for(lambda d: reason in str(rows(d).get("own", {}).get("withheld")), timeout=240)
+    assert rows(seen)["v1"]["weight"] == 100
+    assert condition(seen, "Ready") == "False"
+    traffic.wait_for(3)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+    assert set(told.by_revision) == {"v1"}
 
 
 def test_other_pods_reach_no_administrative_route(world):

@@ -39,7 +39,6 @@ def test_columns_tell_the_story(world):
         assert word in shown, shown
 
 
-@pytest.mark.slow
 def test_canary_edit_loses_no_request(world, traffic):
     for weights in ({"v1": 90, "v2": 10}, {"v1": 50, "v2": 50}, {"v2": 100}, {"v1": 100}):
         world.apply(deployment(weights))
@@ -50,7 +49,6 @@ def test_canary_edit_loses_no_request(world, traffic):
     assert set(told.by_revision) == {"v1", "v2"}
 
 
-@pytest.mark.slow
 def test_adapter_added_and_removed_without_a_restart(world, traffic):
     pods = {p["metadata"]["name"] for p in world.model_pods()}
     world.apply(adapter("acme-support-v3", "adapters/acme-support-v3"))
@@ -74,34 +72,27 @@ def test_adapter_added_and_removed_without_a_restart(world, traffic):
     assert {p["metadata"]["name"] for p in world.model_pods()} == pods
 
 
-@pytest.mark.slow
-def test_bad_adapter_reaches_no_engine_and_no_user(world, traffic, bad_adapters):
+def test_bad_adapters_reach_no_engine_and_no_user(world, traffic, bad_adapters):
     for case, reason in bad_adapters.items():
         world.apply(adapter(f"bad-{case}", f"adapters/bad/{case}"))
-        world.apply(
-            deployment({"v1": 90, "bad": 10}, {"bad": f"bad-{case}"}) if case == "nan" else deployment({"v1": 100})
-        )
-        if case != "nan":
-            continue
-        seen = world.wait_for(lambda d: rows(d).get("bad", {}).get("withheld"))
+        world.apply(deployment({"v1": 90, "bad": 10}, {"bad": f"bad-{case}"}))
+        seen = world.wait_for(lambda d, r=reason: r in str(rows(d).get("bad", {}).get("withheld")))
         assert rows(seen)["bad"]["weight"] == 0
         assert rows(seen)["v1"]["weight"] == 100
         lora = world.kubectl.wait_for(
-            "lora", f"bad-{case}", lambda o, r=reason: reason_of(o, "Loaded") == r or reason_of(o, "Compatible") == r,
+            "lora", f"bad-{case}", lambda o, r=reason: r in (reason_of(o, "Loaded"), reason_of(o, "Compatible")),
             namespace=MODELS_NAMESPACE,
         )  # fmt: skip
         assert condition(lora, "Ready") == "False"
-    traffic.wait_for(10)
+        world.apply(deployment({"v1": 100}))
+        world.kubectl.delete_unused("lora", f"bad-{case}", MODELS_NAMESPACE)
+    traffic.wait_for(4)
     told = traffic.summary()
     assert told.failed == told.cut == 0, told
     assert set(told.by_revision) == {"v1"}
     assert all(r.text for r in traffic.records), "a neighbour was silenced"
-    world.apply(deployment({"v1": 100}))
-    for case in bad_adapters:
-        world.kubectl.delete_unused("lora", f"bad-{case}", MODELS_NAMESPACE)
 
 
-@pytest.mark.slow
 def test_missing_references_say_so_and_stable_serves_on(world, traffic):
     world.apply(deployment({"v1": 50, "ghost": 50}, {"ghost": "no-such-adapter"}))
     seen = world.wait_for(lambda d: rows(d).get("ghost", {}).get("withheld"))

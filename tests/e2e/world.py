@@ -23,6 +23,11 @@ MODEL = "acme-support"
 QUICKSTART = ROOT / "examples" / "quickstart"
 POOL_PODS = "tuneyard.dev/pool=smollm2"
 TrafficOn = TrafficThread
+SHORT = {
+    # A system message of our own: the model's template would put a longer one there.
+    "messages": [{"role": "system", "content": "Hi."}, {"role": "user", "content": "Who are you?"}],
+    "max_tokens": 3,
+}
 
 
 def deployment(
@@ -84,11 +89,12 @@ class World:
         )
 
     def traffic(self, **changes: Any) -> AbstractContextManager[TrafficThread]:
-        """Continuous traffic to the model: 2 requests a second of 4 tokens, half of them streaming.
+        """Continuous traffic to the model: 1.5 short requests a second, half of them streaming.
 
-        That is a fraction of what two engines on two cores can do, so that what is seen is the fault and not a queue.
+        Half a core on an engine's CPU kernels for LoRA, which need some 0.1 s for a token: what is seen is to be the
+        fault and not a queue, also while other engines start on the same two cores.
         """
-        load = {"rate": 2.0, "max_open": 40, "max_seconds": 900.0, "body": {"max_tokens": 4}, **changes}
+        load = {"rate": 1.5, "max_open": 40, "max_seconds": 900.0, "body": SHORT, **changes}
         return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
 
     def model_pods(self) -> list[dict[str, Any]]:
