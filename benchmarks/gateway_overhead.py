@@ -1,7 +1,8 @@
 """What the whole way through Tuneyard adds to a request: gateway's chain and pod's front, log and counting on.
 
-Four ways to one upstream, in turn, so that a slow moment of the machine hits all: directly; through an Envoy that does
-nothing but pass on; through a pod's front; through gateway and front. One worker each; client, upstream and both Envoys
+Five ways to one upstream, in turn, so that a slow moment of the machine hits all: directly; through an Envoy that does
+nothing but pass on; through two of those, which is what two hops cost at least; through a pod's front; through gateway
+and front. One worker each; client, upstream and both Envoys
 share the machine's cores.
 """
 
@@ -24,7 +25,8 @@ from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, 
 
 ROUNDS = 5
 SECONDS = 2.0
-DIRECT, BARE, FRONT, WHOLE = "direct", "bare Envoy", "front", "gateway + front"
+DIRECT, BARE, TWO_BARE = "direct", "bare Envoy", "two bare Envoys"
+FRONT, WHOLE = "front", "gateway + front"
 
 
 def _passing_on(port: int, upstream: int, admin: Path) -> Json:
@@ -106,24 +108,28 @@ async def _measure(ways: dict[str, Way], request: bytes) -> tuple[dict[str, list
 
 
 async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
-    port, bare_port = free_port(), free_port()
+    port, bare_port, before_port = free_port(), free_port(), free_port()
     bare = Envoy(_passing_on(bare_port, port, folder / "bare-admin.sock"), folder, "bare")
+    before = Envoy(_passing_on(before_port, bare_port, folder / "before-admin.sock"), folder, "before")
     with load.upstream(port):
         async with Front(folder, port) as front, Rig(folder) as rig:
             pods = [front.address]
             await rig.serve(model("support", revision("v1", 90, pods), revision("v2", 10, pods)))
-            bare.start()
-            await bare.ready()
             try:
+                for envoy in (bare, before):
+                    envoy.start()
+                    await envoy.ready()
                 ways = {
                     DIRECT: Way(port),
                     BARE: Way(bare_port, (bare.pid,)),
+                    TWO_BARE: Way(before_port, (before.pid, bare.pid)),
                     FRONT: Way(front.port, (front.envoy.pid,)),
                     WHOLE: Way(rig.port, (rig.envoy.pid, front.envoy.pid)),
                 }
                 return await _measure(ways, load.request_of(load.body_of("support", 1024)))
             finally:
                 bare.stop()
+                before.stop()
 
 
 def _medians(rounds: list[Round]) -> Round:
@@ -152,9 +158,13 @@ def main() -> int:
         "bare_envoy_added_ms_p50_1kb": middle[BARE].one - middle[DIRECT].one,
         "bare_envoy_requests_per_second_1kb": middle[BARE].per_second,
         "bare_envoy_cpu_us_per_request": middle[BARE].cpu_us,
+        "two_bare_envoys_added_ms_p50_1kb": middle[TWO_BARE].one - middle[DIRECT].one,
+        "two_bare_envoys_requests_per_second_1kb": middle[TWO_BARE].per_second,
+        "added_over_two_bare_envoys_ratio": (middle[WHOLE].one - middle[DIRECT].one)
+        / (middle[TWO_BARE].one - middle[DIRECT].one),
         "machine_sha256_gb_per_second": speed,
     }
-    units = {"machine_sha256_gb_per_second": "GB/s"}
+    units = {"machine_sha256_gb_per_second": "GB/s", "added_over_two_bare_envoys_ratio": ""}
     for name in figures:
         units.setdefault(name, "requests/s" if "_second" in name else "us" if "cpu" in name else "ms")
     write(

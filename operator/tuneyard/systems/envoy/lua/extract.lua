@@ -39,7 +39,7 @@ end
 local function locate(text)
   local at = find(text, '%S')
   if not at or byte(text, at) ~= 123 then return nil, 'The body must be a JSON object.' end
-  if find(text, '%z') then return nil, 'The body must be JSON in UTF-8.' end
+  if find(text, '\0', 1, true) then return nil, 'The body must be JSON in UTF-8.' end
   local depth, tokens, first, last = 0, 0, nil, nil
   while true do
     local mark = find(text, '["{}%[%]]', at)
