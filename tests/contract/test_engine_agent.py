@@ -24,6 +24,7 @@ from tests.contract.engines import (
     own_engine,
     shared_engine,
 )
+from tests.contract.envoy import Front
 from tests.contract.test_engine_client import eventually, stream
 from tuneyard.api.documents import PodReport
 from tuneyard.api.names import engine_adapter_name
@@ -231,7 +232,11 @@ async def test_an_engine_that_computes_nan_is_found_out(tmp_path: Path) -> None:
     engine = own_engine("fake")
     await asyncio.to_thread(engine.start)
     try:
-        async with AgentRig(engine, tmp_path) as rig, Vllm(engine.url, KEY) as client:
+        async with (
+            Front(tmp_path, int(engine.url.rpartition(":")[2])) as front,
+            AgentRig(engine, tmp_path) as rig,
+            Vllm(engine.url, KEY) as client,
+        ):
             rig.plan(rig.has("good"))
             await rig.until_loaded("good")
             await client.load("smuggled", str(adapters() / "bad" / "nan"))
@@ -241,13 +246,25 @@ async def test_an_engine_that_computes_nan_is_found_out(tmp_path: Path) -> None:
             assert loaded(found) == set()
             assert found.adapters["next"].state == "Loading", "it is not to blame"
             assert await client.healthy(), "which its health does not say"
+            await until_health(front, 503)  # so the kubelet restarts it
             await asyncio.to_thread(engine.kill)
             await asyncio.to_thread(engine.start)
             await rig.until(lambda r: loaded(r) == {"good", "next"}, "another engine is well")
+            await until_health(front, 200)
             with pytest.raises(EngineRefusedError):
                 await client.ask("smuggled")
     finally:
         await asyncio.to_thread(engine.kill)
+
+
+async def until_health(front: Front, status: int) -> None:
+    """Wait until the pod's health check says this."""
+    async with asyncio.timeout(20), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"http://{front.address}/health") as response:
+                if response.status == status:
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def test_an_agent_with_a_bug_ends_instead_of_limping(tmp_path: Path) -> None:

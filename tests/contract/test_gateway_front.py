@@ -14,6 +14,7 @@ import pytest
 from tests.contract.envoy import Front, Rig, eventually, free_port, model, revision
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
+from tuneyard.agent.front import Front as Switches
 from tuneyard.systems.envoy.front import ACTIVE_REQUESTS_STAT, DRAINING_KEY, TOTAL_REQUESTS_STAT
 
 pytestmark = pytest.mark.envoy
@@ -111,6 +112,15 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(front: Fr
     assert await front.envoy.stat(ACTIVE_REQUESTS_STAT) == 0
     await front.envoy.admin(f"/runtime_modify?{DRAINING_KEY}=0", "POST")
     assert (await ask(front))[0] == 200
+
+
+async def test_an_agent_can_fail_the_health_checks(front: Front, engine: Upstream, tmp_path: Path) -> None:
+    switches = Switches(tmp_path / "front-admin.sock")
+    await switches.set_unhealthy(True)
+    assert (await raw(front, "GET", "/health"))[0] == 503
+    assert (await ask(front))[0] == 200, "whether users are sent here is the published report's business"
+    await switches.set_unhealthy(False)
+    assert (await raw(front, "GET", "/health"))[0] == 200
 
 
 async def test_an_engine_that_goes_is_said_by_header(front: Front, engine: Upstream) -> None:

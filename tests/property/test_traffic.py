@@ -56,3 +56,12 @@ def test_everything_ready_and_allowed_is_the_spec(spec, stable):
 def test_stable_does_not_flap(spec, ready, stable):
     first = effective(spec, ready, stable=stable).stable
     assert effective(spec, ready, stable=first).stable == first
+
+
+@given(specs(), ready)
+def test_without_a_status_only_the_heaviest_revision_may_get_more_than_its_weight(spec, ready):
+    """An object that was deleted and created again has none; its candidate must not become the stable revision."""
+    split = effective(spec, ready)
+    heaviest = max(spec.weight_of(r.name) for r in spec.revisions)
+    for name, weight in split.weights.items():
+        assert weight <= spec.weight_of(name) or spec.weight_of(name) == heaviest

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import aiohttp
 
-from tuneyard.systems.envoy.front import ACTIVE_REQUESTS_STAT, DRAINING_KEY, TOTAL_REQUESTS_STAT
+from tuneyard.systems.envoy.front import ACTIVE_REQUESTS_STAT, DRAINING_KEY, TOTAL_REQUESTS_STAT, UNHEALTHY_KEY
 
-UNHEALTHY_KEY = "tuneyard.unhealthy"
 _SECONDS = 2.0
 
 

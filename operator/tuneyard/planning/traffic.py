@@ -33,8 +33,8 @@ class Split:
 def choose_stable(spec: ModelDeploymentSpec, previous: str | None, ready: Mapping[str, int]) -> str:
     """The stable revision: the previous one while it exists, until another one is meant to get, and can take, it all.
 
-    `ready` counts ready endpoints per revision. Without a previous one: the ready revision with the highest spec
-    weight, or the highest spec weight where none is ready; the first one listed wins a tie.
+    `ready` counts ready endpoints per revision. Without a previous one: the highest spec weight, ready or not, because
+    an object that was deleted and created again must not make its candidate the stable one; the first listed wins a tie.
     """
     names = [r.name for r in spec.revisions]
     whole = next((n for n in names if spec.weight_of(n) == 100 and ready.get(n, 0) > 0), None)
@@ -42,8 +42,7 @@ def choose_stable(spec: ModelDeploymentSpec, previous: str | None, ready: Mappin
         return whole
     if previous in names:
         return str(previous)
-    candidates = [n for n in names if ready.get(n, 0) > 0 and spec.weight_of(n) > 0] or names
-    return max(candidates, key=lambda n: (spec.weight_of(n), -names.index(n)))
+    return max(names, key=lambda n: (spec.weight_of(n), -names.index(n)))
 
 
 def effective(

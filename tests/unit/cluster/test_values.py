@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def test_progress_says_how_long_and_what_failed() -> None:
     with pytest.raises(ZeroDivisionError), progress.step("divide"):
         raise ZeroDivisionError
     progress.note("tea [hot]")
-    assert output.getvalue().splitlines() == ["  boil water: 0.0 s", "  failed: divide (0.0 s)", "  tea [hot]"]
+    told = re.sub(r"\d+\.\d", "0.0", output.getvalue()).splitlines()
+    assert told == ["  boil water: 0.0 s", "  failed: divide (0.0 s)", "  tea [hot]"]
 
 
 def test_errors_are_one_line_on_standard_error(

@@ -6,6 +6,8 @@ Rules:
 - the engine demands the key itself; the front adds none and knows none;
 - while the runtime key `tuneyard.draining` is 100, new inference requests get 503 with `x-tuneyard-draining: 1`;
   running ones finish. Health and metrics are answered until the end;
+- while the runtime key `tuneyard.unhealthy` is 100, `GET /health` is 503: the kubelet restarts an engine that is well
+  by its own word only;
 - an answer that another pod could give (engine gone, engine stopping, adapter unknown) is a 503 with
   `x-tuneyard-retry: <why>`, only ever before the first byte of an answer;
 - inference goes by the cluster `engine`, everything else by `engine_probe` (same address), so that
@@ -43,6 +45,8 @@ FRONT_CONFIG_PATH = "/run/tuneyard/front.yaml"
 FRONT_ADMIN_SOCKET = "/run/tuneyard/front-admin.sock"
 DRAINING_KEY = "tuneyard.draining"
 """Runtime key: 100 refuses new inference requests, 0 takes them (POST /runtime_modify?tuneyard.draining=100)."""
+UNHEALTHY_KEY = "tuneyard.unhealthy"
+"""Runtime key: 100 fails the health checks, 0 leaves them to the engine."""
 ACTIVE_REQUESTS_STAT = "cluster.engine.upstream_rq_active"
 TOTAL_REQUESTS_STAT = "cluster.engine.upstream_rq_total"
 
@@ -58,19 +62,26 @@ def _match(path: str, method: str, **more: Any) -> Json:
     return {"path": path, "headers": headers, **more}
 
 
+def _switched(path: str, method: str, key: str) -> Json:
+    """A match that holds while the runtime key is 100."""
+    off = {"numerator": 0, "denominator": "HUNDRED"}
+    return _match(path, method, runtime_fraction={"default_value": off, "runtime_key": key})
+
+
 def _refuse_while_draining(path: str) -> Json:
     message = "This pod is leaving and takes no new requests."
     return {
-        "match": _match(
-            path,
-            "POST",
-            runtime_fraction={
-                "default_value": {"numerator": 0, "denominator": "HUNDRED"},
-                "runtime_key": DRAINING_KEY,
-            },
-        ),
+        "match": _switched(path, "POST", DRAINING_KEY),
         "direct_response": {"status": 503, "body": {"inline_string": error_text(message, "server_error", "draining")}},
         "response_headers_to_add": [JSON_CONTENT, set_header(DRAINING_HEADER, "1")],
+    }
+
+
+def _unhealthy() -> Json:
+    text = "The agent found that this engine generates nothing any more; it is to be restarted.\n"
+    return {
+        "match": _switched("/health", "GET", UNHEALTHY_KEY),
+        "direct_response": {"status": 503, "body": {"inline_string": text}},
     }
 
 
@@ -125,6 +136,7 @@ def _connection_manager() -> Json:
     routes = [
         *(_refuse_while_draining(path) for path in INFERENCE_PATHS),
         *(_allow(path, "POST", "engine") for path in INFERENCE_PATHS),
+        _unhealthy(),
         *(_allow(path, "GET", "engine_probe") for path in PROBE_PATHS),
         _refuse_the_rest(),
     ]
