@@ -60,7 +60,9 @@ def test_node_drained_loses_nothing(world, traffic):
     try:
         # The budget lets one pod go; there is no other node for it, so the second may not follow.
         with pytest.raises(KubectlError, match=r"disruption budget|timed out"):
-            world.kubectl("drain", node, f"--pod-selector={POOL_PODS}", "--timeout=60s", timeout=90)
+            world.kubectl(
+                *("drain", node, f"--pod-selector={POOL_PODS}", "--delete-emptydir-data", "--timeout=60s"), timeout=90
+            )
         left = {p["metadata"]["name"] for p in world.model_pods()} & before
         assert len(left) == 1, "the budget keeps one pod"
     finally:

@@ -86,7 +86,9 @@ class ServingSpec(ApiModel):
             "x-kubernetes-validations": [
                 cel(
                     "!has(self.extraArgs) || self.extraArgs.all(a, !['--model', '--port', '--host', '--uds', '--api-key',"
-                    " '--served-model-name', '--enable-lora', '--tensor-parallel-size', '--shutdown-timeout'].exists(f,"
+                    " '--served-model-name', '--enable-lora', '--max-loras', '--max-lora-rank', '--max-cpu-loras',"
+                    " '--tensor-parallel-size', '-tp', '--pipeline-parallel-size', '-pp', '--data-parallel-size', '-dp',"
+                    " '--api-server-count', '--config', '--shutdown-timeout'].exists(f,"
                     " a == f || a.startsWith(f + '=')))",
                     "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
                     "fields of their own",

@@ -19,7 +19,7 @@ from tuneyard.api.conditions import Finding, merged
 from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named
@@ -67,9 +67,7 @@ class PoolState:
         """Why the pool does not become complete, taken from what is known to be wrong, or from its pods."""
         if self.violation or self.complete:
             return self.violation
-        pods = sorted(self.pods, key=lambda p: (p.created, p.name))
-        found = [Problem(p.problem.reason, f"pod {p.name}: {p.problem.message}") for p in pods if p.problem]
-        return found[0] if found else self.deployment.problem if self.deployment else None
+        return problem_of(self.pods) or (self.deployment.problem if self.deployment else None)
 
     @property
     def progress(self) -> str:

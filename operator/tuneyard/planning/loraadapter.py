@@ -20,7 +20,7 @@ from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.basestatus import listed
-from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, Problem
+from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.plan import Event, ObjectReference, Plan
 from tuneyard.planning.pools import Pool, placement, pools_of
 from tuneyard.planning.readiness import readiness, stalled_event
@@ -162,9 +162,7 @@ def _problem(spread: Spread) -> Problem | None:
     failed = next((s.problem for s in spread.said if s.problem), None) or next(iter(spread.refusals), None)
     if failed or spread.loaded >= spread.wanted:
         return failed
-    return next(
-        (Problem(p.problem.reason, f"pod {p.name}: {p.problem.message}") for p in spread.pods if p.problem), None
-    )
+    return problem_of(spread.pods)
 
 
 def _work(spread: Spread) -> Problem | None:

@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -55,6 +55,8 @@ class PodObservation:
     pool: str
     base_model: str = ""
     created: str = ""
+    template: str = ""
+    """Which template of its Deployment it was made from (label pod-template-hash)."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
     ready: bool = False
@@ -257,6 +259,7 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         pool=labels.get(names.LABEL_POOL, ""),
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         created=metadata.get("creationTimestamp") or "",
+        template=labels.get("pod-template-hash", ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
         ready=_condition(status, "Ready").get("status") == "True",
         node=(pod.get("spec") or {}).get("nodeName"),
@@ -264,6 +267,14 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         base_report=base_report,
         problem=_pod_problem(status, base_report),
     )
+
+
+def problem_of(pods: Iterable[PodObservation]) -> Problem | None:
+    """The problem of a pod of the newest template of its pool, which it names; others are being replaced anyway."""
+    ordered = sorted(pods, key=lambda p: (p.created, p.name))
+    newest = {p.pool: p.template for p in ordered}
+    sick = ((p.name, p.problem) for p in ordered if p.problem and p.template == newest[p.pool])
+    return next((Problem(problem.reason, f"pod {name}: {problem.message}") for name, problem in sick), None)
 
 
 def _replica_failure(status: Mapping[str, Any]) -> Problem | None:

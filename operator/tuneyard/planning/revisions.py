@@ -18,7 +18,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning import servingchecks
-from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem
+from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import Serving, pool_of, serving_of, volume_not_declared
 from tuneyard.planning.remedies import clipped, unnamed, with_remedy
 
@@ -108,7 +108,7 @@ def cause(state: RevisionState) -> Problem:
         or state.violation
         or _refused_by_pods(state)
         or _no_place(state)
-        or _sick_pod(state)
+        or problem_of(state.pods)
         or _no_pod(state)
         or _going_on(state)
     )
@@ -134,11 +134,6 @@ def _no_place(state: RevisionState) -> Problem | None:
     return volume_not_declared(state.serving, state.adapter) or (
         Problem(Reason.POOL_FULL, loaded.message.split(";")[0]) if loaded and full else None
     )
-
-
-def _sick_pod(state: RevisionState) -> Problem | None:
-    sick = next(((p.name, p.problem) for p in state.pods if p.problem), None)
-    return Problem(sick[1].reason, f"pod {sick[0]}: {sick[1].message}") if sick else None
 
 
 def _no_pod(state: RevisionState) -> Problem | None:

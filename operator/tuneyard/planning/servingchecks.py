@@ -35,6 +35,13 @@ _RESERVED_ARGUMENTS = frozenset(
         "--max-lora-rank",
         "--max-cpu-loras",
         "--tensor-parallel-size",
+        "-tp",
+        "--pipeline-parallel-size",
+        "-pp",
+        "--data-parallel-size",
+        "-dp",
+        "--api-server-count",
+        "--config",
         "--shutdown-timeout",
     }
 )
@@ -120,7 +127,5 @@ def reserved_argument(serving: Serving) -> Problem | None:
     for argument in serving.extra_args:
         flag = argument.split("=", 1)[0].replace("_", "-")
         if flag in _RESERVED_ARGUMENTS:
-            return Problem(
-                Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets it from fields of their own"
-            )
+            return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None

@@ -34,7 +34,7 @@ def choose_stable(spec: ModelDeploymentSpec, previous: str | None, ready: Mappin
     """The stable revision: the previous one while it exists, until another one is meant to get, and can take, it all.
 
     `ready` counts ready endpoints per revision. Without a previous one: the highest spec weight, ready or not, because
-    an object that was deleted and created again must not make its candidate the stable one; the first listed wins a tie.
+    an object that was deleted and created again must not make its candidate the stable one; a tie goes to the first.
     """
     names = [r.name for r in spec.revisions]
     whole = next((n for n in names if spec.weight_of(n) == 100 and ready.get(n, 0) > 0), None)

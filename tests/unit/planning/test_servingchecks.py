@@ -63,6 +63,8 @@ def found(serving: ServingSpec, *prefixes: str) -> Reason | None:
         (ServingSpec(artifact_volumes=[CLAIM], node_selector={"a": "", "b": "x.y_z-1"}), None),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--api_key=x"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--host", "0.0.0.0"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-tp", "2"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-dp=2"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--max-num-seqs=4"]), None),
     ],
 )

@@ -118,7 +118,7 @@ function envoy_on_request(handle)
   local query = find(path, '?', 1, true)
   if query then path = sub(path, 1, query - 1) end
   local method = headers:get(':method')
-  if method == 'GET' then return list_models(handle, headers, path) end
+  if method == 'GET' and not INFERENCE[path] then return list_models(handle, headers, path) end
   if not INFERENCE[path] then return unknown_url(handle) end
   if method ~= 'POST' then
     return refuse(handle, '405', 'Only POST is allowed here.', 'invalid_request_error', 'method_not_allowed')
