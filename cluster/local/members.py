@@ -42,7 +42,7 @@ class Members:
         """The anchor; raises ClusterError when the cluster is not up."""
         anchor = self.anchor()
         if anchor is None:
-            raise ClusterError(f"cluster {self._layout.name} is not up; bring it up with: python -m cluster up")
+            raise ClusterError(f"cluster {self._layout.name} is not up; bring it up with: make cluster")
         return anchor
 
     def ensure_anchor(self, init: Path) -> Process:

@@ -91,7 +91,7 @@ def _check_memory(available: int) -> None:
     if available < MEMORY_BYTES:
         raise ClusterError(
             f"the cluster needs {_gib(MEMORY_BYTES)} GiB of memory, {_gib(available)} GiB are available: "
-            "end other programs, or another cluster (TUNEYARD_CLUSTER=NAME python -m cluster down)"
+            "end other programs, or another cluster (TUNEYARD_CLUSTER=NAME make down)"
         )
 
 

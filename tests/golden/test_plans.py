@@ -1,6 +1,6 @@
 """CR -> plan: what the operator does when it first sees the objects of plans/NAME.in.yaml, in plans/NAME.out.yaml.
 
-`UPDATE_GOLDEN=1` writes the .out files anew and deletes those without an .in; read the diff before you commit it.
+`TUNEYARD_UPDATE=1` writes the .out files anew and deletes those without an .in; read the diff before you commit it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tuneyard.planning.settings import Settings
 
 FOLDER = Path(__file__).parent / "plans"
 CASES = sorted(p.name.removesuffix(".in.yaml") for p in FOLDER.glob("*.in.yaml"))
-UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
+UPDATE = os.environ.get("TUNEYARD_UPDATE") == "1"
 SETTINGS = Settings.from_dict(
     {
         "images": {"tuneyard": "tuneyard:1", "envoy": "tuneyard-envoy:1", "vllm": "vllm:1"},
@@ -84,7 +84,7 @@ def test_plan_is_the_golden_one(case: str) -> None:
     golden = FOLDER / f"{case}.out.yaml"
     if UPDATE:
         golden.write_text(found)
-    assert golden.exists(), "no golden plan: UPDATE_GOLDEN=1 writes it"
+    assert golden.exists(), "no golden plan: TUNEYARD_UPDATE=1 writes it"
     assert found == golden.read_text()
 
 

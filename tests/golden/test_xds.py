@@ -1,6 +1,6 @@
 """Custom resources and pod reports -> what Envoy is told, compared with files that people can read.
 
-`UPDATE_GOLDEN=1 make test` (or pytest) writes the files anew and removes those without an input.
+`TUNEYARD_UPDATE=1 .venv/bin/pytest tests/golden` writes the files anew and removes those without an input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tuneyard.systems.envoy.translate import ModelResources, list_resources, mod
 
 FOLDER = Path(__file__).parent / "xds"
 INPUTS = sorted(p.stem for p in (FOLDER / "in").glob("*.yaml"))
-UPDATE = os.environ.get("UPDATE_GOLDEN") == "1"
+UPDATE = os.environ.get("TUNEYARD_UPDATE") == "1"
 
 
 def routes_of(name: str) -> GatewayRoutes:
@@ -101,7 +101,7 @@ def test_what_envoy_is_told(name: str) -> None:
     if UPDATE:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    assert path.read_text() == text, "run with UPDATE_GOLDEN=1, then read the difference"
+    assert path.read_text() == text, "run with TUNEYARD_UPDATE=1, then read the difference"
 
 
 def test_no_file_is_left_over() -> None:

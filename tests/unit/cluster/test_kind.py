@@ -98,7 +98,7 @@ def test_images_and_load(state: Path, tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_says_how_to_get_it(state: Path) -> None:
-    with pytest.raises(ClusterError, match="kind cluster yard is not up; bring it up with: CLUSTER=kind"):
+    with pytest.raises(ClusterError, match="kind cluster yard is not up; bring it up with: make cluster CLUSTER=kind"):
         cluster(Recorded("another")).kubeconfig()
     assert cluster(Recorded("yard")).kubeconfig() == state / "kubeconfig"
 
