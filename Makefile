@@ -44,7 +44,7 @@ test: venv  ## What CI runs: contract tests on the real things and the stories o
 	@echo "==> contract tests: $(CONTRACTS) (left out: the other files of tests/contract; make test-full runs them)"
 	@$(RUN)/pytest $(CONTRACTS:%=tests/contract/test_%.py) -m "not slow"
 	@echo "==> stories and faults on a real cluster (all of them)"
-	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e -m "not slow"
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 
 test-full: venv  ## Everything, also what does not fit CI's time
 	@echo "==> everything but: kind, real GPUs, enforced NetworkPolicies, make bench, make demo"

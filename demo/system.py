@@ -34,6 +34,8 @@ NODE_ARTIFACTS = str(paths.NODE_ARTIFACTS)
 """Where the node's pods find the demo's artifacts; the only host path that the demo's installation allows."""
 MEMORY = 11 << 30
 """Bytes: two engines of 3.2 GiB, for the demo's last step another of 4.6 GiB less what is shared, and the cluster."""
+DISK = 30 << 30
+"""Bytes that a first run takes at most: compiled programs, packages, image layers, and the node's copy of them."""
 IMAGES = ("tuneyard", "envoy", "vllm-cpu")
 
 CPU_ENGINE_ENV = {
@@ -176,6 +178,8 @@ def bring_up() -> System:
         preflight.check(Progress())
         if not provider.status().up:
             preflight.require_memory(MEMORY, "Tuneyard with two small models")
+        if not any((paths.cache_root() / "layers").glob("*")):
+            preflight.require_disk(DISK, "the first run, which builds everything,")
     with ThreadPoolExecutor(max_workers=2) as pool:
         # Downloads and archives of the images overlap with the compiler's work on the cluster.
         building = pool.submit(lambda: [images.build(name) for name in IMAGES])

@@ -82,6 +82,17 @@ def require_memory(needed: int, what: str) -> None:
         )
 
 
+def require_disk(needed: int, what: str) -> None:
+    """Raise ClusterError when less disk than that many bytes is free where builds are cached."""
+    folder = paths.cache_root()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ClusterError(
+            f"{what} needs {needed >> 30} GiB of disk at {folder}, {_gib(free)} GiB are free: make room, or set "
+            "TUNEYARD_CACHE (and GOCACHE, GOMODCACHE, UV_CACHE_DIR) to a larger disk"
+        )
+
+
 def _available_memory(meminfo: str) -> int:
     line = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024

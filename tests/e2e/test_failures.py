@@ -11,7 +11,7 @@ import yaml
 
 from demo.kubectl import KubectlError, condition, ready
 from demo.system import MODELS_NAMESPACE, NAMESPACE
-from tests.e2e.world import MODEL, POOL_PODS, deployment, local_cluster, rows, wait_until
+from tests.e2e.world import MODEL, POOL_PODS, deployment, local_cluster, reason_of, rows, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -142,21 +142,21 @@ def test_deployment_deleted_and_created_again_keeps_its_pods(world, traffic):
 
 
 @pytest.mark.parametrize(
-    ("serving", "reason"),
+    ("revision", "serving", "reason"),
     [
-        ({"tensorParallelSize": 3, "resources": {"limits": {"nvidia.com/gpu": 3}}}, "Unschedulable"),
-        ({"image": "tuneyard.invalid/no-such-engine:1"}, "ImagePullFailed"),
-        ({"extraArgs": ["--no-such-flag"]}, "EngineCrashed"),
+        ("gpus", {"tensorParallelSize": 9, "resources": {"limits": {"nvidia.com/gpu": 9}}}, "Unschedulable"),
+        ("image", {"image": "tuneyard.invalid/no-such-engine:1"}, "ImagePullFailed"),
+        ("crash", {"extraArgs": ["--no-such-flag"]}, "EngineCrashed"),
     ],
-    ids=["gpus", "image", "crash"],
 )
-def test_pods_that_cannot_start_say_why_and_stable_serves_on(world, traffic, serving, reason):
-    candidate = yaml.safe_load(deployment({"v1": 50, "own": 50}, {"own": "acme-support-v1"}))
-    candidate["spec"]["revisions"][-1]["serving"] = serving
+def test_pods_that_cannot_start_say_why_and_stable_serves_on(world, traffic, revision, serving, reason):
+    candidate = yaml.safe_load(deployment({"v1": 50, revision: 50}, {revision: "acme-support-v1"}))
+    candidate["spec"]["revisions"][-1]["serving"] = {"replicas": 1, **serving}
     world.apply(yaml.safe_dump(candidate))
-    seen = world.wait_for(lambda d: reason in str(rows(d).get("own", {}).get("withheld")), timeout=240)
+    seen = world.wait_for(lambda d: reason in str(rows(d).get(revision, {}).get("withheld")), timeout=240)
     assert rows(seen)["v1"]["weight"] == 100
     assert condition(seen, "Ready") == "False"
+    assert reason_of(seen, "Ready") == reason
     traffic.wait_for(3)
     told = traffic.summary()
     assert told.failed == told.cut == 0, told

@@ -8,6 +8,7 @@ import pytest
 from openai import OpenAI
 
 from demo.kubectl import KubectlError, condition, ready
+from demo.story import TENSOR_PARALLEL
 from demo.system import MODELS_NAMESPACE
 from tests.e2e.world import MODEL, adapter, deployment, reason_of, rows, wait_until
 
@@ -102,6 +103,33 @@ def test_missing_references_say_so_and_stable_serves_on(world, traffic):
     traffic.wait_for(6)
     told = traffic.summary()
     assert told.failed == told.cut == 0, told
+
+
+def test_tensor_parallel_engine_serves_its_adapters(world):
+    """One replica over two GPUs, pretended here: real scheduling, two real workers, which compute on the CPU."""
+    world.kubectl.apply(TENSOR_PARALLEL, MODELS_NAMESPACE)
+    try:
+        world.kubectl.wait_for("mdep", "tiny", ready, namespace=MODELS_NAMESPACE, timeout=600)
+        [pod] = world.kubectl.items("pods", MODELS_NAMESPACE, "tuneyard.dev/base-model=tiny-llama")
+        engine = next(c for c in pod["spec"]["containers"] if c["name"] == "engine")
+        assert engine["resources"]["limits"]["nvidia.com/gpu"] == "2"
+        client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
+        answers = {}
+        for revision in ("a", "b"):
+            raw = client.chat.completions.with_raw_response.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "hello"}],
+                max_tokens=8,
+                temperature=0,
+                extra_headers={"x-revision": revision},
+            )
+            assert raw.headers["x-revision"] == revision
+            answers[revision] = str(raw.parse().choices[0].message.content)
+        assert answers["a"] != answers["b"]
+    finally:
+        world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", "tiny", "--ignore-not-found")
+        for kind, name in (("lora", "tiny-a"), ("lora", "tiny-b"), ("bmodel", "tiny-llama")):
+            world.kubectl.delete_unused(kind, name, MODELS_NAMESPACE)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -53,8 +54,9 @@ def open_cluster(kubeconfig: str | None, context: str | None) -> Cluster:
     except (ConfigException, OSError, YAMLError, TypeError, KeyError, ValueError) as error:
         # the client looks into what it parsed without checking its shape
         told = " ".join(str(error).split()).rstrip(".")
+        file = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         raise UserError(
-            f"no usable kubeconfig: {told}. Set KUBECONFIG, or choose one with --kubeconfig and --context"
+            f"no usable kubeconfig ({file}): {told}. Set KUBECONFIG, or choose one with --kubeconfig and --context"
         ) from error
     chosen = next((c for c in contexts if c["name"] == context), current)
     return Cluster(Api(configuration), (chosen.get("context") or {}).get("namespace") or "default")

@@ -54,6 +54,15 @@ def test_too_little_disk(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
         check()
 
 
+def test_too_little_disk_for_a_first_run(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=9 << 30)
+    machine.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(
+        ClusterError, match=r"the first run needs 30 GiB of disk at .*, 9\.0 GiB are free: make room, or"
+    ):
+        preflight.require_disk(30 << 30, "the first run")
+
+
 def test_missing_programs_without_apt_are_named(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(shutil, "which", lambda program: None)
     with pytest.raises(ClusterError, match=r"programs are missing: conntrack containernetworking-plugins .* runc"):
