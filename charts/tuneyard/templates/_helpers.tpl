@@ -82,6 +82,7 @@ engineEnv:
   {{ $name }}: {{ $value | toString | quote }}
   {{- else }} {}
   {{- end }}
+modelPullSecrets: {{ toJson .Values.modelPullSecrets }}
 allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}

@@ -106,6 +106,8 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         "containers": [_engine(pool, base, settings)],
         "volumes": _volumes(serving.artifact_volumes),
     }
+    if settings.model_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
     if serving.tolerations:

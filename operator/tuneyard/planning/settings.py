@@ -25,6 +25,8 @@ class Settings(ApiModel):
     tuneyard_namespace: str = "tuneyard-system"
     images: Images = Images()
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    model_pull_secrets: list[str] = []
+    """Names of Secrets for pulling model pods' images, each in every namespace with models."""
     engine_env: dict[str, str] = {}
     """Environment of every engine container; a pool's own serving.env wins."""
     allowed_host_path_prefixes: list[str] = []

@@ -49,6 +49,14 @@ def test_containers_start_in_order_and_sidecars_outlive_the_engine():
     assert [c["name"] for c in spec["containers"]] == ["engine"]
 
 
+def test_a_private_registry_is_pulled_from_with_the_charts_secrets():
+    base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM]))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    private = SETTINGS.model_copy(update={"model_pull_secrets": ["registry"]})
+    assert pod_template(pool, base, private)["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert "imagePullSecrets" not in pod_template(pool, base, SETTINGS)["spec"]
+
+
 def test_the_token_is_in_the_agent_alone():
     _, spec = pool_with()
     path = "/var/run/secrets/kubernetes.io/serviceaccount"
