@@ -315,6 +315,20 @@ async def test_it_leaves_in_order(gateway: GatewayProcess, team: Team, pods: tup
     assert gateway.process.returncode == 0
 
 
+async def test_envoy_serves_on_when_only_the_process_is_replaced(
+    gateway: GatewayProcess, team: Team, pods: tuple[Upstream, Upstream]
+) -> None:
+    """What the process before told Envoy when it left is taken back: connections are kept again."""
+    await gateway.applies(canary(team, *pods), {"v1": 90, "v2": 10})
+    gateway.kill(signal.SIGTERM)
+    status, headers, _ = await gateway.rig.post({"model": "support"})
+    assert (status, headers.get("connection")) == (200, "close")
+    gateway.start()
+    await gateway.ready()
+    status, headers, _ = await gateway.rig.post({"model": "support"})
+    assert (status, headers.get("connection")) == (200, None)
+
+
 async def test_all_namespaces_and_its_metrics(
     apiserver: ApiServer, team: Team, tmp_path: Path, pods: tuple[Upstream, Upstream]
 ) -> None:

@@ -1,4 +1,9 @@
-"""The admin interface of the Envoy beside this process, over its Unix socket, and the two things done with it."""
+"""The admin interface of the Envoy beside this process, over its Unix socket, and what is done with it.
+
+Draining is `/healthcheck/fail` (every answer closes its connection), because `/healthcheck/ok` takes it back. The
+kubelet may end this process alone, and its successor must find an Envoy that serves as before: nothing undoes
+`/drain_listeners`.
+"""
 
 from __future__ import annotations
 
@@ -46,12 +51,22 @@ class EnvoyAdmin:
         stats = dict(line.split(": ", 1) for line in told.splitlines() if ": " in line)
         return int(stats.get(_ACTIVE, 0)), int(stats.get(_TOTAL, 0))
 
+    async def resume(self) -> None:
+        """Take back what an earlier process began with `drain`; returns once Envoy has answered."""
+        while True:
+            try:
+                await self._ask("POST", "/healthcheck/ok")
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                await asyncio.sleep(_LOOK)
+            else:
+                return
+
     async def drain(self, within: float) -> bool:
-        """Take no new connections, let running requests finish; returns whether they did within so many seconds."""
+        """Send clients elsewhere, let running requests finish; returns whether they did within so many seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within
         try:
-            await self._ask("POST", "/drain_listeners?graceful&skip_exit")
+            await self._ask("POST", "/healthcheck/fail")
             quiet_since, ever = loop.time(), -1
             while loop.time() < deadline:
                 active, total = await self._requests()

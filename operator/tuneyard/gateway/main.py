@@ -5,7 +5,8 @@ known; keep a snapshot. While the API server is away it goes on with what it kno
 after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
 already may know more than a snapshot does.
 On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams, and
-ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives.
+ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives. Where the
+pod stays and only this process is replaced, Envoy goes on, and the next process has it take requests again.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Gateway:
         self.metrics.models.set_function(lambda: float(self.publisher.models))
         self._token = names.observe_token(master)
         self._leaving = False
+        self._resumed = False
         self._was_ready = False
 
     def _touched(self, models: set[str]) -> None:
@@ -68,22 +70,24 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether clients may be sent here: Envoy has once worked with all it was sent, and is connected."""
+        """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining."""
         self._was_ready = self._was_ready or self.publisher.ads.settled
-        return self._was_ready and self.publisher.ads.connected and not self._leaving
+        return self._was_ready and self._resumed and self.publisher.ads.connected and not self._leaving
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket)
         self.watches.start()
-        feeding = asyncio.create_task(self._open(restored))
+        feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
         try:
             await stopping.wait()
+            resuming.cancel()
             await self._leave()
         finally:
             feeding.cancel()
+            resuming.cancel()
             await server.cleanup()
             await self.watches.stop()
             await self.publisher.ads.stop()
@@ -112,6 +116,10 @@ class Gateway:
         self._writer.mark()
         _log.info("serving %d models", self.publisher.models)
         await self._writer.run()
+
+    async def _resume(self) -> None:
+        await self.envoy.resume()
+        self._resumed = True
 
     async def _serve(self) -> web.AppRunner:
         app = application(

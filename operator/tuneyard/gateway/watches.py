@@ -6,6 +6,8 @@ Rules:
   in namespaces with pools only, by the operator, and come a moment after the first ModelDeployment);
 - pods that have ended (evicted, failed) are none, although their objects stay: a field selector leaves them out;
 - the first list of each watch replaces what a snapshot said of it, watch by watch: none waits for another;
+- a watch that the API server refuses (403: the rights went with the namespace's last pool; 404) says nothing about
+  this process: a restart would change nothing, and every gateway would be restarted at once;
 - the world is complete enough to serve from when it came from a snapshot, or when every watch has listed once; one that
   is forbidden is not waited for longer than PATIENCE.
 """
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from tuneyard.api.names import API_VERSION, LABEL_POOL
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.world import Kind, World, key_of
-from tuneyard.systems.kube.client import Api, Object
+from tuneyard.systems.kube.client import Api, ApiError, Object
 from tuneyard.systems.kube.informers import Informer, on_loop
 from tuneyard.systems.kube.watching import Change
 
@@ -30,6 +32,8 @@ PATIENCE = 10.0
 STALE = 150.0
 """Seconds of silence that no working watch has: each ends after 45 s, and a bookmark comes before."""
 _LOOK = 0.02
+_EXAMINE = 20.0
+"""Seconds between two looks at watches that say nothing."""
 
 _PLURALS: dict[Kind, str] = {"deployment": "modeldeployments", "adapter": "loraadapters", "base": "basemodels"}
 _ALIVE = "status.phase!=Failed,status.phase!=Succeeded"
@@ -48,6 +52,8 @@ class _Watch:
     """Its first list has come, and is on its way into the world."""
     taken: bool = False
     """Its first list has replaced what was known before."""
+    refused: bool = False
+    """It is silent because the API server refuses it."""
 
 
 class Watches:
@@ -73,7 +79,7 @@ class Watches:
         self._expiry: asyncio.TimerHandle | None = None
         self.completed = asyncio.Event()
         """Set once `complete` has been seen."""
-        self._following: asyncio.Task[None] | None = None
+        self._running: list[asyncio.Task[None]] = []
         self._stopping: set[asyncio.Task[None]] = set()
         for kind in (*_PLURALS, "pod"):
             metrics.age(kind, functools.partial(self._age, kind))
@@ -84,12 +90,12 @@ class Watches:
             everywhere: Sequence[str | None] = self._namespaces or (None,)
             for where in everywhere:
                 self._watch(kind, where)
-        self._following = self._loop.create_task(self._follow())
+        self._running = [self._loop.create_task(self._follow()), self._loop.create_task(self._examine())]
 
     async def stop(self) -> None:
         """End all watches."""
-        if self._following is not None:
-            self._following.cancel()
+        for task in self._running:
+            task.cancel()
         if self._expiry is not None:
             self._expiry.cancel()
         informers = [watch.informer for watch in self._watches.values()]
@@ -110,7 +116,7 @@ class Watches:
         """
         if self._loop.time() - self._started < STALE:
             return True
-        ages = [watch.informer.age() for watch in self._watches.values() if watch.taken]
+        ages = [watch.informer.age() for watch in self._watches.values() if watch.taken and not watch.refused]
         return not ages or max(ages) < STALE or min(ages) > STALE / 3
 
     def _age(self, kind: Kind) -> float:
@@ -150,6 +156,21 @@ class Watches:
             if self.complete:
                 self.completed.set()
             await asyncio.sleep(_LOOK)
+
+    async def _examine(self) -> None:
+        """Find out which of the silent watches are refused."""
+        while True:
+            for watch in list(self._watches.values()):
+                silent = watch.taken and watch.informer.age() > STALE / 3
+                watch.refused = silent and await asyncio.to_thread(self._refuses, watch.informer.path)
+            await asyncio.sleep(_EXAMINE)
+
+    def _refuses(self, path: str) -> bool:
+        try:
+            self._api.request("GET", path, query={"limit": "1"})
+        except ApiError as error:
+            return error.status in (403, 404)
+        return False
 
     def _follow_namespaces(self) -> None:
         wanted = self._world.namespaces()
