@@ -98,8 +98,8 @@ class Executor:
                     annotations=action.annotations,
                 )
                 self._metrics.writes.labels(action.kind, "annotate").inc()
-            case Delete(api_version, kind_name, namespace, name, uid):
-                objects.delete(self._api, api_version, kind_name, namespace, name, uid=uid)
+            case Delete(api_version, kind_name, namespace, name, uid, version):
+                objects.delete(self._api, api_version, kind_name, namespace, name, uid=uid, resource_version=version)
                 if (api_version, kind_name) == SECRET:
                     self._secrets.deleted(namespace, name)
                 self._metrics.writes.labels(kind_name, "delete").inc()

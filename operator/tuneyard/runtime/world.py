@@ -151,8 +151,8 @@ class AppliedSecrets:
             at, child = self._applied.get((deployment.namespace, name), (float("-inf"), None))
         if child is not None and self._clock() - at < _SECRET_SECONDS:
             return child
-        unknown = replace(deployment, api_version="v1", kind="Secret", name=name, uid="", content_hash=None)
-        return replace(unknown, annotations={}, data={}, deleted=False, problem=None)
+        unknown = replace(deployment, api_version="v1", kind="Secret", name=name, uid="", resource_version="")
+        return replace(unknown, content_hash=None, annotations={}, data={}, deleted=False, problem=None)
 
 
 class World:

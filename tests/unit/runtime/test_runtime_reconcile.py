@@ -156,7 +156,7 @@ def test_a_pool_is_deleted_when_the_api_server_too_knows_no_reference(scene: Sce
     scene.reconciler.reconcile(BASE)
     assert ("DELETE", "deployments/base-pool") in scene.api.written()
     body = next(body for method, _, body in scene.api.writes if method == "DELETE")
-    assert body["preconditions"] == {"uid": "uid-base-pool"}
+    assert body["preconditions"] == {"uid": "uid-base-pool", "resourceVersion": "10"}
 
 
 def test_a_pool_stays_when_the_informers_have_missed_who_refers_to_it(scene: Scene) -> None:

@@ -4,8 +4,8 @@ Rules:
 - everything is applied by one field manager and forced: what the operator says of a field is what holds;
 - a status is always written whole (fields left out are removed) and with the resourceVersion it was planned from: the
   API server lets a wrong uid through on /status, and a stale writer would write onto a re-created object;
-- a deletion names the uid it means; an object that is gone already is success, because a crash after the deletion
-  and before its notice looks just like that.
+- a deletion names the uid and the version it means; an object that is gone already is success, because a crash after
+  the deletion and before its notice looks just like that, and one that has changed since stays.
 """
 
 from __future__ import annotations
@@ -109,19 +109,21 @@ def annotate(
     )
 
 
-def delete(api: Api, api_version: str, kind: str, namespace: str, name: str, *, uid: str) -> bool:
-    """Delete in the background what has this uid ("" where it is not known: whatever has the name).
+def delete(
+    api: Api, api_version: str, kind: str, namespace: str, name: str, *, uid: str, resource_version: str
+) -> bool:
+    """Delete in the background what has this uid and is in this version ("" where that is not known: any).
 
-    Returns whether it was there; an object of the name with another uid is somebody's new one and stays. Raises
-    ApiError.
+    Returns whether it was there; an object of the name with another uid is somebody's new one, and one in another
+    version may be wanted again: both stay. Raises ApiError.
     """
     body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
-    if uid:
-        body["preconditions"] = {"uid": uid}
+    meant = {"uid": uid, "resourceVersion": resource_version}
+    body["preconditions"] = {part: value for part, value in meant.items() if value}
     try:
         api.request("DELETE", path(api_version, kind, namespace, name), body=body)
     except ApiError as error:
-        # 404: a crash came between the deletion and its notice; 409: re-created since
+        # 404: a crash came between the deletion and its notice; 409: re-created or changed since
         if error.not_found or error.conflict:
             return False
         raise
