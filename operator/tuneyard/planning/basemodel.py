@@ -5,7 +5,8 @@ Rules:
   changed, so that a deployment that comes back finds it as it was;
 - a serving block that is known not to work is not applied: what serves goes on as it was, and the status says why;
 - a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
-- what the pools of a namespace share comes before the first of them and goes after the last;
+- what the pools of a namespace share comes before the first of them and goes with the last BaseModel, by garbage
+  collection: gateways look for pods wherever a ModelDeployment stands, also while there is no pool;
 - the Deployment is applied last, so that no pod starts without its key, its plan and its NetworkPolicy, and deleted
   first; the rest goes when its pods are gone, because pods that drain still need it.
 """
@@ -43,7 +44,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     )
     mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
     pools = pools_of(base, obs.deployments)
-    actions += _access_actions(obs, base, needed=bool(pools))
+    actions += _access_actions(obs, base) if pools else []
     states = []
     for pool in pools:
         state = _state(obs, base, pool, mine)
@@ -69,17 +70,11 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
 
 
-def _access_actions(obs: BaseModelObservation, base: BaseModelResource, *, needed: bool) -> list[Action]:
-    """What all pools of the namespace share is there while there is a pool of any base, or anything left of one."""
+def _access_actions(obs: BaseModelObservation, base: BaseModelResource) -> list[Action]:
+    """What all pools of the namespace share."""
     living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
     access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
-    if needed:
-        return _unless_there(access, obs.children)
-    others = [b for b in living.values() if b.metadata.uid != base.metadata.uid]
-    if any(b.status.used_by or b.status.pools for b in others) or obs.unreadable or any(c.pool for c in obs.children):
-        return []
-    ours = {(obj["kind"], obj["metadata"]["name"]) for obj in access}
-    return [_deletion(c) for c in obs.children if (c.kind, c.name) in ours and not c.deleted]
+    return _unless_there(access, obs.children)
 
 
 def _is_deployment(action: Action) -> bool:

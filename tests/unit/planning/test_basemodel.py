@@ -399,14 +399,7 @@ def test_an_unused_pool_is_marked_kept_and_then_deleted_deployment_first():
         "PodDisruptionBudget",
     }
     shared = replace(unused(3, draining), pods=(), children=tuple(c for c in draining.children if not c.pool))
-    last = plan_basemodel(shared.base_model())
-    assert {(a.kind, a.name) for a in last.actions if isinstance(a, Delete)} == {
-        ("ServiceAccount", "tuneyard-agent"),
-        ("Role", "tuneyard-agent"),
-        ("RoleBinding", "tuneyard-agent"),
-        ("Role", "tuneyard-gateway"),
-        ("RoleBinding", "tuneyard-gateway"),
-    }
+    assert plan_basemodel(shared.base_model()).actions == (), "gateways watch this namespace for other deployments"
 
 
 def test_a_deployment_that_comes_back_adopts_its_pool():
@@ -445,14 +438,6 @@ def test_nothing_is_taken_away_while_a_deployment_cannot_be_read():
     )
     assert all(not isinstance(a, Delete) for a in lingering.actions)
     assert kinds(lingering) == []
-
-
-def test_what_is_shared_stays_while_another_base_is_used():
-    used = base_model("other", status=BaseModelStatus(used_by=["x"]))
-    situation = settled(started(bases=(base_model(), used)))
-    shared = tuple(c for c in situation.children if not c.pool)
-    plan = plan_basemodel(replace(situation, deployments=(), pods=(), children=shared).base_model())
-    assert plan.actions == ()
 
 
 def test_own_pools_are_told_apart_in_the_status():
