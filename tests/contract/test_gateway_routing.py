@@ -160,6 +160,20 @@ async def test_what_clients_may_not_say(tmp_path: Path, pods: tuple[Upstream, Up
         assert received.headers["x-model"] == "support"
 
 
+async def test_a_gateway_that_is_its_own_pod_answers_once(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
+    """An endpoint that is a gateway, under a model whose engine name is a model's name, makes no loop."""
+    async with Rig(tmp_path) as rig:
+        await rig.serve(model("support", revision("v1", 100, [f"127.0.0.1:{rig.port}"], engine="support")))
+        async with asyncio.timeout(10):
+            status, _, answer = await rig.post({"model": "support"})
+        assert status == 508
+        assert_openai_error(answer, code="loop_detected", kind="server_error")
+        assert await rig.envoy.stat("http.gateway.downstream_rq_total") == 2
+        await rig.serve(model("support", revision("v1", 100, [pods[0].address])))
+        assert (await rig.post({"model": "support"}))[0] == 200
+        assert (await rig.post({"model": "support"}, headers={"tuneyard-hop": "0"}))[0] == 508
+
+
 async def test_weights_within_three_sigma(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
     a, b = pods
     async with Rig(tmp_path) as rig:

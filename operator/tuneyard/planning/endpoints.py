@@ -5,7 +5,8 @@ Rules:
 - with an adapter it counts only when it says Loaded under exactly the engine name that the adapter's known digest
   gives: while nobody knows the digest, or after it changed under the same name, no pod counts;
 - pods count for nothing while the BaseModel or the LoRAAdapter object is missing, or the adapter is another base's;
-- a report is a tenant's pod's own word: an address that is not a plain unicast IP and port is not an endpoint.
+- a report is a tenant's pod's own word: an address that cannot be another pod's front is not an endpoint. Otherwise a
+  forged report could have gateways call themselves, or whatever else listens on their nodes.
 """
 
 from __future__ import annotations
@@ -66,18 +67,27 @@ def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str 
 
 
 def is_address(text: str) -> bool:
-    """Whether the text is `ip:port` (`[ip]:port` for IPv6) of something that can be a pod."""
-    host, separator, port = text.rpartition(":")
-    if not separator or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    """Whether the text is `ip:port` (`[ip]:port` for IPv6) of something that can be a pod's front."""
+    host, _, port = text.rpartition(":")
+    if port != str(names.FRONT_PORT) or "%" in host:
         return False
+    bracketed = host.startswith("[") and host.endswith("]")
     try:
-        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError:
         return False
-    bracketed = host.startswith("[")
     return bracketed == (address.version == 6) and not (
-        address.is_link_local or address.is_multicast or address.is_unspecified
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or _is_no_pods(address)
     )
+
+
+def _is_no_pods(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Reserved: broadcast, and IPv6 that holds an IPv4 address. Of IPv4, clouds do give 240.0.0.0/4 to pods."""
+    return str(address) == "255.255.255.255" or (address.version == 6 and address.is_reserved)
 
 
 def _serves(report: PodReport, revision: Revision, asked_for: str) -> bool:

@@ -3,7 +3,8 @@
 Rules of the chain, in its order:
 1. Envoy itself removes from every request what only the gateway may say (x-model, x-tuneyard-*, x-envoy-*), before any
    filter runs and before a route is looked for;
-2. `extract` finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
+2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
+   then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, and opens the gate;
 4. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;
@@ -46,6 +47,8 @@ NOWHERE = "nowhere"
 STAT_PREFIX = "gateway"
 LUA_FILTERS = ("extract", "rewrite", "answer")
 GATE_HEADER = "x-tuneyard-gate"
+HOP_HEADER = "tuneyard-hop"
+"""On every request to an engine. Clients may say it too, and are refused: nothing removes it on the way in."""
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from tuneyard.api import names
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
-from tuneyard.systems.envoy.bootstrap import GATE_HEADER, METADATA, NOWHERE
+from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
     EXTENSIONS,
@@ -218,6 +218,7 @@ def _route_configuration(name: str, routes: list[Json]) -> Json:
     return {
         "name": name,
         "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
+        "request_headers_to_add": [set_header(HOP_HEADER, "1")],
         # x-model stays: the access log reads it
         "request_headers_to_remove": [names.REVISION_HEADER, GATE_HEADER, *_CLIENT_CREDENTIALS],
         "response_headers_to_remove": [RETRY_HEADER, DRAINING_HEADER],

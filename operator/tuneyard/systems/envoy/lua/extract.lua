@@ -1,6 +1,7 @@
 -- Finds the top-level "model" of a request's JSON body without parsing (or touching) the rest, and sets x-model.
 --
 -- Rules:
+--   * what comes from a gateway (tuneyard-hop) is refused before anything else: it would come again for ever;
 --   * it knows the paths that are served; every other one is refused here;
 --   * what a JSON parser behind us could read differently is refused: duplicate or escaped top-level keys, NUL bytes
 --     (Python's json guesses UTF-16 and UTF-32 by them), byte order marks, a content encoding;
@@ -114,6 +115,9 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  if headers:get('tuneyard-hop') then
+    return refuse(handle, '508', 'A gateway sent this request to a gateway.', 'server_error', 'loop_detected')
+  end
   local path = headers:get(':path') or ''
   local query = find(path, '?', 1, true)
   if query then path = sub(path, 1, query - 1) end
