@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ValidationError
@@ -46,6 +46,7 @@ Json = Mapping[str, Any]
 _METADATA = ("name", "namespace", "uid", "generation", "creationTimestamp", "deletionTimestamp")
 
 _Resource = TypeVar("_Resource", ModelDeploymentResource, LoRAAdapterResource, BaseModelResource)
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,10 @@ class _Known(Generic[_Resource]):
     present: dict[Key, _Resource] = field(default_factory=dict)
     vanished: dict[Key, tuple[_Resource, float]] = field(default_factory=dict)
 
-    def counting(self, now: float) -> dict[Key, _Resource]:
-        return lingering(self.present, self.vanished, now)
+    def counting(self, keys: Iterable[Key], now: float) -> dict[Key, _Resource]:
+        """Those of the keys that count."""
+        keys = list(keys)
+        return lingering(_only(self.present, keys), _only(self.vanished, keys), now)
 
     def any(self, key: Key) -> _Resource | None:
         """The object, also when it vanished and was not forgotten yet."""
@@ -92,6 +95,10 @@ class _Known(Generic[_Resource]):
         return old
 
 
+def _only(objects: Mapping[Key, _Value], keys: Iterable[Key]) -> dict[Key, _Value]:
+    return {key: objects[key] for key in keys if key in objects}
+
+
 def key_of(raw: Json) -> Key:
     """(namespace, name) of an object as JSON."""
     metadata = raw.get("metadata") or {}
@@ -109,6 +116,23 @@ def pod_of(raw: Json) -> Pod:
     namespace, name = key_of(raw)
     pool = (metadata.get("labels") or {}).get(names.LABEL_POOL, "")
     return Pod(name, namespace, pool, bool(metadata.get("deletionTimestamp")), report)
+
+
+def _changed_adapters(before: Pod | None, after: Pod | None) -> set[str] | None:
+    """The adapters that a pod serves otherwise than before; None where more than adapters has changed.
+
+    A pod of a large pool reports after every adapter, and each report holds all of them.
+    """
+    if before is None or after is None or before.report is None or after.report is None:
+        return None
+    same = before.report.model_copy(update={"adapters": after.report.adapters})
+    if replace(before, report=same) != after:
+        return None
+    served = [
+        {name: (said.state, said.engine_name) for name, said in report.adapters.items()}
+        for report in (before.report, after.report)
+    ]
+    return {name for name, _ in served[0].items() ^ served[1].items()}
 
 
 class World:
@@ -205,11 +229,13 @@ class World:
             self._pods[key] = pod
         if before == pod:
             return set()
+        changed = _changed_adapters(before, pod)
         touched: set[str] = set()
         for one in (before, pod):
             if one is not None:
-                self._pools.get((one.namespace, one.pool), {}).pop(one.name, None)
-                touched |= self._touching("pool", (one.namespace, one.pool))
+                pool = (one.namespace, one.pool)
+                self._pools.get(pool, {}).pop(one.name, None)
+                touched |= self._touching("pool", pool) if changed is None else self._touching_adapters(pool, changed)
         if pod is not None:
             self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
         return touched
@@ -263,7 +289,14 @@ class World:
             self._users.get(reference, set()).discard(key)
 
     def _touching(self, what: str, key: Key) -> set[str]:
-        users = self._users.get((what, *key), ())
+        return self._models_of(self._users.get((what, *key), ()))
+
+    def _touching_adapters(self, pool: Key, adapters: Iterable[str]) -> set[str]:
+        """Models that have one of these adapters in the pool."""
+        of_adapters = (self._users.get(("adapter", pool[0], adapter), set()) for adapter in adapters)
+        return self._models_of(set[Key]().union(*of_adapters) & self._users.get(("pool", *pool), set()))
+
+    def _models_of(self, users: Iterable[Key]) -> set[str]:
         found = (self._deployments.any(user) for user in users)
         return {deployment.model_name for deployment in found if deployment is not None}
 
@@ -271,9 +304,8 @@ class World:
 
     def routes(self, model: str, now: float) -> ModelRoutes | None:
         """The routes of a model, None where no deployment claims it."""
-        counting = self._deployments.counting(now)
-        claims = [counting[key] for key in self._claims.get(model, ()) if key in counting]
-        owner = owners(claims).get(model)
+        counting = self._deployments.counting(self._claims.get(model, ()), now)
+        owner = owners(counting.values()).get(model)
         if owner is None:
             return None
         deployment = counting[owner]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.builders import BASE, base_model, deployment, digest, loaded, pinned,
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
+from tuneyard.api.documents import AdapterReport
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
 from tuneyard.gateway.world import World
 from tuneyard.planning.observations import PodObservation
@@ -73,6 +75,74 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.remove("pod", ("team", "a"), 0) == {"chat"}
     assert world.put("deployment", raw(canary(model_name="renamed")), 0) == {"chat", "renamed"}
     assert world.namespaces() == {"team"}
+
+
+def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> None:
+    one, two = (deployment(name, revisions=[revision("r", name)]) for name in ("one", "two"))
+    world = world_of(one, two, deployment("plain", revisions=[revision("r")]))
+    everyone = {"one", "two", "plain"}
+    for name in ("one", "two"):
+        world.put("adapter", raw(pinned(name)), 0)
+
+    def report(*adapters: str, **fields: Any) -> set[str]:
+        said = pod("a", *adapters)
+        assert said.report is not None
+        return world.put("pod", raw_pod(replace(said, report=said.report.model_copy(update=fields))), 0)
+
+    assert report("one") == {"one"}
+    assert routes(world, "one").weights == {"r": 100}
+    assert report("one", "two") == {"two"}
+    assert routes(world, "two").weights == {"r": 100}
+    assert report("one", "two", "nobodys") == set()
+    assert report("two", adapters={"one": AdapterReport(state="Loading"), "two": loaded("two")}) == {"one"}
+    assert routes(world, "one").unserved == 100
+    assert report("one", "two") == {"one"}
+    other_bytes = {"one": loaded("one", digest=digest("other")), "two": loaded("two")}
+    assert report("one", "two", adapters=other_bytes) == {"one"}
+    assert report("one", "two") == {"one"}
+    for fields in ({"engine": "Draining"}, {"address": "10.0.0.9:8080"}, {"base_model": "other"}):
+        assert report("one", "two", **fields) == everyone
+        assert report("one", "two") == everyone
+    assert world.put("pod", raw_pod(replace(pod("a"), report=None)), 0) == everyone
+    assert report("one", "two") == everyone
+    leaving = raw_pod(pod("a", "one", "two"))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert world.put("pod", leaving, 0) == everyone
+    assert world.remove("pod", ("team", "a"), 0) == everyone
+
+
+def test_a_report_costs_what_it_changes() -> None:
+    """The time that a report takes does not grow with the deployments that it does not concern."""
+    world = world_of(*(deployment(f"m{n}", revisions=[revision("r", f"a{n}")]) for n in range(300)))
+    adapters = [f"a{n}" for n in range(300)]
+    world.put("adapter", raw(pinned("a0")), 0)
+    world.put("pod", raw_pod(pod("a", *adapters[1:])), 0)
+    known = world._deployments.present = _Counting(world._deployments.present)
+    assert world.put("pod", raw_pod(pod("a", *adapters)), 0) == {"m0"}
+    assert routes(world, "m0").weights == {"r": 100}
+    assert known.looked_at < 10
+
+
+class _Counting(dict[Any, Any]):
+    """Counts what is looked at; going through all of it is looking at each."""
+
+    looked_at = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looked_at += 1
+        return super().__getitem__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.looked_at += 1
+        return super().get(key, default)
+
+    def __iter__(self) -> Any:
+        self.looked_at += len(self)
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self.looked_at += len(self)
+        return super().keys()
 
 
 def test_weights_follow_spec_status_and_pods() -> None:
