@@ -32,6 +32,7 @@ from tuneyard.planning.observations import (
     PodObservation,
     child_observation,
 )
+from tuneyard.planning.pools import places
 from tuneyard.planning.settings import Settings
 
 T0 = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -245,10 +246,12 @@ class Situation:
         """What the plan of a LoRAAdapter observes."""
         found = next((a for a in self.adapters if a.metadata.name == name), None)
         wanted = found.spec.base_model if found else None
+        base = next((b for b in self.bases if b.metadata.name == wanted), None)
+        plans = [c for c in self.children if c.kind == "ConfigMap"]
         return LoRAAdapterObservation(
             adapter=found,
-            base=next((b for b in self.bases if b.metadata.name == wanted), None),
-            adapters=tuple(a for a in self.adapters if a.spec.base_model == wanted),
+            base=base,
+            pools=places(base, self.deployments, self.adapters, plans) if base else (),
             deployments=self.deployments,
             pods=self.pods,
             settings=self.settings,

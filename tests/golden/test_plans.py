@@ -21,6 +21,7 @@ from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import BaseModelObservation, LoRAAdapterObservation, ModelDeploymentObservation
 from tuneyard.planning.plan import Apply, Plan, Redacted
+from tuneyard.planning.pools import places
 from tuneyard.planning.settings import Settings
 
 FOLDER = Path(__file__).parent / "plans"
@@ -69,7 +70,8 @@ def planned(documents: list[dict[str, Any]]) -> dict[str, Any]:
         plans[f"BaseModel {base.metadata.name}"] = plan_basemodel(seen)
     for adapter in adapters:
         found = next((b for b in bases if b.metadata.name == adapter.spec.base_model), None)
-        asked = LoRAAdapterObservation(adapter, found, adapters, deployments, (), SETTINGS, T0)
+        pools = places(found, deployments, adapters, ()) if found else ()
+        asked = LoRAAdapterObservation(adapter, found, pools, deployments, (), SETTINGS, T0)
         plans[f"LoRAAdapter {adapter.metadata.name}"] = plan_loraadapter(asked)
     for deployment in deployments:
         view = ModelDeploymentObservation(deployment, deployments, adapters, bases, (), (), 2, (), SETTINGS, T0)

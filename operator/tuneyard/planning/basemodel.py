@@ -19,14 +19,14 @@ from datetime import datetime
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
+from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
-from tuneyard.planning.observations import BaseModelObservation, ChildObservation, parsed
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, placement, pools_of
+from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, holders, placement, pools_of
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -132,7 +132,7 @@ def planned_adapters(
     obs: BaseModelObservation, pool: Pool, before: ChildObservation | None
 ) -> tuple[list[PlannedAdapter], dict[str, str], list[float]]:
     """The adapters of a pool's plan, since when which of them are not wanted any more, and when the next one goes."""
-    placed = placement(pool, obs.adapters)
+    placed = placement(pool, obs.adapters, holders(before))
     known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
     stays = [a.metadata.name for a in placed.planned]
     unused_since: dict[str, str] = {}
@@ -156,13 +156,12 @@ def _no_longer_wanted(before: ChildObservation | None, now: datetime) -> dict[st
     """Every adapter of the plan that is out, with the time since when it is not wanted: now, if nothing says more."""
     if before is None:
         return {}
-    plan = parsed(PoolPlan, before.data.get(PLAN_KEY))
     try:
         marks = json.loads(before.annotations.get(children.ANNOTATION_UNUSED_ADAPTERS, "{}"))
     except ValueError:
         marks = {}
     since = {name: parsed_time(str(text)) for name, text in marks.items()} if isinstance(marks, dict) else {}
-    return {a.name: since.get(a.name) or now for a in (plan.adapters if plan else [])}
+    return {name: since.get(name) or now for name in holders(before)}
 
 
 def _unused_pools(

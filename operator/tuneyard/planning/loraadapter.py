@@ -20,9 +20,8 @@ from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.basestatus import listed
-from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, Problem, problem_of
+from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, PoolPlaces, Problem, problem_of
 from tuneyard.planning.plan import Event, ObjectReference, Plan
-from tuneyard.planning.pools import Pool, placement, pools_of
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
 from tuneyard.planning.timestamps import rfc3339
@@ -73,7 +72,7 @@ class Spread:
     base_exists: bool
     users: tuple[str, ...]
     """ModelDeployments with a revision that names it, sorted."""
-    pools: tuple[Pool, ...]
+    pools: tuple[PoolPlaces, ...]
     """Pools of its base that these revisions use."""
     refusals: tuple[Problem, ...]
     """Why pools have no place for it."""
@@ -85,7 +84,7 @@ class Spread:
     @property
     def wanted(self) -> int:
         """How many pods should have it."""
-        return sum(p.serving.replicas for p in self.pools)
+        return sum(p.replicas for p in self.pools)
 
     @property
     def digest(self) -> str | None:
@@ -102,7 +101,7 @@ class Spread:
         engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
         having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
         return sum(
-            min(pool.serving.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            min(pool.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
 
@@ -141,9 +140,8 @@ def _spread(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> Spread
     name, users = adapter.metadata.name, _users(obs, adapter)
     if obs.base is None or not users:
         return Spread(adapter, obs.base is not None, users, (), (), (), ())
-    pools = tuple(p for p in pools_of(obs.base, obs.deployments) if name in p.adapter_names)
-    everyone = {a.metadata.key: a for a in (*obs.adapters, adapter)}.values()
-    refusals = [placement(p, everyone).refused.get(name) for p in pools]
+    pools = tuple(p for p in obs.pools if name in p.wanted)
+    refusals = [p.refused.get(name) for p in pools]
     mine = {(p.namespace, p.name) for p in pools}
     pods = [p for p in obs.pods if (p.namespace, p.pool) in mine and not p.deleted]
     pods.sort(key=lambda p: (p.created, p.name))

@@ -132,16 +132,29 @@ class BaseModelObservation:
 
 
 @dataclass(frozen=True)
+class PoolPlaces:
+    """A pool that is referred to, and who of those that want a place in it has none; see pools.places."""
+
+    name: str
+    namespace: str
+    replicas: int
+    wanted: frozenset[str]
+    """Adapters of the revisions that use it, whether they exist or not."""
+    refused: Mapping[str, Problem]
+    """By adapter name."""
+
+
+@dataclass(frozen=True)
 class LoRAAdapterObservation:
     """A LoRAAdapter, its base and the pods that may have it."""
 
     adapter: LoRAAdapterResource | None
     base: BaseModelResource | None
     """The one that spec.baseModel names."""
-    adapters: tuple[LoRAAdapterResource, ...]
-    """Those of its base, this one included or not, at least: a pool holds only so many."""
+    pools: tuple[PoolPlaces, ...]
+    """All of the base that are referred to."""
     deployments: tuple[ModelDeploymentResource, ...]
-    """Those of the namespace with a revision of its base or of itself, at least."""
+    """Those with a revision that names it, of whatever base, at least."""
     pods: tuple[PodObservation, ...]
     """Model pods of the namespace, at least those of the base."""
     settings: Settings

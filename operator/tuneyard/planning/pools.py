@@ -6,7 +6,8 @@ Rules:
   deployment's, that over the base's);
 - all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded;
 - a pool holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
-  gone, and dies): the earliest created keep their place;
+  gone, and dies): who has a place keeps it, the earliest created are next. By age alone, a revision that somebody adds
+  for an old adapter would take an adapter away from another tenant while it serves;
 - an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
   POOL_GRACE: a ModelDeployment that is deleted and created again finds everything as it was.
 """
@@ -19,12 +20,13 @@ from typing import Literal
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PLAN_KEY, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
 from tuneyard.api.serving import ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
-from tuneyard.planning.observations import Problem
+from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem, parsed
 
 POOL_GRACE = 60.0
 """Seconds that a pool outlives the last reference to it."""
@@ -163,11 +165,18 @@ def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeployme
     )
 
 
-def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource]) -> Placement:
-    """Who of the wanted adapters gets a place. Adapters of another base or namespace are not placed at all."""
+def holders(plan: ChildObservation | None) -> tuple[str, ...]:
+    """The adapters that have a place in a pool now: those of its plan ConfigMap, wanted or not."""
+    found = parsed(PoolPlan, plan.data.get(PLAN_KEY)) if plan else None
+    return tuple(a.name for a in found.adapters) if found else ()
+
+
+def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterable[str]) -> Placement:
+    """Who of the wanted adapters gets a place; `held`: who has one. Those of another base or namespace never do."""
+    present = frozenset(held)
     wanted = sorted(
         (a for a in adapters if a.metadata.name in pool.adapter_names and belongs(pool, a)),
-        key=lambda a: (a.metadata.creation_timestamp, a.metadata.name),
+        key=lambda a: (a.metadata.name not in present, a.metadata.creation_timestamp, a.metadata.name),
     )
     planned: list[LoRAAdapterResource] = []
     refused: dict[str, Problem] = {}
@@ -179,6 +188,21 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource]) -> Placement:
         else:
             planned.append(adapter)
     return Placement(tuple(planned), refused)
+
+
+def places(
+    base: BaseModelResource,
+    deployments: Iterable[ModelDeploymentResource],
+    adapters: Sequence[LoRAAdapterResource],
+    plans: Iterable[ChildObservation],
+) -> tuple[PoolPlaces, ...]:
+    """Who has no place in the base's pools. `adapters`: all of the base; `plans`: its pools' plan ConfigMaps."""
+    known = {plan.name: plan for plan in plans}
+    found = []
+    for pool in pools_of(base, deployments):
+        refused = placement(pool, adapters, holders(known.get(names.pool_plan(pool.name)))).refused
+        found.append(PoolPlaces(pool.name, pool.namespace, pool.serving.replicas, pool.adapter_names, refused))
+    return tuple(found)
 
 
 def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:

@@ -24,12 +24,14 @@ from tuneyard.planning.observations import (
     LoRAAdapterObservation,
     ModelDeploymentObservation,
     PodObservation,
+    PoolPlaces,
     pod_observation,
 )
+from tuneyard.planning.pools import places
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
-from tuneyard.runtime.world import DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
+from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 
@@ -90,6 +92,11 @@ class Reads:
         """Names of the ModelDeployments that exist and cannot be read."""
         return tuple(key.name for key in self._of(MODEL_DEPLOYMENT, unreadable(namespace)))
 
+    def places(self, base: BaseModelResource) -> tuple[PoolPlaces, ...]:
+        """Who has no place in which of the base's pools."""
+        key = Key(BASE_MODEL, base.metadata.namespace, base.metadata.name)
+        return self._world.places.of(key, lambda: self._places(base))
+
     def naming(self, adapter: Key) -> tuple[ModelDeploymentResource, ...]:
         """The ModelDeployments with a revision that names this adapter, of whatever base."""
         return self._world.deployments.all(self._of(MODEL_DEPLOYMENT, adapter))
@@ -112,6 +119,12 @@ class Reads:
         seen = [child for child in found if child is not None]
         secrets = [world.secrets.beside(c) for c in seen if (c.api_version, c.kind) == DEPLOYMENT and c.pool]
         return (*seen, *secrets)
+
+    def _places(self, base: BaseModelResource) -> tuple[PoolPlaces, ...]:
+        namespace, name = base.metadata.namespace, base.metadata.name
+        found = self._world.child_index.of((namespace, children.label_value(name)))
+        plans = self._world.children[CONFIG_MAP].all(m for m in found if m[:2] == CONFIG_MAP)
+        return places(base, self.deployments(namespace, [name]), self.adapters(namespace, [name]), plans)
 
     def _of(self, kind: str, *groups: Group) -> tuple[Key, ...]:
         """The members of this kind of any of these groups."""
@@ -142,6 +155,10 @@ class FreshReads(Reads):
     def deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
         """One ModelDeployment, fetched."""
         return self._read(Key(MODEL_DEPLOYMENT, namespace, name), deployment_of)
+
+    def places(self, base: BaseModelResource) -> tuple[PoolPlaces, ...]:
+        """Who has no place in which of the base's pools, for the base as it was fetched."""
+        return self._places(base)
 
     def pods(self, namespace: str, bases: Iterable[str]) -> tuple[PodObservation, ...]:
         """The model pods of these bases, listed."""
@@ -204,14 +221,14 @@ def gather_basemodel(
 def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datetime) -> LoRAAdapterObservation:
     """What plan_loraadapter looks at."""
     adapter = reads.adapter(key.namespace, key.name)
-    bases = [adapter.spec.base_model] if adapter else []
+    base = reads.base_model(key.namespace, adapter.spec.base_model) if adapter else None
     return LoRAAdapterObservation(
         adapter=adapter,
-        base=reads.base_model(key.namespace, bases[0]) if bases else None,
-        adapters=reads.adapters(key.namespace, bases),
+        base=base,
+        pools=reads.places(base) if base else (),
         # those that name it with another base too: that is what has to be said of it
-        deployments=_merged(reads.deployments(key.namespace, bases), reads.naming(key)),
-        pods=reads.pods(key.namespace, bases),
+        deployments=reads.naming(key),
+        pods=reads.pods(key.namespace, [base.metadata.name]) if base else (),
         settings=settings,
         now=now,
     )
@@ -243,9 +260,3 @@ def gather_modeldeployment(
 
 def _bases(namespace: str, bases: Iterable[str]) -> list[Key]:
     return [Key(BASE_MODEL, namespace, base) for base in bases]
-
-
-def _merged(
-    *groups: Iterable[ModelDeploymentResource],
-) -> tuple[ModelDeploymentResource, ...]:
-    return tuple({d.metadata.key: d for group in groups for d in group}.values())

@@ -6,7 +6,8 @@
 - a BaseModel: itself; its adapters and ModelDeployments; when one comes or goes also the namespace's other BaseModels;
 - a model pod: its BaseModel; adapters of that base and ModelDeployments that use its pool (where only the report on
   some adapters differs: only those);
-- a pool's child: its BaseModel (one that pools share: all of the namespace).
+- a pool's child: its BaseModel (one that pools share: all of the namespace); a pool's plan also adapters of that base
+  that came into it, went, or wait for a place.
 
 Rules:
 - waking is cheap and means nothing but "look again": too much costs time, too little loses a change;
@@ -25,9 +26,9 @@ from tuneyard.api.documents import PodReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children
 from tuneyard.planning.observations import PodObservation, pod_observation
-from tuneyard.planning.pools import pool_of
+from tuneyard.planning.pools import holders, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
-from tuneyard.runtime.world import World, read_or_none
+from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
 from tuneyard.systems.kube.client import Object
 from tuneyard.systems.kube.informers import OnChange
 from tuneyard.systems.kube.watching import Change
@@ -71,6 +72,8 @@ class Wakes:
         self._wake_itself = wake_itself
         self._wake = wake
         self._signatures: dict[Key, object] = {}
+        self._placing: dict[Key, object] = {}
+        self._holders: dict[tuple[str, str], frozenset[str]] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
         self._writing: dict[Key, tuple[object, object]] = {}
         for parsed, on_change in (
@@ -105,12 +108,15 @@ class Wakes:
                 if revision.adapter:
                     groups.append(Key(LORA_ADAPTER, key.namespace, revision.adapter))
         concerned = self._put(key, groups)
-        self._itself(key, item)
-        if not self._differs(key, change, _references(item)):
-            return
         named = [g for g in concerned if isinstance(g, Key)]
-        claims = [g for g in concerned if g[0] == "model"]
         bases = [g for g in named if g.kind == BASE_MODEL]
+        differs = self._differs(key, change, _references(item))
+        if differs:
+            world.places.changed(bases)
+        self._itself(key, item)
+        if not differs:
+            return
+        claims = [g for g in concerned if g[0] == "model"]
         if unreadable(key.namespace) in concerned:
             # nobody knows what it refers to: every base waits for it before it takes anything away
             named += self._of(BASE_MODEL, all_bases(key.namespace))
@@ -123,6 +129,7 @@ class Wakes:
         gone = change == "DELETED" or found is None
         groups = [] if gone or found is None else [Key(BASE_MODEL, key.namespace, found.spec.base_model)]
         bases = [g for g in self._put(key, groups) if isinstance(g, Key)]
+        self._places_change(key, change, item, bases)
         self._itself(key, item)
         if self._differs(key, change, _signature(item)):
             self._others(key, bases, self._of(MODEL_DEPLOYMENT, key))
@@ -132,6 +139,7 @@ class Wakes:
         key = _key(BASE_MODEL, item)
         own = [base_label(key.namespace, children.label_value(key.name)), all_bases(key.namespace)]
         self._put(key, [] if change == "DELETED" else own)
+        self._places_change(key, change, item, [key])
         self._itself(key, item)
         if self._differs(key, change, _signature(item)):
             self._others(key, self._of(LORA_ADAPTER, key), self._of(MODEL_DEPLOYMENT, key))
@@ -158,7 +166,8 @@ class Wakes:
         member = (api_version, kind, namespace, metadata["name"])
         self._world.child_index.put(member, [] if change == "DELETED" else [(namespace, label)])
         bases = self._of(BASE_MODEL, base_label(namespace, label) if label else all_bases(namespace))
-        self._wake(self._in_scope(bases))
+        adapters = self._moved(change, member, bases) if (api_version, kind) == CONFIG_MAP else []
+        self._wake(self._in_scope([*bases, *adapters]))
 
     def everything(self) -> list[Key]:
         """The keys of all custom resources, BaseModels first: others wait for what they do."""
@@ -201,6 +210,27 @@ class Wakes:
             return True
         before, self._signatures[key] = self._signatures.get(key), signature
         return before != signature
+
+    def _places_change(self, key: Key, change: Change, item: Object, bases: Iterable[Key]) -> None:
+        """Forget who has a place where what decides it has changed: not a status, which is written all the time."""
+        before = self._placing.pop(key, None)
+        if change != "DELETED":
+            self._placing[key] = _identity(item)
+        if before != self._placing.get(key):
+            self._world.places.changed(bases)
+
+    def _moved(self, change: Change, plan: tuple[str, str, str, str], bases: Iterable[Key]) -> list[Key]:
+        """The adapters that came into a pool's plan or went, and all that want a place beside them."""
+        name = plan[2:]
+        before = self._holders.pop(name, frozenset())
+        if change != "DELETED":
+            self._holders[name] = frozenset(holders(self._world.children[CONFIG_MAP].get(*name)))
+        now = self._holders.get(name, frozenset())
+        if now == before:
+            return []
+        self._world.places.changed(bases)
+        adapters = self._of(LORA_ADAPTER, *bases)
+        return [k for k in adapters if k.name in now ^ before or (k.name not in now and self._of(MODEL_DEPLOYMENT, k))]
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:
         """Adapters of these bases that a pool had no place for: one may have become free."""

@@ -27,6 +27,7 @@ from tuneyard.planning.observations import ChildObservation, child_observation, 
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.index import Index
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.places import Places
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 from tuneyard.systems.kube.informers import Informer
@@ -71,8 +72,8 @@ class Parsed(Generic[_Value]):
             entry.value, entry.parsed = read_or_none(self._read, entry.item), True
         return entry.value
 
-    def all(self, wanted: Iterable[Key | Name]) -> tuple[_Value, ...]:
-        """The values of these that can be read, in this order."""
+    def all(self, wanted: Iterable[tuple[str, ...]]) -> tuple[_Value, ...]:
+        """The values of these that can be read, in this order; of a name the last two parts count."""
         found = (self.get(name[-2], name[-1]) for name in wanted)
         return tuple(value for value in found if value is not None)
 
@@ -180,6 +181,8 @@ class World:
         )
         self.index: Index[Key, tuple[str, Key | tuple[str, ...]]] = Index()
         """Custom resources by their kind and what they name, see runtime.wakes."""
+        self.places = Places()
+        """Who has a place in the pools of each base, see runtime.wakes."""
         self.pod_index: Index[Name, tuple[str, str]] = Index()
         """Model pods by (namespace, value of the label tuneyard.dev/base-model)."""
         self.child_index: Index[tuple[str, str, str, str], tuple[str, str]] = Index()

@@ -26,10 +26,12 @@ from tests.builders import (
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import PLAN_KEY, BaseReport
+from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.children import ANNOTATION_UNUSED_ADAPTERS
+from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Annotate, Apply, Delete, ObjectReference, Plan
 
@@ -335,6 +337,28 @@ def test_an_unused_adapter_gives_way_to_one_that_is_wanted():
         deployments=(deployment(revisions=[revision("v2", "v2")]),),
     )
     assert planned(plan_basemodel(other.base_model())) == ["v2"]
+
+
+def test_an_adapter_that_serves_is_not_put_out_by_an_older_one():
+    block = ServingSpec(artifact_volumes=[VOLUME], lora=LoRASettings(max_cpu_loras=1))
+    situation = settled(started(bases=(base_model(serving=block),), adapters=(pinned("v1", created=5),)))
+    neighbour = deployment("neighbour", revisions=[revision("old", "old")])
+    asked = replace(
+        situation,
+        adapters=(pinned("v1", created=5), pinned("old", created=1)),
+        deployments=(*situation.deployments, neighbour),
+    )
+    assert kinds(plan_basemodel(asked.base_model())) == [], "the plan stays as it is"
+    for name, reason in (("v1", None), ("old", Reason.POOL_FULL)):
+        told = plan_loraadapter(asked.adapter(name)).status
+        assert isinstance(told, LoRAAdapterStatus)
+        stalled = next((c.reason for c in told.conditions if c.type == "Stalled"), None)
+        assert stalled == (reason and reason.value), "both plans agree on who has no place"
+    # created again while its pods have it: younger than all, and still there
+    again = replace(asked, adapters=(pinned("v1", created=9, uid="new"), pinned("old", created=1)))
+    assert kinds(plan_basemodel(again.base_model())) == []
+    freed = replace(asked, deployments=(neighbour,))
+    assert planned(plan_basemodel(freed.base_model())) == ["old"]
 
 
 def test_an_adapter_whose_object_is_gone_goes_at_once():

@@ -66,7 +66,7 @@ def test_deployments_of_other_namespaces_and_going_ones_do_not_count():
 def test_all_revisions_adapters_are_wanted_also_at_weight_0():
     listed = [revision("v1", "v1"), revision("v2", "v2"), revision("v3", "missing")]
     (pool,) = pools_of(base_model(), [deployment(revisions=listed, traffic={"v1": 100})])
-    placed = placement(pool, [adapter("v2"), adapter("v1"), adapter("v4")])
+    placed = placement(pool, [adapter("v2"), adapter("v1"), adapter("v4")], ())
     assert [a.metadata.name for a in placed.planned] == ["v1", "v2"]
     assert placed.refused == {}
 
@@ -82,13 +82,25 @@ def test_the_earliest_created_keep_their_place():
         adapter("c", created=2),
         adapter("d", volume="elsewhere"),
     ]
-    placed = placement(pool, known)
+    placed = placement(pool, known, ())
     assert [a.metadata.name for a in placed.planned] == ["b", "c"]
     assert {n: p.reason for n, p in placed.refused.items()} == {
         "a": Reason.POOL_FULL,
         "d": Reason.VOLUME_NOT_DECLARED,
     }
     assert "holds 2 adapters (serving.lora.maxCpuLoras), 4 are wanted" in placed.refused["a"].message
+
+
+def test_who_has_a_place_keeps_it_whatever_its_age():
+    block = ServingSpec(artifact_volumes=[VOLUME], lora=LoRASettings(max_cpu_loras=2))
+    (pool,) = pools_of(base_model(serving=block), [deployment(revisions=[revision(n, n) for n in "abc"])])
+    known = [adapter("a", created=1), adapter("b", created=2), adapter("c", created=3)]
+    placed = placement(pool, known, ["c", "gone"])
+    assert [a.metadata.name for a in placed.planned] == ["c", "a"]
+    assert set(placed.refused) == {"b"}
+    # a place is kept for who wants it, not for who was in the plan once
+    (alone,) = pools_of(base_model(serving=block), [deployment(revisions=[revision(n, n) for n in "ab"])])
+    assert [a.metadata.name for a in placement(alone, known, ["c"]).planned] == ["a", "b"]
 
 
 def test_adapters_of_another_base_namespace_or_past_are_never_placed():
@@ -98,4 +110,4 @@ def test_adapters_of_another_base_namespace_or_past_are_never_placed():
         pinned("v1", namespace="other"),
         pinned("v1", deletion_timestamp=stamp(0)),
     ):
-        assert placement(pool, [wrong]).planned == ()
+        assert placement(pool, [wrong], ()).planned == ()

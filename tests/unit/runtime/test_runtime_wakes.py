@@ -9,8 +9,12 @@ import pytest
 from kubernetes.client.configuration import Configuration
 
 from tuneyard.api import names
+from tuneyard.api.documents import PLAN_KEY
+from tuneyard.planning.observations import PoolPlaces
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.gather import Reads
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.places import Places
 from tuneyard.runtime.wakes import Wakes
 from tuneyard.runtime.world import World
 from tuneyard.systems.kube.client import Api
@@ -195,6 +199,62 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(informer, "DELETED", {"metadata": {"name": "plan", "labels": labels}}) == {base("base")}
     account = scene.world.children["v1", "ServiceAccount"].informer
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
+
+
+def plan_of(scene: Scene, *adapters: str) -> set[Key]:
+    """The pool's plan as it holds these adapters now; returns who was woken."""
+    source = {"volume": {"name": "v", "path": "p"}}
+    plan = {"pool": "base", "baseModel": "base", "maxRank": 8}
+    data = {PLAN_KEY: json.dumps({**plan, "adapters": [{"name": a, "source": source} for a in adapters]})}
+    labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base"}
+    item = {"metadata": {"name": "base-plan", "labels": labels}, "data": data}
+    return scene.tell(scene.world.children["v1", "ConfigMap"].informer, "MODIFIED", item)
+
+
+def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) -> None:
+    scene.adapter("unused")
+    assert plan_of(scene, "one") == {base("base"), adapter("one"), adapter("two")}
+    assert plan_of(scene, "one") == {base("base")}
+    assert plan_of(scene, "two") == {base("base"), adapter("one"), adapter("two")}
+    assert plan_of(scene, "one", "two") == {base("base"), adapter("one")}
+
+
+def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:
+    reads = Reads(scene.world, Api(Configuration(host="http://127.0.0.1:1")))
+    found = scene.world.base_models.get(NS, "base")
+    assert found is not None
+
+    def places() -> object:
+        return reads.places(found)
+
+    known = places()
+    assert places() is known
+    scene.adapter("one", change="MODIFIED", status={"usedBy": ["m"], "digest": "sha256:" + "0" * 64})
+    scene.base("base", "MODIFIED")
+    scene.deployment("plain", {"v0": ("base", None)}, "MODIFIED", generation=2, traffic=[])
+    assert places() is known, "no status and no weight decides it"
+    for change in (
+        lambda: scene.adapter("three"),
+        lambda: scene.adapter("three", change="DELETED"),
+        lambda: scene.deployment("new", {"v1": ("base", "one")}),
+        lambda: scene.base("base", "MODIFIED", generation=2),
+        lambda: plan_of(scene, "one"),
+    ):
+        before = places()
+        change()
+        assert places() is not before
+
+
+def test_a_place_that_was_worked_out_during_a_change_is_not_kept() -> None:
+    places = Places()
+    other = PoolPlaces("base", NS, 1, frozenset(), {})
+
+    def meanwhile() -> tuple[PoolPlaces, ...]:
+        places.changed([base("base")])
+        return (other,)
+
+    assert places.of(base("base"), meanwhile) == (other,)
+    assert places.of(base("base"), lambda: ()) == ()
 
 
 def test_the_echo_of_an_own_status_wakes_nobody_and_another_one_does(scene: Scene) -> None:

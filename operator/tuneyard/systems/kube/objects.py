@@ -110,7 +110,7 @@ def annotate(
 
 
 def delete(
-    api: Api, api_version: str, kind: str, namespace: str, name: str, *, uid: str, resource_version: str
+    api: Api, api_version: str, kind: str, namespace: str, name: str, *, uid: str, resource_version: str = ""
 ) -> bool:
     """Delete in the background what has this uid and is in this version ("" where that is not known: any).
 
