@@ -4,7 +4,8 @@ The engine's container is stopped only after `drain()` has returned (its preStop
 meets a dying engine. A second call joins the first one.
 
 The kubelet runs the same hook when it restarts an engine that hangs. Then there is no sense in waiting for what runs,
-and the pod stays: draining ends with the engine (planning.agentstate), and the front takes requests again.
+and the pod stays: draining ends with the engine (planning.agentstate), and the front takes requests again. That may
+happen at any moment of a drain, so that a drain looks again before and after it closes the front.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import StrEnum
 
 from tuneyard.agent.front import Front, FrontError
 from tuneyard.agent.knowledge import Knowledge
@@ -24,6 +26,14 @@ QUIET_SECONDS = 2.0
 MOST_WAIT_SECONDS = 15.0
 """New requests are refused after this long at the latest; gateways send those to another pod."""
 _SAMPLE = 0.1
+
+
+class _End(StrEnum):
+    """How waiting for what runs has ended."""
+
+    IDLE = "nothing runs any more"
+    UNWELL = "the engine is not well, nothing that runs will end well"
+    LATE = "requests still running"
 
 
 class Drain:
@@ -52,7 +62,7 @@ class Drain:
 
     async def _reopen(self) -> None:
         """Let the front take requests, as soon as it listens, unless draining begins again."""
-        while not self._knowledge.state.draining:
+        while not self._leaving():
             try:
                 await self._front.set_draining(False)
                 return
@@ -64,13 +74,22 @@ class Drain:
         self._knowledge.tell(DrainAsked())
         _log.info("draining: no longer offered to gateways")
         await self._until_quiet(began)
+        if not self._leaving():
+            return False
         try:
             await self._front.set_draining(True)
         except FrontError as error:
             _log.warning("draining without refusing new requests: %s", error)
-        idle = await self._until_idle(began)
-        _log.info("drained after %.1f s%s", self._clock() - began, "" if idle else ", requests still running")
-        return idle
+        if not self._leaving():
+            # `follow` has opened the front meanwhile, perhaps before it was closed here: nobody would open it again
+            await self._reopen()
+            return False
+        end = await self._until_idle(began)
+        _log.info("drained after %.1f s: %s", self._clock() - began, end)
+        return end is _End.IDLE
+
+    def _leaving(self) -> bool:
+        return self._knowledge.state.draining
 
     async def _until_quiet(self, began: float) -> None:
         last, since = -1, began
@@ -83,16 +102,16 @@ class Drain:
                 last, since = total, now
             await asyncio.sleep(_SAMPLE)
 
-    async def _until_idle(self, began: float) -> bool:
+    async def _until_idle(self, began: float) -> _End:
         while self._clock() - began < self._timeout:
             engine = self._knowledge.state.engine
             if not engine.healthy or engine.poisoned:
-                return False  # nothing that runs will end well
+                return _End.UNWELL
             try:
                 if (await self._front.traffic()).active == 0:
-                    return True
+                    return _End.IDLE
             except FrontError as error:
                 _log.warning("nobody knows what is running: %s", error)
-                return True
+                return _End.IDLE
             await asyncio.sleep(_SAMPLE)
-        return False
+        return _End.LATE

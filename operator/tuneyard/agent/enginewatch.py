@@ -5,7 +5,8 @@ Rules:
   row, because an engine under load may be late and taking it out of service then would make things worse;
 - looks and lists never overlap (`look` is locked): an older list told after a newer one would take a loaded adapter
   out of service;
-- a canary token on the base now and then finds an engine that NaN has silenced: it is healthy by its own word.
+- a canary token on the base now and then finds an engine that NaN has silenced: it is healthy by its own word. What
+  it is compared with survives the agent, and is never an answer of an engine that was silenced before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from collections.abc import Callable
 
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.planning.agent import leaving_names
-from tuneyard.planning.agentstate import EngineGone, EnginePoisoned, EngineSeen, EngineUnwell
+from tuneyard.planning.agentstate import (
+    EngineGone,
+    EnginePoisoned,
+    EngineSeen,
+    EngineUnwell,
+    Reference,
+    ReferenceHeard,
+)
 from tuneyard.systems.engines.vllm import (
     Answer,
     EngineError,
@@ -33,22 +41,29 @@ WAIT_SECONDS = 0.2
 """Between two looks for an engine that is not healthy yet."""
 CANARY_SECONDS = 15.0
 _STRIKES = 3
+_SOUND = Answer("", "", ({"": -1.0},))
+"""Any answer with log-probabilities."""
 
 
 class EngineWatch:
     """Tells what it sees of one engine."""
 
     def __init__(self, knowledge: Knowledge, engine: Vllm, clock: Callable[[], float]) -> None:
-        self.reference: Answer | None = None
-        """What the base answered first in this engine's life; the measure of its later answers."""
         self._knowledge = knowledge
         self._engine = engine
         self._clock = clock
         self._strikes = 0
+        self._silent = 0
         self._looking = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._last: Answer | None = None
         self._asked = 0.0
+
+    @property
+    def reference(self) -> Answer | None:
+        """What the base answered first in this engine's life; the measure of its later answers."""
+        known = self._knowledge.state.engine.reference
+        return None if known is None else Answer(self._knowledge.state.base_model, known.text, known.logprobs)
 
     async def run(self) -> None:
         """Look for ever."""
@@ -81,18 +96,33 @@ class EngineWatch:
         """Ask the base for a token and compare it with its first answer; tells of a poisoned engine.
 
         An answer that is at most `fresh` seconds old is given again, for many adapters that are probed at once.
+        A first answer that holds nothing is no measure: EngineError, and after a few the engine counts as poisoned.
         """
         async with self._asking:
             if self._last is not None and self._clock() - self._asked <= fresh:
                 return self._last
             answer = await self._engine.ask(self._knowledge.state.base_model)
+            if self.reference is None:
+                self._take_as_reference(answer)
             self._last, self._asked = answer, self._clock()
-        if self.reference is None:
-            self.reference = answer
-        elif answer.is_broken(self.reference) and not self._knowledge.state.engine.poisoned:
-            _log.error("the engine is healthy by its own word, but the base model generates nothing any more")
-            self._knowledge.tell(EnginePoisoned())
+        if self.reference is not None and answer.is_broken(self.reference):
+            self._poisoned()
         return answer
+
+    def _take_as_reference(self, answer: Answer) -> None:
+        """The measure of later answers; an answer that any engine would outdo is none: the engine may be silenced."""
+        if answer.is_broken(_SOUND) and not answer.text:
+            self._silent += 1
+            if self._silent >= _STRIKES:
+                self._poisoned()
+            raise EngineError("neither text nor log-probabilities")
+        self._silent = 0
+        self._knowledge.tell(ReferenceHeard(Reference(answer.text, answer.logprobs)))
+
+    def _poisoned(self) -> None:
+        if not self._knowledge.state.engine.poisoned:
+            _log.error("the engine is healthy by its own word, but the base model generates nothing")
+            self._knowledge.tell(EnginePoisoned())
 
     async def _look_again_and_again(self) -> None:
         while True:
@@ -119,5 +149,6 @@ class EngineWatch:
         if self._knowledge.state.engine.healthy:
             _log.warning("the engine is gone: %s", error)
         self._strikes = 0
-        self.reference = self._last = None
+        self._silent = 0
+        self._last = None
         self._knowledge.tell(EngineGone())

@@ -22,6 +22,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violations
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
+from tuneyard.planning.remedies import clipped
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
@@ -39,6 +40,8 @@ _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
 _BASE_HEADER = 64 << 20
+_MOST_MODULES, _LONGEST_MODULE = 64, 200
+"""What is reported of target_modules, which may be thousands of names or one regular expression of any length."""
 
 
 class FetchError(Exception):
@@ -151,7 +154,7 @@ class Shelf:
             digest=found.digest,
             engine_name=engine_adapter_name(planned.name, found.digest),
             rank=max([settings.rank, *settings.rank_pattern.values()]),
-            target_modules=settings.target_modules[:64],
+            target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
         )
 

@@ -25,7 +25,7 @@ class Knowledge:
     def tell(self, event: Event) -> None:
         """Take an event in."""
         before, self.state = self.state, learned(self.state, event)
-        _note(before, event)
+        _note(before, self.state, event)
         if self.state != before:
             self.changed.set()
             for waiting in self._waiting:
@@ -43,10 +43,10 @@ class Knowledge:
             self._waiting.discard(changed)
 
 
-def _note(before: State, event: Event) -> None:
+def _note(before: State, after: State, event: Event) -> None:
     """One line for what people look for in a log."""
     match event:
-        case Failed(planned, reason, message):
-            _log.warning("adapter %s: %s: %s", planned.name, reason.value, message)
+        case Failed(planned, reason):
+            _log.warning("adapter %s: %s: %s", planned.name, reason.value, after.failures[planned.name].message)
         case Proven(name, engine_name, warning) if engine_name not in before.proven:
             _log.info("adapter %s serves as %s%s", name, engine_name, f" ({warning.value})" if warning else "")

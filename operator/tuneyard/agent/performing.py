@@ -16,11 +16,10 @@ from typing import assert_never
 
 from tuneyard.agent.enginewatch import EngineWatch
 from tuneyard.agent.fetching import FetchError, Shelf
-from tuneyard.agent.front import Front, FrontError
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, RestartEngine, Step, Unload
+from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
 from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Proven, Removed, Unloaded
 from tuneyard.systems.engines.vllm import (
     Answer,
@@ -50,14 +49,12 @@ class Performer:
         engine: Vllm,
         watch: EngineWatch,
         *,
-        front: Front,
         clock: Callable[[], float],
     ) -> None:
         self._knowledge = knowledge
         self._shelf = shelf
         self._engine = engine
         self._watch = watch
-        self._front = front
         self._clock = clock
         self._running: set[asyncio.Task[None]] = set()
         self._probing: dict[str, bool] = {}
@@ -103,8 +100,6 @@ class Performer:
             case Remove():
                 await asyncio.to_thread(self._shelf.remove, step.engine_name)
                 self._knowledge.tell(Removed(step.engine_name))
-            case RestartEngine():
-                await self._restart()
             case _:
                 assert_never(step)
 
@@ -222,16 +217,6 @@ class Performer:
         else:
             self._knowledge.tell(Unloaded(step.engine_name, self._clock()))
             await self._watch.look()
-
-    async def _restart(self) -> None:
-        """Fail the pod's health checks until the kubelet has restarted the engine's container."""
-        try:
-            await self._front.set_unhealthy(True)
-            await self._knowledge.until(lambda state: not state.engine.poisoned)
-            await self._front.set_unhealthy(False)
-        except FrontError as error:
-            _log.error("the engine must be restarted, but %s", error)
-            await asyncio.sleep(_PAUSE)
 
     def _cannot_generate(self, step: Probe, why: str, *, for_ever: bool = False) -> None:
         self._fail(step.planned, Reason.CANNOT_GENERATE, why, step.prepared.digest, for_ever=for_ever)

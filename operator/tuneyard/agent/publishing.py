@@ -1,14 +1,16 @@
 """The pod's report onto the pod's own annotation, as soon as it changes; the latest one wins.
 
 Rules: written only when it differs from what was written last; an API server that is away is asked again with
-growing delays (up to 5 s, with jitter) and meanwhile newer reports replace older ones. The admission policy lets this
-agent change this annotation of this pod and nothing else.
+growing delays (up to 5 s, with jitter) and meanwhile newer reports replace older ones. A report that the API server
+finds too large (413, 422: others annotate the pod too) is halved until it takes it, because a reduced report is better
+than none, and offered at its full size again after a minute. The admission policy lets this agent change this
+annotation of this pod and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -18,11 +20,15 @@ from tuneyard.agent.settings import Settings
 from tuneyard.api import names
 from tuneyard.api.documents import PodReport
 from tuneyard.planning.agentstate import Published
+from tuneyard.planning.podreport import REPORT_BYTES, as_text, fitting
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 _log = logging.getLogger(__name__)
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 5.0
+_TOO_LARGE = (413, 422)
+_WHOLE_AGAIN = 60.0
+"""Seconds until a report that was halved is offered whole again."""
 
 Write = Callable[[PodReport], Awaitable[None]]
 
@@ -32,9 +38,8 @@ def on_own_pod(api: Api, settings: Settings) -> Write:
     path = f"/api/v1/namespaces/{settings.namespace}/pods/{settings.pod}"
 
     async def write(report: PodReport) -> None:
-        text = json.dumps(report.to_dict(), separators=(",", ":"))
         # the uid makes a patch meant for an earlier pod of the same name fail
-        body = {"metadata": {"uid": settings.uid, "annotations": {names.ANNOTATION_ADAPTERS: text}}}
+        body = {"metadata": {"uid": settings.uid, "annotations": {names.ANNOTATION_ADAPTERS: as_text(report)}}}
         await asyncio.to_thread(api.request, "PATCH", path, body=body, content_type=MERGE, timeout=(2.0, 5.0))
 
     return write
@@ -59,17 +64,19 @@ class Publisher:
 
     async def run(self) -> None:
         """Write for ever."""
-        failures = 0
+        failures = halvings = 0
         while True:
-            await self._offered.wait()
-            self._offered.clear()
-            report = self._wanted
-            if report is None or report == self._written:
+            await self._until_offered(halved=halvings > 0 and not failures)
+            wanted = self._wanted
+            if wanted is None or wanted == self._written:
                 continue
+            halvings = halvings if failures else 0
+            report = fitting(wanted, self._pinned(), REPORT_BYTES >> halvings)
             try:
                 await self._write(report)
             except ApiError as error:
                 failures += 1
+                halvings += error.status in _TOO_LARGE
                 if failures == 1:
                     _log.warning("cannot publish, trying again: %s", error)
                 self._offered.set()
@@ -77,9 +84,24 @@ class Publisher:
                 continue
             if failures:
                 _log.info("published after %d failures", failures)
+            if len(report.adapters) < len(wanted.adapters):
+                _log.error("only %d of %d adapters fit the report", len(report.adapters), len(wanted.adapters))
             failures = 0
-            self._written = report
+            self._written = wanted
             self._knowledge.tell(Published(report, self._clock()))
+
+    async def _until_offered(self, *, halved: bool) -> None:
+        """Wait for a report to write; where the last one was halved, at most until it may be written whole."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WHOLE_AGAIN if halved else None):
+                await self._offered.wait()
+        if not self._offered.is_set():
+            self._written = None
+        self._offered.clear()
+
+    def _pinned(self) -> frozenset[str]:
+        plan = self._knowledge.state.plan
+        return frozenset(a.name for a in plan.adapters if a.digest) if plan else frozenset()
 
 
 def _delay(failures: int) -> float:

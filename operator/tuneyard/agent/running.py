@@ -20,14 +20,16 @@ from tuneyard.agent.draining import Drain
 from tuneyard.agent.enginewatch import EngineWatch
 from tuneyard.agent.fetching import Shelf
 from tuneyard.agent.front import Front
+from tuneyard.agent.healthswitch import keep_health_switch
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.performing import Performer
 from tuneyard.agent.publishing import Publisher, Write
 from tuneyard.agent.server import application
 from tuneyard.agent.settings import Settings
 from tuneyard.agent.snapshot import Snapshot
-from tuneyard.planning.agent import next_steps, next_time, pod_report
+from tuneyard.planning.agent import next_steps, next_time
 from tuneyard.planning.agentstate import State
+from tuneyard.planning.podreport import pod_report
 from tuneyard.systems.engines.vllm import Vllm
 
 _log = logging.getLogger(__name__)
@@ -58,12 +60,13 @@ async def running_agent(
     publisher = Publisher(knowledge, write, clock)
     async with Vllm(settings.engine_url, settings.engine_key) as engine:
         watch = EngineWatch(knowledge, engine, clock)
-        performer = Performer(knowledge, shelf, engine, watch, front=front, clock=clock)
+        performer = Performer(knowledge, shelf, engine, watch, clock=clock)
         async with _serving(application(knowledge, drain), settings.port), asyncio.TaskGroup() as group:
             work = [
                 group.create_task(watch.run(), name="engine watch"),
                 group.create_task(publisher.run(), name="publisher"),
                 group.create_task(drain.follow(), name="end of draining"),
+                group.create_task(keep_health_switch(knowledge, front), name="health switch"),
                 group.create_task(_decide(knowledge, performer, publisher, snapshot, clock), name="decisions"),
             ]
             try:

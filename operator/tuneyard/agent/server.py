@@ -1,6 +1,8 @@
 """HTTP on the pod's loopback, for the engine's preStop hook and for people with a shell in the pod.
 
-GET /healthz  200 while the agent runs        GET /report  its PodReport
+GET /healthz  200 while the agent runs
+GET /report   the PodReport that others can read: what was published last, 503 while nothing is. The readiness probe
+              goes by it: a Deployment takes an old pod away for a new one only once gateways can know what that has
 POST /drain   answers when the pod is drained
 """
 
@@ -10,7 +12,6 @@ from aiohttp import web
 
 from tuneyard.agent.draining import Drain
 from tuneyard.agent.knowledge import Knowledge
-from tuneyard.planning.agent import pod_report
 
 
 def application(knowledge: Knowledge, drain: Drain) -> web.Application:
@@ -20,7 +21,7 @@ def application(knowledge: Knowledge, drain: Drain) -> web.Application:
         return web.Response(text="ok\n")
 
     async def report(_: web.Request) -> web.Response:
-        found = pod_report(knowledge.state)
+        found = knowledge.state.published
         return web.json_response(found.to_dict() if found else {}, status=200 if found else 503)
 
     async def drained(_: web.Request) -> web.Response:

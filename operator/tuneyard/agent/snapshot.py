@@ -1,7 +1,7 @@
 """What an agent must still know after its container was restarted, also while the API server is away.
 
 One JSON file on the pod's memory-backed volume, replaced as a whole. It holds no key. What it says of the engine is
-believed only as far as the engine still lists it.
+believed only as far as the engine still lists it: also that it was silenced, and what its base answers when it is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from tuneyard.api.basemodel import Source
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.reasons import Reason, reason_of
-from tuneyard.planning.agentstate import Failure, Prepared, State
+from tuneyard.planning.agentstate import Failure, Prepared, Reference, State
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def _document(state: State) -> dict[str, Any]:
         "prepared": {name: _prepared(p) for name, p in state.prepared.items()},
         "proven": {name: warning and warning.value for name, warning in state.proven.items()},
         "answers": state.engine.answers,
+        "poisoned": state.engine.poisoned,
+        "reference": state.engine.reference,
         "models": sorted(state.engine.models),
         "harmful": [_harmful(f) for f in state.failures.values() if f.retry_at == math.inf],
         "draining": state.draining,
@@ -91,6 +93,10 @@ def _harmful(failure: Failure) -> dict[str, Any]:
         "message": failure.message,
         "digest": failure.digest,
     }
+
+
+def _reference(kept: list[Any] | None) -> Reference | None:
+    return None if kept is None else Reference(kept[0], tuple(kept[1]))
 
 
 def _restored(state: State, document: dict[str, Any], on_disk: frozenset[str]) -> State:
@@ -120,7 +126,13 @@ def _restored(state: State, document: dict[str, Any], on_disk: frozenset[str]) -
     return replace(
         state,
         plan=PoolPlan.from_dict(document["plan"]) if document["plan"] else None,
-        engine=replace(state.engine, answers=bool(document["answers"]), models=frozenset(document["models"])),
+        engine=replace(
+            state.engine,
+            answers=bool(document["answers"]),
+            models=frozenset(document["models"]),
+            poisoned=bool(document.get("poisoned")),
+            reference=_reference(document.get("reference")),
+        ),
         prepared=prepared,
         proven={name: warning and reason_of(warning) for name, warning in document["proven"].items() if name in names},
         failures=failures,

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import BaseFacts, Shape, tail_of
+from tuneyard.planning.remedies import clipped
 
 DTYPES = ("F32", "F16", "BF16")
 WEIGHTS = "adapter_model.safetensors"
@@ -32,6 +33,8 @@ _SAFE_PATTERN = re.compile(r"[\w.\\*+|^$\[\]-]{1,256}")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 _EXAMPLES = 3
 _MOST_REPEATS = 3
+_LONGEST = 200
+"""Characters of a name that are repeated to people: safetensors and JSON allow names of any length."""
 _MOST_SCALE = 1000.0
 
 
@@ -345,4 +348,4 @@ def _needed(half: str, rank: int, base: Shape | None) -> str:
 def _listed(items: Sequence[str]) -> str:
     """The first few of them, and how many more."""
     more = len(items) - _EXAMPLES
-    return "; ".join(items[:_EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
+    return "; ".join(clipped(i, _LONGEST) for i in items[:_EXAMPLES]) + (f"; and {more} more" if more > 0 else "")

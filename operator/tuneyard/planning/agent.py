@@ -1,4 +1,4 @@
-"""What an agent does next, and what it says of itself: level-triggered, from everything it knows.
+"""What an agent does next: level-triggered, from everything it knows.
 
 Rules:
 - files are read and checked before the engine hears of an adapter; also while the engine starts;
@@ -9,7 +9,8 @@ Rules:
   folder of an adapter dies with every stream (engines.md, fact 1);
 - the engine never holds more adapters than --max-cpu-loras;
 - an adapter that failed has its files kept, is taken out of the engine and tried again later;
-- an engine that is healthy by its own word but generates nothing is restarted, and serves nobody until then;
+- an engine that is healthy by its own word but generates nothing gets nothing more to do: it is restarted (by failing
+  its health checks, which needs no step: tuneyard.agent.healthswitch);
 - a draining pod begins nothing and removes nothing.
 
 Steps are values; the executor starts every step it is told and says when it is over. A step is told only while it is
@@ -22,9 +23,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport
-from tuneyard.api.reasons import Reason
-from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
+from tuneyard.api.documents import PlannedAdapter
+from tuneyard.planning.agentstate import Prepared, State, current
+from tuneyard.planning.podreport import within_room
 
 GRACE = 3.0
 """Seconds between publishing that an adapter is going and unloading it: gateways hear of it in milliseconds."""
@@ -104,25 +105,13 @@ class Remove:
         return ("engine", self.engine_name)
 
 
-@dataclass(frozen=True)
-class RestartEngine:
-    """Have the engine's container restarted: nothing else cures it."""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What must not run twice at a time."""
-        return ("restart", "")
-
-
-Step = Fetch | ProbeBase | Load | Probe | Unload | Remove | RestartEngine
+Step = Fetch | ProbeBase | Load | Probe | Unload | Remove
 
 
 def next_steps(state: State, now: float) -> list[Step]:
     """The steps to begin now, in order."""
-    if state.plan is None or state.draining:
+    if state.plan is None or state.draining or state.engine.poisoned:
         return []
-    if state.engine.poisoned:
-        return [step for step in (RestartEngine(),) if step.key not in state.working]
     base: list[Step] = [ProbeBase()] if state.engine.healthy and not state.engine.answers else []
     return [step for step in base if step.key not in state.working] + [*_forward(state, now), *_backward(state, now)]
 
@@ -134,21 +123,6 @@ def next_time(state: State, now: float) -> float | None:
     return min((t for t in times if now < t < math.inf), default=None)
 
 
-def pod_report(state: State) -> PodReport | None:
-    """What the pod says of itself; None until the engine was looked at: a restarted agent takes nothing back."""
-    if not state.engine.seen or state.plan is None:
-        return None
-    ready = state.engine.healthy and state.engine.answers and not state.engine.poisoned
-    engine: EngineState = "Draining" if state.draining else "Ready" if ready else "Starting"
-    served = _within_room(state)
-    return PodReport(
-        address=state.address,
-        engine=engine,
-        base_model=state.base_model,
-        adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
-    )
-
-
 def wanted_names(state: State) -> frozenset[str]:
     """Engine names of the prepared adapters that the plan asks for."""
     plan = state.plan
@@ -157,7 +131,7 @@ def wanted_names(state: State) -> frozenset[str]:
 
 def _forward(state: State, now: float) -> Iterator[Step]:
     """Steps towards serving what the plan asks for."""
-    served = _within_room(state)
+    served = within_room(state)
     fetches = _MOST_FETCHES - sum(kind == "adapter" for kind, _ in state.working)
     engine_steps = _MOST_ENGINE_STEPS - sum(kind == "engine" for kind, _ in state.working)
     room = state.max_cpu_loras - len(_held(state))
@@ -241,49 +215,3 @@ def _held(state: State) -> frozenset[str]:
     """Engine names that take a place in the engine, loads under way included."""
     loading = frozenset(name for kind, name in state.working if kind == "engine")
     return (state.engine.models - {state.base_model}) | loading
-
-
-def _within_room(state: State) -> frozenset[str]:
-    """Names of the planned adapters that have a place: what serves keeps its place, then in the plan's order."""
-    adapters = state.plan.adapters if state.plan else []
-    serving = [a.name for a in adapters if (p := current(state, a)) is not None and p.engine_name in state.proven]
-    others = [a.name for a in adapters if a.name not in serving]
-    return frozenset((serving + others)[: state.max_cpu_loras])
-
-
-def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready: bool) -> AdapterReport:
-    prepared, failure = current(state, planned), state.failures.get(planned.name)
-    if not has_room:
-        return AdapterReport(
-            state="Failed",
-            reason=Reason.POOL_FULL,
-            message=f"the pool's engines hold {state.max_cpu_loras} adapters: raise serving.lora.maxCpuLoras (its pods "
-            "restart) or remove adapters",
-        )
-    if failure is not None:
-        return _failed_report(failure, prepared)
-    if prepared is None:
-        return AdapterReport(state="Loading", digest=planned.digest, reason=Reason.RESOLVING)
-    known = AdapterReport(
-        state="Loading",
-        digest=prepared.digest,
-        engine_name=prepared.engine_name,
-        reason=Reason.LOADING if ready else Reason.ENGINE_NOT_READY,
-        rank=prepared.rank,
-        target_modules=list(prepared.target_modules),
-        size_bytes=prepared.size_bytes,
-    )
-    if not ready or prepared.engine_name not in state.proven:
-        return known
-    warning = state.proven[prepared.engine_name]
-    return known.model_copy(update={"state": "Loaded", "reason": None, "warning": warning and warning.value})
-
-
-def _failed_report(failure: Failure, prepared: Prepared | None) -> AdapterReport:
-    return AdapterReport(
-        state="Failed",
-        digest=failure.digest or (prepared.digest if prepared else None),
-        engine_name=prepared.engine_name if prepared else None,
-        reason=failure.reason.value,
-        message=failure.message,
-    )

@@ -19,13 +19,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from tuneyard.api.basemodel import Source
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
 from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.remedies import clipped
 
+MESSAGE = 800
+"""Characters of a failure's message: it may hold names out of an artifact, which are of any length."""
 FIRST_RETRY = 1.0
 LONGEST_RETRY = 60.0
 _K = TypeVar("_K")
@@ -65,6 +68,13 @@ class Failure:
     """On the clock of the events; infinite for bytes that harmed an engine."""
 
 
+class Reference(NamedTuple):
+    """What the base answered first in an engine's life, in values that can be kept; the measure of later answers."""
+
+    text: str
+    logprobs: tuple[Mapping[str, float], ...]
+
+
 @dataclass(frozen=True)
 class Engine:
     """The engine as last seen."""
@@ -79,6 +89,7 @@ class Engine:
     """Names of adapters with requests in the engine; None: not known."""
     poisoned: bool = False
     """Whether it answers health checks but no longer generates."""
+    reference: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ class State:
     working: frozenset[tuple[str, str]] = frozenset()
     """(kind of instruction, name) of what is under way."""
     draining: bool = False
+    published: PodReport | None = None
+    """What others can read: the last report that this agent has written, as it was written."""
 
 
 # events
@@ -133,6 +146,13 @@ class EngineGone:
 @dataclass(frozen=True)
 class EnginePoisoned:
     """The engine is healthy by its own word and generates nothing."""
+
+
+@dataclass(frozen=True)
+class ReferenceHeard:
+    """The base's first sound answer."""
+
+    reference: Reference
 
 
 @dataclass(frozen=True)
@@ -217,6 +237,7 @@ Event = (
     | EngineUnwell
     | EngineGone
     | EnginePoisoned
+    | ReferenceHeard
     | BaseProven
     | Fetched
     | Proven
@@ -228,6 +249,7 @@ Event = (
     | Ended
     | DrainAsked
 )
+EngineEvent = EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | ReferenceHeard | BaseProven
 
 
 def learned(state: State, event: Event) -> State:
@@ -235,7 +257,7 @@ def learned(state: State, event: Event) -> State:
     match event:
         case PlanChanged(plan):
             return _after_plan(state, plan)
-        case EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned() | BaseProven():
+        case EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned() | ReferenceHeard() | BaseProven():
             return _after_engine(state, event)
         case Began(key):
             return replace(state, working=state.working | {key})
@@ -244,7 +266,7 @@ def learned(state: State, event: Event) -> State:
         case DrainAsked():
             return replace(state, draining=True)
         case Published(report, now):
-            return replace(state, withdrawn=_withdrawn(state, report, now))
+            return replace(state, withdrawn=_withdrawn(state, report, now), published=report)
         case _:
             return _after_step(state, event)
 
@@ -301,9 +323,11 @@ def _same_wish(failed: Failure, planned: PlannedAdapter | None) -> bool:
     return pinned or planned.digest == failed.planned.digest
 
 
-def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | BaseProven) -> State:
+def _after_engine(state: State, event: EngineEvent) -> State:
     engine = state.engine
     match event:
+        case ReferenceHeard(reference):
+            return replace(state, engine=replace(engine, reference=reference))
         case EngineGone():
             # whatever it was drained for has happened; should it come back, the pod is not leaving
             return replace(state, engine=Engine(seen=True, busy=frozenset()), proven={}, draining=False)
@@ -316,13 +340,16 @@ def _after_engine(state: State, event: EngineSeen | EngineUnwell | EngineGone | 
         case EngineSeen(models, busy):
             # an engine that lost a name it had proven has begun anew unseen: everything has to be proven again
             anew = not state.proven.keys() <= models
+            # an agent that was away knows of a silenced engine; one that lists less than it did is another
+            cured = anew or not (engine.seen or engine.models <= models)
             seen = Engine(
                 seen=True,
                 healthy=True,
                 answers=engine.answers and not anew,
                 models=models,
                 busy=busy,
-                poisoned=engine.poisoned and not anew,
+                poisoned=engine.poisoned and not cured,
+                reference=None if anew else engine.reference,
             )
             return replace(state, engine=seen, proven={} if anew else state.proven)
 
@@ -335,7 +362,7 @@ def _failure(state: State, event: Failed) -> Failure:
     # pods must not come back together: a hash of who and how often is jitter enough, and keeps this pure
     jitter = int(short_hash(state.address, event.planned.name, str(attempts)), 16) / 0xFFFFFFFF
     retry_at = math.inf if event.for_ever else event.now + delay * (1.0 - 0.25 * jitter)
-    return Failure(event.planned, event.reason, event.message, event.digest, attempts, retry_at)
+    return Failure(event.planned, event.reason, clipped(event.message, MESSAGE), event.digest, attempts, retry_at)
 
 
 def _withdrawn(state: State, report: PodReport, now: float) -> dict[str, float]:

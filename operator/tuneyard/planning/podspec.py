@@ -292,7 +292,9 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
 
 
 def _served_once() -> list[str]:
-    """Fails until the agent has tried every adapter of its plan: a rollout must not take the last pod that has them.
+    """Fails until the agent has tried every adapter of its plan and published what became of them.
+
+    A rollout must not take the last pod that has them; /report is what others can read, not what the agent knows.
 
     Afterwards it passes for good, because an adapter that is added later makes no pod unready for the others.
     """
