@@ -2,8 +2,8 @@
 pods with their agents, gateways, and an operator that may crash, be late, or read what is no longer so.
 
 Rules, as in the real thing:
-- an apply replaces what was applied before and keeps what others wrote; a status is written only onto the version it
-  was planned from; a deletion is refused when uid or resourceVersion is another one;
+- an apply replaces what was applied before and keeps what others wrote; who changes a field owns it; a status is
+  written only onto the version it was planned from; a deletion is refused when uid or resourceVersion is another one;
 - every change wakes every object's pass (the operator may lose the wake-up; `settle` gives it again, as a resync does);
 - nothing happens by itself: each part moves one step when it is told to, so that any order can be tried.
 
@@ -12,6 +12,7 @@ Rules, as in the real thing:
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,8 @@ class ToyObject:
     uid: str
     version: int
     annotations: dict[str, str] = field(default_factory=dict)
+    owned: dict[str, Any] = field(default_factory=dict)
+    """The fields that the operator owns, as in managedFields."""
     template: str | None = None
     """What identifies the pods that a Deployment wants; None for anything else."""
 
@@ -194,13 +197,35 @@ class World:
         known = self.objects.get(key)
         if known is None:
             self.objects[key] = ToyObject(obj, f"child-{self.number()}", self.number())
-        elif known.obj == obj:
+        elif (known.obj, known.owned) == (obj, fields_of(obj)):
             return
         else:
             known.obj, known.version = obj, self.number()
+        self.objects[key].owned = fields_of(obj)
         if obj["kind"] == "Deployment":
             self.objects[key].template = names.short_hash(json.dumps(obj["spec"]["template"], sort_keys=True))
         self.changed()
+
+    def meddle(self, number: int) -> Key | None:
+        """Somebody changes a field of one of the operator's objects, and takes it by that; returns which object."""
+        found = [(key, part) for key in sorted(self.objects) for part in MEDDLING.get(key[0], ())]
+        if not found:
+            return None
+        key, (path, value) = found[number % len(found)]
+        child = self.objects[key]
+        obj, owned = copy.deepcopy(child.obj), copy.deepcopy(child.owned)
+        part, fields = obj, owned
+        for step in path[:-1]:
+            part, fields = part[step], fields.get(f"f:{step}", {})
+        part[path[-1]] = value
+        fields.pop(f"f:{path[-1]}", None)
+        if obj == child.obj:
+            return None
+        child.obj, child.owned, child.version = obj, owned, self.number()
+        if key[0] == "Deployment":
+            child.template = names.short_hash(json.dumps(obj["spec"]["template"], sort_keys=True))
+        self.changed()
+        return key
 
     def _remove(self, key: Key) -> None:
         child = self.objects.pop(key)
@@ -334,7 +359,9 @@ class World:
         if known is None:
             metadata = child.obj["metadata"]
             annotations = {**metadata["annotations"], **child.annotations}
+            ours = {"manager": names.FIELD_MANAGER, "operation": "Apply", "fieldsV1": child.owned}
             stored = {"uid": child.uid, "resourceVersion": str(child.version), "annotations": annotations}
+            stored |= {"managedFields": [ours, {"manager": "somebody", "operation": "Update", "fieldsV1": {}}]}
             known = child_observation({**child.obj, "metadata": {**metadata, **stored}, "status": {}})
             self._observed[key, child.version] = known
         if child.template is None:
@@ -360,6 +387,28 @@ class World:
         )
         statuses = {f"{k}/{n}": _settled(r) for (k, n), r in self.resources.items()}
         return {"children": children, "pods": pods, "statuses": statuses}
+
+
+MEDDLING: dict[str, tuple[tuple[tuple[str, ...], Any], ...]] = {
+    "Deployment": (
+        (("spec", "replicas"), 0),
+        (("spec", "replicas"), 3),
+        (("spec", "template", "spec", "terminationGracePeriodSeconds"), 1),
+    ),
+    "ConfigMap": ((("data", "base-digest"), "sha256:" + "0" * 64),),
+    "NetworkPolicy": ((("spec", "ingress"), [{}]),),
+    "PodDisruptionBudget": ((("spec", "maxUnavailable"), 0),),
+    "Role": ((("rules",), []),),
+    "RoleBinding": ((("subjects",), []),),
+    "Service": ((("spec", "selector"), {"app": "mine"}),),
+    "ServiceAccount": ((("automountServiceAccountToken",), True),),
+}
+"""What somebody may change, by kind: (path, value)."""
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of what was applied, as managedFields has them; every list counts as one field."""
+    return {f"f:{name}": fields_of(part) for name, part in value.items()} if isinstance(value, dict) else {}
 
 
 def _next_report(name: str, planned: str | None, before: AdapterReport | None) -> AdapterReport:

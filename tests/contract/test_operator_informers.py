@@ -201,6 +201,13 @@ def test_it_lists_then_follows(server: Server, told: Told, follow: Follow) -> No
     assert found and found["kind"] == "Thing" and "managedFields" not in found["metadata"]
 
 
+def test_of_managed_fields_only_what_is_asked_for_is_kept(server: Server, follow: Follow) -> None:
+    ours, other = {"manager": "us", "fieldsV1": {}}, {"manager": "them", "fieldsV1": {"much": "text"}}
+    server.items = [thing("a", 1, managedFields=[other, ours])]
+    found = follow(keeps=lambda entry: entry["manager"] == "us").get("ns", "a")
+    assert found and found["metadata"]["managedFields"] == [ours]
+
+
 def test_what_the_server_is_asked(server: Server, follow: Follow) -> None:
     follow(label_selector="a=b", field_selector="metadata.name=x", metadata_only=True)
     eventually(lambda: len(server.requests) == 2, "a list and a watch", 10)

@@ -201,6 +201,51 @@ def test_a_child_that_somebody_changes_or_deletes_is_made_again(cluster: Cluster
     assert again["data"] == plan["data"]
 
 
+@pytest.mark.parametrize(
+    ("child", "edit"),
+    [
+        ("apps/v1:deployments/base-pool", ("/apis/apps/v1/{}/deployments/base-pool/scale", {"spec": {"replicas": 0}})),
+        (
+            "apps/v1:deployments/base-pool",
+            (
+                "/apis/apps/v1/{}/deployments/base-pool",
+                {"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}},
+            ),
+        ),
+        (
+            "networking.k8s.io/v1:networkpolicies/base-pool",
+            ("/apis/networking.k8s.io/v1/{}/networkpolicies/base-pool", {"spec": {"ingress": [{}]}}),
+        ),
+        ("configmaps/base-plan", ("/api/v1/{}/configmaps/base-plan", {"data": {"base-digest": "sha256:nothing"}})),
+        (
+            "rbac.authorization.k8s.io/v1:roles/base-plan",
+            ("/apis/rbac.authorization.k8s.io/v1/{}/roles/base-plan", {"rules": []}),
+        ),
+    ],
+    ids=["scaled", "template", "policy", "plan", "role"],
+)
+def test_a_field_that_somebody_changes_is_put_back_once(
+    cluster: Cluster, operator: OperatorProcess, operator_apiserver: ApiServer, child: str, edit: tuple[str, Object]
+) -> None:
+    serving(cluster)
+    quiet(operator)
+    before = cluster.child(child)
+
+    def writes() -> int:
+        made = [w for w in children_writes(operator_apiserver) if f"/{cluster.namespace}/" in w]
+        return sum(f"/{child.rpartition(':')[2]}?" in write for write in made)
+
+    def contents() -> Object:
+        return {k: v for k, v in (cluster.child(child) or {}).items() if k not in ("metadata", "status")}
+
+    wanted, made = {k: v for k, v in (before or {}).items() if k not in ("metadata", "status")}, writes()
+    path, change = edit[0].format(f"namespaces/{cluster.namespace}"), edit[1]
+    cluster.api.request("PATCH", path, query={"fieldManager": "somebody"}, body=change, content_type=MERGE)
+    eventually(lambda: writes() > made and contents() == wanted, "it is put back")
+    quiet(operator)
+    assert writes() == made + 1, "by one write and no more"
+
+
 def test_a_deployment_that_is_created_again_is_another_object_with_a_status_of_its_own(cluster: Cluster) -> None:
     serving(cluster)
     pool = cluster.child("apps/v1:deployments/base-pool")

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import BASE, VOLUME, adapter, base_model, deployment, digest, revision
-from tests.toyworld import CORRUPT, PARTS, PLANS, Operator, Resource, World, different
+from tests.toyworld import CORRUPT, MEDDLING, PARTS, PLANS, Operator, Resource, World, different
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
+from tuneyard.planning.plan import Apply
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ def killed_pod(draw: st.DrawFn) -> Step:
 
 
 @st.composite
+def meddled(draw: st.DrawFn) -> Step:
+    number = draw(st.integers(0, 40))
+    return Step("trouble", f"somebody changes child {number}", lambda w, _: w.meddle(number))
+
+
+@st.composite
 def forced_sync(draw: st.DrawFn) -> list[Step]:
     """An object is deleted and created again, with whatever comes between."""
     chosen = draw(st.one_of(key, st.just(("ModelDeployment", "chat"))))
@@ -152,7 +159,18 @@ def forced_sync(draw: st.DrawFn) -> list[Step]:
 
 edits = st.one_of(edited_base(), edited_deployment(), edited_deployment(), put_adapter(), dropped())
 troubles = st.one_of(
-    passes(), passes(), passes(), passes(), moved(), moved(), moved(), waited(), lost_status(), killed_pod(), calm()
+    passes(),
+    passes(),
+    passes(),
+    passes(),
+    moved(),
+    moved(),
+    moved(),
+    waited(),
+    lost_status(),
+    killed_pod(),
+    meddled(),
+    calm(),
 )
 singles = st.one_of(edits, troubles, troubles, troubles).map(lambda step: [step])
 histories = st.lists(st.one_of(singles, singles, singles, singles, singles, singles, forced_sync()), max_size=50).map(
@@ -231,6 +249,26 @@ def test_ends_as_without_faults_and_stays_there(history):
         assert plan.requeue_after is None
     faultless = played(history, with_troubles=False)
     assert not different(world.digest(), faultless.digest())
+
+
+def test_whatever_somebody_changes_is_put_right_by_one_apply_and_not_again():
+    world, operator = begun()
+    operator.settle()
+    wanted, kinds = world.digest(), set()
+    for number in range(20):
+        kind, name = world.meddle(number) or ("", "")
+        first = operator.reconcile(("BaseModel", BASE))
+        (action,) = first.actions
+        assert isinstance(action, Apply)
+        assert (action.object["kind"], action.object["metadata"]["name"]) == (kind, name)
+        assert first.status is not None
+        if kind == "Deployment":
+            assert first.status.to_dict()["progress"].endswith("rolling out"), "the old template counts as complete"
+        assert operator.reconcile(("BaseModel", BASE)).actions == ()
+        kinds.add(kind)
+    assert kinds == set(MEDDLING)
+    operator.settle()
+    assert not different(world.digest(), wanted)
 
 
 def test_the_toy_world_does_serve():

@@ -70,7 +70,7 @@ class Operator:
         self._events = Events(api, identity)
         self._gateways = Gateways(names.observe_token(master), self._on_gateways)
         self._kopf = EventSource(self._shown, self._on_missed)
-        executor = Executor(api, self._events, self.world.secrets, self.metrics, self.lease.holds)
+        executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(
             api,
             self.world,

@@ -86,13 +86,15 @@ def _found(mine: Iterable[ChildObservation], kind: str, name: str) -> ChildObser
 
 
 def _unless_there(wanted: Iterable[children.Json], found: Iterable[ChildObservation]) -> list[Action]:
-    """Apply what is missing or differs. What is being deleted is waited for: an apply would land on a dying object."""
+    """Apply what is missing, differs, or was changed by somebody.
+
+    What is being deleted is waited for: an apply would land on a dying object.
+    """
     known = {(c.kind, c.name): c for c in found}
     result: list[Action] = []
     for obj in wanted:
         child = known.get((obj["kind"], obj["metadata"]["name"]))
-        wanted_hash = obj["metadata"]["annotations"][names.ANNOTATION_CONTENT]
-        if child is None or (not child.deleted and child.content_hash != wanted_hash):
+        if child is None or (not child.deleted and not children.as_applied(child, obj)):
             result.append(Apply(obj))
     return result
 

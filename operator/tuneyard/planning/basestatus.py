@@ -19,6 +19,7 @@ from tuneyard.api.conditions import Finding, merged
 from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.readiness import readiness
@@ -53,9 +54,8 @@ class PoolState:
         child, wanted = self.deployment, self.wanted
         if child is None or wanted is None or child.deleted or not child.observed:
             return False
-        current = wanted["metadata"]["annotations"][names.ANNOTATION_CONTENT]
         whole = child.updated_replicas >= self.pool.serving.replicas and not child.old_replicas
-        return child.content_hash == current and whole
+        return as_applied(child, wanted) and whole
 
     @property
     def complete(self) -> bool:

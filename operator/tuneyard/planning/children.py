@@ -2,7 +2,8 @@
 
 Rules:
 - names follow from the pool's name alone, so that a crash never leaves an orphan and a pool is adopted by name;
-- every object carries a hash of what was wanted; one that is there with the same hash is not written again;
+- every object carries a hash of what was wanted; one that is there with the same hash, and of which nobody has changed
+  a field since, is not written again;
 - what belongs to a pool is owned by its BaseModel. What a namespace's pools share (the agents' account, who may read
   and annotate pods) is owned by all BaseModels of the namespace: garbage collection takes it with the last of them;
 - an object without the Deployment is useless but harmless, so the Deployment is applied last and deleted first.
@@ -19,7 +20,8 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
-from tuneyard.planning.observations import EngineKeys
+from tuneyard.planning.observations import ChildObservation, EngineKeys
+from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.podspec import BASE_DIGEST, KEY, pod_labels, pod_template
 from tuneyard.planning.pools import Pool
@@ -57,6 +59,12 @@ def marked(obj: Json) -> Json:
     metadata = obj["metadata"]
     annotations = {**metadata.get("annotations", {}), names.ANNOTATION_CONTENT: content_hash(obj)}
     return {**obj, "metadata": {**metadata, "annotations": annotations}}
+
+
+def as_applied(child: ChildObservation, wanted: Json) -> bool:
+    """Whether the object that is there is the wanted one, as it was applied."""
+    same = child.content_hash == wanted["metadata"]["annotations"][names.ANNOTATION_CONTENT]
+    return same and owns(child.owned, wanted)
 
 
 def label_value(name: str) -> str:

@@ -23,6 +23,7 @@ from tuneyard.api.documents import AppliedReport, BaseReport, PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.settings import Settings
 
@@ -59,6 +60,8 @@ class PodObservation:
     """Which template of its Deployment it was made from (label pod-template-hash)."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
+    misses: bool = False
+    """A container cannot be made because something that it names (a Secret, a ConfigMap) is not there."""
     ready: bool = False
     node: str | None = None
     report: PodReport | None = None
@@ -83,6 +86,8 @@ class ChildObservation:
     """Label tuneyard.dev/model-deployment, on what belongs to an own pool."""
     resource_version: str = ""
     content_hash: str | None = None
+    owned: str | None = None
+    """The fields that the operator owns; None: not known. See planning.ownership."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     deleted: bool = False
@@ -216,9 +221,13 @@ def _base_report(status: Mapping[str, Any]) -> BaseReport | None:
     return None
 
 
+def _waiting(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (container.get("state") or {}).get("waiting") or {}
+
+
 def _waiting_problem(container: Mapping[str, Any]) -> Problem | None:
     """Image that cannot be pulled, or container that cannot be created."""
-    waiting = (container.get("state") or {}).get("waiting") or {}
+    waiting = _waiting(container)
     reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")[:_MESSAGE_LIMIT]
     if reason in _PULL_FAILURES:
         image = container.get("image") or "?"
@@ -233,7 +242,7 @@ def _crash_problem(container: Mapping[str, Any]) -> Problem | None:
     if container.get("ready"):
         return None
     state, last = container.get("state") or {}, container.get("lastState") or {}
-    looping = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    looping = _waiting(container).get("reason") == "CrashLoopBackOff"
     restarts = int(container.get("restartCount") or 0)
     if not looping and restarts < _CRASHES_THAT_COUNT:
         return None
@@ -274,6 +283,7 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         created=metadata.get("creationTimestamp") or "",
         template=labels.get("pod-template-hash", ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
+        misses=any(_waiting(c).get("reason") == "CreateContainerConfigError" for c in _containers(status)),
         ready=_condition(status, "Ready").get("status") == "True",
         node=(pod.get("spec") or {}).get("nodeName"),
         report=parsed(PodReport, annotations.get(names.ANNOTATION_ADAPTERS)),
@@ -315,6 +325,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         deployment=labels.get(names.LABEL_DEPLOYMENT, ""),
         resource_version=metadata.get("resourceVersion") or "",
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
+        owned=owned_fields(metadata),
         annotations=annotations,
         data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},
         deleted=bool(metadata.get("deletionTimestamp")),

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event
+from tuneyard.runtime.applied import Applied
 from tuneyard.runtime.metrics import Metrics
-from tuneyard.runtime.world import SECRET, AppliedSecrets
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, ApiError, Object
 from tuneyard.systems.kube.events import Events, Told
@@ -33,12 +33,10 @@ class RefusedError(Exception):
 class Executor:
     """Writes to one API server while `leads()`."""
 
-    def __init__(
-        self, api: Api, events: Events, secrets: AppliedSecrets, metrics: Metrics, leads: Callable[[], bool]
-    ) -> None:
+    def __init__(self, api: Api, events: Events, applied: Applied, metrics: Metrics, leads: Callable[[], bool]) -> None:
         self._api = api
         self._events = events
-        self._secrets = secrets
+        self._applied = applied
         self._metrics = metrics
         self._leads = leads
 
@@ -82,11 +80,8 @@ class Executor:
     def _execute(self, action: Action) -> None:
         match action:
             case Apply(wanted):
-                kind = (wanted["apiVersion"], wanted["kind"])
-                stored = objects.apply(self._api, wanted)
-                if kind == SECRET:
-                    self._secrets.applied(stored)
-                self._metrics.writes.labels(kind[1], "apply").inc()
+                self._applied.applied(objects.apply(self._api, wanted))
+                self._metrics.writes.labels(wanted["kind"], "apply").inc()
             case Annotate():
                 objects.annotate(
                     self._api,
@@ -100,8 +95,7 @@ class Executor:
                 self._metrics.writes.labels(action.kind, "annotate").inc()
             case Delete(api_version, kind_name, namespace, name, uid, version):
                 objects.delete(self._api, api_version, kind_name, namespace, name, uid=uid, resource_version=version)
-                if (api_version, kind_name) == SECRET:
-                    self._secrets.deleted(namespace, name)
+                self._applied.deleted(kind_name, namespace, name)
                 self._metrics.writes.labels(kind_name, "delete").inc()
 
 

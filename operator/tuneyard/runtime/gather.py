@@ -31,7 +31,7 @@ from tuneyard.planning.pools import places
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
-from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
+from tuneyard.runtime.world import CONFIG_MAP, World, adapter_of, base_model_of, deployment_of, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 
@@ -116,9 +116,16 @@ class Reads:
         world = self._world
         members = world.child_index.of((namespace, children.label_value(base)), (namespace, ""))
         found = [world.children[m[:2]].get(m[2], m[3]) for m in members]
-        seen = [child for child in found if child is not None]
-        secrets = [world.secrets.beside(c) for c in seen if (c.api_version, c.kind) == DEPLOYMENT and c.pool]
-        return (*seen, *secrets)
+        seen = [world.applied.seen(child) for child in found if child is not None]
+        missing = self.missing(namespace, base)
+        # of a pool that goes, too: first of all, for without any other object nothing tells of it
+        pools = {c.pool: c for c in seen if c.pool}
+        secrets = (world.applied.secret_beside(c, missed=pool in missing) for pool, c in pools.items())
+        return (*secrets, *seen)
+
+    def missing(self, namespace: str, base: str) -> frozenset[str]:
+        """The base's pools with a pod that waits for something that it names."""
+        return frozenset(p.pool for p in Reads.pods(self, namespace, [base]) if p.misses and not p.deleted)
 
     def _places(self, base: BaseModelResource) -> tuple[PoolPlaces, ...]:
         namespace, name = base.metadata.namespace, base.metadata.name

@@ -35,6 +35,7 @@ from tuneyard.planning.observations import EngineKeys, Problem
 from tuneyard.planning.plan import Delete, Plan
 from tuneyard.planning.readiness import stalled_by
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.applied import MISSED_SECONDS, SECRET_SECONDS
 from tuneyard.runtime.execute import Executor, RefusedError
 from tuneyard.runtime.gather import (
     FreshReads,
@@ -137,7 +138,17 @@ class Reconciler:
         if again is not None:
             return again
         self._executor.tell(plan.events)
-        return plan.requeue_after
+        return self._again(key, reads, plan)
+
+    def _again(self, key: Key, reads: Reads, plan: Plan) -> float | None:
+        """Seconds to the next look: pools' Secrets are not watched, so every base is looked at now and then."""
+        if key.kind != BASE_MODEL:
+            return plan.requeue_after
+        missing = reads.missing(key.namespace, key.name)
+        return min(
+            SECRET_SECONDS if plan.requeue_after is None else plan.requeue_after,
+            MISSED_SECONDS if missing else SECRET_SECONDS,
+        )
 
     def _plan(self, reads: Reads, key: Key) -> Plan:
         now = self._now()

@@ -5,7 +5,7 @@ Rules:
   form until it changes (parsing a thousand objects again for every pass would take seconds);
 - an object that cannot be read is left out for everybody but itself, and its own pass says so in its status;
 - of pods and Deployments only the parts that plans read are kept in memory;
-- Secrets are never read: what the operator applied itself is remembered (`AppliedSecrets`), metadata only.
+- Secrets are never read: what the operator applied itself is remembered (`applied.py`), metadata only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
@@ -24,7 +23,9 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
 from tuneyard.planning.observations import ChildObservation, child_observation, pod_observation
+from tuneyard.planning.ownership import is_ours
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.applied import SECRET, Applied
 from tuneyard.runtime.index import Index
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.places import Places
@@ -40,9 +41,7 @@ Name = tuple[str, str]
 
 DEPLOYMENT = ("apps/v1", "Deployment")
 CONFIG_MAP = ("v1", "ConfigMap")
-SECRET = ("v1", "Secret")
 _MANAGED = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-_SECRET_SECONDS = 600.0
 
 
 class Parsed(Generic[_Value]):
@@ -122,46 +121,12 @@ adapter_of = _reader(LoRAAdapterResource)
 deployment_of = _reader(ModelDeploymentResource)
 
 
-class AppliedSecrets:
-    """Which Secrets this process has applied, as metadata; the operator may write Secrets but not read them.
-
-    They count as seen for ten minutes, then they are applied once more, should somebody have changed or deleted one.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._applied: dict[Name, tuple[float, ChildObservation]] = {}
-
-    def applied(self, stored: Object) -> None:
-        """Remember the API server's answer to an apply; the data in it is not looked at."""
-        bare = {key: stored[key] for key in ("apiVersion", "kind", "metadata")}
-        with self._lock:
-            child = child_observation(bare)
-            self._applied[child.namespace, child.name] = (self._clock(), child)
-
-    def deleted(self, namespace: str, name: str) -> None:
-        """Forget one."""
-        with self._lock:
-            self._applied.pop((namespace, name), None)
-
-    def beside(self, deployment: ChildObservation) -> ChildObservation:
-        """The key Secret of the pool with this Deployment: as applied, or as one that may be there in any form."""
-        name = names.pool_key_secret(deployment.pool)
-        with self._lock:
-            at, child = self._applied.get((deployment.namespace, name), (float("-inf"), None))
-        if child is not None and self._clock() - at < _SECRET_SECONDS:
-            return child
-        unknown = replace(deployment, api_version="v1", kind="Secret", name=name, uid="", resource_version="")
-        return replace(unknown, content_hash=None, annotations={}, data={}, deleted=False, problem=None)
-
-
 class World:
     """All that is watched. `listen` before `start`; every reader after `wait_synced`."""
 
     def __init__(self, api: Api, settings: Settings) -> None:
         self._namespaces = frozenset(settings.watch_namespaces)
-        self.secrets = AppliedSecrets()
+        self.applied = Applied()
         self.base_models = Parsed(_followed(api, names.API_VERSION, BASE_MODEL), base_model_of)
         self.adapters = Parsed(_followed(api, names.API_VERSION, LORA_ADAPTER), adapter_of)
         self.deployments = Parsed(_followed(api, names.API_VERSION, MODEL_DEPLOYMENT), deployment_of)
@@ -247,6 +212,7 @@ def _followed(
     label_selector: str | None = None,
     metadata_only: bool = False,
     trim: Callable[[Object], None] | None = None,
+    keeps: Callable[[Object], bool] | None = None,
 ) -> Informer:
     return Informer(
         api,
@@ -254,13 +220,14 @@ def _followed(
         label_selector=label_selector,
         metadata_only=metadata_only,
         trim=trim,
+        keeps=keeps,
     )
 
 
 def _child_informer(api: Api, api_version: str, kind: str) -> Informer:
     whole = (api_version, kind) in (DEPLOYMENT, CONFIG_MAP)
     trim = _trim_deployment if (api_version, kind) == DEPLOYMENT else None
-    return _followed(api, api_version, kind, label_selector=_MANAGED, metadata_only=not whole, trim=trim)
+    return _followed(api, api_version, kind, label_selector=_MANAGED, metadata_only=not whole, trim=trim, keeps=is_ours)
 
 
 def _child_reader(api_version: str, kind: str) -> Callable[[Object], ChildObservation]:

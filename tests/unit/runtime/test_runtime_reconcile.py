@@ -73,7 +73,7 @@ class Scene:
         self.leads = True
         self.metrics = Metrics()
         self.events = Events(self.api, "test")
-        executor = Executor(self.api, self.events, self.world.secrets, self.metrics, lambda: self.leads)
+        executor = Executor(self.api, self.events, self.world.applied, self.metrics, lambda: self.leads)
         self.reconciler = Reconciler(
             self.api,
             self.world,
@@ -134,11 +134,13 @@ def pool_deployment(**annotations: str) -> Object:
     }
 
 
-def pod() -> Object:
+def pod(waiting: str | None = None) -> Object:
     report = {"address": "10.0.0.1:8080", "engine": "Ready", "baseModel": "base", "adapters": {}}
     labels = {names.LABEL_POOL: "base", names.LABEL_BASE_MODEL: "base"}
     annotations = {names.ANNOTATION_ADAPTERS: json.dumps(report)}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata("p", labels=labels, annotations=annotations)}
+    told = metadata("p", labels=labels, annotations=annotations)
+    state = {"containerStatuses": [{"name": "engine", "state": {"waiting": {"reason": waiting}}}]} if waiting else {}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": told, "status": state}
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_a_secret_is_applied_once_and_again_after_ten_minutes(scene: Scene, monk
         return sum(1 for w in scene.api.written() if w[1].startswith("secrets/"))
 
     clock = [0.0]
-    monkeypatch.setattr(scene.world.secrets, "_clock", lambda: clock[0])
+    monkeypatch.setattr(scene.world.applied, "_clock", lambda: clock[0])
     for _ in range(3):
         scene.reconciler._written.clear()
         scene.reconciler.reconcile(BASE)
@@ -297,3 +299,56 @@ def test_a_secret_is_applied_once_and_again_after_ten_minutes(scene: Scene, monk
     scene.reconciler._written.clear()
     scene.reconciler.reconcile(BASE)
     assert secrets() == 2
+
+
+def test_a_secret_that_a_pod_misses_is_applied_again_soon(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
+    scene.see(pool_deployment())
+    clock = [0.0]
+    monkeypatch.setattr(scene.world.applied, "_clock", lambda: clock[0])
+
+    def passed() -> tuple[int, float | None]:
+        """How often the Secret was applied until now, and when the next look is."""
+        scene.reconciler._written.clear()
+        again = scene.reconciler.reconcile(BASE)
+        return sum(1 for w in scene.api.written() if w[1].startswith("secrets/")), again
+
+    assert passed() == (1, 600.0)
+    scene.see(pod("CreateContainerConfigError"))
+    assert passed() == (1, 10.0)
+    clock[0] = 11.0
+    assert passed() == (2, 10.0)
+    assert passed() == (2, 10.0)
+    scene.see(pod())
+    clock[0] = 30.0
+    assert passed() == (2, 600.0)
+
+
+def test_the_key_of_a_pool_goes_with_the_rest_of_it(scene: Scene) -> None:
+    labels = {names.LABEL_POOL: "base", names.LABEL_BASE_MODEL: "base", names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    plan = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("base-plan", labels=labels), "data": {}}
+    scene.see(plan)
+    scene.reconciler.reconcile(BASE)
+    assert scene.api.written()[:2] == [("DELETE", "secrets/base-engine-key"), ("DELETE", "configmaps/base-plan")]
+
+
+def test_what_somebody_has_changed_is_applied_once(scene: Scene) -> None:
+    scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
+    scene.reconciler.reconcile(BASE)
+    # the API server's answers, as the informers show them: all is owned; then somebody opens the policy
+    bodies = [
+        body
+        for method, _, body in scene.api.writes
+        if method == "PATCH" and body["kind"] not in ("Secret", "BaseModel")
+    ]
+    for body in bodies:
+        scene.see({**body, "metadata": {**body["metadata"], "uid": "uid"}}, stored=False)
+    (policy,) = [b for b in bodies if b["kind"] == "NetworkPolicy"]
+    fields: Object = {"f:spec": {"f:podSelector": {}, "f:policyTypes": {}}}
+    ours = {"manager": names.FIELD_MANAGER, "operation": "Apply", "fieldsV1": fields}
+    opened = {**policy, "metadata": {**policy["metadata"], "uid": "uid", "managedFields": [ours]}}
+    scene.see(opened, stored=False)
+    scene.api.writes.clear()
+    scene.reconciler._written.clear()
+    scene.reconciler.reconcile(BASE)
+    assert [w for w in scene.api.written() if "status" not in w[1]] == [("PATCH", "networkpolicies/base-pool")]

@@ -81,8 +81,9 @@ class Informer:
     """Follows the objects at `path`, for example "/apis/tuneyard.dev/v1alpha1/modeldeployments".
 
     `path` may hold `/namespaces/<name>`; without it all namespaces are followed. `metadata_only` asks the API server
-    for apiVersion, kind and metadata alone (no Secret data ever reaches this process then). managedFields are dropped,
-    and so is what `trim` removes from the object that it is given (it may be given the same object twice).
+    for apiVersion, kind and metadata alone (no Secret data ever reaches this process then). managedFields are dropped
+    but for the entries that `keeps` is true of, and so is what `trim` removes from the object that it is given (it may
+    be given the same object twice).
     Objects that are returned are shared: do not change them.
     """
 
@@ -96,6 +97,7 @@ class Informer:
         field_selector: str | None = None,
         metadata_only: bool = False,
         trim: Callable[[Object], None] | None = None,
+        keeps: Callable[[Object], bool] | None = None,
     ) -> None:
         self.path = path
         self._api = api
@@ -106,6 +108,7 @@ class Informer:
         }
         self._metadata_only = metadata_only
         self._trim = trim
+        self._keeps = keeps
         self._listeners: list[OnChange] = [on_change] if on_change else []
         self._stopping = threading.Event()
         self._synced = threading.Event()
@@ -272,7 +275,10 @@ class Informer:
                 _log.exception("a listener of %s failed", self.path)
 
     def _trimmed(self, item: Object) -> Object:
-        item.get("metadata", {}).pop("managedFields", None)
+        metadata = item.get("metadata", {})
+        entries = metadata.pop("managedFields", None)
+        if self._keeps is not None and entries is not None:
+            metadata["managedFields"] = [entry for entry in entries if self._keeps(entry)]
         if self._trim is not None:
             self._trim(item)
         return item
