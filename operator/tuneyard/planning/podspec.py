@@ -39,6 +39,12 @@ BASE_DIGEST = "base-digest"
 USER = 65532
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
+ENGINE_SHUTDOWN = 20
+"""Seconds that an engine gets to end what runs when it is told to end; above 0, or vLLM leaves its streams hanging.
+
+Not the drain timeout: the preStop hook has waited that long already, whatever runs then belongs to an engine that is
+not well or to a client that has had its time, and vLLM waits as long as this for a core that hangs.
+"""
 
 _ENGINE_ENV = {
     "HF_HUB_OFFLINE": "1",
@@ -240,7 +246,15 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             "failureThreshold": max(1, math.ceil(serving.startup_timeout / _STARTUP_PERIOD)),
         },
         readinessProbe={"httpGet": health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
-        livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+        livenessProbe={
+            "httpGet": health,
+            "periodSeconds": 10,
+            "timeoutSeconds": 10,
+            "failureThreshold": 6,
+            # an engine that fails it ends nothing well; vLLM's server waits without limit for requests that a dead core
+            # never answers, and would hold its container for the pod's whole grace period
+            "terminationGracePeriodSeconds": GRACE_BEYOND_DRAIN,
+        },
         lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
@@ -264,7 +278,7 @@ def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
         "--max-lora-rank": str(lora.max_rank),
         "--max-cpu-loras": str(lora.max_cpu_loras),
         "--tensor-parallel-size": str(serving.tensor_parallel_size),
-        "--shutdown-timeout": str(serving.drain_timeout),
+        "--shutdown-timeout": str(ENGINE_SHUTDOWN),
     }
     if serving.max_model_len is not None:
         arguments["--max-model-len"] = str(serving.max_model_len)

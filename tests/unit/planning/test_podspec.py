@@ -12,7 +12,7 @@ from tests.builders import KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deploy
 from tuneyard.api import names
 from tuneyard.api.serving import ArtifactVolume, EnvVar, LoRASettings, ServingSpec, VolumeClaim
 from tuneyard.planning.children import pool_deployment, pool_plan
-from tuneyard.planning.podspec import base_path, pod_template
+from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
 from tuneyard.planning.pools import Pool, pools_of
 from tuneyard.planning.settings import Settings
 
@@ -106,9 +106,16 @@ def test_a_pod_has_longer_than_its_drain(drain, seconds):
     _, spec = pool_with(drain_timeout=drain)
     assert spec["terminationGracePeriodSeconds"] == seconds + 60
     assert env(spec, "agent")["TUNEYARD_DRAIN_TIMEOUT"] == str(seconds)
-    assert container(spec, "engine")["args"][-2:] == ["--shutdown-timeout", str(seconds)]
     command = container(spec, "engine")["lifecycle"]["preStop"]["exec"]["command"]
     assert f"timeout={seconds + 45}" in command[-1]
+
+
+def test_an_engine_that_is_told_to_end_does_not_wait_for_a_core_that_never_answers():
+    _, spec = pool_with(drain_timeout="1h")
+    engine = container(spec, "engine")
+    seconds = int(engine["args"][engine["args"].index("--shutdown-timeout") + 1])
+    assert 0 < seconds < GRACE_BEYOND_DRAIN, "the drain has waited already; with 0 streams would hang"
+    assert engine["livenessProbe"]["terminationGracePeriodSeconds"] == GRACE_BEYOND_DRAIN
 
 
 def test_probes_go_through_the_front_and_the_engine_has_its_startup_time():
