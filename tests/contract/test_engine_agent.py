@@ -29,6 +29,7 @@ from tests.contract.test_engine_client import eventually, stream
 from tuneyard.api.documents import PodReport
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.agentstate import FIRST_RETRY, State
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.engines.vllm import EngineRefusedError, Vllm
 
@@ -205,6 +206,42 @@ async def test_loopback_tells_how_it_is(engine: EngineProcess, client: Vllm, tmp
             assert json.loads(await response.text()) == rig.report.to_dict()
 
 
+async def test_an_adapter_that_loads_but_cannot_generate_is_never_offered(tmp_path: Path) -> None:
+    engine = own_engine("fake", "--mute", "mute-")
+    await asyncio.to_thread(engine.start)
+    try:
+        async with AgentRig(engine, tmp_path) as rig, Vllm(engine.url, KEY) as client:
+            good = rig.has("good")
+            rig.plan(good)
+            name = str((await rig.until_loaded("good"))["good"].engine_name)
+            rig.plan(good, rig.has("mute", adapters() / "adapter-b"))
+            first = asyncio.create_task(attempted(rig, "mute", 1))
+            second = asyncio.create_task(attempted(rig, "mute", 2))
+            while not second.done():
+                assert (await client.ask(name)).model == name, "its neighbour answers"
+            assert await second - await first > FIRST_RETRY / 2, "not at once"
+            told = rig.report.adapters["mute"]
+            assert (told.state, told.reason) == ("Failed", Reason.CANNOT_GENERATE)
+            assert "illegal instruction" in str(told.message)
+            assert told.engine_name == engine_adapter_name("mute", digest_of(adapters() / "adapter-b").digest)
+            assert not any("mute" in loaded(report) for _, report in rig.published)
+            await eventually(lambda: _without(client, str(told.engine_name)), "it is taken out of the engine")
+            assert loaded(rig.report) == {"good"}
+    finally:
+        await asyncio.to_thread(engine.kill)
+
+
+async def attempted(rig: AgentRig, name: str, attempts: int) -> float:
+    """When an adapter had failed that many times."""
+
+    def failed(state: State) -> bool:
+        return name in state.failures and state.failures[name].attempts >= attempts
+
+    async with asyncio.timeout(30):
+        await rig.agent.knowledge.until(failed)
+    return time.monotonic()
+
+
 @pytest.mark.parametrize("kind", OWN_ENGINES)
 async def test_a_killed_engine_gets_its_adapters_back(kind: str, tmp_path: Path) -> None:
     engine = own_engine(kind)
@@ -247,6 +284,10 @@ async def test_an_engine_that_computes_nan_is_found_out(tmp_path: Path) -> None:
             assert found.adapters["next"].state == "Loading", "it is not to blame"
             assert await client.healthy(), "which its health does not say"
             await until_health(front, 503)  # so the kubelet restarts it
+            rig.published.clear()
+            await rig.restart()
+            await rig.until(lambda r: r.engine == "Starting", "another agent knows it too")
+            await until_health(front, 503)
             await asyncio.to_thread(engine.kill)
             await asyncio.to_thread(engine.start)
             await rig.until(lambda r: loaded(r) == {"good", "next"}, "another engine is well")

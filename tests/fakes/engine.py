@@ -54,6 +54,8 @@ class Options:
     first_token_delay: float = 0.0
     start_delay: float = 0.0
     shutdown_timeout: float = 0.0
+    mute: str = ""
+    """Adapters whose names begin so are loaded and listed, and every request for them gets 500."""
 
 
 class FakeEngine:
@@ -201,6 +203,8 @@ class FakeEngine:
         if self.stopping:
             raise RefusedError(500, _STOPPING, "InternalServerError")
         lora = self.model.lora(str(body.get("model") or self.options.served_model_name))
+        if lora and self.options.mute and lora.name.startswith(self.options.mute):
+            raise RefusedError(500, "CUDA error: an illegal instruction was encountered", "InternalServerError")
         given = request.headers.get("X-Request-Id") or f"{next(self._ids):016x}"
         answer = _Answer(body, prompt, count, ("chatcmpl-" if chat else "cmpl-") + given, chat)
         self._active += 1
