@@ -286,7 +286,8 @@ async def test_an_engine_that_computes_nan_is_found_out(tmp_path: Path) -> None:
             await until_health(front, 503)  # so the kubelet restarts it
             rig.published.clear()
             await rig.restart()
-            await rig.until(lambda r: r.engine == "Starting", "another agent knows it too")
+            await rig.until(lambda _: True, "another agent publishes")
+            assert rig.published[0][1].engine == "Starting", "and knows it at once"
             await until_health(front, 503)
             await asyncio.to_thread(engine.kill)
             await asyncio.to_thread(engine.start)
