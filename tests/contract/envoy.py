@@ -178,7 +178,13 @@ class Rig:
     """An ADS server in this process and the real Envoy that follows it."""
 
     def __init__(
-        self, folder: Path, *, scripts: Mapping[str, str] | None = None, concurrency: int = 1, ads: Path | None = None
+        self,
+        folder: Path,
+        *,
+        scripts: Mapping[str, str] | None = None,
+        concurrency: int = 1,
+        ads: Path | None = None,
+        memory: int = 0,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none."""
         self.port = free_port()
@@ -193,6 +199,7 @@ class Rig:
             port=self.port,
             admin_socket=str(folder / "envoy-admin.sock"),
             listen="127.0.0.1",
+            memory=memory,
             scripts=scripts,
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)

@@ -150,6 +150,7 @@ def test_envoy_accepts_it(name: str) -> None:
 @pytest.mark.envoy
 def test_envoy_accepts_the_static_configurations() -> None:
     assert validation_errors(bootstrap("golden")) == ""
+    assert validation_errors(bootstrap("golden", memory=1 << 30)) == ""
     assert validation_errors(front_config()) == ""
     broken = front_config()
     broken["static_resources"]["no_such_field"] = 1

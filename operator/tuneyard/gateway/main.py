@@ -181,6 +181,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         port=given.port,
         admin_socket=str(given.admin_socket),
         listen=given.listen,
+        memory=given.envoy_memory,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1))

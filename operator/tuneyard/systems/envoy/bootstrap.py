@@ -35,6 +35,7 @@ from tuneyard.systems.envoy.documents import (
     status_is,
     tcp,
 )
+from tuneyard.systems.envoy.overload import overload_manager
 
 RUN_DIRECTORY = "/run/tuneyard"
 BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
@@ -52,7 +53,6 @@ HOP_HEADER = "tuneyard-hop"
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
 
-MAX_CONNECTIONS = 50_000
 DRAIN_SECONDS = 5
 
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
@@ -131,7 +131,7 @@ def _local_replies() -> Json:
     """First match wins."""
     invalid, server = "invalid_request_error", "server_error"
     soon = (set_header("retry-after", "5"),)
-    busy = "No pod could answer this request at the moment."
+    busy = "Nothing could take this request at the moment."
     no_route = {"response_flag_filter": {"flags": ["NR"]}}
     return {
         "mappers": [
@@ -148,6 +148,8 @@ def _local_replies() -> Json:
                 invalid,
                 "request_too_large",
             ),
+            # how Envoy ends requests that are still arriving when its memory does (overload.py)
+            _mapper(status_is("EQ", 500), busy, server, "unavailable", status=503, headers=soon),
             _mapper(status_is("EQ", 503), busy, server, "unavailable", headers=soon),
             _mapper(status_is("EQ", 504), "The engine did not answer in time.", server, "timeout"),
             _mapper(status_is("GE", 500), "The gateway could not process the request.", server, "gateway_error"),
@@ -246,16 +248,6 @@ def _ads_cluster(socket: str) -> Json:
     )
 
 
-def _overload() -> Json:
-    """A bound on connections; without one Envoy takes them until its memory ends."""
-    limit = extension(
-        "envoy.resource_monitors.global_downstream_max_connections",
-        "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-        max_active_downstream_connections=MAX_CONNECTIONS,
-    )
-    return {"resource_monitors": [limit]}
-
-
 def bootstrap(
     node_id: str,
     *,
@@ -263,11 +255,13 @@ def bootstrap(
     port: int = names.GATEWAY_PORT,
     admin_socket: str = ADMIN_SOCKET,
     listen: str = "0.0.0.0",
+    memory: int = 0,
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
+    `memory`: bytes that Envoy's container may use, 0 where nobody says.
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
     """
     chain = _connection_manager(
@@ -283,7 +277,7 @@ def bootstrap(
     return {
         "node": {"id": node_id, "cluster": "tuneyard-gateway"},
         "admin": {"address": pipe(admin_socket, mode=0o600)},
-        "overload_manager": _overload(),
+        "overload_manager": overload_manager(memory),
         "static_resources": {
             "listeners": [listener],
             "clusters": [_ads_cluster(ads_socket), nowhere],
