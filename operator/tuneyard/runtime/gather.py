@@ -1,8 +1,8 @@
 """Observations: everything a plan is made from, read in one go.
 
 `Reads` answers from the informers, which may be a little behind. `FreshReads` asks the API server for what a mistake
-would be costly about: whether something still refers to a pool that is about to be deleted, and whether pods that are
-about to get more traffic are really there.
+would be costly about: whether something still refers to a pool that is about to be deleted, and whether the pods of a
+revision that is about to become the stable one are really there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One pass over one object: gather, plan, execute, write the status once.
 
 Rules:
-- a pass that would delete something, or give a revision more traffic, is planned a second time from what the API server
-  says at this moment, and only that second plan is executed: the informers may be behind;
+- a pass that would delete something, or name another stable revision, is planned a second time from what the API server
+  says at this moment, and only that second plan is executed: the informers may be behind. Weights are only reported:
+  gateways work them out from the pods that they see themselves;
 - the status is written after the actions, whole, and only when it differs from the stored one;
 - what no plan can see (an object that cannot be read, a child that the API server refuses) is said in the status too;
 - a conflict means that the object has changed since it was read: its notice is on the way, and the pass is repeated at
@@ -220,13 +221,15 @@ def needed_reads(key: Key, plan: Plan, observed: Object) -> type[Reads]:
     """How sure the observation has to be for this plan to be executed."""
     if any(isinstance(action, Delete) for action in plan.actions):
         return FreshReferences
-    return FreshReads if key.kind == MODEL_DEPLOYMENT and raises_weight(observed, plan) else Reads
+    return FreshReads if key.kind == MODEL_DEPLOYMENT and promotes(observed, plan) else Reads
 
 
-def raises_weight(observed: Object, plan: Plan) -> bool:
-    """Whether the plan says that a revision gets more traffic than the stored status says."""
-    if not isinstance(plan.status, ModelDeploymentStatus):
+def promotes(observed: Object, plan: Plan) -> bool:
+    """Whether the plan names another stable revision than the stored status: what is withheld goes to that one then.
+
+    The first one does not hang on pods, so that a thousand new deployments do not list a thousand times.
+    """
+    if not isinstance(plan.status, ModelDeploymentStatus) or plan.status.rollout is None:
         return False
-    told = (observed.get("status") or {}).get("traffic") or ()
-    before = {t.get("revision"): int(t.get("weight") or 0) for t in told}
-    return any(t.weight > before.get(t.revision, 0) for t in plan.status.traffic)
+    before = ((observed.get("status") or {}).get("rollout") or {}).get("stable")
+    return before is not None and plan.status.rollout.stable not in (None, before)

@@ -4,8 +4,9 @@
   others that claim its model name;
 - a LoRAAdapter: itself; its BaseModel; ModelDeployments that name it;
 - a BaseModel: itself; its adapters and ModelDeployments; when one comes or goes also the namespace's other BaseModels;
-- a model pod: its BaseModel; adapters of that base and ModelDeployments that use its pool (where only the report on
-  some adapters differs: only those);
+- a model pod: its BaseModel; ModelDeployments that use its pool (where only the report on some adapters differs: only
+  those that name them); adapters that it says something else of, and all of the base when it changes which problem the
+  pool has: a pod comes up in ten steps, and a thousand adapters need not look at each;
 - a pool's child: its BaseModel (one that pools share: all of the namespace); a pool's plan also adapters of that base
   that came into it, went, or wait for a place.
 
@@ -241,12 +242,22 @@ class Wakes:
         pods = [p for p in (before, now) if p is not None]
         bases = self._of(BASE_MODEL, *(base_label(namespace, p.base_model) for p in pods))
         users = set(self._of(MODEL_DEPLOYMENT, *(pool_users(namespace, p.pool) for p in pods)))
-        adapters = set(self._of(LORA_ADAPTER, *bases))
         differing = changed_adapters(before, now)
         if differing is not None:
-            adapters = {Key(LORA_ADAPTER, namespace, name) for name in differing}
-            users.intersection_update(self._of(MODEL_DEPLOYMENT, *adapters))
-        return self._in_scope([*bases, *adapters, *users])
+            users.intersection_update(self._of(MODEL_DEPLOYMENT, *(Key(LORA_ADAPTER, namespace, n) for n in differing)))
+        return self._in_scope([*bases, *self._adapters_concerned(namespace, before, now, bases), *users])
+
+    def _adapters_concerned(
+        self, namespace: str, before: PodObservation | None, now: PodObservation | None, bases: Iterable[Key]
+    ) -> Iterable[Key]:
+        """The adapters that read another thing of the pod now; of one that leaves they read nothing."""
+        pods = [p for p in (before, now) if p is not None]
+        if _standing(before) != _standing(now):
+            neighbours = self._world.pods.all(self._world.pod_index.of(*((namespace, p.base_model) for p in pods)))
+            if any(p.problem for p in (*pods, *neighbours)):
+                return self._of(LORA_ADAPTER, *bases)
+        old, new = _said_of_adapters(before), _said_of_adapters(now)
+        return [Key(LORA_ADAPTER, namespace, n) for n in old.keys() | new.keys() if old.get(n) != new.get(n)]
 
     def _child_listener(self, api_version: str, kind: str) -> OnChange:
         return lambda change, item: self.on_child(api_version, kind, change, item)
@@ -260,6 +271,17 @@ def changed_adapters(before: PodObservation | None, now: PodObservation | None) 
         return None
     old, new = before.report.adapters, now.report.adapters
     return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def _standing(pod: PodObservation | None) -> object:
+    """What decides which of a pool's problems is told."""
+    return None if pod is None or pod.deleted else (pod.pool, pod.template, pod.created, pod.problem)
+
+
+def _said_of_adapters(pod: PodObservation | None) -> dict[str, object]:
+    if pod is None or pod.deleted or pod.report is None:
+        return {}
+    return {name: (pod.pool, report) for name, report in pod.report.adapters.items()}
 
 
 def _without_adapters(pod: PodObservation) -> tuple[object, ...]:

@@ -176,16 +176,24 @@ def test_a_pool_stays_while_a_deployment_cannot_be_read(scene: Scene) -> None:
     assert not [w for w in scene.api.written() if w[0] == "DELETE"]
 
 
-def test_weight_is_given_only_to_pods_that_the_api_server_has(scene: Scene) -> None:
+def test_weights_are_reported_as_the_informers_have_them(scene: Scene) -> None:
     scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
     scene.see(pod(), stored=False)
     scene.reconciler.reconcile(M)
-    status = scene.api.writes[-1][2]["status"]
-    assert [t["weight"] for t in status["traffic"]] == [0]
+    assert [t["weight"] for t in scene.api.writes[-1][2]["status"]["traffic"]] == [100]
+    assert scene.api.reads == [], "gateways give weight by what they see themselves"
+
+
+def test_another_stable_revision_is_named_only_for_pods_that_the_api_server_has(scene: Scene) -> None:
+    before = {"rollout": {"phase": "Progressing", "stable": "v0"}}
+    scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 0, "v1": 100}), before))
+    scene.see(pod(), stored=False)
+    scene.reconciler.reconcile(M)
+    assert scene.api.writes[-1][2]["status"]["rollout"]["stable"] == "v0"
     scene.store(pod())
     scene.reconciler._written.clear()
     scene.reconciler.reconcile(M)
-    assert [t["weight"] for t in scene.api.writes[-1][2]["status"]["traffic"]] == [100]
+    assert scene.api.writes[-1][2]["status"]["rollout"]["stable"] == "v1"
 
 
 def test_weight_is_taken_away_without_asking(scene: Scene) -> None:

@@ -86,15 +86,24 @@ class Scene:
         return self.tell(self.world.deployments.informer, change, item)
 
     def pod(
-        self, name: str, adapters: Object, change: Change = "ADDED", *, of: str = "base", pool: str = "base"
+        self,
+        name: str,
+        adapters: Object,
+        change: Change = "ADDED",
+        *,
+        of: str = "base",
+        pool: str = "base",
+        engine: str = "Ready",
+        **fields: Any,
     ) -> set[Key]:
-        report = {"address": "10.0.0.1:8080", "engine": "Ready", "baseModel": of, "adapters": adapters}
+        report = {"address": "10.0.0.1:8080", "engine": engine, "baseModel": of, "adapters": adapters}
         item = {
             "metadata": {
                 "name": name,
                 "labels": {names.LABEL_POOL: pool, names.LABEL_BASE_MODEL: of},
                 "annotations": {names.ANNOTATION_ADAPTERS: json.dumps(report)},
-            }
+            },
+            **fields,
         }
         return self.tell(self.world.pods.informer, change, item)
 
@@ -168,8 +177,29 @@ def test_a_missing_base_that_comes_wakes_who_waits_for_it() -> None:
     assert scene.base("base") == {adapter("one"), deployment("m")}
 
 
-def test_a_new_pod_wakes_its_base_the_adapters_and_the_users_of_its_pool(scene: Scene) -> None:
-    assert scene.pod("p", {}) == {base("base"), adapter("one"), adapter("two"), deployment("m"), deployment("plain")}
+def test_a_new_pod_wakes_its_base_the_users_of_its_pool_and_the_adapters_it_has(scene: Scene) -> None:
+    users = {base("base"), deployment("m"), deployment("plain")}
+    assert scene.pod("p", {}) == users
+    assert scene.pod("q", {"one": {"state": "Loading"}}) == {*users, adapter("one")}
+    assert scene.pod("q", {"one": {"state": "Loading"}}, "DELETED") == {*users, adapter("one")}
+
+
+def test_what_adapters_do_not_read_of_a_pod_does_not_wake_them(scene: Scene) -> None:
+    loaded = {"one": {"state": "Loaded"}}
+    scene.pod("p", loaded)
+    for changed in ({"engine": "Draining"}, {"engine": "Draining", "spec": {"nodeName": "n"}}):
+        woken = scene.pod("p", loaded, "MODIFIED", **changed)
+        assert woken == {base("base"), deployment("m"), deployment("plain")}
+
+
+def test_a_problem_of_a_pod_and_its_end_wake_all_adapters(scene: Scene) -> None:
+    everyone = {adapter("one"), adapter("two")}
+    waiting = {"name": "engine", "state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    scene.pod("well", {})
+    assert scene.pod("sick", {}, status={"containerStatuses": [waiting]}) >= everyone
+    assert scene.pod("new", {}) >= everyone, "a newer template may be what counts now"
+    assert scene.pod("sick", {}, "MODIFIED") >= everyone
+    assert not scene.pod("well", {}, "DELETED") & everyone
 
 
 def test_a_pod_that_says_the_same_wakes_nobody(scene: Scene) -> None:
