@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -97,6 +98,39 @@ async def test_a_dead_pod_is_never_noticed(tmp_path: Path, pods: tuple[Upstream,
             await a.die()
             await traffic.wait_for(300)
         assert traffic.summary().ok == 400, traffic.summary()
+
+
+async def test_a_silent_peer_is_asked_whether_it_is_there(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
+    """While an answer is awaited, the kernel's keepalive timer runs: a node that was lost is noticed."""
+    async with Rig(tmp_path) as rig:
+        await rig.serve(model("support", revision("v1", 100, [pods[0].address])))
+        asked = asyncio.create_task(rig.post({"model": "support", "first": 3}))
+        await eventually(lambda: pods[0].active == 1, "the pod is asked")
+        await eventually(lambda: _timers(pods[0].port) == {"02"}, "a keepalive timer", within=2)
+        assert (await asked)[0] == 200
+
+
+def _timers(port: int) -> set[str]:
+    """Kinds of timers on connections to the port: 01 something is unacknowledged, 02 keepalive."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        timer[:2] for _, _, remote, state, _, timer, *_ in lines if remote.endswith(f":{port:04X}") and state == "01"
+    }
+
+
+async def test_a_pod_that_takes_nothing_is_given_up(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
+    """What was sent and is not taken for 15 s goes to another pod, long before the idle timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        dead.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with Rig(tmp_path) as rig:
+            address = f"127.0.0.1:{dead.getsockname()[1]}"
+            await rig.serve(model("support", revision("v1", 100, [address])))
+            asked = asyncio.create_task(rig.post({"model": "support", "prompt": "x" * 7_000_000}))
+            connection, _ = await asyncio.to_thread(dead.accept)
+            rig.put(model("support", revision("v1", 100, [address, pods[0].address])))
+            with connection:
+                async with asyncio.timeout(40):
+                    assert (await asked)[0] == 200
 
 
 async def test_what_has_begun_is_never_repeated(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactVolume, Resources
+from tuneyard.api.serving import ArtifactVolume, Resources, Toleration
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
@@ -39,6 +39,8 @@ BASE_DIGEST = "base-digest"
 USER = 65532
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
+LOST_NODE_SECONDS = 30
+"""Seconds after which a pod is replaced whose node does not answer; Kubernetes' own are 300."""
 ENGINE_SHUTDOWN = 20
 """Seconds that an engine gets to end what runs when it is told to end; above 0, or vLLM leaves its streams hanging.
 
@@ -111,14 +113,26 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         ],
         "containers": [_engine(pool, base, settings)],
         "volumes": _volumes(serving.artifact_volumes),
+        "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
     if settings.model_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
-    if serving.tolerations:
-        spec["tolerations"] = [t.to_dict() for t in serving.tolerations]
     return {"metadata": {"labels": pod_labels(pool)}, "spec": spec}
+
+
+def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
+    """How long a pod stays on a node that is lost, where the user says nothing of it."""
+    said = {t.key for t in given if t.effect in (None, "NoExecute")}
+    if None in said:
+        # tolerates everything, and may mean it for ever
+        return []
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+        if key not in said
+    ]
 
 
 def _container(name: str, image: str, settings: Settings, **fields: Any) -> dict[str, Any]:

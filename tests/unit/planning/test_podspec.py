@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
 from tuneyard.api import names
-from tuneyard.api.serving import ArtifactVolume, EnvVar, LoRASettings, ServingSpec, VolumeClaim
+from tuneyard.api.serving import ArtifactVolume, EnvVar, LoRASettings, ServingSpec, Toleration, VolumeClaim
 from tuneyard.planning.children import pool_deployment, pool_plan
 from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
 from tuneyard.planning.pools import Pool, pools_of
@@ -55,6 +55,22 @@ def test_a_private_registry_is_pulled_from_with_the_charts_secrets():
     private = SETTINGS.model_copy(update={"model_pull_secrets": ["registry"]})
     assert pod_template(pool, base, private)["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert "imagePullSecrets" not in pod_template(pool, base, SETTINGS)["spec"]
+
+
+def test_pods_leave_a_lost_node_soon_unless_the_user_says_otherwise():
+    def told(*given: Toleration) -> dict[str | None, int | None]:
+        _, spec = pool_with(tolerations=list(given))
+        assert spec["tolerations"][: len(given)] == [t.to_dict() for t in given]
+        return {t.get("key"): t.get("tolerationSeconds") for t in spec["tolerations"]}
+
+    not_ready, unreachable = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
+    assert told() == {not_ready: 30, unreachable: 30}
+    gpu = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    assert told(gpu) == {"nvidia.com/gpu": None, not_ready: 30, unreachable: 30}
+    longer = Toleration(key=unreachable, operator="Exists", effect="NoExecute", toleration_seconds=600)
+    assert told(longer) == {unreachable: 600, not_ready: 30}
+    assert told(Toleration(operator="Exists")) == {None: None}
+    assert told(Toleration(operator="Exists", effect="NoSchedule")) == {None: None, not_ready: 30, unreachable: 30}
 
 
 def test_the_token_is_in_the_agent_alone():

@@ -81,6 +81,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
         "load_balancing_policy": {"policies": [{"typed_extension_config": least_request}]},
         "circuit_breakers": {"thresholds": [thresholds]},
         "outlier_detection": _ejections(),
+        **_LOST_NODES,
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "metadata": {
             "filter_metadata": {
@@ -88,6 +89,33 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
             }
         },
     }
+
+
+_IPPROTO_TCP, _TCP_USER_TIMEOUT = 6, 18
+
+_LOST_NODES: Json = {
+    # asks a silent peer after 5 s, then every 3 s
+    "upstream_connection_options": {
+        "tcp_keepalive": {"keepalive_time": 5, "keepalive_interval": 3, "keepalive_probes": 3}
+    },
+    # and nothing that was sent stays without an acknowledgement for longer (milliseconds)
+    "upstream_bind_config": {
+        "socket_options": [
+            {
+                "description": "TCP_USER_TIMEOUT",
+                "level": _IPPROTO_TCP,
+                "name": _TCP_USER_TIMEOUT,
+                "int_value": 15_000,
+                "state": "STATE_PREBIND",
+            }
+        ]
+    },
+}
+"""A node that is lost closes no connection: without this a request on a kept one hangs until its idle timeout.
+
+The kernel of the pod answers for an engine that is only slow. One that takes no bytes for so long counts as lost too:
+the request is tried on another pod.
+"""
 
 
 def _ejections() -> Json:
