@@ -186,7 +186,10 @@ class Rig:
         ads: Path | None = None,
         memory: int = 0,
     ) -> None:
-        """`ads`: the socket of an ADS server of another process, then this one runs none."""
+        """`ads`: the socket of an ADS server of another process, then this one runs none.
+
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ads = AdsServer()

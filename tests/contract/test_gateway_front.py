@@ -11,11 +11,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.contract.envoy import Front, Rig, eventually, free_port, model, revision
+from tests.contract.envoy import Envoy, Front, Rig, eventually, free_port, model, revision
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.agent.front import Front as Switches
-from tuneyard.systems.envoy.front import ACTIVE_REQUESTS_STAT, DRAINING_KEY, TOTAL_REQUESTS_STAT
+from tuneyard.systems.envoy.front import ACTIVE_REQUESTS_STAT, DRAINING_KEY, TOTAL_REQUESTS_STAT, front_config
 
 pytestmark = pytest.mark.envoy
 
@@ -157,3 +157,18 @@ async def test_a_front_without_an_engine_starts(tmp_path: Path) -> None:
     """The front is there before the engine, for whose probes it stands."""
     async with Front(tmp_path, free_port()) as front:
         assert (await raw(front, "GET", "/health"))[0] == 503
+
+
+async def test_a_front_takes_both_families(tmp_path: Path) -> None:
+    """Where a cluster gives pods IPv6 addresses, or both kinds, the front is reached by each of them."""
+    port = free_port()
+    config = front_config(port=port, engine_port=free_port(), admin_socket=str(tmp_path / "admin.sock"))
+    envoy = Envoy(config, tmp_path, "both")
+    envoy.start()
+    try:
+        await envoy.ready()
+        for host in ("127.0.0.1", "::1"):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+    finally:
+        envoy.stop()

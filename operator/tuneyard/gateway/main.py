@@ -34,6 +34,7 @@ from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -132,7 +133,7 @@ class Gateway:
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
-        await web.TCPSite(runner, self._given.listen, self._given.observe_port).start()
+        await web.SockSite(runner, listening_socket(self._given.listen, self._given.observe_port)).start()
         return runner
 
     async def _leave(self) -> None:

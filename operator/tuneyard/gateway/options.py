@@ -6,7 +6,7 @@
 | TUNEYARD_RUN_DIRECTORY | shared with Envoy: sockets, bootstrap, snapshot | /run/tuneyard |
 | TUNEYARD_CLIENTS_PORT | clients' port of Envoy | 8080 |
 | TUNEYARD_OBSERVE_PORT | port of this process | 9443 |
-| TUNEYARD_LISTEN | address of both | 0.0.0.0 |
+| TUNEYARD_LISTEN | address of both | all, of IPv6 too where there is any |
 | TUNEYARD_ENVOY_MEMORY | bytes that Envoy's container may use, 0: unknown | 0 |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tuneyard.api import names
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
+from tuneyard.systems.envoy.listening import everywhere
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def options(environment: Mapping[str, str]) -> Options:
         directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
         port=int(environment.get("TUNEYARD_CLIENTS_PORT") or names.GATEWAY_PORT),
         observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
-        listen=environment.get("TUNEYARD_LISTEN") or "0.0.0.0",
+        listen=environment.get("TUNEYARD_LISTEN") or everywhere(),
         envoy_memory=int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0),
         drain_delay=float(environment.get("TUNEYARD_DRAIN_DELAY") or 5),
         drain_seconds=float(environment.get("TUNEYARD_DRAIN_SECONDS") or 600),

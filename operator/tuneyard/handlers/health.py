@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from tuneyard.systems.envoy.listening import everywhere, listening_socket
+
 STALE_SECONDS = 150.0
 """Three watches' length: each ends after 45 s, and a bookmark comes before."""
 
@@ -57,8 +59,7 @@ class HealthServer:
     """Serves health and metrics on all addresses; port 0 takes any."""
 
     def __init__(self, port: int, health: Health, registry: CollectorRegistry) -> None:
-        self._server = http.server.ThreadingHTTPServer(("", port), _handler(health, registry))
-        self._server.daemon_threads = True
+        self._server = _Server(("", port), _handler(health, registry))
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     @property
@@ -74,6 +75,19 @@ class HealthServer:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Listens on all addresses, of IPv6 too where there is any."""
+
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Take a socket of both kinds in the place of the one of IPv4."""
+        port = self.server_address[1]
+        self.socket.close()
+        self.socket = listening_socket(everywhere(), int(port))
+        self.server_address = self.socket.getsockname()
 
 
 def _handler(health: Health, registry: CollectorRegistry) -> type[http.server.BaseHTTPRequestHandler]:

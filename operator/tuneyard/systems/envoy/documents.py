@@ -66,8 +66,9 @@ def status_is(op: str, status: int) -> Json:
 
 
 def tcp(address: str, port: int) -> Json:
-    """A TCP address."""
-    return {"socket_address": {"address": address, "port_value": port}}
+    """A TCP address; `::` takes IPv4 too."""
+    more = {"ipv4_compat": True} if address == "::" else {}
+    return {"socket_address": {"address": address, "port_value": port, **more}}
 
 
 def pipe(path: str, mode: int | None = None) -> Json:

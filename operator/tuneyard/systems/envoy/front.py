@@ -40,6 +40,7 @@ from tuneyard.systems.envoy.documents import (
     static_cluster,
     tcp,
 )
+from tuneyard.systems.envoy.listening import everywhere
 
 FRONT_CONFIG_PATH = "/run/tuneyard/front.yaml"
 FRONT_ADMIN_SOCKET = "/run/tuneyard/front-admin.sock"
@@ -178,13 +179,13 @@ def _engine(name: str, address: str, port: int) -> Json:
 
 def front_config(
     *,
-    listen: str = "0.0.0.0",
+    listen: str | None = None,
     port: int = names.FRONT_PORT,
     engine_address: str = "127.0.0.1",
     engine_port: int = names.ENGINE_PORT,
     admin_socket: str = FRONT_ADMIN_SOCKET,
 ) -> Json:
-    """The whole configuration, as `envoy -c` reads it (JSON or YAML)."""
+    """The whole configuration, as `envoy -c` reads it (JSON or YAML); `listen` None: on all addresses."""
     return {
         "node": {"id": "front", "cluster": "tuneyard-front"},
         "admin": {"address": pipe(admin_socket, mode=0o600)},
@@ -193,7 +194,7 @@ def front_config(
             "listeners": [
                 {
                     "name": "front",
-                    "address": tcp(listen, port),
+                    "address": tcp(listen or everywhere(), port),
                     "filter_chains": [
                         {"filters": [{"name": "http", "typed_config": _connection_manager()}]},
                     ],

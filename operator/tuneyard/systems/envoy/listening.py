@@ -1,0 +1,28 @@
+"""Where to listen for everybody: a cluster's pods have IPv4, IPv6 or both, and a machine may have IPv6 switched off."""
+
+from __future__ import annotations
+
+import socket
+
+IPV4, ALL = "0.0.0.0", "::"
+
+
+def everywhere() -> str:
+    """The address that takes connections of every kind that this machine has."""
+    if not socket.has_ipv6:
+        return IPV4
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            # `::` can be bound also where no interface has IPv6, and then takes IPv4 all the same
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            probe.bind((ALL, 0))
+    except OSError:
+        return IPV4
+    return ALL
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens there; `::` takes IPv4 too, which asyncio's own servers refuse."""
+    if host == ALL:
+        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
