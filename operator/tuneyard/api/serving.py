@@ -22,8 +22,9 @@ class LoRASettings(ApiModel):
         int,
         Field(
             ge=1,
-            le=4096,
-            description="Adapters that one engine holds in memory; more are never planned for a pod.",
+            le=1024,
+            description="Adapters that one engine holds in memory; more are never planned for a pod. What a pod can "
+            "report to the API server bounds it.",
         ),
     ] = 64
 
