@@ -5,8 +5,8 @@ Rules:
   changed, so that a deployment that comes back finds it as it was;
 - a serving block that is known not to work is not applied: what serves goes on as it was, and the status says why;
 - a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
-- what the pools of a namespace share comes before the first of them and goes with the last BaseModel, by garbage
-  collection: gateways look for pods wherever a ModelDeployment stands, also while there is no pool;
+- what the pools of a namespace share comes with its first BaseModel and goes with the last, by garbage collection:
+  gateways look for pods wherever a ModelDeployment stands, also while there is no pool;
 - the Deployment is applied last, so that no pod starts without its key, its plan and its NetworkPolicy, and deleted
   first; the rest goes when its pods are gone, because pods that drain still need it.
 """
@@ -44,7 +44,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     )
     mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
     pools = pools_of(base, obs.deployments)
-    actions += _access_actions(obs, base) if pools else []
+    actions += _access_actions(obs, base)
     states = []
     for pool in pools:
         state = _state(obs, base, pool, mine)

@@ -37,6 +37,13 @@ from tuneyard.planning.plan import Annotate, Apply, Delete, ObjectReference, Pla
 
 ABOUT = ObjectReference(names.API_VERSION, "BaseModel", NAMESPACE, BASE, f"uid-{BASE}")
 DEPLOYMENT = ("Deployment", f"{BASE}-pool")
+ACCESS = [
+    ("ServiceAccount", "tuneyard-agent"),
+    ("Role", "tuneyard-agent"),
+    ("RoleBinding", "tuneyard-agent"),
+    ("Role", "tuneyard-gateway"),
+    ("RoleBinding", "tuneyard-gateway"),
+]
 
 
 def applied_to(situation: Situation, name: str = BASE) -> Situation:
@@ -96,7 +103,8 @@ def test_a_base_that_is_gone_or_going_is_left_to_garbage_collection():
 
 def test_a_base_that_nothing_refers_to_runs_nothing():
     plan = plan_basemodel(Situation(bases=(base_model(),)).base_model())
-    assert (plan.actions, plan.events, plan.requeue_after) == ((), (), None)
+    assert kinds(plan) == ACCESS, "gateways watch this namespace as soon as somebody refers to a base"
+    assert (plan.events, plan.requeue_after) == ((), None)
     assert conditions(plan) == {
         "Ready": ("True", "NotUsed"),
         "Resolved": ("Unknown", "NotUsed"),
@@ -109,11 +117,7 @@ def test_a_base_that_nothing_refers_to_runs_nothing():
 def test_the_first_reference_makes_a_pool_with_its_deployment_last():
     plan = plan_basemodel(started(pods=()).base_model())
     assert kinds(plan) == [
-        ("ServiceAccount", "tuneyard-agent"),
-        ("Role", "tuneyard-agent"),
-        ("RoleBinding", "tuneyard-agent"),
-        ("Role", "tuneyard-gateway"),
-        ("RoleBinding", "tuneyard-gateway"),
+        *ACCESS,
         ("ConfigMap", f"{BASE}-plan"),
         ("Secret", f"{BASE}-engine-key"),
         ("Role", f"{BASE}-plan"),
