@@ -495,6 +495,12 @@ class Operator:
         view = replace(world.history[max(0, len(world.history) - 1 - behind)], now=world.clock)
         seen = world.changes
         plan = PLANS[kind](view, name)
+        if any(isinstance(a, Delete) for a in plan.actions):
+            # who deletes asks the API server itself for references and Deployments
+            now, kept = world.situation(), tuple(c for c in view.children if c.kind != "Deployment")
+            fresh = tuple(c for c in now.children if c.kind == "Deployment")
+            view = replace(view, deployments=now.deployments, children=(*kept, *fresh))
+            plan = PLANS[kind](view, name)
         for action in plan.actions[:crash_after]:
             world.execute(action)
         if crash_after is not None:

@@ -25,13 +25,14 @@ from tuneyard.planning.observations import (
     ModelDeploymentObservation,
     PodObservation,
     PoolPlaces,
+    child_observation,
     pod_observation,
 )
 from tuneyard.planning.pools import places
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
-from tuneyard.runtime.world import CONFIG_MAP, World, adapter_of, base_model_of, deployment_of, read_or_none
+from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 
@@ -180,7 +181,10 @@ class FreshReads(Reads):
 
 
 class FreshReferences(FreshReads):
-    """Also lists the ModelDeployments, for plans that delete because nothing refers to something."""
+    """Also lists ModelDeployments and Deployments, for plans that delete because nothing refers to something.
+
+    A Deployment that the informers do not show yet would lose what its pods need.
+    """
 
     def __init__(self, world: World, api: Api) -> None:
         super().__init__(world, api)
@@ -195,6 +199,13 @@ class FreshReferences(FreshReads):
     def unreadable(self, namespace: str) -> tuple[str, ...]:
         """Names of the listed ones that cannot be read."""
         return tuple(sorted(name for name, found in self._listed(namespace).items() if found is None))
+
+    def children(self, namespace: str, base: str) -> tuple[ChildObservation, ...]:
+        """The operator's own objects, of these the Deployments listed."""
+        label = f"{names.LABEL_BASE_MODEL}={children.label_value(base)}"
+        listed = (child_observation(item) for item in objects.listed(self._api, *DEPLOYMENT, namespace, label))
+        others = (c for c in super().children(namespace, base) if (c.api_version, c.kind) != DEPLOYMENT)
+        return (*others, *(self._world.applied.seen(c) for c in listed))
 
     def _listed(self, namespace: str) -> dict[str, ModelDeploymentResource | None]:
         if namespace not in self._deployments:

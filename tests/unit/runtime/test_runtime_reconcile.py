@@ -361,3 +361,12 @@ def test_what_somebody_has_changed_is_applied_once(scene: Scene) -> None:
     scene.reconciler._written.clear()
     scene.reconciler.reconcile(BASE)
     assert [w for w in scene.api.written() if "status" not in w[1]] == [("PATCH", "networkpolicies/base-pool")]
+
+
+def test_nothing_of_a_pool_goes_while_the_api_server_has_its_deployment(scene: Scene) -> None:
+    labels = {names.LABEL_POOL: "base", names.LABEL_BASE_MODEL: "base", names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    plan = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata("base-plan", labels=labels), "data": {}}
+    scene.see(plan)
+    scene.store(pool_deployment())
+    scene.reconciler.reconcile(BASE)
+    assert not [w for w in scene.api.written() if w[0] == "DELETE"]
