@@ -37,12 +37,9 @@ check: venv  ## Format, lint, types, layers, generated files, fast tests (under 
 	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard
 	@echo "==> unit, property and golden tests" && $(RUN)/pytest tests/unit tests/property tests/golden
 
-# The contract tests of `make test`; the others need minutes each, or a machine with nothing else on it.
-CONTRACTS := examples admission admission_chart admission_rbac status gateway_routing gateway_front gateway_streams
-
 test: venv  ## What CI runs: contract tests on the real things and the stories on a real cluster
-	@echo "==> contract tests: $(CONTRACTS) (left out: the other files of tests/contract; make test-full runs them)"
-	@$(RUN)/pytest $(CONTRACTS:%=tests/contract/test_%.py) -m "not slow"
+	@echo "==> contract tests (left out: those marked slow, which start real vLLM or wait for minutes; make test-full runs them)"
+	@$(RUN)/pytest tests/contract -m "not slow"
 	@echo "==> stories and faults on a real cluster (all of them)"
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 

@@ -3,7 +3,7 @@ pods in every namespace that has ModelDeployments.
 
 Rules:
 - pods are followed as metadata alone, namespace by namespace: that is all that gateways may see (their rights are bound
-  in namespaces with pools only, by the operator, and come a moment after the first ModelDeployment);
+  in namespaces with BaseModels only, by the operator);
 - pods that have ended (evicted, failed) are none, although their objects stay: a field selector leaves them out;
 - the first list of each watch replaces what a snapshot said of it, watch by watch: none waits for another;
 - a watch that the API server refuses (403: the rights went with the namespace's last pool; 404) says nothing about
