@@ -66,6 +66,8 @@ class LocalCluster:
                 # One that has begun without the node ends as soon as the node gets its address.
                 self._members.kill("kube-proxy")
                 missing = [part for part in parts if part in missing or part.name == "kube-proxy"]
+            for part in missing:
+                self._members.forget_dead(part.name)
             if missing:
                 self._progress.note(f"start {', '.join(part.name for part in missing)}")
             for part in missing:

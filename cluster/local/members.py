@@ -91,6 +91,16 @@ class Members:
         process = self._recorded(name)
         if process is not None:
             process.end(patience)
+            self.forget_dead(name)
+
+    def forget_dead(self, name: str) -> None:
+        """Drop the record of a process that is about to be started anew, so that nobody waits for it in vain.
+
+        After a machine was switched off there is one for every process.
+        """
+        process = self._recorded(name)
+        if process is not None and not process.alive():
+            self._record(name).unlink(missing_ok=True)
 
     def status(self, name: str) -> ComponentStatus:
         """How the process called `name` is."""

@@ -375,6 +375,15 @@ def test_up_starts_what_died_and_nothing_else(provider: LocalCluster, probes: Ku
     assert [name for name in after if after[name] != before[name]] == ["scheduler"]
 
 
+def test_up_after_the_machine_was_switched_off(provider: LocalCluster, probes: Kubectl) -> None:
+    anchor = next(part for part in provider.status().components if part.name == "namespaces").detail.split()[1]
+    os.kill(int(anchor), signal.SIGKILL)
+    eventually("all end", lambda: all(part.state == "dead" for part in provider.status().components))
+    provider.up()
+    assert provider.status().up
+    probes.run("rollout", "status", "deployment/one", "--timeout=180s")
+
+
 def test_nothing_inside_has_a_way_out(provider: LocalCluster) -> None:
     route = subprocess.run(
         provider.inside(["ip", "route", "get", "192.0.2.1"]), capture_output=True, text=True, check=False
