@@ -113,7 +113,7 @@ def test_a_gateway_sees_what_it_must(cluster: Cluster, operator: OperatorProcess
     command = [sys.executable, "-m", "tuneyard", "gateway", "--config", str(config)]
     with log.open("wb") as output, subprocess.Popen(command, env=environment, stdout=output, stderr=output) as process:
         try:
-            eventually(lambda: "all watches have listed" in log.read_text(), "all lists", within=30)
+            eventually(lambda: "serving 1 models" in log.read_text(), "all lists", within=30)
             eventually(lambda: "tuneyard_gateway_models 1.0" in metrics(), "the model", within=10)
         finally:
             process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -337,7 +338,9 @@ async def test_all_namespaces_and_its_metrics(
         await gateway.applies(f"{team.namespace}/support", {"v1": 90, "v2": 10})
         await gateway.answered_by("support")
         page = await gateway.page()
-        assert "tuneyard_gateway_pushes_total 1.0" in page
+        pushes = re.search(r"^tuneyard_gateway_pushes_total ([0-9.]+)$", page, re.MULTILINE)
+        assert pushes
+        assert float(pushes[1]) >= 1
         assert "tuneyard_gateway_refused_pushes 0.0" in page
         assert 'envoy_http_downstream_rq_xx{envoy_response_code_class="2"' in page
         assert await gateway.probe("/healthz") == 200
