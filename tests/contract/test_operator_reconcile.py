@@ -302,8 +302,11 @@ def test_the_older_deployment_keeps_a_model_name(cluster: Cluster) -> None:
     eventually(lambda: weights(cluster, "b") == {"v0": 100}, "the second one serves")
 
 
-def test_a_status_that_was_written_by_somebody_else_is_written_again(cluster: Cluster) -> None:
+def test_a_status_that_was_written_by_somebody_else_is_written_again(
+    cluster: Cluster, operator: OperatorProcess
+) -> None:
     serving(cluster)
+    quiet(operator)
     before = cluster.status("ModelDeployment", "m")
     where = cluster.path("modeldeployments", "m") + "/status"
     cluster.api.request("PATCH", where, body={"status": {"reason": "Vandalised", "url": "x"}}, content_type=MERGE)
