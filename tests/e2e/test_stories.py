@@ -15,20 +15,27 @@ from tests.e2e.world import MODEL, adapter, deployment, reason_of, rows, wait_un
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
+def client_of(world):
+    return OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
+
+
+def answer(client, model, revision, question, tokens):
+    """What this revision says; it must be the one that answers."""
+    raw = client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=tokens,
+        temperature=0,
+        extra_headers={"x-revision": revision},
+    )
+    assert raw.headers["x-revision"] == revision
+    return str(raw.parse().choices[0].message.content)
+
+
 def test_first_deployment_answers_by_base_and_adapters(world):
-    client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0)
+    client = client_of(world)
     assert MODEL in [m.id for m in client.models.list()]
-    answers = {}
-    for revision in ("base", "v1", "v2"):
-        raw = client.chat.completions.with_raw_response.create(
-            model=MODEL,
-            messages=[{"role": "user", "content": "How do I reset my password?"}],
-            max_tokens=40,
-            temperature=0,
-            extra_headers={"x-revision": revision},
-        )
-        assert raw.headers["x-revision"] == revision
-        answers[revision] = str(raw.parse().choices[0].message.content)
+    answers = {r: answer(client, MODEL, r, "How do I reset my password?", 40) for r in ("base", "v1", "v2")}
     assert "v1" in answers["v1"]
     assert "(v2)" in answers["v2"]
     assert len(set(answers.values())) == 3
@@ -113,19 +120,8 @@ def test_tensor_parallel_engine_serves_its_adapters(world):
         [pod] = world.kubectl.items("pods", MODELS_NAMESPACE, "tuneyard.dev/base-model=tiny-llama")
         engine = next(c for c in pod["spec"]["containers"] if c["name"] == "engine")
         assert engine["resources"]["limits"]["nvidia.com/gpu"] == "2"
-        client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
-        answers = {}
-        for revision in ("a", "b"):
-            raw = client.chat.completions.with_raw_response.create(
-                model="tiny",
-                messages=[{"role": "user", "content": "hello"}],
-                max_tokens=8,
-                temperature=0,
-                extra_headers={"x-revision": revision},
-            )
-            assert raw.headers["x-revision"] == revision
-            answers[revision] = str(raw.parse().choices[0].message.content)
-        assert answers["a"] != answers["b"]
+        client = client_of(world)
+        assert answer(client, "tiny", "a", "hello", 8) != answer(client, "tiny", "b", "hello", 8)
     finally:
         world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", "tiny", "--ignore-not-found")
         for kind, name in (("lora", "tiny-a"), ("lora", "tiny-b"), ("bmodel", "tiny-llama")):
