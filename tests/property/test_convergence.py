@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.builders import BASE, VOLUME, adapter, base_model, deployment, digest, revision
-from tests.toyworld import CORRUPT, MEDDLING, PARTS, PLANS, Operator, Resource, World, different
+from tests.toyworld.execution import PLANS, Operator
+from tests.toyworld.server import MEDDLING, Resource
+from tests.toyworld.world import CORRUPT, PARTS, World, different
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec

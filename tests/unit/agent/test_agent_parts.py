@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.unit.agent.waiting import until
 from tuneyard.agent import publishing
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.plans import read_plan
@@ -88,14 +88,6 @@ class Api:
             self.failures -= 1
             raise ApiError(503, "ServiceUnavailable", "away")
         self.written.append(given.engine)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("not within 10 s")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.agent.states import after, plan, planned
 from tuneyard.agent.snapshot import _document, _restored
-from tuneyard.api.basemodel import Source, VolumeSource
-from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.documents import AdapterReport, PodReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agent import (
     GRACE,
@@ -37,37 +37,20 @@ from tuneyard.planning.agentstate import (
     Event,
     Failed,
     Fetched,
-    PlanChanged,
     Prepared,
     Proven,
     Published,
     Removed,
     State,
     Unloaded,
-    learned,
 )
 from tuneyard.planning.podreport import pod_report
 
 NOW = 100.0
 
 
-def planned(name: str, digest: str | None = None, path: str = "") -> PlannedAdapter:
-    return PlannedAdapter(name=name, source=Source(volume=VolumeSource(name="m", path=path or name)), digest=digest)
-
-
 def ready(name: str, path: str = "") -> Prepared:
     return Prepared(planned(name, path=path).source, f"sha256:{name}{path}", f"{name}-{path or 1}", 8, ("q_proj",), 100)
-
-
-def plan(*adapters: PlannedAdapter) -> PlanChanged:
-    return PlanChanged(PoolPlan(pool="p", base_model="base", adapters=list(adapters)))
-
-
-def after(*events: Event, state: State | None = None, room: int = 4) -> State:
-    state = state or State("10.0.0.1:8080", "base", room)
-    for event in events:
-        state = learned(state, event)
-    return state
 
 
 def steps(state: State, now: float = NOW) -> list[Step]:

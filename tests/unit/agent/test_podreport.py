@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.unit.agent.states import after, plan, planned
+from tests.unit.agent.waiting import until
 from tuneyard.agent import publishing
 from tuneyard.agent.draining import Drain
 from tuneyard.agent.front import Front
@@ -16,23 +17,10 @@ from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.publishing import Publisher
 from tuneyard.agent.server import application
 from tuneyard.api import names
-from tuneyard.api.basemodel import Source, VolumeSource
-from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.documents import PodReport, PoolPlan
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import Tensor, violations
-from tuneyard.planning.agentstate import (
-    MESSAGE,
-    BaseProven,
-    EngineSeen,
-    Event,
-    Failed,
-    Fetched,
-    PlanChanged,
-    Prepared,
-    Proven,
-    State,
-    learned,
-)
+from tuneyard.planning.agentstate import MESSAGE, BaseProven, EngineSeen, Failed, Fetched, Prepared, Proven, State
 from tuneyard.planning.basefacts import base_facts
 from tuneyard.planning.podreport import REPORT_BYTES, as_text, fitting, pod_report
 from tuneyard.systems.kube.client import ApiError
@@ -42,16 +30,6 @@ MOST = 256 << 10
 DIGEST = "sha256:" + "a" * 64
 
 
-def planned(name: str, digest: str | None = None) -> PlannedAdapter:
-    return PlannedAdapter(name=name, source=Source(volume=VolumeSource(name="m", path=name)), digest=digest)
-
-
-def after(state: State, *events: Event) -> State:
-    for event in events:
-        state = learned(state, event)
-    return state
-
-
 def serving(count: int, digest: str | None = None, length: int = 20) -> State:
     """A pod that serves that many adapters with names of that length, as PEFT writes them."""
     adapters = [planned(f"a{i:0{length - 1}}", digest) for i in range(count)]
@@ -59,11 +37,11 @@ def serving(count: int, digest: str | None = None, length: int = 20) -> State:
     engine_names = {a.name: names.engine_adapter_name(a.name, DIGEST) for a in adapters}
     state = State("10.0.0.1:8080", "base", 4096, plan=PoolPlan(pool="p", base_model="base", adapters=adapters))
     return after(
-        state,
         *(Fetched(a.name, Prepared(a.source, DIGEST, engine_names[a.name], 16, modules, 1 << 24)) for a in adapters),
         EngineSeen(frozenset({"base", *engine_names.values()})),
         BaseProven(),
         *(Proven(*names) for names in engine_names.items()),
+        state=state,
     )
 
 
@@ -111,7 +89,7 @@ def test_what_does_not_fit_at_all_is_left_out_from_the_end_and_failures_first() 
     state = serving(10)
     first, *_, last = said(state).adapters
     for name in (first, last):
-        state = after(state, Failed(planned(name), Reason.LOAD_REFUSED, "no", 0.0))
+        state = after(Failed(planned(name), Reason.LOAD_REFUSED, "no", 0.0), state=state)
     report = said(state)
     for most in range(0, len(as_text(report)), 50):
         reduced = fitting(report, frozenset(), most)
@@ -131,12 +109,12 @@ def test_a_hostile_adapter_cannot_silence_the_pod() -> None:
     assert found
     for violation in found:
         assert len(violation.message) < 1000
-    huge = after(serving(10), Failed(planned("a" + "0" * 19), Reason.UNEXPECTED_TENSOR, long, 0.0))
+    huge = after(Failed(planned("a" + "0" * 19), Reason.UNEXPECTED_TENSOR, long, 0.0), state=serving(10))
     assert len(str(said(huge).adapters["a" + "0" * 19].message)) == MESSAGE
 
     state = serving(900)
     for name in list(said(state).adapters)[100:]:
-        state = after(state, Failed(planned(name), Reason.UNEXPECTED_TENSOR, long, 0.0))
+        state = after(Failed(planned(name), Reason.UNEXPECTED_TENSOR, long, 0.0), state=state)
     reduced = fitting(said(state), frozenset())
     assert len(as_text(reduced)) <= REPORT_BYTES
     assert routes(reduced) == routes(said(state))
@@ -155,14 +133,6 @@ class Server:
         if len(as_text(report)) > self.room:
             raise ApiError(self.status, "Invalid", "metadata.annotations: Too long")
         self.written.append(report)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("not within 10 s")
 
 
 @pytest.mark.parametrize("status", [413, 422])
@@ -196,7 +166,7 @@ async def test_a_refused_report_is_published_reduced_and_whole_again_later(
 
 async def test_a_pod_is_what_it_has_published() -> None:
     """The readiness probe reads /report: a pod whose report nobody can read must not replace another."""
-    knowledge = Knowledge(after(State("10.0.0.1:8080", "base", 4), PlanChanged(PoolPlan(pool="p", base_model="base"))))
+    knowledge = Knowledge(after(plan()))
     knowledge.tell(EngineSeen(frozenset({"base"})))
     knowledge.tell(BaseProven())
     allowed = False

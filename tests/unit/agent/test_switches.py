@@ -12,6 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.unit.agent.states import after
+from tests.unit.agent.waiting import until
 from tuneyard.agent import draining, healthswitch
 from tuneyard.agent.draining import Drain
 from tuneyard.agent.enginewatch import EngineWatch
@@ -27,8 +29,6 @@ from tuneyard.planning.agentstate import (
     Event,
     Reference,
     ReferenceHeard,
-    State,
-    learned,
 )
 from tuneyard.systems.engines.vllm import EngineError, Vllm
 
@@ -36,10 +36,7 @@ UP: tuple[Event, ...] = (EngineSeen(frozenset({"base", "a-1"})), BaseProven())
 
 
 def knowing(*events: Event) -> Knowledge:
-    state = State("10.0.0.1:8080", "base", 4)
-    for event in events:
-        state = learned(state, event)
-    return Knowledge(state)
+    return Knowledge(after(*events))
 
 
 class FakeFront(Front):
@@ -74,14 +71,6 @@ class FakeFront(Front):
         if not self.there:
             raise FrontError("away")
         setattr(self, name, value)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("not within 10 s")
 
 
 @asynccontextmanager

@@ -1,42 +1,23 @@
-"""The plan of a BaseModel in every situation that its page of the design names, as whole plans."""
+"""The plan of a BaseModel while it is used, in every situation that its page of the design names, as whole plans."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from tests.builders import (
-    BASE,
-    NAMESPACE,
-    VOLUME,
-    Situation,
-    adapter,
-    at,
-    base_model,
-    child_of,
-    deployment,
-    digest,
-    pinned,
-    pod,
-    revision,
-    stamp,
-)
+from tests.builders import BASE, NAMESPACE, VOLUME, Situation, at, base_model, deployment, digest, pod, revision, stamp
+from tests.unit.planning.basemodels import DEPLOYMENT, applied_to, conditions, kinds, planned, settled, started
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelStatus
-from tuneyard.api.documents import PLAN_KEY, BaseReport
-from tuneyard.api.loraadapter import LoRAAdapterStatus
+from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import LoRASettings, ServingSpec
+from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.basemodel import plan_basemodel
-from tuneyard.planning.children import ANNOTATION_UNUSED_ADAPTERS
-from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.plan import Annotate, Apply, Delete, ObjectReference, Plan
+from tuneyard.planning.plan import Apply, ObjectReference, Plan
 
 ABOUT = ObjectReference(names.API_VERSION, "BaseModel", NAMESPACE, BASE, f"uid-{BASE}")
-DEPLOYMENT = ("Deployment", f"{BASE}-pool")
 ACCESS = [
     ("ServiceAccount", "tuneyard-agent"),
     ("Role", "tuneyard-agent"),
@@ -44,48 +25,6 @@ ACCESS = [
     ("Role", "tuneyard-gateway"),
     ("RoleBinding", "tuneyard-gateway"),
 ]
-
-
-def applied_to(situation: Situation, name: str = BASE) -> Situation:
-    """The situation after its plan was executed, with the Deployment's pods rolled out."""
-    plan = plan_basemodel(situation.base_model(name))
-    children = {(c.kind, c.name): c for c in situation.children}
-    for action in plan.actions:
-        if isinstance(action, Apply):
-            replicas = action.object.get("spec", {}).get("replicas", 0)
-            key = (action.object["kind"], action.object["metadata"]["name"])
-            children[key] = child_of(action.object, updatedReplicas=replicas)
-    bases = [b if b.metadata.name != name else b.model_copy(update={"status": plan.status}) for b in situation.bases]
-    return replace(situation, children=tuple(children.values()), bases=tuple(bases))
-
-
-def settled(situation: Situation) -> Situation:
-    """After two passes: the second one brings the pinned digest to the pods' plan."""
-    return applied_to(applied_to(situation))
-
-
-def started(**fields: object) -> Situation:
-    """One base, one adapter, one deployment, one pod that serves both."""
-    situation = Situation(
-        bases=(base_model(),), adapters=(pinned("v1"),), deployments=(deployment(),), pods=(pod("a", "v1"),)
-    )
-    return replace(situation, **fields)  # type: ignore[arg-type]
-
-
-def conditions(plan: Plan) -> dict[str, tuple[str, str]]:
-    assert isinstance(plan.status, BaseModelStatus)
-    return {c.type: (c.status, c.reason) for c in plan.status.conditions}
-
-
-def kinds(plan: Plan) -> list[tuple[str, str]]:
-    """(kind, name) of what is applied, in order."""
-    return [(a.object["kind"], a.object["metadata"]["name"]) for a in plan.actions if isinstance(a, Apply)]
-
-
-def planned(plan: Plan) -> list[str]:
-    """Adapters of the plan that is applied."""
-    (data,) = [a.object["data"] for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "ConfigMap"]
-    return [a["name"] for a in json.loads(data[PLAN_KEY])["adapters"]]
 
 
 def edited(situation: Situation, serving: ServingSpec) -> Situation:
@@ -291,181 +230,6 @@ def test_scaled_to_nothing_is_what_was_asked_for():
     assert conditions(plan)["Available"] == ("False", "NoReadyEndpoint")
     assert isinstance(plan.status, BaseModelStatus)
     assert plan.status.progress == "scaled to 0"
-
-
-# adapters of the plan
-
-
-def test_an_adapter_comes_into_the_plan_with_its_digest():
-    situation = settled(started())
-    more = replace(
-        situation,
-        adapters=(pinned("v1"), adapter("v2")),
-        deployments=(deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")], traffic={"v1": 100}),),
-    )
-    plan = plan_basemodel(more.base_model())
-    assert kinds(plan) == [("ConfigMap", f"{BASE}-plan")]
-    assert planned(plan) == ["v1", "v2"]
-    (action,) = plan.actions
-    assert isinstance(action, Apply)
-    found = {a["name"]: a.get("digest") for a in json.loads(action.object["data"][PLAN_KEY])["adapters"]}
-    assert found == {"v1": digest("v1"), "v2": None}
-
-
-def without_v1(now: float, situation: Situation) -> Situation:
-    return replace(situation, deployments=(deployment(revisions=[revision("plain")]),), now=at(now))
-
-
-def test_an_adapter_stays_half_a_minute_after_its_last_reference():
-    situation = settled(started())
-    plan = plan_basemodel(without_v1(1, situation).base_model())
-    assert planned(plan) == ["v1"]
-    assert plan.requeue_after == 30
-    marked = applied_to(without_v1(1, situation))
-    (config,) = [c for c in marked.children if c.kind == "ConfigMap"]
-    assert json.loads(config.annotations[ANNOTATION_UNUSED_ADAPTERS]) == {"v1": stamp(1)}
-    waiting = plan_basemodel(without_v1(1.25, marked).base_model())
-    assert (waiting.actions, waiting.requeue_after) == ((), 15)
-    assert planned(plan_basemodel(without_v1(1.5, marked).base_model())) == []
-    back = plan_basemodel(replace(marked, deployments=(deployment(),), now=at(2)).base_model())
-    assert planned(back) == ["v1"]
-    assert back.requeue_after is None
-
-
-def test_an_unused_adapter_gives_way_to_one_that_is_wanted():
-    block = ServingSpec(artifact_volumes=[VOLUME], lora=LoRASettings(max_cpu_loras=1))
-    situation = settled(started(bases=(base_model(serving=block),)))
-    other = replace(
-        situation,
-        adapters=(pinned("v1"), pinned("v2")),
-        deployments=(deployment(revisions=[revision("v2", "v2")]),),
-    )
-    assert planned(plan_basemodel(other.base_model())) == ["v2"]
-
-
-def test_an_adapter_that_serves_is_not_put_out_by_an_older_one():
-    block = ServingSpec(artifact_volumes=[VOLUME], lora=LoRASettings(max_cpu_loras=1))
-    situation = settled(started(bases=(base_model(serving=block),), adapters=(pinned("v1", created=5),)))
-    neighbour = deployment("neighbour", revisions=[revision("old", "old")])
-    asked = replace(
-        situation,
-        adapters=(pinned("v1", created=5), pinned("old", created=1)),
-        deployments=(*situation.deployments, neighbour),
-    )
-    assert kinds(plan_basemodel(asked.base_model())) == [], "the plan stays as it is"
-    for name, reason in (("v1", None), ("old", Reason.POOL_FULL)):
-        told = plan_loraadapter(asked.adapter(name)).status
-        assert isinstance(told, LoRAAdapterStatus)
-        stalled = next((c.reason for c in told.conditions if c.type == "Stalled"), None)
-        assert stalled == (reason and reason.value), "both plans agree on who has no place"
-    # created again while its pods have it: younger than all, and still there
-    again = replace(asked, adapters=(pinned("v1", created=9, uid="new"), pinned("old", created=1)))
-    assert kinds(plan_basemodel(again.base_model())) == []
-    freed = replace(asked, deployments=(neighbour,))
-    assert planned(plan_basemodel(freed.base_model())) == ["old"]
-
-
-def test_an_adapter_whose_object_is_gone_goes_at_once():
-    situation = settled(started())
-    assert planned(plan_basemodel(replace(situation, adapters=()).base_model())) == []
-
-
-def test_marks_that_cannot_be_read_begin_anew():
-    marked = applied_to(without_v1(1, settled(started())))
-    for text in ("{", "[]", '{"v1": "yesterday"}'):
-        broken = tuple(
-            replace(c, annotations={**c.annotations, ANNOTATION_UNUSED_ADAPTERS: text}) if c.kind == "ConfigMap" else c
-            for c in marked.children
-        )
-        plan = plan_basemodel(without_v1(2, replace(marked, children=broken)).base_model())
-        assert plan.requeue_after == 30
-
-
-# pools that are not used any more
-
-
-def unused(now: float, situation: Situation) -> Situation:
-    return replace(situation, deployments=(), now=at(now))
-
-
-def test_an_unused_pool_is_marked_kept_and_then_deleted_deployment_first():
-    situation = settled(started())
-    first = plan_basemodel(unused(1, situation).base_model())
-    mark = Annotate(
-        "apps/v1",
-        *DEPLOYMENT[:1],
-        NAMESPACE,
-        DEPLOYMENT[1],
-        f"uid-Deployment-{BASE}-pool",
-        {names.ANNOTATION_UNUSED_SINCE: stamp(1)},
-    )
-    assert (first.actions, first.requeue_after) == ((mark,), 60)
-    marked = replace(
-        situation,
-        children=tuple(
-            replace(c, annotations={**c.annotations, names.ANNOTATION_UNUSED_SINCE: stamp(1)}, resource_version="9")
-            if c.kind == "Deployment"
-            else c
-            for c in situation.children
-        ),
-    )
-    waiting = plan_basemodel(unused(1.5, marked).base_model())
-    assert (waiting.actions, waiting.requeue_after) == ((), 30)
-    over = plan_basemodel(unused(2, marked).base_model())
-    assert over.actions == (Delete("apps/v1", *DEPLOYMENT[:1], NAMESPACE, DEPLOYMENT[1], mark.uid, "9"),)
-    assert [e.reason for e in over.events] == [Reason.POOL_DELETED]
-    draining = replace(marked, children=tuple(c for c in marked.children if c.kind != "Deployment"))
-    assert plan_basemodel(unused(2, draining).base_model()).actions == (), "pods that drain need their key and policy"
-    rest = plan_basemodel(replace(unused(2, draining), pods=()).base_model())
-    assert {a.kind for a in rest.actions if isinstance(a, Delete)} == {
-        "ConfigMap",
-        "Secret",
-        "Role",
-        "RoleBinding",
-        "NetworkPolicy",
-        "Service",
-        "PodDisruptionBudget",
-    }
-    shared = replace(unused(3, draining), pods=(), children=tuple(c for c in draining.children if not c.pool))
-    assert plan_basemodel(shared.base_model()).actions == (), "gateways watch this namespace for other deployments"
-
-
-def test_a_deployment_that_comes_back_adopts_its_pool():
-    situation = settled(started())
-    marked = tuple(
-        replace(c, annotations={**c.annotations, names.ANNOTATION_UNUSED_SINCE: stamp(1)})
-        if c.kind == "Deployment"
-        else c
-        for c in situation.children
-    )
-    plan = plan_basemodel(replace(situation, children=marked, now=at(1.5)).base_model())
-    (unmark,) = plan.actions
-    assert isinstance(unmark, Annotate)
-    assert unmark.annotations == {names.ANNOTATION_UNUSED_SINCE: None}
-    assert plan.status == situation.bases[0].status
-
-
-def test_a_mark_of_the_future_counts_from_now():
-    situation = settled(started())
-    skewed = tuple(
-        replace(c, annotations={**c.annotations, names.ANNOTATION_UNUSED_SINCE: stamp(500)})
-        if c.kind == "Deployment"
-        else c
-        for c in situation.children
-    )
-    plan = plan_basemodel(unused(1, replace(situation, children=skewed)).base_model())
-    assert (plan.actions, plan.requeue_after) == ((), 60)
-
-
-def test_nothing_is_taken_away_while_a_deployment_cannot_be_read():
-    situation = replace(settled(started()), unreadable=("chat",))
-    plan = plan_basemodel(unused(100, situation).base_model())
-    assert plan.actions == ()
-    lingering = plan_basemodel(
-        replace(applied_to(without_v1(1, settled(started()))), unreadable=("chat",), now=at(9)).base_model()
-    )
-    assert all(not isinstance(a, Delete) for a in lingering.actions)
-    assert kinds(lingering) == []
 
 
 def test_own_pools_are_told_apart_in_the_status():
