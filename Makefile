@@ -37,9 +37,12 @@ check: venv  ## Format, lint, types, layers, generated files, fast tests (under 
 	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard
 	@echo "==> unit, property and golden tests" && $(RUN)/pytest tests/unit tests/property tests/golden
 
+# Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.
+SENSITIVE := operator_reconcile operator_faults
+
 test: venv  ## What CI runs: contract tests on the real things and the stories on a real cluster
-	@echo "==> contract tests (left out: those marked slow, which start real vLLM or wait for minutes; make test-full runs them)"
-	@$(RUN)/pytest tests/contract -m "not slow"
+	@echo "==> contract tests (left out: $(SENSITIVE), and those marked slow; make test-full runs them)"
+	@$(RUN)/pytest tests/contract -m "not slow" $(SENSITIVE:%=--ignore=tests/contract/test_%.py)
 	@echo "==> stories and faults on a real cluster (all of them)"
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 
