@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import yaml
 
 from benchmarks.report import percentile, write
 from demo.kubectl import ready
@@ -31,6 +32,7 @@ from demo.session import session
 from demo.system import MODELS_NAMESPACE, System
 from models.smollm2 import build_smollm2
 from tests.contract.pods import ModelPods, pod_engine
+from tests.e2e.world import adapter
 from tuneyard.api import names
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.systems.kube.client import APPLY, Api, connect
@@ -136,15 +138,8 @@ class OnCluster:
 
     def add(self, number: int) -> None:
         """What a person applies: the adapter, and the deployment with a revision for it."""
-        source = {"volume": {"name": "artifacts", "path": f"adapters/adapter-{number}"}}
-        lora = {
-            "apiVersion": names.API_VERSION,
-            "kind": "LoRAAdapter",
-            "metadata": {"name": f"hot-{number}", "namespace": MODELS_NAMESPACE},
-            "spec": {"baseModel": "smollm2", "source": source},
-        }
         self._there.append(number)
-        self._apply("loraadapters", lora)
+        self._apply("loraadapters", yaml.safe_load(adapter(f"hot-{number}", f"adapters/adapter-{number}")))
         self._apply("modeldeployments", self._deployment())
 
     def remove(self, number: int) -> None:

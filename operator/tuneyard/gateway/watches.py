@@ -6,7 +6,7 @@ Rules:
   in namespaces with BaseModels only, by the operator);
 - pods that have ended (evicted, failed) are none, although their objects stay: a field selector leaves them out;
 - the first list of each watch replaces what a snapshot said of it, watch by watch: none waits for another;
-- a watch that the API server refuses (403: the rights went with the namespace's last pool; 404) says nothing about
+- a watch that the API server refuses (403: the rights went with the namespace's last BaseModel; 404) says nothing about
   this process: a restart would change nothing, and every gateway would be restarted at once;
 - the world is complete enough to serve from when it came from a snapshot, or when every watch has listed once; one that
   is forbidden is not waited for longer than PATIENCE.

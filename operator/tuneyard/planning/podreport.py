@@ -12,7 +12,8 @@ digest the plan has pinned), rank, modules and size of the others, most of every
 ones first, then loading ones, then loaded ones, each from the plan's end.
 
 A report holds about 2,250 serving adapters with names of 20 characters, 1,150 with names of 63; until their digests are
-pinned 1,170 and 780. maxCpuLoras allows 4,096: what is beyond is loaded, but no gateway hears of it.
+pinned 1,170 and 780. maxCpuLoras allows 1,024: while that many with long names are not pinned yet, no gateway hears of
+the last ones.
 """
 
 from __future__ import annotations
