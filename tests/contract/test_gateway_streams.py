@@ -100,6 +100,24 @@ async def test_a_dead_pod_is_never_noticed(tmp_path: Path, pods: tuple[Upstream,
         assert traffic.summary().ok == 400, traffic.summary()
 
 
+async def test_the_last_pod_of_a_revision_leaves_under_load(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
+    """No request comes between the endpoints that go and the routes that give their share to others."""
+    a, b = pods
+    whole = model("support", revision("v1", 50, [a.address]), revision("v2", 50, [b.address]))
+    without = model("support", revision("v1", 100, [a.address]), revision("v2", 0))
+    async with Rig(tmp_path, concurrency=2) as rig:
+        await rig.serve(whole)
+        load = Load(["support"], rate=600, streaming=0, max_seconds=60)
+        async with Traffic(rig.url, load) as traffic:
+            for _ in range(60):
+                before = b.asked.total()
+                await eventually(lambda: b.asked.total() > before + 5, "its share is served")  # noqa: B023
+                await rig.serve(without)
+                await traffic.wait_for(5)
+                await rig.serve(whole)
+        assert traffic.summary().ok == len(traffic.records), traffic.summary()
+
+
 async def test_a_silent_peer_is_asked_whether_it_is_there(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
     """While an answer is awaited, the kernel's keepalive timer runs: a node that was lost is noticed."""
     async with Rig(tmp_path) as rig:

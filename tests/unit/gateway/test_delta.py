@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
@@ -14,6 +15,10 @@ Store = dict[str, dict[str, Resource]]
 
 def resource(version: str, *needs: str) -> Resource:
     return Resource(version, AnyMessage(type_url="t", value=version.encode()), frozenset(needs))
+
+
+def empty(version: str) -> Resource:
+    return replace(resource(version), empty=True)
 
 
 def store_of(*models: str, version: str = "1") -> Store:
@@ -126,6 +131,44 @@ def test_routes_wait_for_their_clusters_and_clusters_for_their_routes() -> None:
         ("RouteConfiguration", ("a",), ()),
         ("Cluster", (), ("c-a",)),
     ]
+
+
+def test_the_last_endpoint_goes_after_the_routes() -> None:
+    """Between the two a request would find a cluster without a pod."""
+    store = store_of("a", "b")
+    client = connected(store)
+    store[ENDPOINTS]["c-a"] = empty("2")
+    store[ROUTES]["a"] = resource("2", "c-a", "c-b")
+    store[ENDPOINTS]["c-b"] = resource("2")
+    assert client.settle() == [
+        ("ClusterLoadAssignment", ("c-b",), ()),
+        ("RouteConfiguration", ("a",), ()),
+        ("ClusterLoadAssignment", ("c-a",), ()),
+    ]
+
+
+def test_the_last_endpoint_waits_for_no_routes_that_stay_or_are_refused() -> None:
+    store = store_of("a", "b")
+    client = connected(store)
+    store[ENDPOINTS]["c-a"] = empty("2")
+    store[ROUTES]["b"] = resource("2", "c-b")
+    assert client.settle()[0] == ("ClusterLoadAssignment", ("c-a",), ())
+    client.refuses.add((ROUTES, "b"))
+    store[ENDPOINTS]["c-b"] = empty("2")
+    store[ROUTES]["b"] = resource("3", "c-b")
+    client.settle()
+    assert client.has[ENDPOINTS] == {"c-a": "2", "c-b": "2"}
+
+
+def test_a_cluster_may_begin_without_endpoints_while_routes_wait_for_it() -> None:
+    store = store_of("a")
+    client = connected(store)
+    store[CLUSTER]["c-new"] = resource("1")
+    store[ENDPOINTS] |= {"c-new": empty("1"), "c-a": empty("2")}
+    store[ROUTES]["a"] = resource("2", "c-a", "c-new")
+    client.settle()
+    assert client.session.complete
+    assert client.has[ENDPOINTS] == {"c-a": "2", "c-new": "1"}
 
 
 def test_routes_stay_back_while_a_cluster_is_refused() -> None:

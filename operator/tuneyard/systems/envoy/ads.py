@@ -80,7 +80,8 @@ def packed(type_url: str, document: Json, needs: frozenset[str] = frozenset()) -
     """A resource from its JSON form; raises json_format.ParseError where it does not fit the type."""
     body = any_pb2.Any()
     body.Pack(_message(type_url, document), "type.googleapis.com/", deterministic=True)
-    return Resource(hashlib.sha256(body.value).hexdigest()[:16], body, needs)
+    version = hashlib.sha256(body.value).hexdigest()[:16]
+    return Resource(version, body, needs, empty=type_url == ENDPOINTS and not document["endpoints"])
 
 
 def _make_way(socket: Path) -> None:

@@ -7,6 +7,9 @@ Rules:
   Envoy accepts a route to a cluster it lacks, and answers 503 on it;
 - a cluster is withdrawn only when no routes that this Envoy has, or was sent, need it;
 - a cluster that is sent again needs its endpoints again, or it never gets warm;
+- the last endpoint of a cluster goes only after the routes: new ones give its weight to others, and a request that came
+  between the two would find a cluster without a pod. A pod that leaves waits for its clients, one that died costs the
+  request no more than before;
 - what Envoy refuses (NACK) is not sent again in that version; what it had before stays in force. A refused response of
   several resources is sent again one by one, so that one bad resource holds up no other;
 - removal of endpoints and of routes is never said: both go with their cluster or scope.
@@ -40,6 +43,8 @@ class Resource:
     version: str
     body: AnyMessage = field(repr=False)
     needs: frozenset[str] = frozenset()
+    empty: bool = False
+    """Of endpoints: whether there are none."""
 
 
 Store = Mapping[str, Mapping[str, Resource]]
@@ -167,7 +172,11 @@ class Session:
     def _of_type(self, type_url: str) -> Iterator[discovery_pb2.DeltaDiscoveryResponse]:
         known, store = self._known[type_url], self._store.get(type_url, {})
         wanted = store.keys() if known.wildcard else [n for n in known.names if n in store]
-        changed = [n for n in wanted if known.sent.get(n) != store[n].version and self._may_send(type_url, store[n])]
+        changed = [n for n in wanted if known.sent.get(n) != store[n].version]
+        if type_url == ROUTES:
+            changed = [n for n in changed if all(self.is_warm(c) for c in store[n].needs)]
+        elif type_url == ENDPOINTS:
+            changed = self._without_what_routes_still_use(changed)
         removed = self._removable(type_url, known, store)
         together = [n for n in changed if (type_url, n) not in self._alone]
         if together or removed or self._owes_nothing(known):
@@ -185,8 +194,20 @@ class Session:
         """
         return known.wildcard and not known.answered and bool(self._store.get(ROUTES))
 
-    def _may_send(self, type_url: str, resource: Resource) -> bool:
-        return type_url != ROUTES or all(self.is_warm(c) for c in resource.needs)
+    def _without_what_routes_still_use(self, changed: list[str]) -> list[str]:
+        """Leave out assignments that lost their last endpoint, while this Envoy has routes to them that will change."""
+        endpoints, store = self._known[ENDPOINTS], self._store[ENDPOINTS]
+        emptied = {n for n in changed if store[n].empty and n in endpoints.acknowledged}
+        if not emptied:
+            return changed
+        routes = self._known.get(ROUTES, _Known()).acknowledged
+        awaited = (
+            name
+            for name, resource in self._store.get(ROUTES, {}).items()
+            if routes.get(name, resource.version) != resource.version and not self._is_refused(name, resource)
+        )
+        used = frozenset[str]().union(*(self._route_needs.get(name, frozenset()) for name in awaited))
+        return [n for n in changed if n not in emptied or n not in used]
 
     def is_warm(self, cluster: str) -> bool:
         """Whether this Envoy has the cluster and its endpoints."""
