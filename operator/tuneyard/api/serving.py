@@ -9,6 +9,14 @@ from pydantic import ConfigDict, Field
 from tuneyard.api.base import ApiModel
 from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
 
+RESERVED_ARGUMENTS = (
+    *("--model", "--port", "--host", "--uds", "--api-key", "--served-model-name"),
+    *("--enable-lora", "--max-loras", "--max-lora-rank", "--max-cpu-loras"),
+    *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
+    *("--api-server-count", "--config", "--shutdown-timeout"),
+)
+"""Arguments of the engine that Tuneyard sets itself."""
+
 
 class LoRASettings(ApiModel):
     """Limits for adapters in one engine."""
@@ -86,11 +94,10 @@ class ServingSpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "!has(self.extraArgs) || self.extraArgs.all(a, !['--model', '--port', '--host', '--uds', '--api-key',"
-                    " '--served-model-name', '--enable-lora', '--max-loras', '--max-lora-rank', '--max-cpu-loras',"
-                    " '--tensor-parallel-size', '-tp', '--pipeline-parallel-size', '-pp', '--data-parallel-size', '-dp',"
-                    " '--api-server-count', '--config', '--shutdown-timeout'].exists(f,"
-                    " a == f || a.startsWith(f + '=')))",
+                    "!has(self.extraArgs) || self.extraArgs.all(a, !["
+                    + ", ".join(f"'{f}'" for f in RESERVED_ARGUMENTS)
+                    + "]"
+                    ".exists(f, a == f || a.startsWith(f + '=')))",
                     "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
                     "fields of their own",
                 )

@@ -16,35 +16,13 @@ from collections.abc import Sequence
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.reasons import Reason
+from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
 from tuneyard.planning.settings import Settings
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_RESERVED_ARGUMENTS = frozenset(
-    {
-        "--model",
-        "--port",
-        "--host",
-        "--uds",
-        "--api-key",
-        "--served-model-name",
-        "--enable-lora",
-        "--max-loras",
-        "--max-lora-rank",
-        "--max-cpu-loras",
-        "--tensor-parallel-size",
-        "-tp",
-        "--pipeline-parallel-size",
-        "-pp",
-        "--data-parallel-size",
-        "-dp",
-        "--api-server-count",
-        "--config",
-        "--shutdown-timeout",
-    }
-)
 
 
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
@@ -126,6 +104,6 @@ def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
     for argument in serving.extra_args:
         flag = argument.split("=", 1)[0].replace("_", "-")
-        if flag in _RESERVED_ARGUMENTS:
+        if flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
