@@ -15,12 +15,24 @@ from urllib.request import urlopen
 _SECONDS = 5
 
 
+class _Socket(ssl.SSLSocket):
+    """Closes itself.
+
+    Where the peer has gone before the handshake, `wrap_socket` raises and forgets the socket that it has made; the
+    collector then closes it with a warning, in the middle of something else.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Api:
     """The API server at a loopback address, `pki` being the folder with the cluster's certificates."""
 
     def __init__(self, address: str, pki: Path) -> None:
         self._server = f"https://{address}"
         self._context = ssl.create_default_context(cafile=pki / "ca.crt")
+        self._context.sslsocket_class = _Socket
         self._context.load_cert_chain(pki / "admin.crt", pki / "admin.key")
 
     def ready(self) -> bool:
@@ -40,6 +52,11 @@ class Api:
         return answer
 
     def _read(self, path: str) -> bytes:
-        with urlopen(self._server + path, context=self._context, timeout=_SECONDS) as answer:
-            content: bytes = answer.read()
+        try:
+            with urlopen(self._server + path, context=self._context, timeout=_SECONDS) as answer:
+                content: bytes = answer.read()
+        except HTTPError as error:
+            # it holds the connection, which would be closed with a warning whenever the collector finds it
+            error.close()
+            raise
         return content

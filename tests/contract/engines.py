@@ -84,7 +84,10 @@ class EngineProcess:
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=2) as response:
                 return bool(response.status == 200)
-        except (OSError, urllib.error.HTTPError):
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+        except OSError:
             return False
 
     def terminate(self) -> None:

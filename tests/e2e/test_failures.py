@@ -194,7 +194,8 @@ def test_unknown_models_and_bad_bodies_get_openai_errors(world):
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            with error:
+                return error.code, json.load(error)
 
     for body, status in (
         (b'{"model": "nobody", "messages": []}', 404),
