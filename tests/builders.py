@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus, Source, VolumeSource
+from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus
 from tuneyard.api.documents import AdapterReport, AppliedDeployment, AppliedReport, BaseReport, PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterSpec, LoRAAdapterStatus
 from tuneyard.api.metadata import ObjectMeta
@@ -23,6 +23,7 @@ from tuneyard.api.modeldeployment import (
     TrafficTarget,
 )
 from tuneyard.api.serving import ArtifactVolume, HostPath, ServingSpec
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,

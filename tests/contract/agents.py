@@ -16,8 +16,8 @@ from tests.contract.envoy import free_port
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.running import Agent, running_agent
 from tuneyard.agent.settings import Settings
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.planning.agentstate import PlanChanged
 
 

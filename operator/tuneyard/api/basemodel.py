@@ -12,36 +12,9 @@ from pydantic import ConfigDict, Field
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.metadata import ObjectMeta
-from tuneyard.api.schema import Digest, Name, Text, cel, exactly_one, unchanged
+from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
-
-
-class VolumeSource(ApiModel):
-    """Files on a volume that the pool declares in serving.artifactVolumes."""
-
-    name: Name
-    path: Annotated[
-        str,
-        Field(max_length=1024, pattern=r"^[^/].*$", description="Folder on the volume, relative to its root."),
-    ]
-
-
-class Source(ApiModel):
-    """Where an artifact's files are: exactly one kind."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                exactly_one("source", "volume"),
-                cel(
-                    "!has(self.volume) || !self.volume.path.split('/').exists(p, p == '..')",
-                    "source.volume.path may not leave the volume: remove '..'",
-                ),
-            ]
-        }
-    )
-
-    volume: VolumeSource | None = None
+from tuneyard.api.sources import PINNED, Source
 
 
 class BaseModelSpec(ApiModel):
@@ -54,7 +27,8 @@ class BaseModelSpec(ApiModel):
                     unchanged("source", "digest"),
                     "a BaseModel is immutable except serving: create a new BaseModel (for example with the version in its "
                     "name)",
-                )
+                ),
+                PINNED,
             ]
         }
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import Source
+from tuneyard.api.sources import Source
 
 PLAN_KEY = "plan.json"
 
@@ -38,6 +38,14 @@ class PoolPlan(ApiModel):
     adapters: list[PlannedAdapter] = []
 
 
+class Transfer(ApiModel):
+    """How far a pod is with fetching files over the network."""
+
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: int = 0
+
+
 class AdapterReport(ApiModel):
     """What one pod says of one adapter of its plan."""
 
@@ -52,6 +60,8 @@ class AdapterReport(ApiModel):
     size_bytes: int | None = None
     warning: str | None = None
     """A Reason that does not keep the adapter from serving (AnswersLikeBase)."""
+    transfer: Transfer | None = None
+    """Only while its files come."""
 
 
 class PodReport(ApiModel):
@@ -62,6 +72,8 @@ class PodReport(ApiModel):
     """host:port of the pod's front."""
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
+    base_transfer: Transfer | None = None
+    """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}
     """By adapter name."""
 

@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import Source
 from tuneyard.api.conditions import Condition
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, ObjectName, cel, unchanged
+from tuneyard.api.sources import PINNED, Source
 
 
 class LoRAAdapterSpec(ApiModel):
@@ -23,7 +23,8 @@ class LoRAAdapterSpec(ApiModel):
                     unchanged("baseModel", "source", "digest"),
                     "a LoRAAdapter is immutable: create a new LoRAAdapter (for example with the next version in its name) "
                     "and add a revision that names it",
-                )
+                ),
+                PINNED,
             ]
         }
     )

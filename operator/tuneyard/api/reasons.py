@@ -33,6 +33,7 @@ class Reason(StrEnum):
 
     # still going on
     RESOLVING = ("Resolving", "The first pod is reading the artifact and computing its digest.")
+    FETCHING = ("Fetching", "Files are coming over the network.")
     LOADING = ("Loading", "Pods are fetching, checking or loading the adapter.")
     STARTING = ("Starting", "Pods are starting; large models take minutes.")
     APPLYING = ("Applying", "Not every gateway serves these weights yet.")
@@ -80,6 +81,19 @@ class Reason(StrEnum):
         "DigestMismatch",
         "The bytes are not the ones that were pinned; both digests are named.",
     )
+    ACCESS_DENIED = (
+        "AccessDenied",
+        "The source refused the identity that is named; the Secret or its rights are wrong.",
+    )
+    CREDENTIALS_MISSING = (
+        "CredentialsMissing",
+        "The Secret that the source names does not exist, lacks a key, or may not be read.",
+    )
+    SOURCE_UNREACHABLE = (
+        "SourceUnreachable",
+        "The source does not answer, or the connection broke; it is tried again.",
+    )
+    DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
     UNSAFE_PATH = ("UnsafePath", "A file is a link out of the artifact, or not a regular file.")
 
     # the checks of an adapter's files (engines.md): each keeps it away from every engine

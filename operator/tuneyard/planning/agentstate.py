@@ -21,10 +21,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
 
-from tuneyard.api.basemodel import Source
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
 from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
+from tuneyard.api.sources import Source
 from tuneyard.planning.remedies import clipped
 
 MESSAGE = 800

@@ -11,8 +11,8 @@ from models.breaking import MARKER
 from models.copies import make_copies
 from models.tiny import write_adapter, write_base
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.sources import Source, VolumeSource
 
 
 @pytest.fixture(scope="module")

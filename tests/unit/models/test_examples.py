@@ -9,9 +9,10 @@ import yaml
 from models.artifact import digest
 from models.voices import FACTS, UNSEEN, VOICES
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import BaseModelResource, Source
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.sources import Source
 from tuneyard.planning.adapterchecks import violations
 from tuneyard.planning.basefacts import base_facts
 from tuneyard.systems.artifacts.folder import list_files

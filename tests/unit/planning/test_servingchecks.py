@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import VOLUME, base_model
-from tuneyard.api.basemodel import BaseModelSpec, Source
+from tuneyard.api.basemodel import BaseModelSpec
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactVolume, Resources, ServingSpec, VolumeClaim
+from tuneyard.api.sources import Source
 from tuneyard.planning.pools import resolved_serving
 from tuneyard.planning.servingchecks import is_under, violation
 from tuneyard.planning.settings import Settings
