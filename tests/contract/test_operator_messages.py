@@ -102,13 +102,13 @@ CHANGED: dict[str, tuple[str, Object, Object, str]] = {
         "LoRAAdapter",
         adapter_spec("base", "one"),
         adapter_spec("base", "two"),
-        "a LoRAAdapter is immutable: create a new LoRAAdapter",
+        "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
     ),
     "base": (
         "BaseModel",
         BASE_SPEC,
         {**BASE_SPEC, "source": {"volume": {"name": "models", "path": "another"}}},
-        "a BaseModel is immutable except serving: create a new BaseModel",
+        "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel",
     ),
 }
 
