@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -118,6 +119,11 @@ class Lineage(ApiModel):
             description="Append only: entries are added, never changed or removed.",
         ),
     ] = None
+
+    @property
+    def parent_name(self) -> str | None:
+        """The parent where it can be the name of an object, None where it is words."""
+        return self.parent if self.parent and re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", self.parent) else None
 
 
 LineageField = Annotated[Lineage | None, Field(description="What it was made from, and how well it did.")]

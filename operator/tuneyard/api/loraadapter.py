@@ -69,3 +69,8 @@ class LoRAAdapterResource(ApiModel):
     metadata: ObjectMeta
     spec: LoRAAdapterSpec
     status: LoRAAdapterStatus = LoRAAdapterStatus()
+
+    @property
+    def parent_name(self) -> str | None:
+        """Name of the object that its lineage gives as its parent."""
+        return self.spec.lineage.parent_name if self.spec.lineage else None
