@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contract.apiserver import ApiServer
+from tests.contract.apiserver import ROOT, ApiServer
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
 from tuneyard.systems.kube.client import ApiError
 
@@ -133,6 +137,21 @@ def test_the_largest_lineage_is_checked_within_the_cost_limit(kept: Kept) -> Non
     assert "at most 64 items" in kept.refused(kept.replace, stored, {**largest, "evals": more})
 
 
+def shown_by_the_command(apiserver: ApiServer, namespace: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tuneyard", "lineage", "mdep/acme-support", "-n", namespace, "-o", "json"]
+    done = subprocess.run(
+        [*command, "--kubeconfig", str(apiserver.kubeconfig())],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    view: dict[str, Any] = json.loads(done.stdout)
+    return view
+
+
 def test_a_pipeline_adds_its_own_entry_by_server_side_apply(apiserver: ApiServer) -> None:
     namespace = apiserver.namespace("examples-lineage")
     record, more = str(EXAMPLE / "acme-support.yaml"), str(EXAMPLE / "more-evals.yaml")
@@ -147,6 +166,10 @@ def test_a_pipeline_adds_its_own_entry_by_server_side_apply(apiserver: ApiServer
     shown = apiserver.kubectl("get", "lora", "-n", namespace, "acme-support-v3")
     assert shown.stdout.splitlines()[0].split() == ["NAME", "READY", "BASE", "VERSION", "LOADED", "RANK", "SIZE", "AGE"]
     assert shown.stdout.splitlines()[1].split()[:3] == ["acme-support-v3", "smollm2", "v3"]
+    view = shown_by_the_command(apiserver, namespace)
+    (revision,) = view["revisions"]
+    assert (revision["name"], revision["specWeight"], revision["base"]["name"]) == ("v3", 100, "smollm2")
+    assert revision["adapter"]["lineage"]["hyperparameters"]["learning_rate"] == "3e-3"
     names = apiserver.kubectl(
         "get", "lora", "-n", namespace, "acme-support-v3", "-o", "jsonpath={.spec.lineage.evals[*].name}"
     )
