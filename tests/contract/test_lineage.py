@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ROOT, ApiServer
+from tests.fakes import trackers
+from tests.fakes.trackers import FakeServer
+from tests.unit.cli.test_importing import AMBIGUOUS
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
+from tuneyard.cli import main
 from tuneyard.systems.kube.client import ApiError
 
 pytestmark = pytest.mark.apiserver
@@ -135,6 +139,33 @@ def test_the_largest_lineage_is_checked_within_the_cost_limit(kept: Kept) -> Non
     stored = kept.replace(stored, largest)
     more = [*largest["evals"], {"name": "one too many", "score": 1}]
     assert "at most 64 items" in kept.refused(kept.replace, stored, {**largest, "evals": more})
+
+
+def test_imported_manifests_are_taken_as_they_were_meant(apiserver: ApiServer, monkeypatch: Any, capsys: Any) -> None:
+    """By kubectl's reader of YAML, which follows other rules than Python's."""
+    namespace = apiserver.namespace("imported")
+    params = [{"key": f"k{n}", "value": value} for n, value in enumerate(AMBIGUOUS)]
+    run = {**trackers.MLFLOW_RUN, "data": {**trackers.MLFLOW_RUN["data"], "params": params}}
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with FakeServer(trackers.mlflow(run)) as server, FakeServer(trackers.hub()) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        folder = str(ROOT / "examples" / "adapters" / "acme-support-v1")
+        for arguments in (
+            ("mlflow", trackers.RUN_ID, "--tracking-uri", server.url, "--name", "mlflow-1.5"),
+            ("huggingface", "acme/support", "--name", "hub-v2", "--credentials", "reader"),
+            ("dir", folder, "--source", "volume:models/x", "--name", "dir-v1"),
+        ):
+            assert main.run(["import", *arguments, "--base-model", "llama"]) == 0
+            done = apiserver.kubectl(
+                "create", "-n", namespace, "--validate=strict", "-f", "-", stdin=capsys.readouterr()[0]
+            )
+            assert done.returncode == 0, done.stderr
+    stored = json.loads(apiserver.kubectl("get", "lora", "-n", namespace, "mlflow-1.5", "-o", "json").stdout)
+    lineage = stored["spec"]["lineage"]
+    assert lineage["version"] == "1.5"
+    assert [lineage["hyperparameters"][f"k{n}"] for n in range(len(AMBIGUOUS))] == list(AMBIGUOUS)
 
 
 def shown_by_the_command(apiserver: ApiServer, namespace: str) -> dict[str, Any]:

@@ -57,10 +57,10 @@ class Evaluation(ApiModel):
 
 _FIXED = (
     "version",
+    "parent",
     "dataset",
     "datasetHash",
     "hyperparameters",
-    "parent",
     "run",
     "commit",
     "trainedBy",
@@ -88,6 +88,12 @@ class Lineage(ApiModel):
     )
 
     version: Annotated[str | None, Field(max_length=63, description="For example v3.")] = None
+    parent: Annotated[
+        ShortText | None,
+        Field(
+            description="What the training began with: a model in words, or the name of a LoRAAdapter, of which a condition warns."
+        ),
+    ] = None
     dataset: Annotated[ShortText | None, Field(description="Name or address of the training data.")] = None
     dataset_hash: Annotated[
         str | None,
@@ -99,12 +105,6 @@ class Lineage(ApiModel):
             max_length=MAX_HYPERPARAMETERS,
             json_schema_extra={"maxProperties": MAX_HYPERPARAMETERS},
             description='Texts: write lr: "2e-4".',
-        ),
-    ] = None
-    parent: Annotated[
-        ShortText | None,
-        Field(
-            description="What the training began with: a model in words, or the name of a LoRAAdapter, of which a condition warns."
         ),
     ] = None
     run: Annotated[WebAddress | None, Field(description="Where the training is recorded.")] = None

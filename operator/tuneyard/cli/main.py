@@ -92,6 +92,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.lineage", "run"),
     ),
     Command(
+        "import",
+        "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
+        _lazy("tuneyard.cli.importing", "add_arguments"),
+        _lazy("tuneyard.cli.importing", "run"),
+    ),
+    Command(
         "digest",
         "print the digest of an artifact's folder, for spec.digest",
         _lazy("tuneyard.cli.digest", "add_arguments"),
