@@ -155,6 +155,8 @@ def test_a_wandb_folder(tmp_path: Path, capsys: Any) -> None:
     assert "wandb-summary.json cannot be read" in Imported(capsys, "wandb", str(files), *COMMON, *VOLUME).said
     empty = Imported(capsys, "wandb", str(tmp_path), *COMMON, *VOLUME)
     assert "is no run of W&B" in empty.said
+    (tmp_path / "run-1a2b3c4d.wandb").touch()  # all that an offline run has, beside requirements.txt
+    assert "was recorded offline: `wandb sync` it" in Imported(capsys, "wandb", str(tmp_path), *COMMON, *VOLUME).said
 
 
 def test_a_hub_repository_at_a_branch_becomes_its_commit(capsys: Any, environment: pytest.MonkeyPatch) -> None:
