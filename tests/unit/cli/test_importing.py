@@ -280,6 +280,7 @@ spec:
     [
         (["mlflow", RUN_ID, *COMMON], "name the tracking server with --tracking-uri, or set MLFLOW_TRACKING_URI"),
         (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "file:///x"], "must begin with http:// or https://"),
+        (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "http://[::1"], "must begin with http:// or https://"),
         (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "http://127.0.0.1:1"], "http://127.0.0.1:1/api/2.0/mlflow/runs"),
         (["wandb", "acme", *COMMON, *VOLUME], "acme is no run: write ENTITY/PROJECT/RUN"),
         (["dir", "/nowhere", *COMMON, *VOLUME], "/nowhere is no adapter: it has no adapter_config.json"),
@@ -352,6 +353,15 @@ def test_credentials_that_are_missing_or_wrong(
     assert "asks for credentials (401)" in asked.said
     assert "does not accept the credentials (401)" in refused.said
     assert words in asked.said
+
+
+def test_a_secret_that_no_header_can_hold_is_not_shown(capsys: Any, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MLFLOW_TRACKING_TOKEN", f"{SECRET}\nand more")
+    with FakeServer(trackers.mlflow()) as server:
+        done = Imported(capsys, "mlflow", RUN_ID, "--tracking-uri", server.url, *COMMON)
+    assert done.code == 1
+    assert "hold a line break" in done.said
+    assert server.asked == []
 
 
 def test_no_secret_is_in_a_servers_words() -> None:
