@@ -74,6 +74,7 @@ KINDS = (
             Column("READY", _READY),
             Column("BASE", ".spec.baseModel"),
             Column("LOADED", ".status.loaded"),
+            Column("PROGRESS", ".status.progress"),
             Column("RANK", ".status.rank", "integer"),
             Column("SIZE", ".status.size"),
             AGE,
