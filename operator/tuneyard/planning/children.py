@@ -241,7 +241,10 @@ def namespace_access(
             names.LABEL_MANAGED_BY: names.MANAGED_BY,
             names.LABEL_COMPONENT: "access",
         }
-        metadata = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        given = settings.agent_service_account_annotations if kind == "ServiceAccount" else {}
+        metadata: Json = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        if given:
+            metadata["annotations"] = dict(given)
         return marked({"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields})
 
     named = sorted(credentials)

@@ -125,7 +125,15 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
-    return {"metadata": {"labels": pod_labels(pool)}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": pod_labels(pool)}
+    if settings.agent_service_account_annotations:
+        metadata["annotations"] = _identity_stays_out_of_engines()
+    return {"metadata": metadata, "spec": spec}
+
+
+def _identity_stays_out_of_engines() -> dict[str, str]:
+    """Amazon's webhook gives a pod's identity to all of its containers but those that are named here."""
+    return {"eks.amazonaws.com/skip-containers": f"{ENGINE},{FRONT}"}
 
 
 def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from tuneyard.api.serving import (
     VolumeClaim,
 )
 from tuneyard.api.sources import HuggingFaceSource, SecretReference, Source
-from tuneyard.planning.children import pool_deployment, pool_plan
+from tuneyard.planning.children import namespace_access, pool_deployment, pool_plan
 from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
 from tuneyard.planning.pools import Pool, pools_of
 from tuneyard.planning.settings import Settings
@@ -111,6 +111,18 @@ def test_a_cache_is_where_it_is_asked_for_and_of_a_node_only_the_namespaces_part
         (mount,) = [m for m in container(spec, name)["volumeMounts"] if m["mountPath"] == "/cache"]
         assert mount.get("subPath") == sub_path
     assert env(spec, "agent")["TUNEYARD_CACHE_LIMIT"] == env(spec, "verify")["TUNEYARD_CACHE_LIMIT"] == "200Gi"
+
+
+def test_an_identity_of_the_cloud_reaches_agents_and_no_engine():
+    base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM]))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"}
+    settings = SETTINGS.model_copy(update={"agent_service_account_annotations": role})
+    template = pod_template(pool, base, settings)
+    assert template["metadata"]["annotations"] == {"eks.amazonaws.com/skip-containers": "engine,front"}
+    assert "annotations" not in pod_template(pool, base, SETTINGS)["metadata"]
+    (account,) = [o for o in namespace_access(NAMESPACE, [base], (), settings) if o["kind"] == "ServiceAccount"]
+    assert account["metadata"]["annotations"].items() >= role.items()
 
 
 def test_a_private_registry_is_pulled_from_with_the_charts_secrets():
