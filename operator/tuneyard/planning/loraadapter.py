@@ -24,6 +24,7 @@ from tuneyard.planning.observations import LoRAAdapterObservation, PodObservatio
 from tuneyard.planning.plan import Event, ObjectReference, Plan
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
+from tuneyard.planning.sizes import size_for_people
 from tuneyard.planning.timestamps import rfc3339
 
 _UNRESOLVED = frozenset(
@@ -44,7 +45,6 @@ _INCOMPATIBLE = frozenset(
     }
 )
 """What a pod says after it has looked into the files."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True)
@@ -238,14 +238,6 @@ def _status(spread: Spread, conditions: Sequence[Condition]) -> LoRAAdapterStatu
         used_by=listed(spread.users),
         conditions=list(conditions),
     )
-
-
-def size_for_people(size: int) -> str:
-    """Bytes in the largest unit that leaves at least 1, for example 3.5 MiB."""
-    value, unit = float(size), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def _events(spread: Spread, status: LoRAAdapterStatus, problem: Problem | None) -> tuple[Event, ...]:

@@ -27,9 +27,10 @@ from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, ServingSpec
-from tuneyard.planning.loraadapter import plan_loraadapter, size_for_people
+from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.sizes import size_for_people
 
 ABOUT = ObjectReference(names.API_VERSION, "LoRAAdapter", NAMESPACE, "v1", "uid-v1")
 TWO = ServingSpec(artifact_volumes=[VOLUME], replicas=2)
