@@ -37,6 +37,7 @@ _UNRESOLVED = frozenset(
         Reason.CREDENTIALS_MISSING,
         Reason.SOURCE_UNREACHABLE,
         Reason.DISK_FULL,
+        Reason.CACHE_UNUSABLE,
     }
 )
 _INCOMPATIBLE = frozenset(
