@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
@@ -35,7 +36,6 @@ from tuneyard.systems.artifacts.safetensors import check_finite, read_header
 
 _log = logging.getLogger(__name__)
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
@@ -126,7 +126,7 @@ class Shelf:
                 Reason.FILES_MISSING, f"{CONFIG} is missing: name the folder that PEFT's save_pretrained wrote"
             )
         if WEIGHTS not in names:
-            pickles = [name for name in names if name.endswith(_PICKLES)]
+            pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(PICKLES))
             if pickles:
                 raise ArtifactError(
                     Reason.NOT_SAFETENSORS,
