@@ -119,6 +119,11 @@ class Source(ApiModel):
         return remote.credentials.name if remote and remote.credentials else None
 
     @property
+    def is_known(self) -> bool:
+        """Whether this version knows its kind; newer ones may have more."""
+        return any(kind is not None for kind in (self.volume, self.hugging_face, self.s3))
+
+    @property
     def is_remote(self) -> bool:
         """Whether files come over the network."""
         return self.volume is None

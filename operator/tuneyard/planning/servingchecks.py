@@ -41,7 +41,7 @@ def base_volume_not_declared(base: BaseModelResource, serving: Serving) -> Probl
     """The base's files must be on a volume that the pods have, and some source must be given at all."""
     source = base.spec.source
     volume = source.volume
-    if volume is None and source.hugging_face is None and source.s3 is None:
+    if not source.is_known:
         return Problem(Reason.INVALID_SPEC, "spec.source names no source that this version knows")
     if volume is None or serving.declares(volume.name):
         return None

@@ -10,17 +10,16 @@ Rules:
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
 
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.folder import ArtifactError
+from tuneyard.systems.artifacts.remote import Credentials
 from tuneyard.systems.kube.client import Api, ApiError
 
 
-def read_credentials(api: Api, namespace: str, name: str) -> Mapping[str, str]:
-    """The values of a Secret by key; raises ArtifactError (CredentialsMissing, SourceUnreachable)."""
+def read_credentials(api: Api, namespace: str, name: str) -> Credentials:
+    """What a Secret holds; raises ArtifactError (CredentialsMissing, SourceUnreachable)."""
     try:
         secret = api.request("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}")
     except ApiError as error:
@@ -32,7 +31,7 @@ def read_credentials(api: Api, namespace: str, name: str) -> Mapping[str, str]:
             f"Secret {name} is not meant for sources: kubectl -n {namespace} label secret {name} "
             f"{names.LABEL_CREDENTIALS}=true",
         )
-    return {key: _decoded(name, key, value) for key, value in (secret.get("data") or {}).items()}
+    return Credentials.of_secret(name, {k: base64.b64decode(v) for k, v in (secret.get("data") or {}).items()})
 
 
 def _refused(namespace: str, name: str, error: ApiError) -> ArtifactError:
@@ -47,10 +46,3 @@ def _refused(namespace: str, name: str, error: ApiError) -> ArtifactError:
         )
     return ArtifactError(Reason.SOURCE_UNREACHABLE, f"Secret {name} cannot be read: {error}")
 
-
-def _decoded(name: str, key: str, value: str) -> str:
-    try:
-        return base64.b64decode(value, validate=True).decode()
-    except (binascii.Error, ValueError):
-        # no cause: it would hold the value
-        raise ArtifactError(Reason.CREDENTIALS_MISSING, f"key {key} of Secret {name} is not text") from None
