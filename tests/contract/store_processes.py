@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.unit.store.sources import CHUNK, Source, contents, read_all
+from tests.unit.store.sources import CHUNK, Source, contents, listing, read_all
 from tuneyard.systems.artifacts.store import Store
 
 _CALLS = frozenset(
@@ -33,7 +33,7 @@ def forked(work: Callable[[], None]) -> int:
     try:
         work()
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the parent must hear of it by the exit code
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -68,9 +68,9 @@ def killed_at(call: int, work: Callable[[], None]) -> bool:
 
 def is_tidy(root: Path, *digests: str) -> None:
     """Nothing is left over, and everything that is there is right."""
-    assert os.listdir(root / "partials") == [], "no partial is left"
-    assert os.listdir(root / "trash") == [], "no trash is left"
-    assert sorted(os.listdir(root / "blobs")) == sorted(d.removeprefix("sha256:") for d in digests)
+    assert listing(root / "partials") == [], "no partial is left"
+    assert listing(root / "trash") == [], "no trash is left"
+    assert listing(root / "blobs") == sorted(d.removeprefix("sha256:") for d in digests)
     store = Store(root)
     for digest in digests:
         assert store.verify(digest) is None
