@@ -245,13 +245,20 @@ class Store:
                     self._room.reserve(source, expected)
             found = self._fetch(source, fetch, expected)
             with _in_words():
-                manifest = self._blobs.seal(source, found)
+                manifest = self._sealed(source, found)
         with _in_words():
             if pinned not in (None, manifest.digest):
                 self._folders.delete(self._folders.trash(PARTIALS, source))
                 raise OtherBytesError(str(pinned), manifest.digest)
             self._remember(source, manifest.digest)  # before it has its place: else a death between costs a download
             return self._placed(source, manifest)
+
+    def _sealed(self, source: str, found: FolderDigest) -> Manifest:
+        try:
+            return self._blobs.seal(source, found)
+        except ArtifactError:
+            self._folders.delete(self._folders.trash(PARTIALS, source))  # going on with these would end here again
+            raise
 
     def _placed(self, source: str, manifest: Manifest) -> Held:
         held = self._held(*self._blobs.place(source, manifest))

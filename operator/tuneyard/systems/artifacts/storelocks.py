@@ -83,7 +83,7 @@ class Locks:
         """Raise ArtifactError (CacheUnusable) where locks do not exclude, or only within one node of several."""
         with self._folders.opened(LOCKS) as handle:
             device = os.fstat(handle).st_dev
-        if local := _local_only(Path("/proc/self/mountinfo"), device):
+        if local := local_only(Path("/proc/self/mountinfo"), device):
             raise ArtifactError(
                 Reason.CACHE_UNUSABLE,
                 f"the cache's volume is NFS mounted with {local}, so its file locks are not seen by other nodes: "
@@ -143,7 +143,7 @@ def _no_locks(why: str) -> ArtifactError:
     )
 
 
-def _local_only(mounts: Path, device: int) -> str | None:
+def local_only(mounts: Path, device: int) -> str | None:
     """The mount option that keeps NFS from sharing locks, None if there is none."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.read_text().splitlines():
