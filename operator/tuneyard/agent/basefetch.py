@@ -6,7 +6,6 @@ The path is a link, because the folder in the cache is named after the digest, w
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,4 +49,4 @@ def _link(link: Path, target: Path) -> None:
     scratch = link.with_name(f".{link.name}.new")
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(target)
-    os.replace(scratch, link)
+    scratch.replace(link)

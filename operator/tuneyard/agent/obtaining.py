@@ -88,7 +88,8 @@ def _telling(told: Told, progress: Progress) -> Iterator[None]:
 
     def tell() -> None:
         while not over.wait(_TOLD_SECONDS):
-            told(Transfer(done_bytes=progress.done, total_bytes=progress.total, bytes_per_second=progress.rate()))
+            if progress.total:  # the source has told what there is
+                told(Transfer(done_bytes=progress.done, total_bytes=progress.total, bytes_per_second=progress.rate()))
 
     teller = threading.Thread(target=tell, daemon=True, name="progress")
     teller.start()

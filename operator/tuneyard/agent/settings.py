@@ -54,7 +54,6 @@ class Settings(PodIdentity):
 
 def settings_from(environment: Mapping[str, str]) -> Settings:
     """The settings that the environment gives; raises SettingsError."""
-
     text = partial(_text, environment)
 
     def number(name: str) -> int:

@@ -14,7 +14,7 @@ from tuneyard.api.conditions import Condition
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
-from tuneyard.api.sources import PINNED, Source
+from tuneyard.api.sources import PINNED, PINNED_IMAGE, Source
 
 
 class BaseModelSpec(ApiModel):
@@ -29,6 +29,7 @@ class BaseModelSpec(ApiModel):
                     "name)",
                 ),
                 PINNED,
+                PINNED_IMAGE,
             ]
         }
     )

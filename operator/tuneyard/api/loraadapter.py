@@ -10,7 +10,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, ObjectName, Text, cel, unchanged
-from tuneyard.api.sources import PINNED, Source
+from tuneyard.api.sources import NO_IMAGE, PINNED, Source
 
 
 class LoRAAdapterSpec(ApiModel):
@@ -25,6 +25,7 @@ class LoRAAdapterSpec(ApiModel):
                     "and add a revision that names it",
                 ),
                 PINNED,
+                NO_IMAGE,
             ]
         }
     )

@@ -29,6 +29,8 @@ ARTIFACTS = "/artifacts"
 ADAPTERS = "/adapters"
 CACHE = "/cache"
 """What was fetched over the network; see docs/explanation/artifact-cache.md."""
+IMAGE = f"{ARTIFACTS}/@image"
+"""A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
 BASE = "/base"
 BASE_LINK = f"{BASE}/model"
 """A link that `verify` makes, to the base's files in the cache: where these lie is known once their digest is."""
@@ -82,7 +84,9 @@ def pod_labels(pool: Pool) -> dict[str, str]:
 
 def base_path(base: BaseModelResource) -> str:
     """Where the base's files are in its pods."""
-    volume = base.spec.source.volume
+    volume, image = base.spec.source.volume, base.spec.source.image
+    if image is not None:
+        return posixpath.normpath(f"{IMAGE}/{image.path or ''}")
     if volume is None:
         return BASE_LINK
     return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
@@ -118,7 +122,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
             _agent(pool, base, settings),
         ],
         "containers": [_engine(pool, base, settings)],
-        "volumes": _volumes(pool, base),
+        "volumes": _volumes(pool, base, settings),
         "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
     if settings.model_pull_secrets:
@@ -185,6 +189,8 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
         env += [*_identity(), *_cache_limit(pool.serving.cache)]
         mounts += [_cache_mount(pool), _mount("base", BASE), _mount("token", SERVICE_ACCOUNT, read_only=True)]
+    else:
+        mounts += _base_mounts(base)
     return _container(
         VERIFY,
         settings.images.tuneyard,
@@ -396,7 +402,17 @@ def _cache_mount(pool: Pool, *, read_only: bool = False) -> dict[str, Any]:
 
 
 def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
-    return [_mount("base", BASE, read_only=True)] if base.spec.source.is_remote else []
+    source = base.spec.source
+    if source.image is not None:
+        return [_mount("image", IMAGE, read_only=True)]
+    return [_mount("base", BASE, read_only=True)] if source.is_remote else []
+
+
+def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
+    image = base.spec.source.image
+    if image is not None:
+        return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
+    return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
 
 
 def _mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
@@ -432,7 +448,7 @@ def _cache_source(cache: ArtifactCache) -> dict[str, Any]:
     return _host_folder(cache.host_path.path) if cache.host_path else {"emptyDir": {}}
 
 
-def _volumes(pool: Pool, base: BaseModelResource) -> list[dict[str, Any]]:
+def _volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
     token_sources = [
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
@@ -441,7 +457,7 @@ def _volumes(pool: Pool, base: BaseModelResource) -> list[dict[str, Any]]:
     return [
         *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
         {"name": "cache", **_cache_source(pool.serving.cache)},
-        *([{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []),
+        *_base_volumes(base, settings),
         {"name": "adapters", "emptyDir": {}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},

@@ -21,7 +21,7 @@ from tuneyard.api.serving import (
     Toleration,
     VolumeClaim,
 )
-from tuneyard.api.sources import HuggingFaceSource, SecretReference, Source
+from tuneyard.api.sources import HuggingFaceSource, ImageSource, SecretReference, Source
 from tuneyard.planning.children import namespace_access, pool_deployment, pool_plan
 from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
 from tuneyard.planning.pools import Pool, pools_of
@@ -80,6 +80,18 @@ def test_a_base_from_the_network_is_fetched_before_all_and_read_only_for_its_eng
     assert mounts(spec, "agent").items() >= {"/cache": False, "/base": True}.items()
     assert mounts(spec, "engine").items() >= {"/cache": True, "/base": True}.items()
     assert "/var/run/secrets/kubernetes.io/serviceaccount" not in mounts(spec, "engine")
+
+
+def test_a_base_that_is_an_image_is_mounted_by_the_kubelet():
+    image = ImageSource(reference="registry.example/llama@sha256:" + "a" * 64, path="model")
+    base = base_model(serving=ServingSpec(), source=Source(image=image))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    spec = pod_template(pool, base, SETTINGS)["spec"]
+    assert {"name": "image", "image": {"reference": image.reference, "pullPolicy": "IfNotPresent"}} in spec["volumes"]
+    for name in ("verify", "agent", "engine"):
+        assert mounts(spec, name)["/artifacts/@image"] is True
+    assert base_path(base) == "/artifacts/@image/model"
+    assert "token" not in [m["name"] for m in container(spec, "verify")["volumeMounts"]]
 
 
 def test_an_engine_whose_base_is_on_a_volume_sees_nothing_of_the_cache():

@@ -45,4 +45,3 @@ def _refused(namespace: str, name: str, error: ApiError) -> ArtifactError:
             Reason.CREDENTIALS_MISSING, f"Secret {name} may not be read yet by {names.AGENT_SERVICE_ACCOUNT}"
         )
     return ArtifactError(Reason.SOURCE_UNREACHABLE, f"Secret {name} cannot be read: {error}")
-
