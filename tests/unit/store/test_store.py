@@ -92,6 +92,34 @@ def test_find_tells_what_is_here(store: Store, source: Source) -> None:
     found.release()
 
 
+def test_a_write_within_the_same_tick_of_the_clock_is_seen(store: Store, source: Source) -> None:
+    """Whatever the file system's clock ticks by: the stamp is of another time than any later write's."""
+    with store.obtain("s", None, source.fetch) as held:
+        made = json.loads((held.path.parent / "manifest.json").read_text())["madeAt"]
+        times = {p.stat().st_mtime for p in held.path.rglob("*") if p.is_file()}
+    assert all(made - 60 < then < made - 5 for then in times)
+
+
+def test_two_sources_that_finish_together_share_them(
+    store: Store, root: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One finishes between the other's look whether the artifact is here and its rename."""
+    mirror = Source(source.files, tmp_path / "other-log")
+    real, others = storefolders.Folders.move, list[Held]()
+
+    def move(folders: storefolders.Folders, area: str, name: str, to_area: str, to_name: str) -> None:
+        if to_area == "blobs" and not others:
+            monkeypatch.undo()
+            others.append(Store(root).obtain("mirror", None, mirror.fetch))
+        real(folders, area, name, to_area, to_name)
+
+    monkeypatch.setattr(storefolders.Folders, "move", move)
+    with store.obtain("s", None, source.fetch) as held, others[0] as other:
+        assert held.path == other.path
+        assert read_all(held.path) == source.files
+    assert listing(root / "partials") == listing(root / "trash") == []
+
+
 def test_two_sources_of_the_same_bytes_share_them(store: Store, tmp_path: Path, source: Source) -> None:
     mirror = Source(source.files, tmp_path / "other-log")
     with store.obtain("s", None, source.fetch) as one, store.obtain("mirror", None, mirror.fetch) as other:
@@ -239,12 +267,13 @@ def test_what_is_corrupt_is_told_and_fetched_again(
         user = Store(root).find(source.digest) if used_elsewhere else None
     for folder in (held.path, held.path / "more"):
         folder.chmod(0o755)
-    place = held.path.parent.stat().st_ino
+    witness = held.path.parent / "witness"
+    witness.touch()
     damage(held.path)
     with store.obtain("s", None, source.fetch) as again:
         assert read_all(again.path) == source.files
         assert not any(p.is_symlink() for p in again.path.rglob("*"))
-        assert (again.path.parent.stat().st_ino == place) is used_elsewhere, "what is used stays in its place"
+        assert witness.exists() is used_elsewhere, "what is used stays in its place"
         assert {digest for digest, _ in told} == {source.digest}
         assert DAMAGES[damage] in told[0][1]
         assert store.verify(source.digest) is None

@@ -38,6 +38,7 @@ from tuneyard.systems.artifacts.storefolders import (
     PARTIALS,
     Folders,
     Stamp,
+    backdate,
     listed,
     open_file,
     open_folder,
@@ -325,6 +326,7 @@ def _same_names(manifest: Manifest, stamps: Mapping[str, Stamp]) -> None:
 def _hashed(files: int, wanted: FileDigest) -> Stamp:
     """The stamp of a file whose bytes are right; of the very file that was read, whatever is renamed over it."""
     with os.fdopen(open_file(files, wanted.path), "rb", buffering=0) as file:
+        backdate(file.fileno())
         before = stamp_of(os.fstat(file.fileno()))
         found = hashlib.file_digest(file, "sha256").hexdigest()
         if stamp_of(os.fstat(file.fileno())) != before:
