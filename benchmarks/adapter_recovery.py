@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
             "engine_restart_seconds": f"{min(seen.engine):.2f} to {max(seen.engine):.2f}",
         },
         note=f"{given.engine} engine, {ADAPTERS} adapters of SmolLM2-135M from the node's cache, medians of "
-        f"{given.rounds} rounds; pod: from the agent's start beside a running engine; engine: from healthy to all published",
+        f"{given.rounds} rounds; pod: from the agent's start beside a running engine; engine: from healthy to all",
     )
     return 0
 

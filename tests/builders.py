@@ -258,6 +258,7 @@ class Situation:
             pods=self.pods,
             settings=self.settings,
             now=self.now,
+            parent=next((a for a in self.adapters if found and a.metadata.name == found.parent_name), None),
         )
 
     def deployment(self, name: str = "chat") -> ModelDeploymentObservation:

@@ -102,13 +102,13 @@ CHANGED: dict[str, tuple[str, Object, Object, str]] = {
         "LoRAAdapter",
         adapter_spec("base", "one"),
         adapter_spec("base", "two"),
-        "a LoRAAdapter is immutable: create a new LoRAAdapter",
+        "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
     ),
     "base": (
         "BaseModel",
         BASE_SPEC,
         {**BASE_SPEC, "source": {"volume": {"name": "models", "path": "another"}}},
-        "a BaseModel is immutable except serving: create a new BaseModel",
+        "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel",
     ),
 }
 
@@ -142,7 +142,7 @@ def test_columns_and_short_names_are_there(apiserver: ApiServer, namespace: str)
     apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "shown", namespace, spec))
     for short, header in (
         ("mdep", ["NAME", "READY", "PHASE", "STABLE", "CANDIDATE", "WEIGHT", "TARGET", "REASON", "AGE"]),
-        ("lora", ["NAME", "READY", "BASE", "LOADED", "RANK", "SIZE", "AGE"]),
+        ("lora", ["NAME", "READY", "BASE", "VERSION", "LOADED", "RANK", "SIZE", "AGE"]),
         ("bmodel", ["NAME", "READY", "ENGINE", "TP", "REPLICAS", "PROGRESS", "AGE"]),
     ):
         kind, body = {"mdep": ("ModelDeployment", spec), "lora": ("LoRAAdapter", adapter_spec("base"))}.get(

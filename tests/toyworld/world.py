@@ -279,15 +279,18 @@ def _without_identities(child: ToyObject) -> dict[str, Any]:
 
 def _settled(resource: Resource) -> dict[str, Any]:
     """The status without times, and without what depends on what was seen on the way and is not wanted any more: facts
-    about files that no pod has loaded, who was stable before a canary, and so who gets what is withheld."""
+    about files that no pod has loaded, who was stable before a canary, since when and who was promoted, and so who gets
+    what is withheld."""
     status = resource.status.to_dict()
     conditions = {c["type"]: (c["status"], c["reason"]) for c in status.pop("conditions")}
-    status.pop("observedGeneration")
+    for history in ("observedGeneration", "promotedAt", "promotedBy"):
+        status.pop(history, None)
     if isinstance(resource, LoRAAdapterResource) and conditions["Loaded"][0] == "False":
         return {"Ready": conditions["Ready"], "Loaded": conditions["Loaded"], "usedBy": status.get("usedBy")}
     if conditions["Ready"] == ("True", "NotUsed"):
         return {"Ready": "NotUsed", "usedBy": status.get("usedBy")}
     rollout = status.pop("rollout", {})
+    rollout.pop("stableSince", None)
     if rollout.get("phase") == "Completed":
         status["rollout"] = rollout
     if any(t.get("withheld") for t in status.get("traffic", [])):

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from kubernetes.utils.quantity import parse_quantity
-
 from tuneyard.api import names
 
 
@@ -98,6 +96,9 @@ def cache_limit(environment: Mapping[str, str]) -> int | None:
     given = environment.get("TUNEYARD_CACHE_LIMIT")
     if not given:
         return None
+    # imported here: a pod's first step should be quick
+    from kubernetes.utils.quantity import parse_quantity  # noqa: PLC0415
+
     try:
         return int(parse_quantity(given))
     except ValueError as error:

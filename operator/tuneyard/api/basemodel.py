@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import LINEAGE_STAYS, LineageField
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
@@ -25,11 +26,12 @@ class BaseModelSpec(ApiModel):
             "x-kubernetes-validations": [
                 cel(
                     unchanged("source", "digest"),
-                    "a BaseModel is immutable except serving: create a new BaseModel (for example with the version in its "
+                    "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel (for example with the version in its "
                     "name)",
                 ),
                 PINNED,
                 PINNED_IMAGE,
+                *LINEAGE_STAYS,
             ]
         }
     )
@@ -40,6 +42,7 @@ class BaseModelSpec(ApiModel):
         Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
     ] = None
     serving: ServingSpec | None = None
+    lineage: LineageField = None
 
 
 class PoolStatus(ApiModel):

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import ObjectName, Text, cel
 from tuneyard.api.serving import ServingSpec
@@ -130,6 +131,9 @@ class RolloutStatus(ApiModel):
 
     phase: Literal["Idle", "Progressing", "Completed"] = "Idle"
     stable: str | None = None
+    stable_since: Annotated[
+        Moment | None, Field(description="When stable first got all traffic, since it became the stable one.")
+    ] = None
     candidate: str | None = None
     weight: Annotated[int | None, Field(description="The candidate's effective weight.")] = None
     target: Annotated[int | None, Field(description="The candidate's spec weight.")] = None

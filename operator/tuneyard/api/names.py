@@ -47,6 +47,8 @@ GATEWAY_OBSERVE_PORT = 9443
 
 MODEL_HEADER = "x-model"
 REVISION_HEADER = "x-revision"
+ADAPTER_HEADER = "x-adapter"
+"""On answers of a revision with an adapter: `name@sha256:<hex>`, the bytes that answered."""
 
 _MAX_NAME = 63
 

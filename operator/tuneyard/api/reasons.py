@@ -49,6 +49,10 @@ class Reason(StrEnum):
         "BaseModelMismatch",
         "The adapter belongs to another base model than the revision.",
     )
+    PARENT_IS_ADAPTER = (
+        "ParentIsAdapter",
+        "A warning: lineage.parent is a LoRAAdapter, so it was not trained from the base model.",
+    )
     MODEL_NAME_TAKEN = ("ModelNameTaken", "An older ModelDeployment already serves this model name.")
     VOLUME_NOT_DECLARED = (
         "VolumeNotDeclared",

@@ -86,6 +86,18 @@ COMMANDS = (
         _lazy("tuneyard.cli.status", "run"),
     ),
     Command(
+        "lineage",
+        "show what answers under a name and what it was made from: revisions, adapters, base, run, data, evaluations",
+        _lazy("tuneyard.cli.lineage", "add_arguments"),
+        _lazy("tuneyard.cli.lineage", "run"),
+    ),
+    Command(
+        "import",
+        "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
+        _lazy("tuneyard.cli.importing", "add_arguments"),
+        _lazy("tuneyard.cli.importing", "run"),
+    ),
+    Command(
         "digest",
         "print the digest of an artifact's folder, for spec.digest",
         _lazy("tuneyard.cli.digest", "add_arguments"),

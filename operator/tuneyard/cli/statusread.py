@@ -1,4 +1,5 @@
-"""Reads what `tuneyard status` shows, with the rights of the user's kubeconfig (or of the pod it runs in).
+"""Reads what `tuneyard status` and `tuneyard lineage` show, with the rights of the user's kubeconfig (or of the pod it
+runs in).
 
 Rules:
 - only GETs; every refusal becomes words that say what to do;
@@ -167,6 +168,15 @@ def read_one(cluster: Cluster, namespace: str, name: str) -> Read:
         deployments=[deployment],
         pods=_pods(cluster, namespace),
         events=_events(cluster, namespace, about),
+    )
+
+
+def read_registry(cluster: Cluster, namespace: str) -> Read:
+    """The custom resources of a namespace, without what runs for them."""
+    return Read(
+        deployments=_objects(cluster, namespace, "modeldeployments", ModelDeploymentResource),
+        base_models=_objects(cluster, namespace, "basemodels", BaseModelResource),
+        adapters=_objects(cluster, namespace, "loraadapters", LoRAAdapterResource),
     )
 
 

@@ -166,6 +166,8 @@ class LoRAAdapterObservation:
     """Model pods of the namespace, at least those of the base."""
     settings: Settings
     now: datetime
+    parent: LoRAAdapterResource | None = None
+    """The one that its lineage names as its parent, where there is one of that name."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
-from tuneyard.planning.endpoints import Endpoint, ReportingPod, engine_name, ready_pods
+from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.traffic import effective
@@ -44,6 +44,10 @@ class RevisionRoute:
     weight: int
     """Percent of the model's requests that go here."""
     endpoints: tuple[Endpoint, ...] = ()
+    adapter: str | None = None
+    """The LoRAAdapter that it serves, None for the base itself."""
+    digest: str | None = None
+    """The adapter's digest, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ def model_routes(
                 engine_name=engine_name(revision, by_name.get(revision.adapter or "")),
                 weight=split.weights[revision.name],
                 endpoints=ready[revision.name],
+                adapter=revision.adapter,
+                digest=adapter_digest(revision, by_name.get(revision.adapter or "")),
             )
             for revision in deployment.spec.revisions
         ),

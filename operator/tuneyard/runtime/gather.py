@@ -249,6 +249,7 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
     """What plan_loraadapter looks at."""
     adapter = reads.adapter(key.namespace, key.name)
     base = reads.base_model(key.namespace, adapter.spec.base_model) if adapter else None
+    parent = adapter.parent_name if adapter else None
     return LoRAAdapterObservation(
         adapter=adapter,
         base=base,
@@ -258,6 +259,7 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
         pods=reads.pods(key.namespace, [base.metadata.name]) if base else (),
         settings=settings,
         now=now,
+        parent=reads.adapter(key.namespace, parent) if parent else None,
     )
 
 
