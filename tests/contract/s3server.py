@@ -55,20 +55,9 @@ class S3Server:
     def start(self, program: Path | None = None) -> None:
         """Start it, again on the same port and folder, and wait until it answers."""
         program = program or gobuild.ensure(["versitygw"], Progress())["versitygw"]
-        command = [
-            str(program),
-            "--access",
-            ROOT,
-            "--secret",
-            ROOT_SECRET,
-            "--port",
-            f"127.0.0.1:{self.port}",
-            "--quiet",
-        ]
-        command += ["--iam-dir", str(self.folder / "users"), "posix", str(self.folder / "data")]
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            command = self.command(program, f"127.0.0.1:{self.port}")
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         until = time.monotonic() + 30
         while True:
             try:
@@ -79,6 +68,16 @@ class S3Server:
                 assert self._process.poll() is None, log_text
                 assert time.monotonic() < until, log_text
                 time.sleep(0.02)
+
+    def command(self, program: Path, address: str) -> list[str]:
+        """The command line that serves the folder at an address."""
+        user = ["--access", ROOT, "--secret", ROOT_SECRET, "--iam-dir", str(self.folder / "users")]
+        return [str(program), *user, "--port", address, "--quiet", "posix", str(self.folder / "data")]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All that it is told of this process's environment."""
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
 
     def stop(self) -> None:
         """End it; what it holds stays."""
