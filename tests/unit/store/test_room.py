@@ -120,19 +120,19 @@ def test_two_downloads_do_not_count_on_the_same_room(tmp_path: Path) -> None:
     assert cache.names() == {"a"}
 
 
-def test_what_is_here_of_a_broken_download_counts(tmp_path: Path) -> None:
-    """A cache in which a second copy would have no room."""
-    cache = Cache(tmp_path, 1.2)
-    source = cache.source("a")
-    chunks = iter(range(5))
+def test_what_is_here_of_a_broken_download_counts_once(tmp_path: Path) -> None:
+    """Neither is a second copy reserved beside it, nor what its dead process had reserved."""
+    source = Source(contents("a", 50 * CHUNK), tmp_path / "log")
+    store = Store(tmp_path / "cache", 55 * CHUNK, reserve=0)
+    chunks = iter(range(30))
 
     def broken() -> None:
         if next(chunks, None) is None:
             raise ArtifactError(Reason.SOURCE_UNREACHABLE, "the connection broke")
 
     with pytest.raises(ArtifactError, match="broke"):
-        cache.store.obtain("a", None, Source(source.files, source.log, broken).fetch, size=source.size)
-    cache.obtain("a").release()
+        store.obtain("a", None, Source(source.files, source.log, broken).fetch, size=source.size)
+    store.obtain("a", None, source.fetch, size=source.size).release()
     assert source.handed_out() == source.size
 
 

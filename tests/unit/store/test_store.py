@@ -274,7 +274,7 @@ def test_what_is_corrupt_is_told_and_fetched_again(
         assert read_all(again.path) == source.files
         assert not any(p.is_symlink() for p in again.path.rglob("*"))
         assert witness.exists() is used_elsewhere, "what is used stays in its place"
-        assert {digest for digest, _ in told} == {source.digest}
+        assert [digest for digest, _ in told] == [source.digest], "told once"
         assert DAMAGES[damage] in told[0][1]
         assert store.verify(source.digest) is None
     assert source.handed_out() == 2 * source.size
@@ -282,6 +282,24 @@ def test_what_is_corrupt_is_told_and_fetched_again(
     if user is not None:
         user.release()
     Store(root).obtain("s", None, never).release()
+
+
+@pytest.mark.parametrize("used_elsewhere", [False, True])
+def test_what_another_source_finds_corrupt_gives_way(
+    store: Store, tmp_path: Path, source: Source, told: list[tuple[str, str]], used_elsewhere: bool
+) -> None:
+    """Its digest is known only when it has come."""
+    held = store.obtain("s", None, source.fetch)
+    witness = held.path.parent / "witness"
+    witness.touch()
+    flip_a_byte(held.path)
+    if not used_elsewhere:
+        held.release()
+    mirror = Source(source.files, tmp_path / "other-log")
+    with store.obtain("mirror", None, mirror.fetch) as other:
+        assert read_all(other.path) == source.files
+    assert witness.exists() is used_elsewhere
+    assert [digest for digest, _ in told] == [source.digest]
 
 
 def test_a_touched_file_is_hashed_again_and_kept(store: Store, root: Path, source: Source) -> None:

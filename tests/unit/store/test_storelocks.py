@@ -47,18 +47,20 @@ def test_one_alone_or_many_together(locks: Locks) -> None:
 
 def test_a_lock_of_a_file_that_is_gone_is_none(locks: Locks, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between opening a lock's file and locking it, the one who had it may have removed it."""
-    real, removed = fcntl.flock, list[int]()
+    real, others = fcntl.flock, list[storelocks.Lock]()
 
     def flock(handle: int, operation: int) -> None:
-        if not removed:
-            removed.append(1)
+        if not others:
+            monkeypatch.undo()
             locks.forget("a")
+            others.append(locks.alone("a"))
         real(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
+    assert locks.attempt("a") is None, "another one has the lock of that name"
+    others[0].release()
     with locks.alone("a"):
-        assert removed
-        assert locks.attempt("a") is None, "it is the lock that others see"
+        assert locks.attempt("a") is None
 
 
 def test_a_link_in_place_of_a_lock_is_refused(locks: Locks, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
@@ -144,8 +144,13 @@ class Blobs:
             self._reopen(folder)
         return None
 
-    def place(self, partial: str, manifest: Manifest) -> tuple[Manifest, Lock]:
-        """Give a sealed artifact its place, or leave it to the one that has it; with the shared lock on it."""
+    def place(
+        self, partial: str, manifest: Manifest, tell: Callable[[str, CorruptError], None]
+    ) -> tuple[Manifest, Lock]:
+        """Give a sealed artifact its place, or leave it to the one that has it; with the shared lock on it.
+
+        `tell` hears of a corrupt one that had the place.
+        """
         key = manifest.digest.removeprefix("sha256:")
         while True:
             lock = self._locks.shared(f"blob-{key}")
@@ -158,6 +163,7 @@ class Blobs:
                     return manifest, lock
             except CorruptError as wrong:
                 lock.release()
+                tell(key, wrong)
                 if self.drop(key, wrong):
                     continue
                 lock = self._locks.shared(f"blob-{key}")

@@ -131,6 +131,7 @@ class Store:
         self._blobs = Blobs(self._folders, self._locks)
         self._room = Room(self._folders, self._locks, limit, reserve)
         self._on_corrupt = on_corrupt or _warn
+        self._told: set[str] = set()
         with _in_words():
             self._locks.prove()
             self._room.sweep()
@@ -224,7 +225,9 @@ class Store:
         return self._held(manifest, lock)
 
     def _held(self, manifest: Manifest, lock: Lock) -> Held:
-        path = self._folders.path(BLOBS, manifest.digest.removeprefix(_PREFIX), FILES)
+        key = _key(manifest.digest)
+        self._told.discard(key)
+        path = self._folders.path(BLOBS, key, FILES)
         return Held(self._blobs, path, manifest, lock)
 
     def _known(self, source: str, pinned: str | None) -> Held | None:
@@ -261,7 +264,7 @@ class Store:
             raise
 
     def _placed(self, source: str, manifest: Manifest) -> Held:
-        held = self._held(*self._blobs.place(source, manifest))
+        held = self._held(*self._blobs.place(source, manifest, self._tell))
         try:
             self._room.settle()
         except ArtifactError:
@@ -286,9 +289,15 @@ class Store:
                     raise self._room.shortage(source, expected) from error
 
     def _give_up(self, key: str, wrong: CorruptError) -> None:
-        self._on_corrupt(_PREFIX + key, str(wrong))
+        self._tell(key, wrong)
         if not self._blobs.drop(key, wrong):
             self._blobs.distrust(key)
+
+    def _tell(self, key: str, wrong: CorruptError) -> None:
+        """Once until it is right again: one obtain may look at it three times."""
+        if key not in self._told:
+            self._told.add(key)
+            self._on_corrupt(_PREFIX + key, str(wrong))
 
     def _digest_of(self, source: str) -> str | None:
         """The digest that a source had."""
