@@ -78,13 +78,14 @@ def base_model(
     status: BaseModelStatus | None = None,
     path: str = "smollm2",
     digest: str | None = None,
+    source: Source | None = None,
     **fields: Any,
 ) -> BaseModelResource:
-    """A BaseModel on the volume `models`, which its pool declares unless `serving` is given."""
+    """A BaseModel on the volume `models` (unless `source` is given), which its pool declares unless `serving` is."""
     return BaseModelResource(
         metadata=meta(name, **fields),
         spec=BaseModelSpec(
-            source=Source(volume=VolumeSource(name="models", path=path)),
+            source=source or Source(volume=VolumeSource(name="models", path=path)),
             digest=digest,
             serving=serving or ServingSpec(artifact_volumes=[VOLUME]),
         ),

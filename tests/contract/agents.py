@@ -14,6 +14,7 @@ from typing import Self
 from tests.contract.engines import EngineProcess, adapters
 from tests.contract.envoy import free_port
 from tuneyard.agent.fetching import Shelf, read_base
+from tuneyard.agent.obtaining import Obtainer
 from tuneyard.agent.running import Agent, running_agent
 from tuneyard.agent.settings import Settings
 from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport, PoolPlan
@@ -25,9 +26,16 @@ class AgentRig:
     """One pod's agent; `async with AgentRig(engine, folder) as rig:` runs it, and `restart` again with its memory."""
 
     def __init__(
-        self, engine: EngineProcess, folder: Path, *, max_cpu_loras: int = 16, address: str = "10.0.0.1:8080"
+        self,
+        engine: EngineProcess,
+        folder: Path,
+        *,
+        max_cpu_loras: int = 16,
+        address: str = "10.0.0.1:8080",
+        obtainer: Obtainer | None = None,
     ) -> None:
-        """`address`: of the pod's front, as the report names it."""
+        """`address`: of the pod's front, as the report names it; `obtainer` gets what comes over the network."""
+        self._obtainer = obtainer
         self.published: list[tuple[float, PodReport]] = []
         """(monotonic time, report) in order."""
         self.on_report: Callable[[PodReport], None] = lambda _: None
@@ -107,8 +115,9 @@ class AgentRig:
         await self.__aenter__()
 
     async def __aenter__(self) -> Self:
-        shelf = Shelf(self.settings.volumes, self.settings.adapters, read_base(self.settings.base_path), 16)
-        self._agent = await self._stack.enter_async_context(running_agent(self.settings, shelf, self._write))
+        settings, base = self.settings, read_base(self.settings.base_path)
+        shelf = Shelf(settings.volumes, settings.adapters, base, 16, self._obtainer)
+        self._agent = await self._stack.enter_async_context(running_agent(settings, shelf, self._write))
         return self
 
     async def __aexit__(

@@ -102,7 +102,7 @@ def children() -> list[Object]:
     pool, base = a_pool()
     settings = Settings(tuneyard_namespace=NAMESPACE)
     return [
-        *namespace_access(MODELS, [base], settings),
+        *namespace_access(MODELS, [base], ["hub-token"], settings),
         *pool_companions(pool, base, EngineKeys(b"master" * 8), settings),
     ]
 
@@ -147,6 +147,13 @@ def test_agents_read_the_plans_of_their_namespace_and_no_other_config_map(api: A
         assert may(api, AGENT, verb, "configmaps", name=names.pool_plan("base"), namespace=MODELS)
         assert not may(api, AGENT, verb, "configmaps", name="somebody-elses", namespace=MODELS)
     assert not may(api, AGENT, "patch", "configmaps", name=names.pool_plan("base"), namespace=MODELS)
+
+
+def test_agents_read_the_secrets_that_sources_name_and_no_others(api: Api) -> None:
+    assert may(api, AGENT, "get", "secrets", name="hub-token", namespace=MODELS)
+    assert not may(api, AGENT, "get", "secrets", name="somebody-elses", namespace=MODELS)
+    for verb in ("list", "watch", "patch", "delete"):
+        assert not may(api, AGENT, verb, "secrets", name="hub-token", namespace=MODELS), verb
 
 
 def test_the_operator_leads_by_its_own_lease(api: Api) -> None:

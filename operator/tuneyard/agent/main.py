@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.settings import Settings, SettingsError, settings_from
-from tuneyard.agent.verify import BaseWanted, verify
+from tuneyard.agent.verify import BaseWanted, Find, Found, verify
+from tuneyard.api.sources import Source
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--digest", help="the pinned digest, sha256:<64 hex digits>")
     base.add_argument("--front-config", type=Path, help="where the front's Envoy configuration goes")
     base.add_argument("--termination-log", type=Path, default=Path("/dev/termination-log"), help=argparse.SUPPRESS)
+    base.add_argument("--source", help="where the base comes from over the network, as JSON")
+    base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
     commands.add_parser("run", help="load and prove adapters beside the engine; settings come from the environment")
 
@@ -37,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.agent_command == "verify":
         wanted = BaseWanted(args.base_model, args.path, args.tensor_parallel_size, args.digest or None, args.volumes)
-        return verify(wanted, args.front_config, args.termination_log)
+        find = _from_network(args) if args.source else None
+        return verify(wanted, args.front_config, args.termination_log, find)
     try:
         asyncio.run(_run(settings_from(os.environ)))
     except (SettingsError, ArtifactError) as error:
@@ -46,23 +51,57 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _from_network(args: argparse.Namespace) -> Find:
+    """How the base comes over the network; tells others on the pod's annotation how far it is."""
+    # imported here: a base on a volume needs neither a Kubernetes client nor those of hubs and object stores
+    from tuneyard.agent.basefetch import from_network  # noqa: PLC0415
+    from tuneyard.agent.obtaining import Obtainer  # noqa: PLC0415
+    from tuneyard.agent.publishing import telling_of_base  # noqa: PLC0415
+    from tuneyard.agent.settings import cache_limit, identity_from  # noqa: PLC0415
+    from tuneyard.systems.artifacts.store import Store  # noqa: PLC0415
+    from tuneyard.systems.kube.client import connect  # noqa: PLC0415
+    from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
+
+    def find(wanted: BaseWanted) -> Found:
+        api, pod = connect(), identity_from(os.environ)
+        obtainer = Obtainer(
+            Store(args.cache, cache_limit(os.environ)), lambda name: read_credentials(api, pod.namespace, name)
+        )
+        source = Source.from_dict(json.loads(args.source))
+        return from_network(source, obtainer, telling_of_base(api, pod, wanted.name))(wanted)
+
+    return find
+
+
 async def _run(settings: Settings) -> None:
     """The agent until SIGTERM or SIGINT."""
     # imported here: `verify` needs no Kubernetes client, and a pod's first step should be quick
+    from tuneyard.agent.basefetch import hold_base  # noqa: PLC0415
+    from tuneyard.agent.obtaining import Obtainer  # noqa: PLC0415
     from tuneyard.agent.plans import follow_plan  # noqa: PLC0415
     from tuneyard.agent.publishing import on_own_pod  # noqa: PLC0415
     from tuneyard.agent.running import running_agent  # noqa: PLC0415
+    from tuneyard.systems.artifacts.store import Store  # noqa: PLC0415
     from tuneyard.systems.kube.client import connect  # noqa: PLC0415
+    from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
 
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    base = await asyncio.to_thread(read_base, settings.base_path)
-    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank)
     api = connect()
+    obtainer = Obtainer(
+        await asyncio.to_thread(Store, settings.cache, settings.cache_limit),
+        lambda name: read_credentials(api, settings.namespace, name),
+    )
+    held = hold_base(obtainer.store, settings.base_path) if settings.base_path.is_symlink() else None
+    base = await asyncio.to_thread(read_base, settings.base_path)
+    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer)
     async with running_agent(settings, shelf, on_own_pod(api, settings)) as agent:
         informer = follow_plan(api, settings, agent.knowledge)
         try:
             await stopping.wait()
         finally:
+            obtainer.stopped.set()
             await asyncio.to_thread(informer.stop)
+    if held is not None:
+        held.release()

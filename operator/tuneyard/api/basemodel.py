@@ -15,7 +15,7 @@ from tuneyard.api.lineage import LINEAGE_STAYS, LineageField
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
-from tuneyard.api.sources import PINNED, Source
+from tuneyard.api.sources import PINNED, PINNED_IMAGE, Source
 
 
 class BaseModelSpec(ApiModel):
@@ -30,6 +30,7 @@ class BaseModelSpec(ApiModel):
                     "name)",
                 ),
                 PINNED,
+                PINNED_IMAGE,
                 *LINEAGE_STAYS,
             ]
         }

@@ -75,6 +75,7 @@ KINDS = (
             Column("BASE", ".spec.baseModel"),
             Column("VERSION", ".spec.lineage.version"),
             Column("LOADED", ".status.loaded"),
+            Column("PROGRESS", ".status.progress"),
             Column("RANK", ".status.rank", "integer"),
             Column("SIZE", ".status.size"),
             AGE,

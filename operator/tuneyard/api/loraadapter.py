@@ -10,8 +10,8 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
 from tuneyard.api.metadata import ObjectMeta
-from tuneyard.api.schema import Digest, ObjectName, cel, unchanged
-from tuneyard.api.sources import PINNED, Source
+from tuneyard.api.schema import Digest, ObjectName, Text, cel, unchanged
+from tuneyard.api.sources import NO_IMAGE, PINNED, Source
 
 
 class LoRAAdapterSpec(ApiModel):
@@ -26,6 +26,7 @@ class LoRAAdapterSpec(ApiModel):
                     "and add a revision that names it",
                 ),
                 PINNED,
+                NO_IMAGE,
                 *LINEAGE_STAYS,
             ]
         }
@@ -51,6 +52,7 @@ class LoRAAdapterStatus(ApiModel):
     size_bytes: int | None = None
     size: Annotated[str | None, Field(description="sizeBytes for people, for example 3.5 MiB.")] = None
     loaded: Annotated[str | None, Field(description="Pods that serve it of pods that should, for example 3/3.")] = None
+    progress: Annotated[Text | None, Field(description="How far pods are with fetching it, while they are.")] = None
     used_by: list[str] | None = None
     promoted_at: Annotated[
         Moment | None,

@@ -98,6 +98,10 @@ class Reason(StrEnum):
         "The source does not answer, or the connection broke; it is tried again.",
     )
     DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
+    CACHE_UNUSABLE = (
+        "CacheUnusable",
+        "The cache's volume cannot be written, has no file locks, or holds files of a newer version.",
+    )
     UNSAFE_PATH = ("UnsafePath", "A file is a link out of the artifact, or not a regular file.")
 
     # the checks of an adapter's files (engines.md): each keeps it away from every engine

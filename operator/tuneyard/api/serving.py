@@ -56,6 +56,12 @@ class VolumeClaim(ApiModel):
     claim_name: ObjectName
 
 
+class CacheClaim(ApiModel):
+    """A PersistentVolumeClaim of the same namespace, mounted to be written to."""
+
+    claim_name: ObjectName
+
+
 class ArtifactVolume(ApiModel):
     """A volume that the pool's pods have from the start, so that artifacts on it can be loaded while they run."""
 
@@ -68,6 +74,32 @@ class ArtifactVolume(ApiModel):
     name: Name
     host_path: HostPath | None = None
     persistent_volume_claim: VolumeClaim | None = None
+
+
+class ArtifactCache(ApiModel):
+    """Where the pool's pods keep what they fetch over the network. Without it each pod keeps its own, while it lives.
+
+    On a hostPath (only under a prefix that the chart allows) the pods of a node share it, on a claim those that mount
+    it; each namespace has a folder of its own.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!(has(self.hostPath) && has(self.persistentVolumeClaim))",
+                    "a cache is on a hostPath or on a persistentVolumeClaim: remove one of them",
+                )
+            ]
+        }
+    )
+
+    host_path: HostPath | None = None
+    persistent_volume_claim: CacheClaim | None = None
+    size_limit: Annotated[
+        Quantity | None,
+        Field(description="Bytes, for example 200Gi; what was used least recently goes. Default: what the disk holds."),
+    ] = None
 
 
 class EnvVar(ApiModel):
@@ -130,6 +162,9 @@ class ServingSpec(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
             description="Volumes that sources of kind volume may name.",
         ),
+    ] = None
+    cache: Annotated[
+        ArtifactCache | None, Field(description="Where fetched artifacts are kept; default: in each pod.")
     ] = None
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None

@@ -93,16 +93,37 @@ class S3Source(ApiModel):
     anonymous: Annotated[bool | None, Field(description="Ask without a signature. Default false.")] = None
 
 
+class ImageSource(ApiModel):
+    """An OCI image that holds the files, mounted by the kubelet as an image volume (Kubernetes 1.35 or newer)."""
+
+    reference: Annotated[
+        str,
+        Field(
+            max_length=512,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+            description="For example registry.example/models/llama@sha256:…; a tag only together with spec.digest.",
+        ),
+    ]
+    path: Annotated[
+        str | None,
+        Field(max_length=1024, pattern=r"^[^/].*$", description="Folder in the image; default: its root."),
+    ] = None
+
+
 class Source(ApiModel):
     """Where an artifact's files are: exactly one kind."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                exactly_one("source", "volume", "huggingFace", "s3"),
+                exactly_one("source", "volume", "huggingFace", "s3", "image"),
                 cel(
                     "!has(self.volume) || !self.volume.path.split('/').exists(p, p == '..')",
                     "source.volume.path may not leave the volume: remove '..'",
+                ),
+                cel(
+                    "!has(self.image) || !has(self.image.path) || !self.image.path.split('/').exists(p, p == '..')",
+                    "source.image.path may not leave the image: remove '..'",
                 ),
             ]
         }
@@ -111,6 +132,7 @@ class Source(ApiModel):
     volume: VolumeSource | None = None
     hugging_face: HuggingFaceSource | None = None
     s3: S3Source | None = None
+    image: Annotated[ImageSource | None, Field(description="Of base models only.")] = None
 
     @property
     def credentials(self) -> str | None:
@@ -119,11 +141,24 @@ class Source(ApiModel):
         return remote.credentials.name if remote and remote.credentials else None
 
     @property
+    def is_known(self) -> bool:
+        """Whether this version knows its kind; newer ones may have more."""
+        return any(kind is not None for kind in (self.volume, self.hugging_face, self.s3, self.image))
+
+    @property
     def is_remote(self) -> bool:
-        """Whether files come over the network."""
-        return self.volume is None
+        """Whether pods fetch the files over the network themselves."""
+        return self.hugging_face is not None or self.s3 is not None
 
 
+PINNED_IMAGE = cel(
+    "!has(self.source.image) || self.source.image.reference.contains('@sha256:') || has(self.digest)",
+    "source.image.reference must name a digest (@sha256:…), because tags move: add it, or give spec.digest",
+)
+NO_IMAGE = cel(
+    "!has(self.source.image)",
+    "an adapter cannot come as an image, because running pods gain no volume: use huggingFace, s3 or volume",
+)
 PINNED = cel(
     f"!has(self.source.huggingFace) || self.source.huggingFace.revision.matches('{COMMIT_PATTERN}') || has(self.digest)",
     "source.huggingFace.revision must be a commit (40 hex digits), because branches and tags move: run `tuneyard pin "

@@ -119,6 +119,11 @@ def pod_of(raw: Json) -> Pod:
     return Pod(name, namespace, pool, bool(metadata.get("deletionTimestamp")), report)
 
 
+def _takes_requests(pod: Pod | None) -> bool:
+    """Whether routes may lead to the pod."""
+    return pod is not None and not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
+
+
 def _changed_adapters(before: Pod | None, after: Pod | None) -> set[str] | None:
     """The adapters that a pod serves otherwise than before; None where more than adapters has changed.
 
@@ -226,19 +231,20 @@ class World:
 
     def _put_pod(self, key: Key, pod: Pod | None) -> set[str]:
         before = self._pods.pop(key, None)
+        if before is not None:
+            self._pools.get((before.namespace, before.pool), {}).pop(before.name, None)
         if pod is not None:
             self._pods[key] = pod
-        if before == pod:
+            self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
+        if before == pod or not (_takes_requests(before) or _takes_requests(pod)):
+            # a pod that starts tells every few seconds how far it is
             return set()
         changed = _changed_adapters(before, pod)
         touched: set[str] = set()
         for one in (before, pod):
             if one is not None:
                 pool = (one.namespace, one.pool)
-                self._pools.get(pool, {}).pop(one.name, None)
                 touched |= self._touching("pool", pool) if changed is None else self._touching_adapters(pool, changed)
-        if pod is not None:
-            self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
         return touched
 
     def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:

@@ -73,7 +73,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
 def _access_actions(obs: BaseModelObservation, base: BaseModelResource) -> list[Action]:
     """What all pools of the namespace share."""
     living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
-    access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
+    access = children.namespace_access(base.metadata.namespace, living.values(), obs.credentials, obs.settings)
     return _unless_there(access, obs.children)
 
 

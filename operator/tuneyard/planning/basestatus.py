@@ -24,6 +24,7 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 _USERS_LISTED = 50
@@ -79,7 +80,8 @@ class PoolState:
         if self.complete:
             return "serving" if replicas else "scaled to 0"
         if self.pods and not self.serving and not any(p.base_report for p in self.pods):
-            return "reading the base"
+            transfer = slowest(p.report.base_transfer for p in self.pods if p.report)
+            return transfer_for_people(transfer) if transfer else "reading the base"
         counted = f"{self.serving} of {replicas} pods serve"
         return counted if self.rolled_out or self.deployment is None else f"{counted}, rolling out"
 

@@ -224,8 +224,13 @@ def _network_policy(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     return _object("networking.k8s.io/v1", "NetworkPolicy", names.pool_deployment(pool.name), pool, base, spec=spec)
 
 
-def namespace_access(namespace: str, bases: Iterable[BaseModelResource], settings: Settings) -> tuple[Json, ...]:
-    """What all pools of a namespace share: the agents' account and rights, and the gateways' right to see pods."""
+def namespace_access(
+    namespace: str, bases: Iterable[BaseModelResource], credentials: Iterable[str], settings: Settings
+) -> tuple[Json, ...]:
+    """What all pools of a namespace share: the agents' account and rights, and the gateways' right to see pods.
+
+    `credentials`: names of the Secrets that sources of the namespace name; agents may read these.
+    """
     owners = [owner(b) for b in sorted(bases, key=lambda b: b.metadata.uid)]
     agent = {"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": namespace}
     gateway = {"kind": "ServiceAccount", "name": names.GATEWAY_POD_READER, "namespace": settings.tuneyard_namespace}
@@ -236,11 +241,17 @@ def namespace_access(namespace: str, bases: Iterable[BaseModelResource], setting
             names.LABEL_MANAGED_BY: names.MANAGED_BY,
             names.LABEL_COMPONENT: "access",
         }
-        metadata = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        given = settings.agent_service_account_annotations if kind == "ServiceAccount" else {}
+        metadata: Json = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        if given:
+            metadata["annotations"] = dict(given)
         return marked({"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields})
 
-    def may(name: str, verbs: list[str], subject: Json) -> tuple[Json, Json]:
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]
+    named = sorted(credentials)
+    secrets = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": named, "verbs": ["get"]}
+
+    def may(name: str, verbs: list[str], subject: Json, *further: Json) -> tuple[Json, Json]:
+        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}, *further]
         role_ref = {"apiGroup": RBAC, "kind": "Role", "name": name}
         return (
             shared(f"{RBAC}/v1", "Role", name, rules=rules),
@@ -250,6 +261,6 @@ def namespace_access(namespace: str, bases: Iterable[BaseModelResource], setting
     return (
         # The token is projected into the agent alone, never mounted by default.
         shared("v1", "ServiceAccount", names.AGENT_SERVICE_ACCOUNT, automountServiceAccountToken=False),
-        *may(names.AGENT_SERVICE_ACCOUNT, ["get", "patch"], agent),
+        *may(names.AGENT_SERVICE_ACCOUNT, ["get", "patch"], agent, *([secrets] if named else [])),
         *may(names.GATEWAY_POD_READER, ["get", "list", "watch"], gateway),
     )

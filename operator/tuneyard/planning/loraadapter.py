@@ -26,13 +26,24 @@ from tuneyard.planning.plan import Event, ObjectReference, Plan
 from tuneyard.planning.promotion import Promotion, promotion
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
+from tuneyard.planning.sizes import size_for_people, slowest, transfer_for_people
 from tuneyard.planning.timestamps import rfc3339
 
 TRAINED_FROM_BASE = "TrainedFromBase"
 """A condition that is there only as a warning."""
 
 _UNRESOLVED = frozenset(
-    {Reason.ARTIFACT_NOT_FOUND, Reason.FILES_MISSING, Reason.ARTIFACT_UNREADABLE, Reason.UNSAFE_PATH}
+    {
+        Reason.ARTIFACT_NOT_FOUND,
+        Reason.FILES_MISSING,
+        Reason.ARTIFACT_UNREADABLE,
+        Reason.UNSAFE_PATH,
+        Reason.ACCESS_DENIED,
+        Reason.CREDENTIALS_MISSING,
+        Reason.SOURCE_UNREACHABLE,
+        Reason.DISK_FULL,
+        Reason.CACHE_UNUSABLE,
+    }
 )
 _INCOMPATIBLE = frozenset(
     {
@@ -49,7 +60,6 @@ _INCOMPATIBLE = frozenset(
     }
 )
 """What a pod says after it has looked into the files."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,12 @@ class Spread:
             min(pool.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
+
+    @property
+    def progress(self) -> str | None:
+        """How far the slowest pod is with fetching it, None while nobody fetches."""
+        transfer = slowest(s.report.transfer for s in self.said)
+        return transfer_for_people(transfer) if transfer else None
 
 
 def plan_loraadapter(obs: LoRAAdapterObservation) -> Plan:
@@ -175,6 +191,8 @@ def _work(spread: Spread) -> Problem | None:
     counted = f"{spread.loaded} of {spread.wanted} pods have loaded it"
     if not spread.said:
         return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
+    if spread.progress:
+        return Problem(Reason.FETCHING, f"{counted}; {spread.progress}")
     return Problem(Reason.LOADING, counted)
 
 
@@ -250,19 +268,12 @@ def _status(spread: Spread, conditions: Sequence[Condition], promoted: Promotion
         size_bytes=size,
         size=None if size is None else size_for_people(size),
         loaded=f"{spread.loaded}/{spread.wanted}",
+        progress=spread.progress,
         used_by=listed(spread.users),
         promoted_at=promoted.at if promoted else None,
         promoted_by=promoted.by if promoted else None,
         conditions=list(conditions),
     )
-
-
-def size_for_people(size: int) -> str:
-    """Bytes in the largest unit that leaves at least 1, for example 3.5 MiB."""
-    value, unit = float(size), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def _events(spread: Spread, status: LoRAAdapterStatus, problem: Problem | None) -> tuple[Event, ...]:

@@ -131,6 +131,8 @@ class BaseModelObservation:
     settings: Settings
     now: datetime
     """UTC, aware."""
+    credentials: frozenset[str] = frozenset()
+    """Names of the Secrets that sources of the namespace's bases and their adapters name."""
     unreadable: tuple[str, ...] = ()
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""

@@ -110,7 +110,9 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
     if failure is not None:
         return _failed_report(failure, prepared)
     if prepared is None:
-        return AdapterReport(state="Loading", digest=planned.digest, reason=Reason.RESOLVING)
+        transfer = state.transfers.get(planned.name)
+        reason = Reason.FETCHING if transfer else Reason.RESOLVING
+        return AdapterReport(state="Loading", digest=planned.digest, reason=reason, transfer=transfer)
     known = AdapterReport(
         state="Loading",
         digest=prepared.digest,

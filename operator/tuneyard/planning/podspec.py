@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import math
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -19,13 +20,20 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactVolume, Resources, Toleration
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, Resources, Toleration
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
 ARTIFACTS = "/artifacts"
 ADAPTERS = "/adapters"
+CACHE = "/cache"
+"""What was fetched over the network; see docs/explanation/artifact-cache.md."""
+IMAGE = f"{ARTIFACTS}/@image"
+"""A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
+BASE = "/base"
+BASE_LINK = f"{BASE}/model"
+"""A link that `verify` makes, to the base's files in the cache: where these lie is known once their digest is."""
 RUN = "/run/tuneyard"
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
@@ -76,9 +84,11 @@ def pod_labels(pool: Pool) -> dict[str, str]:
 
 def base_path(base: BaseModelResource) -> str:
     """Where the base's files are in its pods."""
-    volume = base.spec.source.volume
+    volume, image = base.spec.source.volume, base.spec.source.image
+    if image is not None:
+        return posixpath.normpath(f"{IMAGE}/{image.path or ''}")
     if volume is None:
-        raise ValueError(f"BaseModel {base.metadata.name} has no source: check servingchecks.violation first")
+        return BASE_LINK
     return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
 
 
@@ -112,14 +122,22 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
             _agent(pool, base, settings),
         ],
         "containers": [_engine(pool, base, settings)],
-        "volumes": _volumes(serving.artifact_volumes),
+        "volumes": _volumes(pool, base, settings),
         "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
     if settings.model_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
-    return {"metadata": {"labels": pod_labels(pool)}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": pod_labels(pool)}
+    if settings.agent_service_account_annotations:
+        metadata["annotations"] = _identity_stays_out_of_engines()
+    return {"metadata": metadata, "spec": spec}
+
+
+def _identity_stays_out_of_engines() -> dict[str, str]:
+    """Amazon's webhook gives a pod's identity to all of its containers but those that are named here."""
+    return {"eks.amazonaws.com/skip-containers": f"{ENGINE},{FRONT}"}
 
 
 def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
@@ -160,6 +178,19 @@ def _requests(cpu: str, memory: str) -> dict[str, Any]:
 
 
 def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
+    """What looks at the base before all; where that is fetched over the network, it also fetches it."""
+    source = base.spec.source
+    digest = {
+        "name": "TUNEYARD_BASE_DIGEST",
+        "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
+    }
+    env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)], []
+    if source.is_remote:
+        fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
+        env += [*_identity(), *_cache_limit(pool.serving.cache)]
+        mounts += [_cache_mount(pool), _mount("base", BASE), _mount("token", SERVICE_ACCOUNT, read_only=True)]
+    else:
+        mounts += _base_mounts(base)
     return _container(
         VERIFY,
         settings.images.tuneyard,
@@ -171,15 +202,11 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--front-config", FRONT_CONFIG),
+            *fetch,
         ],
-        env=[
-            {
-                "name": "TUNEYARD_BASE_DIGEST",
-                "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
-            }
-        ],
+        env=env,
         resources=_requests("100m", "128Mi"),
-        volumeMounts=[*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)],
+        volumeMounts=mounts,
     )
 
 
@@ -206,10 +233,8 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         restartPolicy="Always",
         command=["tuneyard", "agent", "run"],
         env=[
-            _field("POD_NAME", "metadata.name"),
-            _field("POD_NAMESPACE", "metadata.namespace"),
-            _field("POD_UID", "metadata.uid"),
-            _field("POD_IP", "status.podIP"),
+            *_identity(),
+            *_cache_limit(serving.cache),
             _value("TUNEYARD_POOL", pool.name),
             _value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             _value("TUNEYARD_BASE_PATH", literal(base_path(base))),
@@ -235,6 +260,8 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         resources=_requests("50m", "128Mi"),
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
+            *_base_mounts(base),
+            _cache_mount(pool),
             _mount("adapters", ADAPTERS),
             _mount("run", RUN),
             _mount("token", SERVICE_ACCOUNT, read_only=True),
@@ -272,6 +299,8 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
+            *_base_mounts(base),
+            *([_cache_mount(pool, read_only=True)] if base.spec.source.is_remote else []),
             _mount("adapters", ADAPTERS, read_only=True),
             _mount("shm", "/dev/shm"),  # noqa: S108
             _mount("tmp", "/tmp"),  # noqa: S108
@@ -351,6 +380,41 @@ def _key(name: str, pool: Pool) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
 
 
+def _identity() -> list[dict[str, Any]]:
+    """Who the pod is, for who writes its annotation."""
+    fields = {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_UID": "metadata.uid",
+        "POD_IP": "status.podIP",
+    }
+    return [_field(name, path) for name, path in fields.items()]
+
+
+def _cache_limit(cache: ArtifactCache) -> list[dict[str, Any]]:
+    return [] if cache.size_limit is None else [_value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
+
+
+def _cache_mount(pool: Pool, *, read_only: bool = False) -> dict[str, Any]:
+    mount = _mount("cache", CACHE, read_only=read_only)
+    # of a folder of the node, each namespace sees its own part only
+    return {**mount, "subPath": pool.namespace} if pool.serving.cache.host_path else mount
+
+
+def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
+    source = base.spec.source
+    if source.image is not None:
+        return [_mount("image", IMAGE, read_only=True)]
+    return [_mount("base", BASE, read_only=True)] if source.is_remote else []
+
+
+def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
+    image = base.spec.source.image
+    if image is not None:
+        return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
+    return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
+
+
 def _mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
     mount: dict[str, Any] = {"name": volume, "mountPath": path}
     return {**mount, "readOnly": True} if read_only else mount
@@ -371,18 +435,29 @@ def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
     if volume.persistent_volume_claim is not None:
         claim = volume.persistent_volume_claim.claim_name
         return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-    path = volume.host_path.path if volume.host_path else "/nonexistent"
+    return _host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
+
+
+def _host_folder(path: str) -> dict[str, Any]:
     return {"hostPath": {"path": posixpath.normpath("/" + path.lstrip("/")), "type": "Directory"}}
 
 
-def _volumes(artifact_volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
+def _cache_source(cache: ArtifactCache) -> dict[str, Any]:
+    if cache.persistent_volume_claim is not None:
+        return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
+    return _host_folder(cache.host_path.path) if cache.host_path else {"emptyDir": {}}
+
+
+def _volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
     token_sources = [
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
         {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
     ]
     return [
-        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in artifact_volumes),
+        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
+        {"name": "cache", **_cache_source(pool.serving.cache)},
+        *_base_volumes(base, settings),
         {"name": "adapters", "emptyDir": {}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},

@@ -25,7 +25,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem, parsed
 
 POOL_GRACE = 60.0
@@ -47,6 +47,7 @@ class Serving:
     lora: LoRASettings
     resources: Resources
     artifact_volumes: tuple[ArtifactVolume, ...]
+    cache: ArtifactCache
     node_selector: Mapping[str, str]
     tolerations: tuple[Toleration, ...]
     env: Mapping[str, str]
@@ -100,6 +101,7 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         lora=spec.lora or LoRASettings(),
         resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
+        cache=spec.cache or ArtifactCache(),
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(spec.tolerations or ()),
         env={e.name: e.value for e in spec.env or ()},

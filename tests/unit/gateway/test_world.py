@@ -11,7 +11,7 @@ from tests.builders import BASE, base_model, deployment, digest, loaded, pinned,
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
-from tuneyard.api.documents import AdapterReport
+from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
 from tuneyard.gateway.world import World
 from tuneyard.planning.observations import PodObservation
@@ -108,7 +108,11 @@ def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> Non
     leaving = raw_pod(pod("a", "one", "two"))
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert world.put("pod", leaving, 0) == everyone
-    assert world.remove("pod", ("team", "a"), 0) == everyone
+    assert world.remove("pod", ("team", "a"), 0) == set(), "nobody was sent to it any more"
+    for done in range(3):
+        transfer = Transfer(done_bytes=done, total_bytes=9)
+        assert report("one", "two", engine="Starting", base_transfer=transfer) == set()
+    assert report("one", "two") == everyone
 
 
 def test_a_report_costs_what_it_changes() -> None:

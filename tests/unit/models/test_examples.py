@@ -72,7 +72,8 @@ def test_references_lead_somewhere(folder: Path) -> None:
     adapters = {adapter.metadata.name: adapter for adapter in ours(folder, "LoRAAdapter")}
     for item in (*bases.values(), *adapters.values()):
         base = bases[getattr(item.spec, "base_model", item.metadata.name)]
-        assert item.spec.source.volume.name in {volume.name for volume in base.spec.serving.artifact_volumes}
+        if item.spec.source.volume:
+            assert item.spec.source.volume.name in {volume.name for volume in base.spec.serving.artifact_volumes}
     deployments = ours(folder, "ModelDeployment")
     assert deployments
     for deployment in deployments:
@@ -92,6 +93,14 @@ def test_revisions_never_change_under_their_name(folder: Path) -> None:
     for deployment in ours(folder, "ModelDeployment"):
         for revision in deployment.spec.revisions:
             assert seen.setdefault((deployment.metadata.name, revision.name), revision) == revision
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_secrets_that_sources_name_are_there_and_labelled(folder: Path) -> None:
+    found = [d for path in MANIFESTS if path.parent == folder for d in documents(path) if d["kind"] == "Secret"]
+    usable = {s["metadata"]["name"] for s in found if s["metadata"]["labels"]["tuneyard.dev/credentials"] == "true"}
+    named = {item.spec.source.credentials for kind in ("BaseModel", "LoRAAdapter") for item in ours(folder, kind)}
+    assert named - {None} <= usable
 
 
 def test_the_quickstart_is_a_story() -> None:

@@ -36,7 +36,7 @@ def the_pool(**fields: Any) -> Pool:
 def everything(pool: Pool) -> list[dict[str, Any]]:
     planned = [PlannedAdapter(name="v1", source=BASE_OBJECT.spec.source)]
     return [
-        *namespace_access(NAMESPACE, [BASE_OBJECT], SETTINGS),
+        *namespace_access(NAMESPACE, [BASE_OBJECT], (), SETTINGS),
         pool_plan(pool, BASE_OBJECT, planned, {"v1": "2026-01-01T00:00:00Z"}, None),
         *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
@@ -123,11 +123,19 @@ def test_rights_are_no_wider_than_used():
     assert subjects["tuneyard-agent"][0]["namespace"] == subjects[plan][0]["namespace"] == NAMESPACE
 
 
+def test_agents_may_read_the_secrets_that_sources_name_and_no_others():
+    made = namespace_access(NAMESPACE, [BASE_OBJECT], {"s3", "hub"}, SETTINGS)
+    (role,) = [o for o in made if o["kind"] == "Role" and o["metadata"]["name"] == "tuneyard-agent"]
+    assert role["rules"][1:] == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["hub", "s3"], "verbs": ["get"]}
+    ]
+
+
 def test_what_a_namespace_shares_is_owned_by_all_its_bases_in_one_order():
     bases = [base_model("b"), base_model("a")]
-    owners = namespace_access(NAMESPACE, bases, SETTINGS)[0]["metadata"]["ownerReferences"]
+    owners = namespace_access(NAMESPACE, bases, (), SETTINGS)[0]["metadata"]["ownerReferences"]
     assert [o["uid"] for o in owners] == ["uid-a", "uid-b"]
-    assert namespace_access(NAMESPACE, bases, SETTINGS) == namespace_access(NAMESPACE, bases[::-1], SETTINGS)
+    assert namespace_access(NAMESPACE, bases, (), SETTINGS) == namespace_access(NAMESPACE, bases[::-1], (), SETTINGS)
 
 
 @pytest.mark.parametrize("pool", ["llama", "llama-3.1-8b", "7b", "a" * 52, "1." * 26])
