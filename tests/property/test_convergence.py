@@ -50,21 +50,27 @@ KEYS = [
 key = st.sampled_from(KEYS)
 
 
-def serving(replicas: int, max_model_len: int, places: int) -> ServingSpec:
+def serving(replicas: int, max_model_len: int, places: int, copies: int | None = None) -> ServingSpec:
     return ServingSpec(
         artifact_volumes=[VOLUME],
         replicas=replicas,
         max_model_len=max_model_len,
-        lora=LoRASettings(max_loras=1, max_cpu_loras=places),
+        lora=LoRASettings(max_loras=1, max_cpu_loras=places, copies=copies),
     )
+
+
+ALL_EVERYWHERE = (2, 128, 6)
+SPREAD = (3, 128, 4, 2)
+"""Pools with room for all adapters, in which every pod has all, and in which two pods of three have each."""
 
 
 @st.composite
 def edited_base(draw: st.DrawFn) -> Step:
-    chosen = (draw(st.integers(0, 2)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)))
+    copies = draw(st.sampled_from([None, None, 1, 2]))
+    chosen = (draw(st.integers(0, 3)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)), copies)
     name = draw(st.sampled_from([BASE, BASE, OTHER]))
     base = base_model(name, serving=serving(*chosen))
-    return Step("edit", f"{name}.serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
+    return Step("edit", f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}", lambda w, _: w.put(base))
 
 
 @st.composite
@@ -135,6 +141,12 @@ def killed_pod(draw: st.DrawFn) -> Step:
 
 
 @st.composite
+def restarted_engine(draw: st.DrawFn) -> Step:
+    number = draw(st.integers(0, 9))
+    return Step("trouble", f"engine of pod {number} restarts", lambda w, _: w.restart_engine(number))
+
+
+@st.composite
 def meddled(draw: st.DrawFn) -> Step:
     number = draw(st.integers(0, 40))
     return Step("trouble", f"somebody changes child {number}", lambda w, _: w.meddle(number))
@@ -171,6 +183,7 @@ troubles = st.one_of(
     waited(),
     lost_status(),
     killed_pod(),
+    restarted_engine(),
     meddled(),
     calm(),
 )
@@ -219,7 +232,7 @@ def traffic_is_by_the_rules(status: ModelDeploymentStatus) -> None:
         assert told.weight >= told.spec_weight or told.withheld, "traffic withheld without a word"
 
 
-def played(history: list[Step], *, with_troubles: bool) -> World:
+def played(history: list[Step], end: tuple[int, int, int] | tuple[int, int, int, int], *, with_troubles: bool) -> World:
     """The world after a history. It ends with everything there that deployments may name and with places for it: what
     was learned or served before something went is not forgotten, and so would depend on what was seen."""
     world, operator = begun()
@@ -231,7 +244,7 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
             operator.settle()
         invariants(world)
     for name in (BASE, OTHER):
-        world.put(base_model(name, serving=serving(2, 128, 5)))
+        world.put(base_model(name, serving=serving(*end)))
     for name, base in ADAPTERS.items():
         world.put(adapter(name, base=base))
     operator.settle()
@@ -240,16 +253,16 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(histories)
-def test_ends_as_without_faults_and_stays_there(history):
-    world = played(history, with_troubles=True)
+@given(histories, st.sampled_from([ALL_EVERYWHERE, SPREAD]))
+def test_ends_as_without_faults_and_stays_there(history, end):
+    world = played(history, end, with_troubles=True)
     for kind, name in list(world.resources):
         plan = PLANS[kind](world.situation(), name)
         assert plan.actions == ()
         assert plan.events == ()
         assert plan.status == world.resources[kind, name].status
         assert plan.requeue_after is None
-    faultless = played(history, with_troubles=False)
+    faultless = played(history, end, with_troubles=False)
     assert not different(world.digest(), faultless.digest())
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-
-from pydantic import ValidationError
 
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.settings import Settings
 from tuneyard.api import names
-from tuneyard.api.documents import PLAN_KEY, PoolPlan
+from tuneyard.api.documents import PoolPlan, plan_text
 from tuneyard.planning.agentstate import PlanChanged
 from tuneyard.systems.kube.client import Api, Object
 from tuneyard.systems.kube.informers import Informer, on_loop
@@ -20,11 +17,14 @@ from tuneyard.systems.kube.watching import Change
 _log = logging.getLogger(__name__)
 
 
-def read_plan(config_map: Object) -> PoolPlan | None:
-    """The plan in a ConfigMap; None, with a line in the log, where there is none that this version understands."""
+def read_plan(config_map: Object, pod: str) -> PoolPlan | None:
+    """The pod's share of the plan in a ConfigMap.
+
+    None, with a line in the log, where there is none that this version understands.
+    """
     try:
-        return PoolPlan.from_dict(json.loads((config_map.get("data") or {})[PLAN_KEY]))
-    except (KeyError, ValueError, TypeError, ValidationError) as error:
+        return PoolPlan.model_validate_json(plan_text(config_map) or "").share(pod)
+    except (ValueError, TypeError, AttributeError) as error:
         _log.error("the plan cannot be read, keeping the last one: %s", error)
         return None
 
@@ -36,9 +36,9 @@ def follow_plan(api: Api, settings: Settings, knowledge: Knowledge) -> Informer:
     """
 
     def on_change(change: Change, config_map: Object) -> None:
-        plan = read_plan(config_map) if change != "DELETED" else None
+        plan = read_plan(config_map, settings.pod) if change != "DELETED" else None
         if plan is not None:
-            _log.info("the plan has %d adapters", len(plan.adapters))
+            _log.info("the plan has %d adapters for this pod", len(plan.adapters))
             knowledge.tell(PlanChanged(plan))
 
     informer = Informer(

@@ -1,6 +1,7 @@
 """The documents that Tuneyard's processes leave for each other.
 
-Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`.
+Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`; a long one as `plan.json.gz` in its binaryData, so
+    that it stays far below the 1 MiB that a ConfigMap may have.
 Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters of its own pod.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
@@ -10,12 +11,22 @@ Readers ignore fields they do not know; `version` changes only when a reader mus
 
 from __future__ import annotations
 
-from typing import Literal
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.sources import Source
 
 PLAN_KEY = "plan.json"
+PACKED_PLAN_KEY = "plan.json.gz"
+_LONGEST_PLAIN = 128 << 10
+"""Characters up to which a plan is stored so that people can read it."""
+_LONGEST_UNPACKED = 64 << 20
+"""A plan that unpacks to more is not one."""
 
 
 class PlannedAdapter(ApiModel):
@@ -25,6 +36,8 @@ class PlannedAdapter(ApiModel):
     source: Source
     digest: str | None = None
     """Pinned digest; None while nobody has read the artifact: then the agent reports what it computes."""
+    pods: list[str] | None = None
+    """Names of the pods that should have it; None: all of the pool."""
 
 
 class PoolPlan(ApiModel):
@@ -35,7 +48,43 @@ class PoolPlan(ApiModel):
     base_model: str
     """Name of the BaseModel, which is also the engine's --served-model-name."""
     max_rank: int = 16
+    copies: int | None = None
+    """How many pods should have each adapter in the end; None: all of them."""
+    pods: list[str] | None = None
+    """The pods among which the adapters are spread; one that is missing was not thought of yet. None: every pod has
+    every adapter."""
     adapters: list[PlannedAdapter] = []
+
+    def share(self, pod: str) -> PoolPlan:
+        """What of the plan is for one pod. Its `pods` is empty where the plan was made without that pod."""
+        mine = [a for a in self.adapters if a.pods is None or pod in a.pods]
+        counted = None if self.pods is None else [p for p in self.pods if p == pod]
+        return self.model_copy(update={"adapters": mine, "pods": counted})
+
+
+def stored_plan(plan: PoolPlan) -> dict[str, dict[str, str]]:
+    """The plan as the `data` or the `binaryData` of its ConfigMap, by one of these two names."""
+    text = json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) <= _LONGEST_PLAIN:
+        return {"data": {PLAN_KEY: text}}
+    packed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    return {"binaryData": {PACKED_PLAN_KEY: base64.b64encode(packed).decode()}}
+
+
+def plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """The JSON of the plan in a ConfigMap, None where there is none; raises ValueError for one that was not packed."""
+    packed = (config_map.get("binaryData") or {}).get(PACKED_PLAN_KEY)
+    if packed is None:
+        text = (config_map.get("data") or {}).get(PLAN_KEY)
+        return None if text is None else str(text)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(base64.b64decode(packed), _LONGEST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"{PACKED_PLAN_KEY} cannot be unpacked: {error}") from error
+    if not unpacking.eof:
+        raise ValueError(f"{PACKED_PLAN_KEY} is cut, or longer than {_LONGEST_UNPACKED} bytes")
+    return found.decode()
 
 
 class Transfer(ApiModel):
@@ -72,6 +121,8 @@ class PodReport(ApiModel):
     """host:port of the pod's front."""
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
+    awaits_share: bool | None = None
+    """True while the plan spreads its adapters over pods and was made without this one."""
     base_transfer: Transfer | None = None
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}

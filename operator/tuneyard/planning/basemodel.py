@@ -13,22 +13,19 @@ Rules:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from datetime import datetime
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PlannedAdapter
-from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, holders, placement, pools_of
+from tuneyard.planning.poolplan import wanted_plan
+from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
 from tuneyard.planning.readiness import stalled_event
-from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.timestamps import remaining, rfc3339
 
 
 def plan_basemodel(obs: BaseModelObservation) -> Plan:
@@ -124,46 +121,10 @@ def _pool_actions(
         return actions, []
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
-    adapters, unused_since, waits = planned_adapters(obs, pool, before)
-    plan = children.pool_plan(pool, base, adapters, unused_since, pinned_digest(base))
+    wanted = wanted_plan(obs, pool, before)
+    plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
-    return actions + _unless_there((plan, *companions, state.wanted), mine), waits
-
-
-def planned_adapters(
-    obs: BaseModelObservation, pool: Pool, before: ChildObservation | None
-) -> tuple[list[PlannedAdapter], dict[str, str], list[float]]:
-    """The adapters of a pool's plan, since when which of them are not wanted any more, and when the next one goes."""
-    placed = placement(pool, obs.adapters, holders(before))
-    known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
-    stays = [a.metadata.name for a in placed.planned]
-    unused_since: dict[str, str] = {}
-    waits: list[float] = []
-    for name, since in sorted(_no_longer_wanted(before, obs.now).items(), key=lambda item: (item[1], item[0])):
-        left = ADAPTER_GRACE if obs.unreadable else remaining(since, ADAPTER_GRACE, obs.now)
-        room = len(stays) < pool.serving.lora.max_cpu_loras
-        if name in known and name not in stays and name not in placed.refused and left > 0 and room:
-            stays.append(name)
-            unused_since[name] = rfc3339(since)
-            waits.append(left)
-    return [_planned(known[name]) for name in sorted(stays)], unused_since, waits
-
-
-def _planned(adapter: LoRAAdapterResource) -> PlannedAdapter:
-    digest = adapter.spec.digest or adapter.status.digest
-    return PlannedAdapter(name=adapter.metadata.name, source=adapter.spec.source, digest=digest)
-
-
-def _no_longer_wanted(before: ChildObservation | None, now: datetime) -> dict[str, datetime]:
-    """Every adapter of the plan that is out, with the time since when it is not wanted: now, if nothing says more."""
-    if before is None:
-        return {}
-    try:
-        marks = json.loads(before.annotations.get(children.ANNOTATION_UNUSED_ADAPTERS, "{}"))
-    except ValueError:
-        marks = {}
-    since = {name: parsed_time(str(text)) for name, text in marks.items()} if isinstance(marks, dict) else {}
-    return {name: since.get(name) or now for name in holders(before)}
+    return actions + _unless_there((plan, *companions, state.wanted), mine), list(wanted.waits)
 
 
 def _unused_pools(

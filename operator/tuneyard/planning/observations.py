@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import AppliedReport, BaseReport, PodReport
+from tuneyard.api.documents import AppliedReport, BaseReport, PodReport, plan_text
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
@@ -71,7 +71,7 @@ class PodObservation:
 
 @dataclass(frozen=True)
 class ChildObservation:
-    """One object that the operator made. Counts are those of a Deployment, `data` that of a ConfigMap."""
+    """One object that the operator made. Counts are those of a Deployment, `plan` is that of a ConfigMap."""
 
     api_version: str
     kind: str
@@ -89,7 +89,8 @@ class ChildObservation:
     owned: str | None = None
     """The fields that the operator owns; None: not known. See planning.ownership."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
+    plan: str | None = None
+    """The JSON of a pool's plan, unpacked."""
     deleted: bool = False
     replicas: int = 0
     ready_replicas: int = 0
@@ -144,7 +145,8 @@ class PoolPlaces:
 
     name: str
     namespace: str
-    replicas: int
+    copies: int
+    """Pods that should have each adapter."""
     wanted: frozenset[str]
     """Adapters of the revisions that use it, whether they exist or not."""
     refused: Mapping[str, Problem]
@@ -312,6 +314,14 @@ def _replica_failure(status: Mapping[str, Any]) -> Problem | None:
     return Problem(Reason.UNSCHEDULABLE, f"pods cannot be created: {str(failure.get('message'))[:_MESSAGE_LIMIT]}")
 
 
+def _plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """A plan that somebody has spoilt counts as none: then it is made anew."""
+    try:
+        return plan_text(config_map)
+    except ValueError:
+        return None
+
+
 def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
     """Read an object of the operator's own as the API server returns it (JSON, camelCase, with apiVersion and kind)."""
     metadata, status, spec = obj.get("metadata") or {}, obj.get("status") or {}, obj.get("spec") or {}
@@ -331,7 +341,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         owned=owned_fields(metadata),
         annotations=annotations,
-        data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},
+        plan=_plan_text(obj) if kind == "ConfigMap" else None,
         deleted=bool(metadata.get("deletionTimestamp")),
         replicas=int(spec.get("replicas") or 0) if kind == "Deployment" else 0,
         ready_replicas=int(status.get("readyReplicas") or 0),
