@@ -14,6 +14,7 @@ from tests.fakes import trackers
 from tests.fakes.trackers import RUN_ID, SHA, FakeServer
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
 from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.sources import ImageSource, Source
 from tuneyard.cli.main import run
 from tuneyard.cli.manifest import adapter_manifest
 from tuneyard.cli.sourcetext import parsed_source, source_text
@@ -431,6 +432,15 @@ def test_moments(value: Any, unit: float, found: Any) -> None:
 @pytest.mark.parametrize("word", ["s3://models/acme/v3/", f"hf://acme/support@{SHA}", "volume:models/acme/v3"])
 def test_sources_as_words(word: str) -> None:
     assert source_text(parsed_source(word)) == word
+
+
+@pytest.mark.parametrize(
+    ("path", "word"), [(None, "image:r.example/m@sha256:00"), ("m", "image:r.example/m@sha256:00//m")]
+)
+def test_an_image_as_a_word_that_is_not_typed(path: str | None, word: str) -> None:
+    assert source_text(Source(image=ImageSource(reference="r.example/m@sha256:00", path=path))) == word
+    with pytest.raises(ValueError, match="is no source: write s3://"):
+        parsed_source(word)
 
 
 AMBIGUOUS = (
