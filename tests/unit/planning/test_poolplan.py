@@ -32,6 +32,8 @@ from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS
 from tuneyard.planning.loraadapter import plan_loraadapter
+from tuneyard.planning.placing import Host, Wish
+from tuneyard.planning.placing import spread as spread_over
 from tuneyard.planning.poolplan import LOST_AFTER
 from tuneyard.planning.pools import PLAN_BYTES, plan_of, resolved_serving, stored_bytes
 
@@ -277,3 +279,14 @@ def stored(adapters: list[PlannedAdapter], pods: list[str], chosen: random.Rando
     plan = PoolPlan(pool="p", base_model="b", copies=2, pods=pods, adapters=entries)
     (text,) = stored_plan(plan)["binaryData"].values()
     return len(text) * 3 // 4
+
+
+def test_pods_that_are_known_do_not_exchange_adapters_however_uneven_they_are():
+    names = [f"a{n}" for n in range(40)]
+    hosts = [Host("full", loaded=frozenset(names)), Host("empty")]
+    held = dict.fromkeys(names, ("full",))
+    assert spread_over(Wish(names, (), 1, 50, 2), hosts, held) == held
+    fresh = [hosts[0], replace(hosts[1], fresh=True)]
+    moving = spread_over(Wish(names, (), 1, 50, 2), fresh, held)
+    assert 10 <= sum(places == ("empty", "full") for places in moving.values()) <= 25, "those of which it is the best"
+    assert all("full" in places for places in moving.values()), "and they serve where they are until then"
