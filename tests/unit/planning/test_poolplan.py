@@ -213,6 +213,21 @@ def test_a_full_pool_says_how_many_fit_and_who_has_a_place_keeps_it():
     assert set(places(applied_to(one_pod_less))) == set(NAMES), "nobody loses his place with a pod"
 
 
+def test_more_copies_than_there_is_room_for_put_nobody_out():
+    before = rested(spread(copies=1, places=2))
+    after = replace(before, bases=spread(copies=2, places=2).bases)
+    assert set(places(rested(after))) == set(NAMES)
+    assert the_plan(rested(after)).copies == 1
+    roomy = replace(before, bases=spread(copies=3, places=3).bases)
+    assert the_plan(rested(roomy)).copies == 1, "nine places for six adapters"
+    late = replace(
+        after,
+        adapters=(*after.adapters, pinned("late")),
+        deployments=(deployment(revisions=[revision(n, n) for n in (*NAMES, "late")]),),
+    )
+    assert "late" not in places(rested(late))
+
+
 def test_an_adapter_that_is_not_used_any_more_stays_where_it_is_and_gives_way():
     before = rested(spread(copies=1, places=3))
     fewer = replace(before, deployments=(deployment(revisions=[revision(n, n) for n in NAMES[1:]]),), now=at(1))
