@@ -122,7 +122,7 @@ class PodReport(ApiModel):
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
     awaits_share: bool | None = None
-    """True while the plan spreads its adapters over pods and was made without this one."""
+    """Whether the plan was made without this pod; None: the plan has every adapter on every pod."""
     base_transfer: Transfer | None = None
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}

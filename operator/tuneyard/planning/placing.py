@@ -120,10 +120,17 @@ class _Board:
         self._uneven = 1 + int(average / 8)
         """How many copies more a pod must have before one moves to a better pod."""
 
+    def _order(self, adapter: str) -> list[int]:
+        """Hosts, the adapter's best one first; most adapters of a pool at rest are never asked for it."""
+        order = self._orders.get(adapter)
+        if order is None:
+            order = self._orders[adapter] = self._ranks.of(adapter)
+        return order
+
     def keep(self, adapter: str, held: Collection[str]) -> None:
         """Keep what is there: the best copies, and others as long as they are needed."""
-        order = self._orders[adapter] = self._ranks.of(adapter)
         there = {self._index[name] for name in held if name in self._index}
+        order = self._order(adapter) if len(there) > self._copies else sorted(there)
         staying = [h for h in order if h in there and self._hosts[h].stays and self._load[h] < self._room]
         due = self._due[adapter] = set(staying[: self._copies])
         self._places[adapter] = set()
@@ -148,14 +155,16 @@ class _Board:
     def fill(self, adapter: str) -> None:
         """Add the copies that are missing."""
         due, places = self._due[adapter], self._places[adapter]
-        for host in self._orders[adapter]:
+        for host in self._order(adapter) if len(due) < self._copies else ():
             if len(due) >= self._copies:
                 break
             if self._hosts[host].stays and host not in due and self._due_load[host] < self._most_due:
                 self._add_due(adapter, host)
         needed = min(1, self._serving) if self.rolling else self._serving
         serving = sum(self._hosts[h].serves for h in places)
-        for host in sorted(self._orders[adapter], key=lambda h: not self._hosts[h].stays):
+        if serving >= needed:
+            return
+        for host in sorted(self._order(adapter), key=lambda h: not self._hosts[h].stays):
             if serving >= needed:
                 break
             if self._hosts[host].serves and host not in places and self._load[host] < self._room:
@@ -191,10 +200,10 @@ class _Board:
 
     def balance(self, adapter: str) -> None:
         """One copy to a better pod that is new and has much less to hold; the worse one goes once that one serves."""
-        due, best = self._due[adapter], self._orders[adapter][: self._copies]
+        due, best = self._due[adapter], self._order(adapter)[: self._copies]
         if len(due) < self._copies or not due <= self._places[adapter]:
             return
-        worse = [h for h in self._orders[adapter] if h in due and h not in best]
+        worse = [h for h in self._order(adapter) if h in due and h not in best]
         better = [h for h in best if self._hosts[h].fresh and h not in due and self._due_load[h] < self._most_due]
         if not worse or not better or self._due_load[worse[-1]] - self._due_load[better[0]] <= self._uneven:
             return

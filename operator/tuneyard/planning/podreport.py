@@ -44,7 +44,7 @@ def pod_report(state: State) -> PodReport | None:
         address=state.address,
         engine=engine,
         base_model=state.base_model,
-        awaits_share=True if state.plan.pods == [] else None,
+        awaits_share=None if state.plan.pods is None else not state.plan.pods,
         adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
     )
 

@@ -166,7 +166,10 @@ def _unused_since(
 def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None) -> PlannedAdapter:
     digest = adapter.spec.digest or adapter.status.digest
     named = None if pods is None else list(pods)
-    return PlannedAdapter(name=adapter.metadata.name, source=adapter.spec.source, digest=digest, pods=named)
+    # all of it was read as what it is: to check that again for thousands takes longer than to place them
+    return PlannedAdapter.model_construct(
+        name=adapter.metadata.name, source=adapter.spec.source, digest=digest, pods=named
+    )
 
 
 def _marks(config_map: ChildObservation | None, annotation: str) -> dict[str, str]:

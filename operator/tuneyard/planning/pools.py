@@ -9,7 +9,8 @@ Rules:
   gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
   while do not make a pool smaller: nobody loses his place by that;
 - who has a place keeps it, the earliest created are next. By age alone, a revision that somebody adds for an old
-  adapter would take an adapter away from another tenant while it serves;
+  adapter would take an adapter away from another tenant while it serves. More `lora.copies` than there is room for put
+  nobody out either: then there are fewer copies, and nobody new;
 - while every pod has room for every adapter, every pod has them all. Else there are as many copies as fit with one pod
   away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others;
 - an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
@@ -190,14 +191,19 @@ def holders(plan: PoolPlan | None) -> tuple[str, ...]:
 def capacity(serving: Serving) -> int:
     """How many adapters the pods of a pool hold together; scaled to 0 it plans for what a single pod would hold."""
     pods = max(1, serving.replicas)
-    return pods * serving.lora.max_cpu_loras // min(serving.lora.copies or 1, pods)
+    return _all_places(serving) // min(serving.lora.copies or 1, pods)
+
+
+def _all_places(serving: Serving) -> int:
+    return max(1, serving.replicas) * serving.lora.max_cpu_loras
 
 
 def copies(serving: Serving, adapters: int, before: PoolPlan | None) -> int | None:
     """How many pods should have each of so many adapters; None: all of them. `before`: the plan until now."""
     pods = serving.replicas
     if serving.lora.copies is not None:
-        return None if serving.lora.copies >= pods else serving.lora.copies
+        asked = min(serving.lora.copies, max(1, _all_places(serving) // max(1, adapters)))
+        return None if asked >= pods else asked
     until_now = pods if before is None or before.copies is None else before.copies
     most, surely = _fitting(serving, adapters, 1.0), _fitting(serving, adapters, _SLACK)
     found = min(max(until_now, surely), most)
@@ -224,7 +230,8 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
         size = stored_bytes(pool.serving, adapter)
         problem = volume_not_declared(pool.serving, adapter) or (
             pool_full(pool, len(planned), len(wanted))
-            if len(planned) >= capacity(pool.serving)
+            if len(planned)
+            >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
             else plan_full(pool, len(planned), len(wanted))
             if stored + size > PLAN_BYTES
             else None

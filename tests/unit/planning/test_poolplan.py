@@ -32,6 +32,8 @@ from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS
 from tuneyard.planning.loraadapter import plan_loraadapter
+from tuneyard.planning.placing import Host, Wish
+from tuneyard.planning.placing import spread as spread_over
 from tuneyard.planning.poolplan import LOST_AFTER
 from tuneyard.planning.pools import PLAN_BYTES, plan_of, resolved_serving, stored_bytes
 
@@ -211,6 +213,21 @@ def test_a_full_pool_says_how_many_fit_and_who_has_a_place_keeps_it():
     assert set(places(applied_to(one_pod_less))) == set(NAMES), "nobody loses his place with a pod"
 
 
+def test_more_copies_than_there_is_room_for_put_nobody_out():
+    before = rested(spread(copies=1, places=2))
+    after = replace(before, bases=spread(copies=2, places=2).bases)
+    assert set(places(rested(after))) == set(NAMES)
+    assert the_plan(rested(after)).copies == 1
+    roomy = replace(before, bases=spread(copies=3, places=3).bases)
+    assert the_plan(rested(roomy)).copies == 1, "nine places for six adapters"
+    late = replace(
+        after,
+        adapters=(*after.adapters, pinned("late")),
+        deployments=(deployment(revisions=[revision(n, n) for n in (*NAMES, "late")]),),
+    )
+    assert "late" not in places(rested(late))
+
+
 def test_an_adapter_that_is_not_used_any_more_stays_where_it_is_and_gives_way():
     before = rested(spread(copies=1, places=3))
     fewer = replace(before, deployments=(deployment(revisions=[revision(n, n) for n in NAMES[1:]]),), now=at(1))
@@ -277,3 +294,14 @@ def stored(adapters: list[PlannedAdapter], pods: list[str], chosen: random.Rando
     plan = PoolPlan(pool="p", base_model="b", copies=2, pods=pods, adapters=entries)
     (text,) = stored_plan(plan)["binaryData"].values()
     return len(text) * 3 // 4
+
+
+def test_pods_that_are_known_do_not_exchange_adapters_however_uneven_they_are():
+    names = [f"a{n}" for n in range(40)]
+    hosts = [Host("full", loaded=frozenset(names)), Host("empty")]
+    held = dict.fromkeys(names, ("full",))
+    assert spread_over(Wish(names, (), 1, 50, 2), hosts, held) == held
+    fresh = [hosts[0], replace(hosts[1], fresh=True)]
+    moving = spread_over(Wish(names, (), 1, 50, 2), fresh, held)
+    assert 10 <= sum(places == ("empty", "full") for places in moving.values()) <= 25, "those of which it is the best"
+    assert all("full" in places for places in moving.values()), "and they serve where they are until then"
