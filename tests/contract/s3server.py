@@ -36,13 +36,13 @@ class S3Server:
         self.root = Credentials.of_secret(
             "s3", {"AWS_ACCESS_KEY_ID": ROOT.encode(), "AWS_SECRET_ACCESS_KEY": ROOT_SECRET.encode()}
         )
+        self._program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         for name in ("data", "users"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.start(program)
+        self.start()
         self.client = self.client_of(ROOT, ROOT_SECRET)
         return self
 
@@ -52,11 +52,10 @@ class S3Server:
         self.client.close()
         self.stop()
 
-    def start(self, program: Path | None = None) -> None:
+    def start(self) -> None:
         """Start it, again on the same port and folder, and wait until it answers."""
-        program = program or gobuild.ensure(["versitygw"], Progress())["versitygw"]
         command = [
-            str(program),
+            str(self._program),
             "--access",
             ROOT,
             "--secret",
