@@ -36,13 +36,13 @@ class S3Server:
         self.root = Credentials.of_secret(
             "s3", {"AWS_ACCESS_KEY_ID": ROOT.encode(), "AWS_SECRET_ACCESS_KEY": ROOT_SECRET.encode()}
         )
+        self._program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         for name in ("data", "users"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.start(program)
+        self.start()
         self.client = self.client_of(ROOT, ROOT_SECRET)
         return self
 
@@ -52,11 +52,10 @@ class S3Server:
         self.client.close()
         self.stop()
 
-    def start(self, program: Path | None = None) -> None:
+    def start(self) -> None:
         """Start it, again on the same port and folder, and wait until it answers."""
-        program = program or gobuild.ensure(["versitygw"], Progress())["versitygw"]
         with (self.folder / "server.log").open("ab") as log:
-            command = self.command(program, f"127.0.0.1:{self.port}")
+            command = self.command(f"127.0.0.1:{self.port}")
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         until = time.monotonic() + 30
         while True:
@@ -69,10 +68,10 @@ class S3Server:
                 assert time.monotonic() < until, log_text
                 time.sleep(0.02)
 
-    def command(self, program: Path, address: str) -> list[str]:
+    def command(self, address: str) -> list[str]:
         """The command line that serves the folder at an address."""
         user = ["--access", ROOT, "--secret", ROOT_SECRET, "--iam-dir", str(self.folder / "users")]
-        return [str(program), *user, "--port", address, "--quiet", "posix", str(self.folder / "data")]
+        return [str(self._program), *user, "--port", address, "--quiet", "posix", str(self.folder / "data")]
 
     @property
     def environment(self) -> dict[str, str]:

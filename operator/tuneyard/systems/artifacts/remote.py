@@ -86,6 +86,10 @@ class Remote(Protocol):
     def identity(self) -> str:
         """Who asks, for messages: `anonymous`, `the token of Secret hub-token`. Never a secret."""
 
+    @property
+    def commit(self) -> str | None:
+        """What a hub's revision is, asked for once; None for sources without commits. Raises ArtifactError."""
+
     def fingerprint(self) -> str:
         """Stable text of what exactly is asked for; together with the listing it says which bytes come."""
 
@@ -104,17 +108,18 @@ def remote_of(source: Source, credentials: Credentials | None) -> Remote:
 
     Nothing is asked over the network yet.
     """
-    from tuneyard.systems.artifacts.hub import HubRemote  # noqa: PLC0415 -- both need what is above, and one is enough
-    from tuneyard.systems.artifacts.s3 import S3Remote  # noqa: PLC0415
-
     if source.credentials is not None and credentials is None:
         raise ArtifactError(
             Reason.CREDENTIALS_MISSING,
             f"Secret {source.credentials} does not exist in this namespace: create it, no restart is needed",
         )
     if source.hugging_face is not None:
+        from tuneyard.systems.artifacts.hub import HubRemote  # noqa: PLC0415 -- it needs what is above
+
         return HubRemote(source.hugging_face, credentials)
     if source.s3 is not None:
+        from tuneyard.systems.artifacts.s3 import S3Remote  # noqa: PLC0415 -- the same, and no hub takes boto3
+
         return S3Remote(source.s3, credentials)
     raise ValueError("a volume is not remote")
 

@@ -30,13 +30,16 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
 from tuneyard.api.reasons import Reason
@@ -59,9 +62,12 @@ _PIECE = 1 << 19
 _HEADS = 16
 _DEFAULT_REGION = "us-east-1"
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+_WRONG = frozenset({"InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "UnrecognizedClientException"})
 _NOT_FOUND = frozenset({"NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _CHANGED = frozenset({"PreconditionFailed", "412", "InvalidRange", "416"})
 _PASSING = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError", "BadDigest"})
+
+_BROKEN = (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError, ConnectionError, TimeoutError)
 
 
 class S3Remote:
@@ -96,6 +102,11 @@ class S3Remote:
         if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
             return f"the pod's service account ({os.environ.get('AWS_ROLE_ARN', 'IRSA')})"
         return "the AWS identity of this machine"
+
+    @property
+    def commit(self) -> str | None:
+        """Objects have none."""
+        return None
 
     def fingerprint(self) -> str:
         """Server, bucket and prefix."""
@@ -228,7 +239,7 @@ class S3Remote:
         except SSLError:
             text = f"the certificate of {where} is not trusted: put its authority into ca.crt of the Secret"
             raise ArtifactError(Reason.SOURCE_UNREACHABLE, text) from None
-        except (HTTPClientError, HTTPError, ConnectionError, TimeoutError) as error:
+        except _BROKEN as error:
             raise UnreachableError(f"{where} cannot be read ({what}): {_why(error)}") from None
         except (BotoCoreError, ValueError) as error:
             if isinstance(error, ArtifactError):
@@ -257,8 +268,11 @@ class S3Remote:
             return ArtifactError(Reason.ACCESS_DENIED, f"{what} cannot be read: this machine's clock is wrong ({code})")
         if code in _PASSING or status in (429, 408) or status >= 500:
             return UnreachableError(f"{self._source.endpoint or 'Amazon S3'} answers {code or status} ({what})")
-        if status in (401, 403):
-            text = f"{self.identity} may not read {what} ({code or status}): correct the Secret, or its rights"
+        if status in (401, 403) or code in _WRONG:
+            put_right = "correct the Secret, or its rights"
+            if self._anonymous:
+                put_right = "let everybody read it, or name a Secret in place of anonymous"
+            text = f"{self.identity} may not read {what} ({code or status}): {put_right}"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         text = (
             f"{self._source.endpoint or 'Amazon S3'} refuses {what} ({code or status}): check endpoint, region and uri"
@@ -277,5 +291,7 @@ def _shown(key_id: str) -> str:
 
 def _why(error: Exception) -> str:
     """An error in few words; what some say holds a signed address, so only the kind of those."""
+    if isinstance(error, EndpointConnectionError):
+        return "no connection"
     text = str(error)
     return type(error).__name__ if "?" in text or "X-Amz" in text or len(text) > 300 else text
