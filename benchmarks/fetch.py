@@ -1,7 +1,8 @@
 """2 GB from a real S3 server on this machine, verified and on the disk, against boto3's own transfer of the same.
 
-boto3 downloads the same objects to the same disk, one after the other with its own parallel ranges, without hashing
-and without waiting for the disk. Both are processes of their own that take turns; a process's start is not counted.
+boto3 downloads the same objects to the same disk, one after the other with its own parallel ranges, without hashing.
+It does not wait for the disk either, and ours does (fsync), so the comparison is made twice: with boto3 as it is, and
+with its files on the disk too. Both are processes of their own that take turns; a process's start is not counted.
 
 python -m benchmarks.fetch [--rounds N] [--mb N]
 """
@@ -66,15 +67,21 @@ def _by_boto3(url: str, target: Path) -> None:
     )
     for entry in client.list_objects_v2(Bucket=_BUCKET, Prefix=f"{_PREFIX}/")["Contents"]:
         client.download_file(_BUCKET, entry["Key"], str(target / Path(entry["Key"]).name))
-    print(json.dumps({"seconds": time.perf_counter() - begun}))
+    seconds = time.perf_counter() - begun
+    for path in target.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    print(json.dumps({"seconds": seconds, "on_disk_seconds": time.perf_counter() - begun}))
 
 
-def _boto3_seconds(server: S3Server, target: Path) -> float:
+def _boto3s(server: S3Server, target: Path) -> tuple[float, float]:
+    """Seconds as boto3 counts them, and until the files are on the disk."""
     os.sync()  # nobody waits for what the other left to the disk
     command = [sys.executable, "-m", "benchmarks.fetch", "--boto3", server.url, str(target)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     shutil.rmtree(target)
-    return float(json.loads(done.stdout)["seconds"])
+    found = json.loads(done.stdout)
+    return float(found["seconds"]), float(found["on_disk_seconds"])
 
 
 def _ours(server: S3Server, target: Path, digest: str) -> tuple[float, float]:
@@ -97,37 +104,43 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--mb", type=int, default=2048)
     given = parser.parse_args(arguments)
-    theirs, ours, memory = [], [], []
+    theirs: list[tuple[float, float]] = []
+    ours: list[float] = []
+    memory: list[float] = []
     with tempfile.TemporaryDirectory(prefix="fetch-") as name, S3Server(Path(name) / "s3") as server:
         folder = Path(name)
         digest = _upload(server, folder, given.mb << 20)
-        _boto3_seconds(server, folder / "warm")  # the server's files are in memory from here on
+        _boto3s(server, folder / "warm")  # the server's files are in memory from here on
         for number in range(given.rounds):
             # Whoever is first in one round is second in the next.
             for who in ("boto3", "ours") if number % 2 else ("ours", "boto3"):
                 if who == "boto3":
-                    theirs.append(_boto3_seconds(server, folder / "boto3"))
+                    theirs.append(_boto3s(server, folder / "boto3"))
                 else:
                     seconds, most = _ours(server, folder / "ours", digest)
                     ours.append(seconds)
                     memory.append(most)
-    ratios = [boto / own for boto, own in zip(theirs, ours, strict=True)]
+    plain = [boto / own for (boto, _), own in zip(theirs, ours, strict=True)]
+    on_disk = [boto / own for (_, boto), own in zip(theirs, ours, strict=True)]
     write(
         "fetch",
         {
-            "ratio_to_boto3": statistics.median(ratios),
+            "ratio_to_boto3": statistics.median(plain),
+            "ratio_to_boto3_on_disk": statistics.median(on_disk),
             "agent_rss_mb": max(memory),
             "seconds": statistics.median(ours),
-            "boto3_seconds": statistics.median(theirs),
+            "boto3_seconds": statistics.median(seconds for seconds, _ in theirs),
         },
         {"agent_rss_mb": "MB", "seconds": "s", "boto3_seconds": "s"},
         targets={"ratio_to_boto3": ">= 0.9", "agent_rss_mb": "<= 200"},
         spread={
-            "ratio_to_boto3": f"{min(ratios):.2f} to {max(ratios):.2f} (median of {len(ratios)} rounds)",
+            "ratio_to_boto3": f"{min(plain):.2f} to {max(plain):.2f} (median of {len(plain)} rounds)",
+            "ratio_to_boto3_on_disk": f"{min(on_disk):.2f} to {max(on_disk):.2f}",
             "seconds": f"{min(ours):.2f} to {max(ours):.2f}",
-            "boto3_seconds": f"{min(theirs):.2f} to {max(theirs):.2f}",
+            "boto3_seconds": f"{min(theirs)[0]:.2f} to {max(theirs)[0]:.2f}",
         },
-        note=f"{given.mb} MiB in {SHARDS} objects; ours hashes and waits for the disk (fsync), boto3 does neither",
+        note=f"{given.mb} MiB in {SHARDS} objects; ours hashes and waits for the disk, boto3 hashes nothing and waits "
+        "for the disk only in ratio_to_boto3_on_disk",
     )
     return 0
 
