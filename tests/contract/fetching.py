@@ -1,7 +1,7 @@
 """A process that fetches, so that tests can kill it and measure it: `python -m tests.contract.fetching SOURCE TARGET`.
 
 SOURCE is a Source as JSON; the keys of a Secret come as JSON in $SECRET. Prints the digest, the bytes that came over
-the network and the largest resident memory in MB.
+the network, how long it took, and the largest resident memory in MB.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tuneyard.api.sources import Source
@@ -39,11 +40,13 @@ def main() -> None:
     secret = json.loads(os.environ["SECRET"])
     given = Credentials("Secret test", secret) if secret else None
     progress = Progress()
+    begun = time.perf_counter()
     found = download.fetch(
         remote_of(Source.model_validate_json(sys.argv[1]), given), Path(sys.argv[2]), progress=progress
     )
+    seconds = time.perf_counter() - begun
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"digest": found.digest, "fetched": progress.fetched, "rss_mb": most}))
+    print(json.dumps({"digest": found.digest, "fetched": progress.fetched, "seconds": seconds, "rss_mb": most}))
 
 
 if __name__ == "__main__":

@@ -138,7 +138,9 @@ def test_errors_that_pass_are_repeated(hub: Hub, tmp_path: Path) -> None:
     hub.faults.cuts = [1 << 20, 100, 3 << 20, 0]
     progress = Progress()
     assert fetch(remote(hub), tmp_path / "out", progress=progress).digest == digest(SERVED)
-    assert progress.fetched == hub.sent == sum(map(len, SERVED.values()))  # each went on where it was cut
+    size = sum(map(len, SERVED.values()))
+    assert progress.fetched == size  # each went on where it was cut
+    assert size <= hub.sent <= size + 4 * (256 << 10)  # but for the piece that was on its way
 
 
 def test_a_hub_that_stays_away_is_given_up_with_its_name(hub: Hub, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tuneyard.systems.artifacts import download
 from tuneyard.systems.artifacts.download import digest_of_remote, fetch
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.progress import Progress
-from tuneyard.systems.artifacts.remote import Credentials
+from tuneyard.systems.artifacts.remote import Credentials, listing_key
 from tuneyard.systems.artifacts.s3 import S3Remote
 
 WEIGHTS = random.Random(2).randbytes(24 << 20)
@@ -361,7 +361,7 @@ def test_a_process_that_died_while_names_were_given(server: S3Server, tmp_path: 
     """The last step moves files one by one; one that died there left some under their names."""
     asked = remote(server.source("models/acme/v1"), server.root)
     files = asked.files()
-    tree = tmp_path / ".out.fetching" / f"tree-{download.listing_key(asked, files)}"
+    tree = tmp_path / ".out.fetching" / f"tree-{listing_key(asked, files)}"
     tree.mkdir(parents=True)
     (tree / "config.json").write_bytes(FILES["config.json"])
     if kept is not None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -54,7 +56,8 @@ class Faults:
 class Hub:
     """The two servers; `with Hub({"acme/support": Repository(...)}) as hub:`."""
 
-    def __init__(self, repositories: dict[str, Repository]) -> None:
+    def __init__(self, repositories: dict[str, Repository], tls: tuple[Path, Path] | None = None) -> None:
+        """`tls`: certificate and key."""
         self.repositories = repositories
         self.faults = Faults()
         self.asked: Counter[str] = Counter()
@@ -65,14 +68,20 @@ class Hub:
         self._lock = threading.Lock()
         self._hub = _server(_HubHandler, self)
         self._store = _server(_StoreHandler, self)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*tls)
+            for server in (self._hub, self._store):
+                server.socket = context.wrap_socket(server.socket, server_side=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._hub.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._hub.server_address[1]}"
 
     @property
     def store_url(self) -> str:
-        return f"http://127.0.0.1:{self._store.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._store.server_address[1]}"
 
     def __enter__(self) -> Self:
         for server in (self._hub, self._store):

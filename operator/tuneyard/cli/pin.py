@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             # newline="" keeps \r\n: everything that is not pinned must stay
             with path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
-            changed = pin(text, resolve, lambda words, path=path: sys.stderr.write(f"{path}: {words}\n"), args.check)
+            changed = pin(text, resolve, partial(_tell, path), args.check)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         except UserError as error:
@@ -103,6 +104,10 @@ def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None,
             return remote.commit, found.digest
     except ArtifactError as error:
         raise UserError(f"{what} ({error.reason.value}): {error}") from error
+
+
+def _tell(path: Path, words: str) -> None:
+    sys.stderr.write(f"{path}: {words}\n")
 
 
 def _source(artifact: Artifact, what: str) -> Source:

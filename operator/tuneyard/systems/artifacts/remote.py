@@ -11,9 +11,9 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from tuneyard.api.digests import matters_for_serving
@@ -162,9 +162,16 @@ def changed(file: RemoteFile) -> ArtifactError:
     )
 
 
-def write_authority(path: Path, credentials: Credentials) -> None:
-    """Write the ca.crt of a Secret to a file, for clients that take a file."""
-    path.write_text(credentials.data[CA] + "\n")
+def authority_of(credentials: Credentials | None) -> str | None:
+    """The certificates of a private authority in PEM form, None for none; raises ArtifactError if they are not."""
+    if credentials is None or CA not in credentials.data:
+        return None
+    try:
+        ssl.create_default_context(cadata=credentials.data[CA])
+    except (ssl.SSLError, ValueError):
+        text = f"{CA} of {credentials.origin} is no certificate in PEM form: put the authority's file there"
+        raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
+    return credentials.data[CA] + "\n"
 
 
 def _is_safe(path: str) -> bool:

@@ -52,9 +52,9 @@ from tuneyard.systems.artifacts.remote import (
     Credentials,
     RemoteFile,
     UnreachableError,
+    authority_of,
     changed,
     listed,
-    write_authority,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
@@ -77,6 +77,7 @@ class S3Remote:
         self._source = source
         self._anonymous = bool(source.anonymous)
         self._credentials = credentials
+        self._private = authority_of(credentials)
         self._keys: dict[str, str] = {}
         if credentials is not None and not self._anonymous and not _only_authority(credentials):
             key, secret = credentials.need(_KEY_ID, _SECRET_KEY)
@@ -182,12 +183,12 @@ class S3Remote:
 
     def _verify(self) -> str | None:
         """The file of the Secret's authority; botocore takes nothing but a file."""
-        if self._credentials is None or CA not in self._credentials.data:
+        if self._private is None:
             return None
         handle, name = tempfile.mkstemp(prefix="tuneyard-ca-")
         os.close(handle)
         self._authority = Path(name)
-        write_authority(self._authority, self._credentials)
+        self._authority.write_text(self._private)
         return name
 
     def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str]]:
@@ -247,11 +248,6 @@ class S3Remote:
             raise ArtifactError(
                 Reason.SOURCE_UNREACHABLE, f"{where} cannot be asked for {what}: {_why(error)}"
             ) from None
-        except OSError as error:  # an authority's file that is no certificate
-            text = (
-                f"{where} cannot be asked: {error.strerror or error}; is {CA} of the Secret a certificate in PEM form?"
-            )
-            raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
 
     def _refused(self, error: ClientError, what: str, file: RemoteFile | None) -> ArtifactError:
         code = str(error.response.get("Error", {}).get("Code", ""))
