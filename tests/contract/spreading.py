@@ -30,6 +30,8 @@ from tuneyard.planning.poolplan import wanted_plan
 from tuneyard.planning.pools import plan_of, pools_of
 
 _GATHERING = 0.02
+_BETWEEN_PASSES = 0.2
+"""Seconds; an operator has a core of its own, here planning takes turns with all agents."""
 VOLUME = ArtifactVolume(name="models", host_path=HostPath(path="/var/lib/models"))
 
 
@@ -123,7 +125,7 @@ class SpreadPods(ModelPods):
         """Pass after pass, as soon as somebody has said something new."""
         while True:
             await self._woken.wait()
-            await asyncio.sleep(_GATHERING)
+            await asyncio.sleep(_BETWEEN_PASSES)
             self._woken.clear()
             rigs = list(self.rigs)
             began = time.monotonic()
