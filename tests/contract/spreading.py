@@ -156,7 +156,7 @@ class SpreadPods(ModelPods):
             now=datetime.now(UTC),
         )
         (pool,) = pools_of(self._base, self._deployments)
-        wanted = wanted_plan(observed, pool, self._config_map)
+        wanted = wanted_plan(observed, pool, self._config_map, children.pool_deployment(pool, self._base, SETTINGS))
         return children.pool_plan(pool, self._base, wanted.plan, wanted.marks, None), min(wanted.waits, default=None)
 
 
