@@ -30,6 +30,8 @@ from tuneyard.planning.poolplan import wanted_plan
 from tuneyard.planning.pools import plan_of, pools_of
 
 _GATHERING = 0.02
+_BETWEEN_PASSES = 0.2
+"""Seconds; an operator has a core of its own, here planning takes turns with all agents."""
 VOLUME = ArtifactVolume(name="models", host_path=HostPath(path="/var/lib/models"))
 
 
@@ -123,7 +125,7 @@ class SpreadPods(ModelPods):
         """Pass after pass, as soon as somebody has said something new."""
         while True:
             await self._woken.wait()
-            await asyncio.sleep(_GATHERING)
+            await asyncio.sleep(_BETWEEN_PASSES)
             self._woken.clear()
             rigs = list(self.rigs)
             began = time.monotonic()
@@ -154,7 +156,7 @@ class SpreadPods(ModelPods):
             now=datetime.now(UTC),
         )
         (pool,) = pools_of(self._base, self._deployments)
-        wanted = wanted_plan(observed, pool, self._config_map)
+        wanted = wanted_plan(observed, pool, self._config_map, children.pool_deployment(pool, self._base, SETTINGS))
         return children.pool_plan(pool, self._base, wanted.plan, wanted.marks, None), min(wanted.waits, default=None)
 
 

@@ -11,6 +11,7 @@ The rules of rollout.md hold after every single step.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -301,3 +302,18 @@ def test_the_toy_world_does_serve():
         "Available": "True",
         "TrafficApplied": "True",
     }
+
+
+def test_the_toy_world_does_spread():
+    """Guards the property above against pools in which every pod has everything."""
+    world, operator = begun()
+    world.put(base_model(serving=serving(*SPREAD)))
+    world.put(adapter("v3"))
+    world.put(deployment("side", revisions=[revision("v3", "v3")]))
+    operator.settle()
+    for _ in range(3):
+        copies = Counter(name for pod in world.pods.values() for name in pod.adapters)
+        assert copies == {"v1": 2, "v2": 2, "v3": 2}
+        assert {a.metadata.name: a.status.loaded for a in world.of_kind("LoRAAdapter")} == dict.fromkeys(copies, "2/2")
+        world.kill_pod(1)
+        operator.settle()

@@ -50,6 +50,7 @@ class ToyPod:
     template: str
     created: str
     address: str
+    wanted_as: str
     step: int = 0
     deleted: bool = False
     digest: str | None = None
@@ -123,6 +124,7 @@ class World(ApiServer):
                 template,
                 self._stamp(),
                 f"10.1.{number // 250}.{number % 250 + 1}:8080",
+                spec["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE],
             )
             self.changed()
             return
@@ -265,6 +267,7 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
         base_model=pod.base,
         created=pod.created,
         template=pod.template,
+        wanted_as=pod.wanted_as,
         deleted=pod.deleted,
         ready=pod.serves,
         report=PodReport(

@@ -121,7 +121,7 @@ def _pool_actions(
         return actions, []
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
-    wanted = wanted_plan(obs, pool, before)
+    wanted = wanted_plan(obs, pool, before, state.wanted)
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
     return actions + _unless_there((plan, *companions, state.wanted), mine), list(wanted.waits)

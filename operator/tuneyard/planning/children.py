@@ -115,6 +115,8 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     """The pool's Deployment; its serving block passed servingchecks.violation."""
     serving = pool.serving
     surge = serving.update == "Surge"
+    template = pod_template(pool, base, settings)
+    template["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
         "replicas": serving.replicas,
         "revisionHistoryLimit": 2,
@@ -124,7 +126,7 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
             "rollingUpdate": {"maxSurge": 1 if surge else 0, "maxUnavailable": 0 if surge else 1},
         },
         "selector": {"matchLabels": {names.LABEL_NAME: "tuneyard-pool", names.LABEL_POOL: pool.name}},
-        "template": pod_template(pool, base, settings),
+        "template": template,
     }
     return marked(_object("apps/v1", "Deployment", names.pool_deployment(pool.name), pool, base, spec=spec))
 

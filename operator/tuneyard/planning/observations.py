@@ -58,6 +58,8 @@ class PodObservation:
     created: str = ""
     template: str = ""
     """Which template of its Deployment it was made from (label pod-template-hash)."""
+    wanted_as: str = ""
+    """Annotation tuneyard.dev/template-hash: which template the operator wanted when it was made."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
     misses: bool = False
@@ -288,6 +290,7 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         created=metadata.get("creationTimestamp") or "",
         template=labels.get("pod-template-hash", ""),
+        wanted_as=annotations.get(names.ANNOTATION_TEMPLATE, ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
         misses=any(_waiting(c).get("reason") == "CreateContainerConfigError" for c in _containers(status)),
         ready=_condition(status, "Ready").get("status") == "True",

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tuneyard.api import names
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
-from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS
+from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS, Json
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
 from tuneyard.planning.placing import Host, Wish, spread
 from tuneyard.planning.pools import ADAPTER_GRACE, Pool, belongs, copies, holders, placement, plan_of
@@ -41,8 +41,10 @@ class WantedPlan:
     waits: tuple[float, ...]
 
 
-def wanted_plan(obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None) -> WantedPlan:
-    """The plan of a pool from now on; `config_map`: that of its plan until now."""
+def wanted_plan(
+    obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None, deployment: Json
+) -> WantedPlan:
+    """The plan of a pool from now on; `config_map`: that of its plan until now; `deployment`: as it is wanted now."""
     before = plan_of(config_map)
     placed = placement(pool, obs.adapters, holders(before))
     known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
@@ -58,8 +60,11 @@ def wanted_plan(obs: BaseModelObservation, pool: Pool, config_map: ChildObservat
         having: Mapping[str, Sequence[str] | None] = dict.fromkeys([*wanted, *unused][: max(room, len(wanted))])
     else:
         pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
+        staying = staying_pods(
+            pods, deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
+        )
         seen, waits = pods_seen(pods, _marks(config_map, ANNOTATION_PODS_SEEN), obs.now)
-        hosts = hosts_of(pods, seen, known, obs.now, before)
+        hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
         counted = sorted(h.name for h in hosts)
         wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
         found = spread(wish, hosts, _held(before, counted))
@@ -103,6 +108,17 @@ def pods_seen(
     return seen, [w for w in waits if w > 0]
 
 
+def staying_pods(pods: Sequence[PodObservation], wanted: str) -> frozenset[str]:
+    """Names of the pods that are not about to be replaced: those of the template that is wanted now.
+
+    By age alone, an old pod that was evicted and made again would count as the newest, and everything move to it. Where
+    no pod is made from that template yet, or somebody restarts a Deployment as it is, age is all there is.
+    """
+    candidates = [p for p in pods if p.wanted_as == wanted] or pods
+    newest = max(candidates, key=lambda p: (p.created, p.name)).template if candidates else ""
+    return frozenset(p.name for p in candidates if p.template == newest)
+
+
 def hosts_of(
     pods: Sequence[PodObservation],
     seen: Mapping[str, str],
@@ -115,7 +131,6 @@ def hosts_of(
     if before is not None:
         # a plan that named no pod was every pod's
         counted = frozenset(p.name for p in pods) if before.pods is None else frozenset(before.pods)
-    newest = max(pods, key=lambda p: (p.created, p.name)).template if pods else ""
     engine_names = {name: engine for name, a in adapters.items() if (engine := _engine_name(a))}
     found = []
     for pod in pods:
@@ -125,7 +140,7 @@ def hosts_of(
         serves = (known == _READY) if since is None else remaining(since, LOST_AFTER, now) > 0
         serves = serves or (known is None and _offers(pod))
         loaded = _loaded(pod, engine_names) if serves else frozenset()
-        found.append(Host(pod.name, pod.template == newest, serves, pod.name not in counted, loaded))
+        found.append(Host(pod.name, serves=serves, fresh=pod.name not in counted, loaded=loaded))
     return found
 
 

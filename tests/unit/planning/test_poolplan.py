@@ -22,6 +22,7 @@ from tests.builders import (
     pinned,
     pod,
     revision,
+    stamp,
 )
 from tests.unit.planning.basemodels import applied_to, kinds
 from tuneyard.api.documents import PlannedAdapter, PoolPlan, stored_plan
@@ -34,7 +35,7 @@ from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_A
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.placing import Host, Wish
 from tuneyard.planning.placing import spread as spread_over
-from tuneyard.planning.poolplan import LOST_AFTER
+from tuneyard.planning.poolplan import LOST_AFTER, staying_pods
 from tuneyard.planning.pools import PLAN_BYTES, plan_of, resolved_serving, stored_bytes
 
 NAMES = [f"v{n}" for n in range(1, 7)]
@@ -196,6 +197,18 @@ def test_while_pods_are_replaced_the_old_ones_serve_on():
     assert 0 < len(share) <= 4, "an even part of all copies, not all of them"
     for name, pods in places(before).items():
         assert set(pods or ()) <= set(places(rolling)[name] or ())
+
+
+def test_an_old_pod_that_is_made_again_while_pods_are_replaced_is_still_an_old_one():
+    old = [replace(pod(n), template="old", wanted_as="1") for n in ("a", "b")]
+    new = replace(pod("c"), template="new", wanted_as="2", created=stamp(1))
+    again = replace(pod("d"), template="old", wanted_as="1", created=stamp(2))
+    assert staying_pods([*old, new, again], "2") == {"c"}
+    assert staying_pods([*old, new, again], "1") == {"a", "b", "d"}, "taken back: the old ones stay"
+    assert staying_pods(old, "2") == {"a", "b"}, "no new one is there yet"
+    restarted = replace(pod("e"), template="restarted", wanted_as="1", created=stamp(3))
+    assert staying_pods([*old, restarted], "1") == {"e"}
+    assert staying_pods([], "1") == frozenset()
 
 
 def test_a_full_pool_says_how_many_fit_and_who_has_a_place_keeps_it():
