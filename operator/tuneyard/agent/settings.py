@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tuneyard.api import names
+from tuneyard.planning.podparts import KEPT_MARK
 
 
 class SettingsError(Exception):
@@ -69,6 +70,27 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         max_cpu_loras=number("TUNEYARD_MAX_CPU_LORAS"),
         drain_timeout=float(number("TUNEYARD_DRAIN_TIMEOUT")),
         engine_key=text("TUNEYARD_ENGINE_KEY"),
+        cache_limit=cache_limit(environment),
+    )
+
+
+@dataclass(frozen=True)
+class KeepSettings(PodIdentity):
+    """The settings of a process that keeps a node's cache; the folders differ only in tests."""
+
+    plan: str
+    """Name of the ConfigMap with its plan."""
+    cache: Path = Path("/cache")
+    cache_limit: int | None = None
+    """Bytes; None: what the disk holds."""
+    mark: Path = Path(KEPT_MARK)
+
+
+def keep_settings_from(environment: Mapping[str, str]) -> KeepSettings:
+    """The settings that the environment gives; raises SettingsError."""
+    return KeepSettings(
+        **asdict(identity_from(environment)),
+        plan=_text(environment, "TUNEYARD_PREWARM_PLAN"),
         cache_limit=cache_limit(environment),
     )
 

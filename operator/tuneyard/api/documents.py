@@ -1,7 +1,9 @@
 """The documents that Tuneyard's processes leave for each other.
 
 Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`.
+Prewarm plan (operator -> pods that keep a node's cache): a ConfigMap `<base>-prewarm`, key `plan.json`.
 Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters of its own pod.
+Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
 
@@ -36,6 +38,19 @@ class PoolPlan(ApiModel):
     """Name of the BaseModel, which is also the engine's --served-model-name."""
     max_rank: int = 16
     adapters: list[PlannedAdapter] = []
+
+
+class PrewarmPlan(ApiModel):
+    """What the cache of chosen nodes should hold."""
+
+    version: Literal[1] = 1
+    base_model: str
+    source: Source
+    """The base's."""
+    digest: str | None = None
+    """The base's pinned digest; None while nobody has read it."""
+    adapters: list[PlannedAdapter] = []
+    """Those of the shared pool that come over the network."""
 
 
 class Transfer(ApiModel):
@@ -76,6 +91,20 @@ class PodReport(ApiModel):
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}
     """By adapter name."""
+
+
+class KeepReport(ApiModel):
+    """What a pod that keeps a node's cache says of it."""
+
+    version: Literal[1] = 1
+    kept: int
+    """Artifacts that lie in the cache and stay there."""
+    wanted: int
+    transfer: Transfer | None = None
+    """Of the one that is coming."""
+    reason: str | None = None
+    """Why the first of those that do not come does not, with `message`."""
+    message: str | None = None
 
 
 class BaseReport(ApiModel):

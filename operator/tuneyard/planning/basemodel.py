@@ -27,6 +27,7 @@ from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, holders, placement, pools_of
+from tuneyard.planning.prewarm import PrewarmState, prewarm_state
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -63,7 +64,10 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
-    status, problem = basemodel_status(obs, base, states, unused)
+    prewarming = _prewarming(obs, base, states, mine)
+    # last: whatever the API server says of it, the pools are as they should be
+    actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
+    status, problem = basemodel_status(obs, base, states, unused, prewarming)
     if base.status.digest is None and status.digest is not None and base.spec.digest is None:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
     events += stalled_event(base.status.conditions, problem, about)
@@ -128,6 +132,19 @@ def _pool_actions(
     plan = children.pool_plan(pool, base, adapters, unused_since, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
     return actions + _unless_there((plan, *companions, state.wanted), mine), waits
+
+
+def _prewarming(
+    obs: BaseModelObservation, base: BaseModelResource, states: Iterable[PoolState], mine: list[ChildObservation]
+) -> PrewarmState:
+    """What fills the caches of chosen nodes with the base, and with the adapters that its shared pool plans."""
+    serving = base.spec.serving
+    shared = next((s.pool for s in states if s.pool.deployment is None), None)
+    adapters: list[PlannedAdapter] = []
+    if shared is not None and serving is not None and serving.cache is not None and serving.cache.prewarm is not None:
+        before = _found(mine, "ConfigMap", names.pool_plan(shared.name))
+        adapters, _, _ = planned_adapters(obs, shared, before)
+    return prewarm_state(obs, base, mine, adapters, pinned_digest(base))
 
 
 def planned_adapters(

@@ -20,6 +20,8 @@ BASE = "/base"
 BASE_LINK = f"{BASE}/model"
 """A link that `verify` makes, to the base's files in the cache: where these lie is known once their digest is."""
 RUN = "/run/tuneyard"
+KEPT_MARK = f"{RUN}/kept"
+"""File that is there while a node's cache holds everything that a prewarm plan names, and none of it can go."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 USER = 65532
 
