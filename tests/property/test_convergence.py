@@ -23,8 +23,10 @@ from tests.toyworld.execution import PLANS, Operator
 from tests.toyworld.server import MEDDLING, Resource
 from tests.toyworld.world import CORRUPT, PARTS, World, different
 from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
-from tuneyard.api.serving import LoRASettings, ServingSpec
+from tuneyard.api.serving import ArtifactCache, HostPath, LoRASettings, Prewarm, ServingSpec
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.plan import Apply
 
 
@@ -50,21 +52,27 @@ KEYS = [
 key = st.sampled_from(KEYS)
 
 
-def serving(replicas: int, max_model_len: int, places: int) -> ServingSpec:
+def serving(replicas: int, max_model_len: int, places: int, *, prewarm: bool = False) -> ServingSpec:
     return ServingSpec(
         artifact_volumes=[VOLUME],
+        cache=ArtifactCache(host_path=HostPath(path="/var/lib/models/cache"), prewarm=Prewarm() if prewarm else None),
         replicas=replicas,
         max_model_len=max_model_len,
         lora=LoRASettings(max_loras=1, max_cpu_loras=places),
     )
 
 
+def remote_base(name: str, *, serving: ServingSpec) -> BaseModelResource:
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=serving)
+
+
 @st.composite
 def edited_base(draw: st.DrawFn) -> Step:
     chosen = (draw(st.integers(0, 2)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)))
-    name = draw(st.sampled_from([BASE, BASE, OTHER]))
-    base = base_model(name, serving=serving(*chosen))
-    return Step("edit", f"{name}.serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
+    name, prewarm = draw(st.sampled_from([BASE, BASE, OTHER])), draw(st.booleans())
+    base = remote_base(name, serving=serving(*chosen, prewarm=prewarm))
+    words = f"{name}.serving(replicas, max_model_len, places) = {chosen}{', fetched beforehand' if prewarm else ''}"
+    return Step("edit", words, lambda w, _: w.put(base))
 
 
 @st.composite
@@ -185,7 +193,7 @@ EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
 def begun() -> tuple[World, Operator]:
     """A base, two adapters and a deployment, freshly applied."""
     world = World()
-    world.put(base_model(serving=serving(1, 64, 4)))
+    world.put(remote_base(BASE, serving=serving(1, 64, 4, prewarm=True)))
     for name in ("v1", "v2"):
         world.put(adapter(name))
     world.put(deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")], traffic={"v1": 90, "v2": 10}))
@@ -231,7 +239,7 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
             operator.settle()
         invariants(world)
     for name in (BASE, OTHER):
-        world.put(base_model(name, serving=serving(2, 128, 5)))
+        world.put(remote_base(name, serving=serving(2, 128, 5, prewarm=name == BASE)))
     for name, base in ADAPTERS.items():
         world.put(adapter(name, base=base))
     operator.settle()
@@ -257,7 +265,7 @@ def test_whatever_somebody_changes_is_put_right_by_one_apply_and_not_again():
     world, operator = begun()
     operator.settle()
     wanted, kinds = world.digest(), set()
-    for number in range(20):
+    for number in range(25):
         kind, name = world.meddle(number) or ("", "")
         first = operator.reconcile(("BaseModel", BASE))
         (action,) = first.actions

@@ -35,6 +35,8 @@ from tuneyard.planning.routes import ModelRoutes, model_routes
 
 CORRUPT = "nan"
 """The adapter whose files no pod serves."""
+NODES = 2
+"""Those whose caches are filled beforehand, at once."""
 LAST_STEP = 3
 """A toy pod's steps: scheduled, verified, engine ready."""
 
@@ -211,6 +213,8 @@ class World(ApiServer):
 
     def _observed_child(self, key: Key) -> ChildObservation:
         child, known = self.objects[key], self.stored(key)
+        if known.kind == "DaemonSet":
+            return replace(known, replicas=NODES, ready_replicas=NODES)
         if child.template is None:
             return known
         pods = [p for p in self.pods.values() if p.pool == known.pool and not p.deleted]

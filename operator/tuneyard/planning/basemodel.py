@@ -70,6 +70,8 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     status, problem = basemodel_status(obs, base, states, unused, prewarming)
     if base.status.digest is None and status.digest is not None and base.spec.digest is None:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
+        # the write of a status wakes nobody, and pods that are on their way should be told of the digest
+        waits.append(0.0)
     events += stalled_event(base.status.conditions, problem, about)
     return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
 

@@ -202,8 +202,9 @@ def _pod(base: BaseModelResource, serving: Serving, settings: Settings) -> Json:
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
             token_volume(),
         ],
-        "tolerations": [t.to_dict() for t in serving.tolerations],
     }
+    if serving.tolerations:
+        spec["tolerations"] = [t.to_dict() for t in serving.tolerations]
     if settings.model_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     selector = _node_selector(serving)

@@ -211,6 +211,8 @@ def test_what_the_first_of_them_reads_is_pinned():
     status = plan_basemodel(before_a_rollout(pods=(first,)).base_model()).status
     assert isinstance(status, BaseModelStatus)
     assert (status.digest, status.size_bytes, status.architecture) == (digest(BASE), 5, "Toy")
+    again = plan_basemodel(before_a_rollout(pods=(first,)).base_model()).requeue_after
+    assert again == 0.0, "so that the others hear of it, though nothing else changes"
 
 
 def test_a_pod_s_own_word_is_read():
