@@ -44,7 +44,9 @@ def cluster() -> Iterator[Cluster]:
         until_refused(lambda x: objects.apply(operator, {**probe, "data": {"x": x}}))
         cluster.apply("BaseModel", BASE, {"source": SOURCE, "serving": {"artifactVolumes": [VOLUME]}})
         cache = {"hostPath": {"path": "/var/cache/tuneyard"}, "prewarm": {}}
-        cluster.apply("BaseModel", "remote", {"source": {"s3": {"uri": "s3://m/b/"}}, "serving": {"cache": cache}})
+        cluster.apply(
+            "BaseModel", "remote", {"source": {"s3": {"uri": "s3://models/base/"}}, "serving": {"cache": cache}}
+        )
         cluster.apply("LoRAAdapter", ADAPTER, {"baseModel": BASE, "source": SOURCE, "digest": DIGEST})
         revision = {"name": "v1", "baseModel": BASE, "adapter": ADAPTER}
         traffic = [{"revision": "v1", "weight": 100}]

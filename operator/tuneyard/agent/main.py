@@ -15,6 +15,7 @@ from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.settings import KeepSettings, Settings, SettingsError, keep_settings_from, settings_from
 from tuneyard.agent.verify import BaseWanted, Find, Found, verify
 from tuneyard.api.sources import Source
+from tuneyard.planning.podparts import KEPT_MARK
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
     commands.add_parser("run", help="load and prove adapters beside the engine; settings come from the environment")
-    commands.add_parser("keep", help="keep a plan's base and adapters in the node's cache; settings as for run")
+    keep = commands.add_parser("keep", help="keep a plan's base and adapters in the node's cache; settings as for run")
+    keep.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
+    keep.add_argument("--mark", type=Path, default=Path(KEPT_MARK), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         return verify(wanted, args.front_config, args.termination_log, find)
     try:
         if args.agent_command == "keep":
-            asyncio.run(_keep(keep_settings_from(os.environ)))
+            asyncio.run(_keep(keep_settings_from(os.environ, args.cache, args.mark)))
         else:
             asyncio.run(_run(settings_from(os.environ)))
     except (SettingsError, ArtifactError) as error:

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 from tuneyard.api import names
-from tuneyard.planning.podparts import KEPT_MARK
 
 
 class SettingsError(Exception):
@@ -76,22 +75,25 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
 
 @dataclass(frozen=True)
 class KeepSettings(PodIdentity):
-    """The settings of a process that keeps a node's cache; the folders differ only in tests."""
+    """The settings of a process that keeps a node's cache."""
 
     plan: str
     """Name of the ConfigMap with its plan."""
-    cache: Path = Path("/cache")
-    cache_limit: int | None = None
+    cache: Path
+    cache_limit: int | None
     """Bytes; None: what the disk holds."""
-    mark: Path = Path(KEPT_MARK)
+    mark: Path
+    """File that is there while all is kept."""
 
 
-def keep_settings_from(environment: Mapping[str, str]) -> KeepSettings:
-    """The settings that the environment gives; raises SettingsError."""
+def keep_settings_from(environment: Mapping[str, str], cache: Path, mark: Path) -> KeepSettings:
+    """The settings that the environment gives; the paths differ only in tests. Raises SettingsError."""
     return KeepSettings(
         **asdict(identity_from(environment)),
         plan=_text(environment, "TUNEYARD_PREWARM_PLAN"),
+        cache=cache,
         cache_limit=cache_limit(environment),
+        mark=mark,
     )
 
 

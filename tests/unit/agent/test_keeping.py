@@ -250,8 +250,7 @@ def test_what_nobody_could_hear_is_said_again(bucket: Bucket, node: Node) -> Non
 def test_settings_come_from_the_environment() -> None:
     pod = {"POD_NAME": "k", "POD_NAMESPACE": "team", "POD_UID": "u", "POD_IP": "10.0.0.1"}
     given = {**pod, "TUNEYARD_PREWARM_PLAN": "llama-prewarm", "TUNEYARD_CACHE_LIMIT": "1Gi"}
-    settings = keep_settings_from(given)
-    assert (settings.plan, settings.cache_limit) == ("llama-prewarm", 1 << 30)
-    assert str(settings.mark) == "/run/tuneyard/kept"
+    settings = keep_settings_from(given, Path("/cache"), Path("/run/kept"))
+    assert (settings.plan, settings.cache_limit, settings.cache) == ("llama-prewarm", 1 << 30, Path("/cache"))
     with pytest.raises(SettingsError, match="TUNEYARD_PREWARM_PLAN"):
-        keep_settings_from(pod)
+        keep_settings_from(pod, Path("/cache"), Path("/run/kept"))
