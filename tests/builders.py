@@ -22,8 +22,8 @@ from tuneyard.api.modeldeployment import (
     Revision,
     TrafficTarget,
 )
-from tuneyard.api.serving import ArtifactVolume, HostPath, ServingSpec
-from tuneyard.api.sources import Source, VolumeSource
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
+from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -93,21 +93,33 @@ def base_model(
     )
 
 
+def prewarmed_base(
+    name: str = BASE, *, serving: ServingSpec | None = None, selector: dict[str, str] | None = None, **fields: Any
+) -> BaseModelResource:
+    """A BaseModel from a bucket that is fetched beforehand by nodes with the labels `selector`."""
+    cache = ArtifactCache(
+        host_path=HostPath(path="/var/lib/models/cache"), size_limit="200Gi", prewarm=Prewarm(node_selector=selector)
+    )
+    block = ServingSpec(cache=cache, artifact_volumes=[VOLUME]).over(serving)
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=block, **fields)
+
+
 def adapter(
     name: str,
     *,
     base: str = BASE,
     volume: str = "models",
+    source: Source | None = None,
     digest: str | None = None,
     status: LoRAAdapterStatus | None = None,
     **fields: Any,
 ) -> LoRAAdapterResource:
-    """A LoRAAdapter in a folder of its name."""
+    """A LoRAAdapter in a folder of its name, unless `source` is given."""
     return LoRAAdapterResource(
         metadata=meta(name, **fields),
         spec=LoRAAdapterSpec(
             base_model=base,
-            source=Source(volume=VolumeSource(name=volume, path=f"adapters/{name}")),
+            source=source or Source(volume=VolumeSource(name=volume, path=f"adapters/{name}")),
             digest=digest,
         ),
         status=status or LoRAAdapterStatus(),

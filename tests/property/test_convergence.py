@@ -24,8 +24,10 @@ from tests.toyworld.execution import PLANS, Operator
 from tests.toyworld.server import MEDDLING, Resource
 from tests.toyworld.world import CORRUPT, PARTS, World, different
 from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
-from tuneyard.api.serving import LoRASettings, ServingSpec
+from tuneyard.api.serving import ArtifactCache, HostPath, LoRASettings, Prewarm, ServingSpec
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.plan import Apply
 
 
@@ -51,9 +53,12 @@ KEYS = [
 key = st.sampled_from(KEYS)
 
 
-def serving(replicas: int, max_model_len: int, places: int, copies: int | None = None) -> ServingSpec:
+def serving(
+    replicas: int, max_model_len: int, places: int, copies: int | None = None, *, prewarm: bool = False
+) -> ServingSpec:
     return ServingSpec(
         artifact_volumes=[VOLUME],
+        cache=ArtifactCache(host_path=HostPath(path="/var/lib/models/cache"), prewarm=Prewarm() if prewarm else None),
         replicas=replicas,
         max_model_len=max_model_len,
         lora=LoRASettings(max_loras=1, max_cpu_loras=places, copies=copies),
@@ -65,13 +70,18 @@ SPREAD = (3, 128, 4, 2)
 """Pools with room for all adapters, in which every pod has all, and in which two pods of three have each."""
 
 
+def remote_base(name: str, *, serving: ServingSpec) -> BaseModelResource:
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=serving)
+
+
 @st.composite
 def edited_base(draw: st.DrawFn) -> Step:
     copies = draw(st.sampled_from([None, None, 1, 2]))
     chosen = (draw(st.integers(0, 3)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)), copies)
-    name = draw(st.sampled_from([BASE, BASE, OTHER]))
-    base = base_model(name, serving=serving(*chosen))
-    return Step("edit", f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}", lambda w, _: w.put(base))
+    name, prewarm = draw(st.sampled_from([BASE, BASE, OTHER])), draw(st.booleans())
+    base = remote_base(name, serving=serving(*chosen, prewarm=prewarm))
+    words = f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}, prewarm = {prewarm}"
+    return Step("edit", words, lambda w, _: w.put(base))
 
 
 @st.composite
@@ -199,7 +209,7 @@ EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
 def begun() -> tuple[World, Operator]:
     """A base, two adapters and a deployment, freshly applied."""
     world = World()
-    world.put(base_model(serving=serving(1, 64, 4)))
+    world.put(remote_base(BASE, serving=serving(1, 64, 4, prewarm=True)))
     for name in ("v1", "v2"):
         world.put(adapter(name))
     world.put(deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")], traffic={"v1": 90, "v2": 10}))
@@ -245,7 +255,7 @@ def played(history: list[Step], end: tuple[int, int, int] | tuple[int, int, int,
             operator.settle()
         invariants(world)
     for name in (BASE, OTHER):
-        world.put(base_model(name, serving=serving(*end)))
+        world.put(remote_base(name, serving=serving(*end, prewarm=name == BASE)))
     for name, base in ADAPTERS.items():
         world.put(adapter(name, base=base))
     operator.settle()
@@ -271,7 +281,7 @@ def test_whatever_somebody_changes_is_put_right_by_one_apply_and_not_again():
     world, operator = begun()
     operator.settle()
     wanted, kinds = world.digest(), set()
-    for number in range(20):
+    for number in range(25):
         kind, name = world.meddle(number) or ("", "")
         first = operator.reconcile(("BaseModel", BASE))
         (action,) = first.actions

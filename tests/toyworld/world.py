@@ -35,6 +35,8 @@ from tuneyard.planning.routes import ModelRoutes, model_routes
 
 CORRUPT = "nan"
 """The adapter whose files no pod serves."""
+NODES = 2
+"""Those whose caches are filled beforehand, at once."""
 LAST_STEP = 3
 """A toy pod's steps: scheduled, verified, engine ready."""
 
@@ -223,6 +225,8 @@ class World(ApiServer):
 
     def _observed_child(self, key: Key) -> ChildObservation:
         child, known = self.objects[key], self.stored(key)
+        if known.kind == "DaemonSet":
+            return replace(known, replicas=NODES, ready_replicas=NODES)
         if child.template is None:
             return known
         pods = [p for p in self.pods.values() if p.pool == known.pool and not p.deleted]
@@ -288,7 +292,8 @@ def _without_identities(child: ToyObject) -> dict[str, Any]:
     metadata = {k: v for k, v in child.obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
     marks = sorted({**child.obj["metadata"]["annotations"], **child.annotations})
     known = {**child.obj, "metadata": {**metadata, "annotations": marks}}
-    plan = plan_text(child.obj) if child.obj["kind"] == "ConfigMap" else None
+    pools = child.obj["kind"] == "ConfigMap" and names.LABEL_POOL in metadata["labels"]
+    plan = plan_text(child.obj) if pools else None
     return {**known, "data": _without_pods(PoolPlan.model_validate_json(plan))} if plan else known
 
 

@@ -1,4 +1,4 @@
-"""`tuneyard agent verify` and `tuneyard agent run`."""
+"""`tuneyard agent verify`, `tuneyard agent run` and `tuneyard agent keep`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 
 from tuneyard.agent.fetching import Shelf, read_base
-from tuneyard.agent.settings import Settings, SettingsError, settings_from
+from tuneyard.agent.settings import KeepSettings, Settings, SettingsError, keep_settings_from, settings_from
 from tuneyard.agent.verify import BaseWanted, Find, Found, verify
 from tuneyard.api.sources import Source
+from tuneyard.planning.podparts import KEPT_MARK
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two commands of the agent."""
+    """The agent's commands."""
     commands = parser.add_subparsers(dest="agent_command", required=True)
     base = commands.add_parser("verify", help="check the base model's files and write the front's configuration")
     base.add_argument("--base-model", required=True, help="name of the BaseModel")
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
     commands.add_parser("run", help="load and prove adapters beside the engine; settings come from the environment")
+    keep = commands.add_parser("keep", help="keep a plan's base and adapters in the node's cache; settings as for run")
+    keep.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
+    keep.add_argument("--mark", type=Path, default=Path(KEPT_MARK), help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +48,10 @@ def run(args: argparse.Namespace) -> int:
         find = _from_network(args) if args.source else None
         return verify(wanted, args.front_config, args.termination_log, find)
     try:
-        asyncio.run(_run(settings_from(os.environ)))
+        if args.agent_command == "keep":
+            asyncio.run(_keep(keep_settings_from(os.environ, args.cache, args.mark)))
+        else:
+            asyncio.run(_run(settings_from(os.environ)))
     except (SettingsError, ArtifactError) as error:
         logging.getLogger(__name__).error("%s", error)
         return 1
@@ -85,9 +92,7 @@ async def _run(settings: Settings) -> None:
     from tuneyard.systems.kube.client import connect  # noqa: PLC0415
     from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
 
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    stopping = _told_to_stop()
     api = connect()
     obtainer = Obtainer(
         await asyncio.to_thread(Store, settings.cache, settings.cache_limit),
@@ -105,3 +110,40 @@ async def _run(settings: Settings) -> None:
             await asyncio.to_thread(informer.stop)
     if held is not None:
         held.release()
+
+
+async def _keep(settings: KeepSettings) -> None:
+    """Keep a node's cache until SIGTERM or SIGINT, or a bug in it."""
+    from tuneyard.agent.keeping import Keeper  # noqa: PLC0415
+    from tuneyard.agent.obtaining import Obtainer  # noqa: PLC0415
+    from tuneyard.agent.plans import follow_prewarm_plan  # noqa: PLC0415
+    from tuneyard.agent.publishing import telling_of_cache  # noqa: PLC0415
+    from tuneyard.systems.artifacts.store import Store  # noqa: PLC0415
+    from tuneyard.systems.kube.client import connect  # noqa: PLC0415
+    from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
+
+    stopping = _told_to_stop()
+    api = connect()
+    obtainer = Obtainer(
+        await asyncio.to_thread(Store, settings.cache, settings.cache_limit),
+        lambda name: read_credentials(api, settings.namespace, name),
+    )
+    keeper = Keeper(obtainer, telling_of_cache(api, settings), settings.mark)
+    informer = follow_prewarm_plan(api, settings.namespace, settings.plan, keeper.follow)
+    work = asyncio.create_task(asyncio.to_thread(keeper.run))
+    ending = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((work, ending), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        keeper.stop()
+        await asyncio.to_thread(informer.stop)
+        ending.cancel()
+        await work
+
+
+def _told_to_stop() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    return stopping

@@ -73,6 +73,30 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     )
 
 
+@dataclass(frozen=True)
+class KeepSettings(PodIdentity):
+    """The settings of a process that keeps a node's cache."""
+
+    plan: str
+    """Name of the ConfigMap with its plan."""
+    cache: Path
+    cache_limit: int | None
+    """Bytes; None: what the disk holds."""
+    mark: Path
+    """File that is there while all is kept."""
+
+
+def keep_settings_from(environment: Mapping[str, str], cache: Path, mark: Path) -> KeepSettings:
+    """The settings that the environment gives; the paths differ only in tests. Raises SettingsError."""
+    return KeepSettings(
+        **asdict(identity_from(environment)),
+        plan=_text(environment, "TUNEYARD_PREWARM_PLAN"),
+        cache=cache,
+        cache_limit=cache_limit(environment),
+        mark=mark,
+    )
+
+
 def identity_from(environment: Mapping[str, str]) -> PodIdentity:
     """The pod that the environment names; raises SettingsError."""
     text = partial(_text, environment)

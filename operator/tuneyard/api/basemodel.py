@@ -31,6 +31,12 @@ class BaseModelSpec(ApiModel):
                 ),
                 PINNED,
                 PINNED_IMAGE,
+                cel(
+                    "!has(self.serving) || !has(self.serving.cache) || !has(self.serving.cache.prewarm) || "
+                    "has(self.source.huggingFace) || has(self.source.s3)",
+                    "serving.cache.prewarm fetches what comes over the network: remove it, a base on a volume or in an "
+                    "image needs no cache",
+                ),
                 *LINEAGE_STAYS,
             ]
         }
@@ -68,6 +74,16 @@ class BaseModelStatus(ApiModel):
     tensor_parallel_size: int | None = None
     replicas: Annotated[str | None, Field(description="Ready and wanted pods over all pools, for example 2/2.")] = None
     progress: Text | None = None
+    prewarmed: Annotated[
+        str | None,
+        Field(
+            description="With serving.cache.prewarm: nodes whose cache holds the base and the pool's remote adapters, of "
+            "those chosen, for example 2/3."
+        ),
+    ] = None
+    prewarm_progress: Annotated[
+        Text | None, Field(description="How far the other nodes are, or what keeps them from it.")
+    ] = None
     used_by: list[str] | None = None
     pools: list[PoolStatus] | None = None
     conditions: Annotated[

@@ -62,6 +62,7 @@ KINDS = (
             Column("REPLICAS", ".status.replicas"),
             Column("PROGRESS", ".status.progress"),
             AGE,
+            Column("PREWARMED", ".status.prewarmed", priority=1),
         ),
     ),
     Kind(

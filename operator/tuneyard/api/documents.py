@@ -2,7 +2,9 @@
 
 Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`; a long one as `plan.json.gz` in its binaryData, so
     that it stays far below the 1 MiB that a ConfigMap may have.
+Prewarm plan (operator -> pods that keep a node's cache): a ConfigMap `<base>-prewarm`, in the same way.
 Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters of its own pod.
+Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
 
@@ -62,7 +64,7 @@ class PoolPlan(ApiModel):
         return self.model_copy(update={"adapters": mine, "pods": counted})
 
 
-def stored_plan(plan: PoolPlan) -> dict[str, dict[str, str]]:
+def stored_plan(plan: PoolPlan | PrewarmPlan) -> dict[str, dict[str, str]]:
     """The plan as the `data` or the `binaryData` of its ConfigMap, by one of these two names."""
     text = json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":"))
     if len(text) <= _LONGEST_PLAIN:
@@ -85,6 +87,19 @@ def plan_text(config_map: Mapping[str, Any]) -> str | None:
     if not unpacking.eof:
         raise ValueError(f"{PACKED_PLAN_KEY} is cut, or longer than {_LONGEST_UNPACKED} bytes")
     return found.decode()
+
+
+class PrewarmPlan(ApiModel):
+    """What the cache of chosen nodes should hold."""
+
+    version: Literal[1] = 1
+    base_model: str
+    source: Source
+    """The base's."""
+    digest: str | None = None
+    """The base's pinned digest; None while nobody has read it."""
+    adapters: list[PlannedAdapter] = []
+    """Those of the shared pool that come over the network."""
 
 
 class Transfer(ApiModel):
@@ -127,6 +142,20 @@ class PodReport(ApiModel):
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}
     """By adapter name."""
+
+
+class KeepReport(ApiModel):
+    """What a pod that keeps a node's cache says of it."""
+
+    version: Literal[1] = 1
+    kept: int
+    """Artifacts that lie in the cache and stay there."""
+    wanted: int
+    transfer: Transfer | None = None
+    """Of the one that is coming."""
+    reason: str | None = None
+    """Why the first of those that do not come does not, with `message`."""
+    message: str | None = None
 
 
 class BaseReport(ApiModel):

@@ -67,7 +67,12 @@ class ModelDeploymentSpec(ApiModel):
                     "correct the name'.format([self.traffic.map(t, t.revision).filter(n, !self.revisions.exists(r, r.name "
                     "== n))[0], self.revisions.map(r, r.name)])",
                     field_path=".traffic",
-                )
+                ),
+                cel(
+                    "(!has(self.serving) || !has(self.serving.cache) || !has(self.serving.cache.prewarm)) && "
+                    "self.revisions.all(r, !has(r.serving) || !has(r.serving.cache) || !has(r.serving.cache.prewarm))",
+                    "serving.cache.prewarm belongs to a base model: set it in spec.serving of the BaseModel",
+                ),
             ]
         }
     )

@@ -25,7 +25,7 @@ LABEL_NAME = "app.kubernetes.io/name"
 MANAGED_BY = "tuneyard"
 
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
-"""On a model pod, written by its agent only: a PodReport as JSON."""
+"""On a pod, written by its agent only, as JSON: a PodReport on a model pod, a KeepReport on one that keeps a cache."""
 ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
 """On a model pod: hash of the template that it was made from, as the operator wanted it."""
 ANNOTATION_CONTENT = f"{GROUP}/content-hash"
@@ -90,6 +90,11 @@ def pool_plan(pool: str) -> str:
 def pool_key_secret(pool: str) -> str:
     """Name of the Secret that holds the pool's engine API key under `key`."""
     return bounded(f"{pool}-engine-key")
+
+
+def prewarm(base_model: str) -> str:
+    """Name of the DaemonSet that fills nodes' caches for a base, of its plan ConfigMap and of the right to read that."""
+    return f"{bounded(base_model, 55)}-prewarm"
 
 
 def engine_adapter_name(adapter: str, digest: str) -> str:

@@ -85,6 +85,17 @@ class ArtifactVolume(ApiModel):
     persistent_volume_claim: VolumeClaim | None = None
 
 
+class Prewarm(ApiModel):
+    """Nodes that fetch into their cache what the shared pool needs, before its pods start there: the base, also while
+    no ModelDeployment refers to it, and the remote adapters of the pool's plan.
+    """
+
+    node_selector: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]] | None,
+        Field(max_length=32, description="Labels of the nodes; default: serving.nodeSelector, without one all nodes."),
+    ] = None
+
+
 class ArtifactCache(ApiModel):
     """Where the pool's pods keep what they fetch over the network. Without it each pod keeps its own, while it lives.
 
@@ -98,7 +109,12 @@ class ArtifactCache(ApiModel):
                 cel(
                     "!(has(self.hostPath) && has(self.persistentVolumeClaim))",
                     "a cache is on a hostPath or on a persistentVolumeClaim: remove one of them",
-                )
+                ),
+                cel(
+                    "!has(self.prewarm) || has(self.hostPath)",
+                    "cache.prewarm fills the nodes' own folders, so it needs cache.hostPath: a persistentVolumeClaim "
+                    "keeps what its first pod has fetched",
+                ),
             ]
         }
     )
@@ -108,6 +124,13 @@ class ArtifactCache(ApiModel):
     size_limit: Annotated[
         Quantity | None,
         Field(description="Bytes, for example 200Gi; what was used least recently goes. Default: what the disk holds."),
+    ] = None
+    prewarm: Annotated[
+        Prewarm | None,
+        Field(
+            description="Fill the cache of these nodes beforehand; of a BaseModel's own block only, for sources "
+            "huggingFace and s3. Default: pods fetch when they start."
+        ),
     ] = None
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
@@ -24,6 +25,7 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import wanted_plan
 from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
+from tuneyard.planning.prewarm import PrewarmState, prewarm_state
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import remaining, rfc3339
 
@@ -60,9 +62,14 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
-    status, problem = basemodel_status(obs, base, states, unused)
+    prewarming = _prewarming(obs, base, states, mine)
+    # last: whatever the API server says of it, the pools are as they should be
+    actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
+    status, problem = basemodel_status(obs, base, states, unused, prewarming)
     if base.status.digest is None and status.digest is not None and base.spec.digest is None:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
+        # the write of a status wakes nobody, and pods that are on their way should be told of the digest
+        waits.append(0.0)
     events += stalled_event(base.status.conditions, problem, about)
     return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
 
@@ -125,6 +132,22 @@ def _pool_actions(
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
     return actions + _unless_there((plan, *companions, state.wanted), mine), list(wanted.waits)
+
+
+def _prewarming(
+    obs: BaseModelObservation, base: BaseModelResource, states: Iterable[PoolState], mine: list[ChildObservation]
+) -> PrewarmState:
+    """What fills the caches of chosen nodes with the base, and with the adapters that its shared pool plans."""
+    serving = base.spec.serving
+    shared = next((s for s in states if s.pool.deployment is None), None)
+    adapters: list[PlannedAdapter] = []
+    asked = serving is not None and serving.cache is not None and serving.cache.prewarm is not None
+    if asked and shared is not None and shared.wanted is not None:
+        before = _found(mine, "ConfigMap", names.pool_plan(shared.pool.name))
+        planned = wanted_plan(obs, shared.pool, before, shared.wanted).plan.adapters
+        # a node's cache has what any of its pods may get
+        adapters = [a.model_copy(update={"pods": None}) for a in planned]
+    return prewarm_state(obs, base, mine, adapters, pinned_digest(base))
 
 
 def _unused_pools(

@@ -45,6 +45,7 @@ KINDS = (
     ("v1", "Service"),
     ("policy/v1", "PodDisruptionBudget"),
     ("apps/v1", "Deployment"),
+    ("apps/v1", "DaemonSet"),
 )
 """(apiVersion, kind) of everything that the operator makes, all labelled app.kubernetes.io/managed-by=tuneyard."""
 
@@ -150,11 +151,13 @@ def pool_plan(
 def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings) -> tuple[Json, ...]:
     """What a pool has beside its Deployment and its plan, in the order in which it is applied."""
     name = names.pool_deployment(pool.name)
+    plan = names.pool_plan(pool.name)
+    role, binding = plan_access(plan, pool.namespace)
     selector = {"matchLabels": {names.LABEL_POOL: pool.name}}
     return (
         marked(_key_secret(pool, base, keys)),
-        marked(_plan_role(pool, base)),
-        marked(_plan_role_binding(pool, base)),
+        marked(_object(f"{RBAC}/v1", "Role", plan, pool, base, **role)),
+        marked(_object(f"{RBAC}/v1", "RoleBinding", plan, pool, base, **binding)),
         marked(_network_policy(pool, base, settings)),
         marked(
             _object(
@@ -189,27 +192,11 @@ def _key_secret(pool: Pool, base: BaseModelResource, keys: EngineKeys) -> Json:
     return _object("v1", "Secret", names.pool_key_secret(pool.name), pool, base, type="Opaque", data=data)
 
 
-def _plan_role(pool: Pool, base: BaseModelResource) -> Json:
-    rule = {
-        "apiGroups": [""],
-        "resources": ["configmaps"],
-        "resourceNames": [names.pool_plan(pool.name)],
-        "verbs": ["get", "list", "watch"],
-    }
-    return _object(f"{RBAC}/v1", "Role", names.pool_plan(pool.name), pool, base, rules=[rule])
-
-
-def _plan_role_binding(pool: Pool, base: BaseModelResource) -> Json:
-    role = names.pool_plan(pool.name)
-    return _object(
-        f"{RBAC}/v1",
-        "RoleBinding",
-        role,
-        pool,
-        base,
-        roleRef={"apiGroup": RBAC, "kind": "Role", "name": role},
-        subjects=[{"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": pool.namespace}],
-    )
+def plan_access(name: str, namespace: str) -> tuple[Json, Json]:
+    """The fields of a Role and its RoleBinding by which agents read the plan of this name; both have its name too."""
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]}
+    agent = {"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": namespace}
+    return {"rules": [rule]}, {"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": [agent]}
 
 
 def _network_policy(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Set
 
-from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport
+from tuneyard.api.documents import AdapterReport, KeepReport, PlannedAdapter, PodReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
 from tuneyard.planning.remedies import clipped
@@ -75,7 +75,7 @@ def fitting(report: PodReport, pinned: Set[str], most: int = REPORT_BYTES) -> Po
     return report if len(as_text(report)) <= most else _with_fewer(report, most)
 
 
-def as_text(report: PodReport) -> str:
+def as_text(report: PodReport | KeepReport) -> str:
     """The report as it stands in the annotation, all of it ASCII."""
     return json.dumps(report.to_dict(), separators=(",", ":"))
 

@@ -20,31 +20,41 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactCache, ArtifactVolume, Resources, Toleration
+from tuneyard.api.serving import ArtifactVolume, Resources, Toleration
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
+from tuneyard.planning.podparts import (
+    BASE,
+    BASE_LINK,
+    RUN,
+    cache_limit,
+    cache_mount,
+    cache_volume,
+    container,
+    host_folder,
+    identity,
+    literal,
+    mount,
+    requests,
+    security_context,
+    token_mount,
+    token_volume,
+    value,
+)
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
 ARTIFACTS = "/artifacts"
 ADAPTERS = "/adapters"
-CACHE = "/cache"
-"""What was fetched over the network; see docs/explanation/artifact-cache.md."""
 IMAGE = f"{ARTIFACTS}/@image"
 """A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
-BASE = "/base"
-BASE_LINK = f"{BASE}/model"
-"""A link that `verify` makes, to the base's files in the cache: where these lie is known once their digest is."""
-RUN = "/run/tuneyard"
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
 SERVED_MARK = f"{RUN}/served"
 """File that says that this pod has once had all adapters of its plan."""
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 KEY = "key"
 """Key of the engine key Secret."""
 BASE_DIGEST = "base-digest"
 """Key of the plan ConfigMap: the base's pinned digest, empty while nothing is pinned."""
-USER = 65532
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
 LOST_NODE_SECONDS = 30
@@ -100,14 +110,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": serving.drain_timeout + GRACE_BEYOND_DRAIN,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security_context(),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -153,28 +156,9 @@ def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
     ]
 
 
-def _container(name: str, image: str, settings: Settings, **fields: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "image": image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        **fields,
-    }
-
-
 def _resources(asked_for: Resources) -> dict[str, Any]:
     """Quantities as text, the one form in which the API server gives them back."""
     return {kind: {r: str(q) for r, q in given.items()} for kind, given in asked_for.to_dict().items()}
-
-
-def _requests(cpu: str, memory: str) -> dict[str, Any]:
-    return {"requests": {"cpu": cpu, "memory": memory}}
 
 
 def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
@@ -184,14 +168,14 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         "name": "TUNEYARD_BASE_DIGEST",
         "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
     }
-    env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)], []
+    env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
     if source.is_remote:
         fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
-        env += [*_identity(), *_cache_limit(pool.serving.cache)]
-        mounts += [_cache_mount(pool), _mount("base", BASE), _mount("token", SERVICE_ACCOUNT, read_only=True)]
+        env += [*identity(), *cache_limit(pool.serving.cache)]
+        mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
         mounts += _base_mounts(base)
-    return _container(
+    return container(
         VERIFY,
         settings.images.tuneyard,
         settings,
@@ -205,13 +189,13 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *fetch,
         ],
         env=env,
-        resources=_requests("100m", "128Mi"),
+        resources=requests("100m", "128Mi"),
         volumeMounts=mounts,
     )
 
 
 def _front(settings: Settings) -> dict[str, Any]:
-    return _container(
+    return container(
         FRONT,
         settings.images.envoy,
         settings,
@@ -219,28 +203,28 @@ def _front(settings: Settings) -> dict[str, Any]:
         command=["envoy"],
         args=["-c", FRONT_CONFIG, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"],
         ports=[{"name": "front", "containerPort": names.FRONT_PORT, "protocol": "TCP"}],
-        resources=_requests("50m", "64Mi"),
-        volumeMounts=[_mount("run", RUN)],
+        resources=requests("50m", "64Mi"),
+        volumeMounts=[mount("run", RUN)],
     )
 
 
 def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     serving = pool.serving
-    return _container(
+    return container(
         AGENT,
         settings.images.tuneyard,
         settings,
         restartPolicy="Always",
         command=["tuneyard", "agent", "run"],
         env=[
-            *_identity(),
-            *_cache_limit(serving.cache),
-            _value("TUNEYARD_POOL", pool.name),
-            _value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
-            _value("TUNEYARD_BASE_PATH", literal(base_path(base))),
-            _value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
-            _value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
-            _value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
+            *identity(),
+            *cache_limit(serving.cache),
+            value("TUNEYARD_POOL", pool.name),
+            value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
+            value("TUNEYARD_BASE_PATH", literal(base_path(base))),
+            value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
+            value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
+            value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
             _key("TUNEYARD_ENGINE_KEY", pool),
         ],
         readinessProbe={
@@ -257,14 +241,14 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             "timeoutSeconds": 15,
             "failureThreshold": 4,
         },
-        resources=_requests("50m", "128Mi"),
+        resources=requests("50m", "128Mi"),
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
             *_base_mounts(base),
-            _cache_mount(pool),
-            _mount("adapters", ADAPTERS),
-            _mount("run", RUN),
-            _mount("token", SERVICE_ACCOUNT, read_only=True),
+            cache_mount(pool.namespace, pool.serving.cache),
+            mount("adapters", ADAPTERS),
+            mount("run", RUN),
+            token_mount(),
         ],
     )
 
@@ -272,7 +256,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
 def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     serving = pool.serving
     health = {"path": "/health", "port": names.FRONT_PORT}
-    return _container(
+    return container(
         ENGINE,
         serving.image or settings.images.vllm,
         settings,
@@ -300,11 +284,11 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
             *_base_mounts(base),
-            *([_cache_mount(pool, read_only=True)] if base.spec.source.is_remote else []),
-            _mount("adapters", ADAPTERS, read_only=True),
-            _mount("shm", "/dev/shm"),  # noqa: S108
-            _mount("tmp", "/tmp"),  # noqa: S108
-            _mount("home", HOME),
+            *([cache_mount(pool.namespace, pool.serving.cache, read_only=True)] if base.spec.source.is_remote else []),
+            mount("adapters", ADAPTERS, read_only=True),
+            mount("shm", "/dev/shm"),  # noqa: S108
+            mount("tmp", "/tmp"),  # noqa: S108
+            mount("home", HOME),
         ],
     )
 
@@ -332,14 +316,9 @@ def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
 def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
     """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
     chosen = {**_ENGINE_ENV, **settings.engine_env, **pool.serving.env}
-    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": _value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
+    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
     fixed["VLLM_API_KEY"] = _key("VLLM_API_KEY", pool)
-    return [*fixed.values(), *(_value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
-
-
-def literal(text: str) -> str:
-    """Text that the kubelet does not expand as $(VARIABLE)."""
-    return text.replace("$(", "$$(")
+    return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
 
 
 def _loopback(method: str, path: str, timeout: int) -> list[str]:
@@ -368,44 +347,15 @@ if not os.path.exists(mark):
     return ["python3", "-ISc", script.strip()]
 
 
-def _value(name: str, value: str) -> dict[str, Any]:
-    return {"name": name, "value": value}
-
-
-def _field(name: str, path: str) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-
-
 def _key(name: str, pool: Pool) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
-
-
-def _identity() -> list[dict[str, Any]]:
-    """Who the pod is, for who writes its annotation."""
-    fields = {
-        "POD_NAME": "metadata.name",
-        "POD_NAMESPACE": "metadata.namespace",
-        "POD_UID": "metadata.uid",
-        "POD_IP": "status.podIP",
-    }
-    return [_field(name, path) for name, path in fields.items()]
-
-
-def _cache_limit(cache: ArtifactCache) -> list[dict[str, Any]]:
-    return [] if cache.size_limit is None else [_value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
-
-
-def _cache_mount(pool: Pool, *, read_only: bool = False) -> dict[str, Any]:
-    mount = _mount("cache", CACHE, read_only=read_only)
-    # of a folder of the node, each namespace sees its own part only
-    return {**mount, "subPath": pool.namespace} if pool.serving.cache.host_path else mount
 
 
 def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
     source = base.spec.source
     if source.image is not None:
-        return [_mount("image", IMAGE, read_only=True)]
-    return [_mount("base", BASE, read_only=True)] if source.is_remote else []
+        return [mount("image", IMAGE, read_only=True)]
+    return [mount("base", BASE, read_only=True)] if source.is_remote else []
 
 
 def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
@@ -413,11 +363,6 @@ def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str,
     if image is not None:
         return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
     return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
-
-
-def _mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
-    mount: dict[str, Any] = {"name": volume, "mountPath": path}
-    return {**mount, "readOnly": True} if read_only else mount
 
 
 def _volume_name(artifact_volume: str) -> str:
@@ -428,40 +373,25 @@ def _volume_name(artifact_volume: str) -> str:
 
 
 def _artifact_mounts(volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
-    return [_mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
+    return [mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
 
 
 def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
     if volume.persistent_volume_claim is not None:
         claim = volume.persistent_volume_claim.claim_name
         return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-    return _host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
-
-
-def _host_folder(path: str) -> dict[str, Any]:
-    return {"hostPath": {"path": posixpath.normpath("/" + path.lstrip("/")), "type": "Directory"}}
-
-
-def _cache_source(cache: ArtifactCache) -> dict[str, Any]:
-    if cache.persistent_volume_claim is not None:
-        return {"persistentVolumeClaim": {"claimName": cache.persistent_volume_claim.claim_name}}
-    return _host_folder(cache.host_path.path) if cache.host_path else {"emptyDir": {}}
+    return host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
 
 
 def _volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
-    token_sources = [
-        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
-    ]
     return [
         *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
-        {"name": "cache", **_cache_source(pool.serving.cache)},
+        cache_volume(pool.serving.cache),
         *_base_volumes(base, settings),
         {"name": "adapters", "emptyDir": {}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
-        {"name": "token", "projected": {"sources": token_sources}},
+        token_volume(),
     ]

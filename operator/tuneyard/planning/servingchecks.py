@@ -22,6 +22,7 @@ from tuneyard.planning.pools import Serving
 from tuneyard.planning.settings import Settings
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
+_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -103,6 +104,16 @@ def malformed_node_selector(serving: Serving) -> Problem | None:
     for key, value in serving.node_selector.items():
         if not _LABEL_VALUE.fullmatch(value):
             return Problem(Reason.INVALID_SPEC, f"serving.nodeSelector.{key}: {value!r} is not a label value")
+    return None
+
+
+def malformed_prewarm_selector(serving: Serving) -> Problem | None:
+    """Keys too: for one bad label, the API server would refuse the whole DaemonSet in every pass."""
+    prewarm = serving.cache.prewarm
+    for key, value in ((prewarm.node_selector if prewarm else None) or serving.node_selector).items():
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            words = f"serving.cache.prewarm.nodeSelector: {key}={value} is not a label"
+            return Problem(Reason.INVALID_SPEC, words)
     return None
 
 

