@@ -22,6 +22,8 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import RemoteFile
 
 _CHUNK = 1 << 20
+_SLICE = 1 << 18
+"""Written at once: 1 MiB and more took eight times as long in the page cache, which looks for as large a folio."""
 
 
 class MismatchError(ArtifactError):
@@ -121,9 +123,14 @@ class Arriving:
 
     def _keep(self, chunk: memoryview) -> None:
         self._open()
-        if self._handle is not None:
-            self._write(chunk)
-        self._hash(chunk)
+        for begin in range(0, len(chunk), _SLICE):
+            piece = chunk[begin : begin + _SLICE]
+            if self._handle is not None:
+                self._write(piece)
+            self._sha256.update(piece)
+            if self._blob is not None:
+                self._blob.update(piece)
+        self.at += len(chunk)  # only now: `put` looks for the next chunk by it
 
     def _open(self) -> None:
         """Open the part, no earlier than needed: artifacts have more files than a process may have open."""
