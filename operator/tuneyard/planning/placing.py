@@ -105,6 +105,10 @@ class _Board:
         self._index = {host.name: number for number, host in enumerate(self._hosts)}
         self._ranks = _Ranks([h.name for h in self._hosts])
         self._orders: dict[str, list[int]] = {}
+        self._offered: dict[str, set[int]] = {}
+        for number, host in enumerate(self._hosts):
+            for adapter in host.loaded:
+                self._offered.setdefault(adapter, set()).add(number)
         self._room = wish.room
         self._places: dict[str, set[int]] = {}
         self._due: dict[str, set[int]] = {}
@@ -127,9 +131,13 @@ class _Board:
             order = self._orders[adapter] = self._ranks.of(adapter)
         return order
 
+    def _there(self, adapter: str, held: Collection[str]) -> set[int]:
+        """Where the plan has it or a pod offers it: a plan that was lost, or is read late, must not take that away."""
+        return {self._index[name] for name in held if name in self._index} | self._offered.get(adapter, set())
+
     def keep(self, adapter: str, held: Collection[str]) -> None:
         """Keep what is there: the best copies, and others as long as they are needed."""
-        there = {self._index[name] for name in held if name in self._index}
+        there = self._there(adapter, held)
         order = self._order(adapter) if len(there) > self._copies else sorted(there)
         staying = [h for h in order if h in there and self._hosts[h].stays and self._load[h] < self._room]
         due = self._due[adapter] = set(staying[: self._copies])
@@ -214,7 +222,7 @@ class _Board:
     def keep_idle(self, adapter: str, held: Collection[str]) -> None:
         """Keep what is there, as far as there is room."""
         self._places[adapter] = set()
-        for host in sorted(self._index[name] for name in held if name in self._index):
+        for host in sorted(self._there(adapter, held)):
             if self._load[host] < self._room:
                 self._put(adapter, host)
 

@@ -128,6 +128,21 @@ def test_a_lost_pods_adapters_go_to_others_and_nothing_else_moves():
         assert gone not in (places(after)[name] or ())
 
 
+def test_a_plan_that_is_lost_or_read_late_moves_nothing():
+    before = rested(spread(copies=2, places=5))
+    lost = replace(before, children=tuple(c for c in before.children if c.kind != "ConfigMap"))
+    assert places(applied_to(lost)) == places(before)
+    name, held = next(iter(places(before).items()))
+    (other,) = set(PODS) - set(held or ())
+    late = [a.model_copy(update={"pods": [other]}) if a.name == name else a for a in the_plan(before).adapters]
+    stored = stored_plan(the_plan(before).model_copy(update={"adapters": late}))["data"]
+    children = tuple(
+        replace(c, plan=stored["plan.json"], content_hash="of then") if c.kind == "ConfigMap" else c
+        for c in before.children
+    )
+    assert places(applied_to(replace(before, children=children))) == places(before)
+
+
 def test_a_copy_goes_only_when_another_serves():
     """From two copies to one: nothing goes while the one that is to stay is not loaded."""
     situation = rested(spread(copies=2))
