@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.builders import BASE, SETTINGS, Situation, adapter, child_of, deployment, digest, pod, prewarmed_base, stamp
+from tests.builders import (
+    BASE,
+    SETTINGS,
+    Situation,
+    adapter,
+    child_of,
+    deployment,
+    digest,
+    pod,
+    prewarmed_base,
+    revision,
+    stamp,
+)
 from tests.unit.planning.basemodels import applied_to, conditions, kinds, settled
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelStatus
@@ -74,7 +86,8 @@ def test_a_base_is_fetched_beforehand_while_nothing_refers_to_it():
 
 def test_with_the_remote_adapters_of_the_shared_pool_and_the_digests_that_are_pinned():
     adapters = (adapter("v1", source=BUCKET, digest=digest("v1")), adapter("v2"))
-    situation = before_a_rollout(deployments=(deployment(),), adapters=adapters)
+    both = deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")])
+    situation = before_a_rollout(deployments=(both,), adapters=adapters)
     plan = planned(plan_basemodel(situation.base_model()))
     assert [(a.name, a.digest) for a in plan.adapters] == [("v1", digest("v1"))]
     assert plan.digest is None
