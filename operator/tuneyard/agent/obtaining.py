@@ -89,7 +89,7 @@ def _telling(told: Told, progress: Progress) -> Iterator[None]:
     def tell() -> None:
         while not over.wait(_TOLD_SECONDS):
             if progress.total:  # the source has told what there is
-                told(Transfer(done_bytes=progress.done, total_bytes=progress.total, bytes_per_second=progress.rate()))
+                told(progress.transfer())
 
     teller = threading.Thread(target=tell, daemon=True, name="progress")
     teller.start()

@@ -171,7 +171,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
     if source.is_remote:
         fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
-        env += [*identity(), *cache_limit(pool.serving.cache)]
+        env += [*identity(), *cache_limit(pool.serving.cache), value("TMPDIR", RUN)]
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
         mounts += _base_mounts(base)
@@ -219,6 +219,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         env=[
             *identity(),
             *cache_limit(serving.cache),
+            value("TMPDIR", RUN),
             value("TUNEYARD_POOL", pool.name),
             value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             value("TUNEYARD_BASE_PATH", literal(base_path(base))),
