@@ -33,16 +33,21 @@ class AgentRig:
         max_cpu_loras: int = 16,
         address: str = "10.0.0.1:8080",
         obtainer: Obtainer | None = None,
+        pod: str = "pod-0",
+        volumes: Path | None = None,
     ) -> None:
-        """`address`: of the pod's front, as the report names it; `obtainer` gets what comes over the network."""
+        """`address`: of the pod's front, as the report names it; `volumes`: a folder that pods share.
+
+        `obtainer` gets what comes over the network.
+        """
         self._obtainer = obtainer
         self.published: list[tuple[float, PodReport]] = []
         """(monotonic time, report) in order."""
         self.on_report: Callable[[PodReport], None] = lambda _: None
         self.settings = Settings(
-            pod="pod-0",
+            pod=pod,
             namespace="default",
-            uid="uid-0",
+            uid=f"uid-of-{pod}",
             address=address,
             pool="pool",
             base_model=engine.name,
@@ -53,11 +58,12 @@ class AgentRig:
             engine_key=engine.key,
             engine_url=engine.url,
             port=free_port(),
-            volumes=folder / "artifacts",
+            volumes=volumes or folder / "artifacts",
             adapters=folder / "adapters",
             run=folder / "run",
             front_admin=folder / "front-admin.sock",
         )
+        self.engine = engine
         self.api_there = asyncio.Event()
         self.api_there.set()
         self._agent: Agent | None = None
@@ -85,9 +91,11 @@ class AgentRig:
 
     def plan(self, *planned: PlannedAdapter) -> None:
         """This is the plan now."""
-        self.agent.knowledge.tell(
-            PlanChanged(PoolPlan(pool="pool", base_model=self.settings.base_model, adapters=list(planned)))
-        )
+        self.follow(PoolPlan(pool="pool", base_model=self.settings.base_model, adapters=list(planned)))
+
+    def follow(self, plan: PoolPlan) -> None:
+        """The pod's share of this is its plan now."""
+        self.agent.knowledge.tell(PlanChanged(plan.share(self.settings.pod)))
 
     async def until(self, holds: Callable[[PodReport], bool], what: str, within: float = 120.0) -> PodReport:
         """Wait for a published report of which something holds."""

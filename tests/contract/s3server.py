@@ -29,20 +29,22 @@ ROOT, ROOT_SECRET = "ROOTKEY0123456789012", "root-secret"
 class S3Server:
     """The server; `with S3Server(folder) as server:`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
+        """`tls`: certificate and key."""
         self.folder = folder
+        self.tls = tls
         self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.root = Credentials.of_secret(
             "s3", {"AWS_ACCESS_KEY_ID": ROOT.encode(), "AWS_SECRET_ACCESS_KEY": ROOT_SECRET.encode()}
         )
+        self._program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
         for name in ("data", "users"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.start(program)
+        self.start()
         self.client = self.client_of(ROOT, ROOT_SECRET)
         return self
 
@@ -52,11 +54,10 @@ class S3Server:
         self.client.close()
         self.stop()
 
-    def start(self, program: Path | None = None) -> None:
+    def start(self) -> None:
         """Start it, again on the same port and folder, and wait until it answers."""
-        program = program or gobuild.ensure(["versitygw"], Progress())["versitygw"]
         with (self.folder / "server.log").open("ab") as log:
-            command = self.command(program, f"127.0.0.1:{self.port}")
+            command = self.command(f"127.0.0.1:{self.port}")
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
         until = time.monotonic() + 30
         while True:
@@ -69,10 +70,11 @@ class S3Server:
                 assert time.monotonic() < until, log_text
                 time.sleep(0.02)
 
-    def command(self, program: Path, address: str) -> list[str]:
+    def command(self, address: str) -> list[str]:
         """The command line that serves the folder at an address."""
         user = ["--access", ROOT, "--secret", ROOT_SECRET, "--iam-dir", str(self.folder / "users")]
-        return [str(program), *user, "--port", address, "--quiet", "posix", str(self.folder / "data")]
+        tls = ["--cert", str(self.tls[0]), "--key", str(self.tls[1])] if self.tls else []
+        return [str(self._program), *tls, *user, "--port", address, "--quiet", "posix", str(self.folder / "data")]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -88,9 +90,10 @@ class S3Server:
 
     def client_of(self, key: str, secret: str) -> Any:
         """boto3's client of a user."""
-        return boto3.session.Session(key, secret, region_name="us-east-1").client(
-            "s3", endpoint_url=self.url, config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5})
-        )
+        config = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5})
+        session = boto3.session.Session(key, secret, region_name="us-east-1")
+        verify = str(self.tls[0]) if self.tls else None
+        return session.client("s3", endpoint_url=self.url, verify=verify, config=config)
 
     def source(self, place: str, **more: Any) -> S3Source:
         """The source `s3://place`, on this server."""

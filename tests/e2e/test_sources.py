@@ -12,9 +12,8 @@ import pytest
 import yaml
 from openai import OpenAI
 
-from cluster import gobuild, scratch_image
+from cluster import scratch_image
 from cluster.local.layout import NODE_ADDRESS
-from cluster.progress import Progress
 from demo.kubectl import condition, ready
 from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS
 from models.tiny import build_tiny
@@ -43,8 +42,7 @@ class NodeS3:
 
     def start(self) -> None:
         provider = local_cluster()
-        program = gobuild.ensure(["versitygw"], Progress())["versitygw"]
-        command = provider.inside(self._server.command(program, ADDRESS))
+        command = provider.inside(self._server.command(ADDRESS))
         self._process = subprocess.Popen(command, env=self._server.environment, stdout=subprocess.DEVNULL)
         probe = f"import socket; socket.create_connection(('{NODE_ADDRESS}', 7070), timeout=1).close()"
         asking = provider.inside([sys.executable, "-c", probe])

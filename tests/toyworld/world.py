@@ -20,13 +20,13 @@ from tests.builders import NAMESPACE, SETTINGS, Situation, digest, failed, loade
 from tests.toyworld.server import START, ApiServer, Key, Resource, ToyObject
 from tuneyard.api import names
 from tuneyard.api.documents import (
-    PLAN_KEY,
     AdapterReport,
     AppliedDeployment,
     AppliedReport,
     BaseReport,
     PodReport,
     PoolPlan,
+    plan_text,
 )
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.planning.modelnames import owners
@@ -52,6 +52,7 @@ class ToyPod:
     template: str
     created: str
     address: str
+    wanted_as: str
     step: int = 0
     deleted: bool = False
     digest: str | None = None
@@ -125,6 +126,7 @@ class World(ApiServer):
                 template,
                 self._stamp(),
                 f"10.1.{number // 250}.{number % 250 + 1}:8080",
+                spec["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE],
             )
             self.changed()
             return
@@ -139,8 +141,10 @@ class World(ApiServer):
 
     def _tried_all(self, pod: ToyPod) -> bool:
         plan = self._plan_of(pod)
-        return plan is not None and all(
-            a.name in pod.adapters and pod.adapters[a.name].state != "Loading" for a in plan.adapters
+        return (
+            plan is not None
+            and plan.pods != []
+            and all(a.name in pod.adapters and pod.adapters[a.name].state != "Loading" for a in plan.adapters)
         )
 
     def move_pods(self) -> None:
@@ -159,7 +163,8 @@ class World(ApiServer):
 
     def _plan_of(self, pod: ToyPod) -> PoolPlan | None:
         config = self.objects.get(("ConfigMap", names.pool_plan(pod.pool)))
-        return PoolPlan.model_validate_json(config.obj["data"][PLAN_KEY]) if config else None
+        text = plan_text(config.obj) if config else None
+        return PoolPlan.model_validate_json(text).share(pod.name) if text else None
 
     def move_agents(self) -> None:
         for pod in self.pods.values():
@@ -194,6 +199,13 @@ class World(ApiServer):
         if self.pods:
             pod = sorted(self.pods.values(), key=lambda p: p.name)[number % len(self.pods)]
             pod.deleted = True
+            self.changed()
+
+    def restart_engine(self, number: int) -> None:
+        """An engine that comes back has no adapters."""
+        if self.pods:
+            pod = sorted(self.pods.values(), key=lambda p: p.name)[number % len(self.pods)]
+            pod.step, pod.adapters = min(pod.step, 1), {}
             self.changed()
 
     # looking at it
@@ -233,11 +245,10 @@ class World(ApiServer):
     def digest(self) -> dict[str, Any]:
         """What is wanted and served, without names, times and versions that differ from run to run."""
         children = {f"{k}/{n}": _without_identities(c) for (k, n), c in self.objects.items()}
-        pods = sorted(
-            (p.pool, p.serves, sorted((n, r.state) for n, r in p.adapters.items())) for p in self.pods.values()
-        )
+        pods = sorted((p.pool, p.serves) for p in self.pods.values())
+        copies = sorted((p.pool, n, r.state) for p in self.pods.values() for n, r in p.adapters.items())
         statuses = {f"{k}/{n}": _settled(r) for (k, n), r in self.resources.items()}
-        return {"children": children, "pods": pods, "statuses": statuses}
+        return {"children": children, "pods": pods, "copies": copies, "statuses": statuses}
 
 
 def _next_report(name: str, planned: str | None, before: AdapterReport | None) -> AdapterReport:
@@ -259,6 +270,8 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
         pool=pod.pool,
         base_model=pod.base,
         created=pod.created,
+        template=pod.template,
+        wanted_as=pod.wanted_as,
         deleted=pod.deleted,
         ready=pod.serves,
         report=PodReport(
@@ -278,7 +291,17 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
 def _without_identities(child: ToyObject) -> dict[str, Any]:
     metadata = {k: v for k, v in child.obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
     marks = sorted({**child.obj["metadata"]["annotations"], **child.annotations})
-    return {**child.obj, "metadata": {**metadata, "annotations": marks}}
+    known = {**child.obj, "metadata": {**metadata, "annotations": marks}}
+    # who fetches beforehand has a plan that names no pod
+    of_pool = child.obj["kind"] == "ConfigMap" and names.LABEL_POOL in metadata["labels"]
+    plan = plan_text(child.obj) if of_pool else None
+    return {**known, "data": _without_pods(PoolPlan.model_validate_json(plan))} if plan else known
+
+
+def _without_pods(plan: PoolPlan) -> dict[str, Any]:
+    """How many pods have each adapter; which ones depends on which there were when it came."""
+    pods = {a.name: a.pods and len(a.pods) for a in plan.adapters}
+    return {**plan.to_dict(), "pods": plan.pods and len(plan.pods), "adapters": pods}
 
 
 def _settled(resource: Resource) -> dict[str, Any]:

@@ -6,17 +6,14 @@ A plan that cannot be read leaves the last one in force.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.settings import Settings
 from tuneyard.api import names
-from tuneyard.api.documents import PLAN_KEY, PoolPlan, PrewarmPlan
+from tuneyard.api.documents import PoolPlan, PrewarmPlan, plan_text
 from tuneyard.planning.agentstate import PlanChanged
 from tuneyard.systems.kube.client import Api, Object
 from tuneyard.systems.kube.informers import Informer, OnChange, on_loop
@@ -28,9 +25,13 @@ _log = logging.getLogger(__name__)
 _Plan = TypeVar("_Plan", PoolPlan, PrewarmPlan)
 
 
-def read_plan(config_map: Object) -> PoolPlan | None:
-    """The plan in a ConfigMap; None, with a line in the log, where there is none that this version understands."""
-    return _read(PoolPlan, config_map)
+def read_plan(config_map: Object, pod: str) -> PoolPlan | None:
+    """The pod's share of the plan in a ConfigMap.
+
+    None, with a line in the log, where there is none that this version understands.
+    """
+    plan = _read(PoolPlan, config_map)
+    return None if plan is None else plan.share(pod)
 
 
 def follow_plan(api: Api, settings: Settings, knowledge: Knowledge) -> Informer:
@@ -39,28 +40,31 @@ def follow_plan(api: Api, settings: Settings, knowledge: Knowledge) -> Informer:
     def heard(plan: PoolPlan) -> None:
         knowledge.tell(PlanChanged(plan))
 
-    on_change = on_loop(asyncio.get_running_loop(), _telling(PoolPlan, heard))
+    def read(config_map: Object) -> PoolPlan | None:
+        return read_plan(config_map, settings.pod)
+
+    on_change = on_loop(asyncio.get_running_loop(), _telling(read, heard))
     return _started(api, settings.namespace, names.pool_plan(settings.pool), on_change)
 
 
 def follow_prewarm_plan(api: Api, namespace: str, name: str, heard: Callable[[PrewarmPlan], None]) -> Informer:
     """Start to tell every plan in the ConfigMap of this name, in a thread of the informer's; the caller stops that."""
-    return _started(api, namespace, name, _telling(PrewarmPlan, heard))
+    return _started(api, namespace, name, _telling(lambda config_map: _read(PrewarmPlan, config_map), heard))
 
 
 def _read(kind: type[_Plan], config_map: Object) -> _Plan | None:
     try:
-        return kind.from_dict(json.loads((config_map.get("data") or {})[PLAN_KEY]))
-    except (KeyError, ValueError, TypeError, ValidationError) as error:
+        return kind.model_validate_json(plan_text(config_map) or "")
+    except (ValueError, TypeError, AttributeError) as error:
         _log.error("the plan cannot be read, keeping the last one: %s", error)
         return None
 
 
-def _telling(kind: type[_Plan], heard: Callable[[_Plan], None]) -> OnChange:
+def _telling(read: Callable[[Object], _Plan | None], heard: Callable[[_Plan], None]) -> OnChange:
     """A plan that is deleted stays in force: whom it is for is going, and the pods with it."""
 
     def on_change(change: Change, config_map: Object) -> None:
-        plan = _read(kind, config_map) if change != "DELETED" else None
+        plan = read(config_map) if change != "DELETED" else None
         if plan is not None:
             _log.info("the plan has %d adapters", len(plan.adapters))
             heard(plan)

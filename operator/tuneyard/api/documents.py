@@ -1,7 +1,8 @@
 """The documents that Tuneyard's processes leave for each other.
 
-Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`.
-Prewarm plan (operator -> pods that keep a node's cache): a ConfigMap `<base>-prewarm`, key `plan.json`.
+Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`; a long one as `plan.json.gz` in its binaryData, so
+    that it stays far below the 1 MiB that a ConfigMap may have.
+Prewarm plan (operator -> pods that keep a node's cache): a ConfigMap `<base>-prewarm`, in the same way.
 Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters of its own pod.
 Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
@@ -12,12 +13,22 @@ Readers ignore fields they do not know; `version` changes only when a reader mus
 
 from __future__ import annotations
 
-from typing import Literal
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.sources import Source
 
 PLAN_KEY = "plan.json"
+PACKED_PLAN_KEY = "plan.json.gz"
+_LONGEST_PLAIN = 128 << 10
+"""Characters up to which a plan is stored so that people can read it."""
+_LONGEST_UNPACKED = 64 << 20
+"""A plan that unpacks to more is not one."""
 
 
 class PlannedAdapter(ApiModel):
@@ -27,6 +38,8 @@ class PlannedAdapter(ApiModel):
     source: Source
     digest: str | None = None
     """Pinned digest; None while nobody has read the artifact: then the agent reports what it computes."""
+    pods: list[str] | None = None
+    """Names of the pods that should have it; None: all of the pool."""
 
 
 class PoolPlan(ApiModel):
@@ -37,7 +50,43 @@ class PoolPlan(ApiModel):
     base_model: str
     """Name of the BaseModel, which is also the engine's --served-model-name."""
     max_rank: int = 16
+    copies: int | None = None
+    """How many pods should have each adapter in the end; None: all of them."""
+    pods: list[str] | None = None
+    """The pods among which the adapters are spread; one that is missing was not thought of yet. None: every pod has
+    every adapter."""
     adapters: list[PlannedAdapter] = []
+
+    def share(self, pod: str) -> PoolPlan:
+        """What of the plan is for one pod. Its `pods` is empty where the plan was made without that pod."""
+        mine = [a for a in self.adapters if a.pods is None or pod in a.pods]
+        counted = None if self.pods is None else [p for p in self.pods if p == pod]
+        return self.model_copy(update={"adapters": mine, "pods": counted})
+
+
+def stored_plan(plan: PoolPlan | PrewarmPlan) -> dict[str, dict[str, str]]:
+    """The plan as the `data` or the `binaryData` of its ConfigMap, by one of these two names."""
+    text = json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) <= _LONGEST_PLAIN:
+        return {"data": {PLAN_KEY: text}}
+    packed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    return {"binaryData": {PACKED_PLAN_KEY: base64.b64encode(packed).decode()}}
+
+
+def plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """The JSON of the plan in a ConfigMap, None where there is none; raises ValueError for one that was not packed."""
+    packed = (config_map.get("binaryData") or {}).get(PACKED_PLAN_KEY)
+    if packed is None:
+        text = (config_map.get("data") or {}).get(PLAN_KEY)
+        return None if text is None else str(text)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(base64.b64decode(packed), _LONGEST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"{PACKED_PLAN_KEY} cannot be unpacked: {error}") from error
+    if not unpacking.eof:
+        raise ValueError(f"{PACKED_PLAN_KEY} is cut, or longer than {_LONGEST_UNPACKED} bytes")
+    return found.decode()
 
 
 class PrewarmPlan(ApiModel):
@@ -87,6 +136,8 @@ class PodReport(ApiModel):
     """host:port of the pod's front."""
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
+    awaits_share: bool | None = None
+    """Whether the plan was made without this pod; None: the plan has every adapter on every pod."""
     base_transfer: Transfer | None = None
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}

@@ -26,6 +26,8 @@ MANAGED_BY = "tuneyard"
 
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
 """On a pod, written by its agent only, as JSON: a PodReport on a model pod, a KeepReport on one that keeps a cache."""
+ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
+"""On a model pod: hash of the template that it was made from, as the operator wanted it."""
 ANNOTATION_CONTENT = f"{GROUP}/content-hash"
 """On a child: hash of what the operator wanted when it applied it, so that an unchanged child is not written."""
 ANNOTATION_UNUSED_SINCE = f"{GROUP}/unused-since"

@@ -35,6 +35,15 @@ class LoRASettings(ApiModel):
             "report to the API server bounds it.",
         ),
     ] = 64
+    copies: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Pods of the pool that hold each adapter. Default: all of them while every pod has room for "
+            "every adapter, else as many as fit with one pod away, at least 1.",
+        ),
+    ] = None
 
 
 class Resources(ApiModel):

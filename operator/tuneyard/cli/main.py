@@ -99,9 +99,15 @@ COMMANDS = (
     ),
     Command(
         "digest",
-        "print the digest of an artifact's folder, for spec.digest",
+        "print the digest of an artifact (a folder, hf://… or s3://…), for spec.digest",
         _lazy("tuneyard.cli.digest", "add_arguments"),
         _lazy("tuneyard.cli.digest", "run"),
+    ),
+    Command(
+        "pin",
+        "write commits and digests into manifests, leaving the rest as it is",
+        _lazy("tuneyard.cli.pin", "add_arguments"),
+        _lazy("tuneyard.cli.pin", "run"),
     ),
     Command("operator", "run the operator (in the cluster)", _config_argument, _run_operator),
     Command("gateway", "run the gateway process beside Envoy (in the cluster)", _gateway_arguments, _run_gateway),

@@ -1,4 +1,7 @@
-"""A source as one word, as people type it and read it: `s3://…`, `hf://REPO@REVISION`, `volume:NAME/PATH`. Pure."""
+"""A source as one word, as people type it and read it: `s3://…`, `hf://REPO@REVISION`, `volume:NAME/PATH`. Pure.
+
+An image (`image:REFERENCE//PATH`) is only read: adapters, for which people type sources, do not come as one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ def source_text(source: Source) -> str:
         return f"hf://{source.hugging_face.repo}@{source.hugging_face.revision}"
     if source.s3 is not None:
         return source.s3.uri
+    if source.image is not None:
+        return f"image:{source.image.reference}" + (f"//{source.image.path}" if source.image.path else "")
     return f"volume:{source.volume.name}/{source.volume.path}" if source.volume else ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from kubernetes import config
@@ -171,8 +171,8 @@ def read_one(cluster: Cluster, namespace: str, name: str) -> Read:
     )
 
 
-def read_registry(cluster: Cluster, namespace: str) -> Read:
-    """The custom resources of a namespace, without what runs for them."""
+def read_registry(cluster: Cluster, namespace: str | None) -> Read:
+    """The custom resources of a namespace (None: of all of them), without what runs for them."""
     return Read(
         deployments=_objects(cluster, namespace, "modeldeployments", ModelDeploymentResource),
         base_models=_objects(cluster, namespace, "basemodels", BaseModelResource),
@@ -182,9 +182,4 @@ def read_registry(cluster: Cluster, namespace: str) -> Read:
 
 def read_all(cluster: Cluster, namespace: str | None) -> Read:
     """Everything in a namespace; None: in all of them."""
-    return Read(
-        deployments=_objects(cluster, namespace, "modeldeployments", ModelDeploymentResource),
-        base_models=_objects(cluster, namespace, "basemodels", BaseModelResource),
-        adapters=_objects(cluster, namespace, "loraadapters", LoRAAdapterResource),
-        pods=_pods(cluster, namespace),
-    )
+    return replace(read_registry(cluster, namespace), pods=_pods(cluster, namespace))

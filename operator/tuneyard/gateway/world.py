@@ -31,6 +31,7 @@ from tuneyard.planning.routes import (
     GRACE,
     Key,
     ModelRoutes,
+    files_of,
     lingering,
     model_routes,
     readable_deployment,
@@ -259,7 +260,7 @@ class World:
         else:
             self._borrowed.setdefault(key, (adapter, now))
         self._adapters.put(key, counted)
-        relevant = before is None or (before.spec, before.status.digest) != (counted.spec, counted.status.digest)
+        relevant = before is None or _served(before) != _served(counted)
         return self._touching("adapter", key) if relevant else set()
 
     def _put_deployment(self, key: Key, deployment: ModelDeploymentResource) -> set[str]:
@@ -349,6 +350,11 @@ class World:
                 raise ValueError(f"a snapshot holds no {told['kind']}")
             touched |= self.put(told["kind"], told["object"], now)
         return touched
+
+
+def _served(adapter: LoRAAdapterResource) -> tuple[object, str | None]:
+    """What of an adapter routes are made from."""
+    return files_of(adapter), adapter.status.digest
 
 
 def _line(kind: Kind, raw: Json) -> str:

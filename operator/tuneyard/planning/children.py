@@ -14,12 +14,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
+from tuneyard.api.documents import PoolPlan, stored_plan
 from tuneyard.planning.observations import ChildObservation, EngineKeys
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
@@ -29,6 +29,8 @@ from tuneyard.planning.settings import Settings
 
 ANNOTATION_UNUSED_ADAPTERS = f"{names.GROUP}/unused-adapters"
 """On a plan ConfigMap: JSON object, adapter name -> since when nothing refers to it, RFC 3339."""
+ANNOTATION_PODS_SEEN = f"{names.GROUP}/pods-seen"
+"""On a plan ConfigMap: JSON object, pod name -> "Ready", or since when it is not any more, RFC 3339."""
 SCRAPE_LABEL = f"{names.GROUP}/scrape"
 """Label (value "true") of namespaces whose pods may read engines' metrics through the front."""
 RBAC = "rbac.authorization.k8s.io"
@@ -114,6 +116,8 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     """The pool's Deployment; its serving block passed servingchecks.violation."""
     serving = pool.serving
     surge = serving.update == "Surge"
+    template = pod_template(pool, base, settings)
+    template["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
         "replicas": serving.replicas,
         "revisionHistoryLimit": 2,
@@ -123,26 +127,24 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
             "rollingUpdate": {"maxSurge": 1 if surge else 0, "maxUnavailable": 0 if surge else 1},
         },
         "selector": {"matchLabels": {names.LABEL_NAME: "tuneyard-pool", names.LABEL_POOL: pool.name}},
-        "template": pod_template(pool, base, settings),
+        "template": template,
     }
     return marked(_object("apps/v1", "Deployment", names.pool_deployment(pool.name), pool, base, spec=spec))
 
 
 def pool_plan(
-    pool: Pool,
-    base: BaseModelResource,
-    adapters: Sequence[PlannedAdapter],
-    unused_since: dict[str, str],
-    digest: str | None,
+    pool: Pool, base: BaseModelResource, plan: PoolPlan, marks: Mapping[str, Mapping[str, str]], digest: str | None
 ) -> Json:
-    """The plan that the pool's agents watch, and the digest that starting pods check the base against."""
-    plan = PoolPlan(
-        pool=pool.name, base_model=pool.base_model, max_rank=pool.serving.lora.max_rank, adapters=list(adapters)
-    )
-    data = {PLAN_KEY: json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":")), BASE_DIGEST: digest or ""}
-    obj = _object("v1", "ConfigMap", names.pool_plan(pool.name), pool, base, data=data)
-    if unused_since:
-        obj["metadata"]["annotations"] = {ANNOTATION_UNUSED_ADAPTERS: json.dumps(unused_since, sort_keys=True)}
+    """The plan that the pool's agents watch, and the digest that starting pods check the base against.
+
+    `marks`: what is to be remembered with it, by annotation; empty ones are left out.
+    """
+    stored = stored_plan(plan)
+    data = {**stored.pop("data", {}), BASE_DIGEST: digest or ""}
+    obj = _object("v1", "ConfigMap", names.pool_plan(pool.name), pool, base, data=data, **stored)
+    annotations = {name: json.dumps(mark, sort_keys=True) for name, mark in marks.items() if mark}
+    if annotations:
+        obj["metadata"]["annotations"] = annotations
     return marked(obj)
 
 

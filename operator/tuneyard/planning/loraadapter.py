@@ -99,7 +99,7 @@ class Spread:
     @property
     def wanted(self) -> int:
         """How many pods should have it."""
-        return sum(p.replicas for p in self.pools)
+        return sum(p.copies for p in self.pools)
 
     @property
     def digest(self) -> str | None:
@@ -110,13 +110,13 @@ class Spread:
 
     @property
     def loaded(self) -> int:
-        """How many of the wanted pods have it, with the pinned bytes; a surge has more pods than are wanted."""
+        """How many of the wanted pods have it, with the pinned bytes; while pods are replaced, more may have it."""
         if self.digest is None:
             return 0
         engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
         having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
         return sum(
-            min(pool.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            min(pool.copies, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodReport
+from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodReport, plan_text
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
@@ -62,6 +62,8 @@ class PodObservation:
     created: str = ""
     template: str = ""
     """Which template of its Deployment or DaemonSet it was made from."""
+    wanted_as: str = ""
+    """Annotation tuneyard.dev/template-hash: which template the operator wanted when it was made."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
     misses: bool = False
@@ -79,7 +81,7 @@ class PodObservation:
 @dataclass(frozen=True)
 class ChildObservation:
     """One object that the operator made. Counts are those of a Deployment, or (nodes that should have a pod, and that
-    have a ready one) of a DaemonSet; `data` is that of a ConfigMap.
+    have a ready one) of a DaemonSet; `plan` is that of a ConfigMap.
     """
 
     api_version: str
@@ -98,7 +100,8 @@ class ChildObservation:
     owned: str | None = None
     """The fields that the operator owns; None: not known. See planning.ownership."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
+    plan: str | None = None
+    """The JSON of a pool's plan, unpacked."""
     deleted: bool = False
     replicas: int = 0
     ready_replicas: int = 0
@@ -153,7 +156,8 @@ class PoolPlaces:
 
     name: str
     namespace: str
-    replicas: int
+    copies: int
+    """Pods that should have each adapter."""
     wanted: frozenset[str]
     """Adapters of the revisions that use it, whether they exist or not."""
     refused: Mapping[str, Problem]
@@ -304,6 +308,7 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         created=metadata.get("creationTimestamp") or "",
         template=labels.get("pod-template-hash") or labels.get("controller-revision-hash") or "",
+        wanted_as=annotations.get(names.ANNOTATION_TEMPLATE, ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
         misses=any(_waiting(c).get("reason") == "CreateContainerConfigError" for c in _containers(status)),
         ready=_condition(status, "Ready").get("status") == "True",
@@ -332,6 +337,14 @@ def _replica_failure(status: Mapping[str, Any]) -> Problem | None:
     return Problem(Reason.UNSCHEDULABLE, f"pods cannot be created: {str(failure.get('message'))[:_MESSAGE_LIMIT]}")
 
 
+def _plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """A plan that somebody has spoilt counts as none: then it is made anew."""
+    try:
+        return plan_text(config_map)
+    except ValueError:
+        return None
+
+
 def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
     """Read an object of the operator's own as the API server returns it (JSON, camelCase, with apiVersion and kind)."""
     metadata, status, spec = obj.get("metadata") or {}, obj.get("status") or {}, obj.get("spec") or {}
@@ -351,7 +364,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         owned=owned_fields(metadata),
         annotations=annotations,
-        data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},
+        plan=_plan_text(obj) if kind == "ConfigMap" else None,
         deleted=bool(metadata.get("deletionTimestamp")),
         replicas=int((spec.get("replicas") if kind == "Deployment" else status.get("desiredNumberScheduled")) or 0),
         ready_replicas=int(status.get("readyReplicas") or status.get("numberReady") or 0),

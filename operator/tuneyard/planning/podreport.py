@@ -3,7 +3,8 @@
 Rules:
 - nothing is said before the engine was looked at: a restarted agent takes nothing back;
 - an engine is Ready for others only when its base has answered and nothing has silenced it;
-- an adapter that has no place in the engine is said to have none; what serves keeps its place.
+- an adapter that has no place in the engine is said to have none; what serves keeps its place;
+- a pod that the plan was made without says so: until it has its share, it must not replace one that has.
 
 Size: the API server refuses an object whose annotations have more than 256 KiB together, and a refused report is read
 by nobody. So messages and names out of artifacts are clipped where they are heard of, and a report that is longer than
@@ -43,6 +44,7 @@ def pod_report(state: State) -> PodReport | None:
         address=state.address,
         engine=engine,
         base_model=state.base_model,
+        awaits_share=None if state.plan.pods is None else not state.plan.pods,
         adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
     )
 

@@ -328,7 +328,7 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
 
 
 def _served_once() -> list[str]:
-    """Fails until the agent has tried every adapter of its plan and published what became of them.
+    """Fails until the agent has tried every adapter of its share of the plan and published what became of them.
 
     A rollout must not take the last pod that has them; /report is what others can read, not what the agent knows.
 
@@ -340,7 +340,7 @@ mark = {SERVED_MARK!r}
 if not os.path.exists(mark):
     report = json.load(urllib.request.urlopen("http://127.0.0.1:{names.AGENT_PORT}/report", timeout=5))
     adapters = report.get("adapters", {{}}).values()
-    if report.get("engine") != "Ready" or any(a["state"] == "Loading" for a in adapters):
+    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(a["state"] == "Loading" for a in adapters):
         sys.exit("the engine or an adapter is not ready")
     open(mark, "w").close()
 """

@@ -17,7 +17,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PrewarmPlan
+from tuneyard.api.documents import PlannedAdapter, PrewarmPlan, stored_plan
 from tuneyard.planning import servingchecks
 from tuneyard.planning.children import RBAC, Json, label_value, marked, owner, plan_access
 from tuneyard.planning.observations import (
@@ -144,12 +144,14 @@ def prewarm_objects(
         base_model=base.metadata.name,
         source=base.spec.source,
         digest=digest,
-        adapters=[a for a in adapters if a.source.is_remote],
+        # every node may get any pod
+        adapters=[a.model_copy(update={"pods": None}) for a in adapters if a.source.is_remote],
     )
-    data = {PLAN_KEY: json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":")), BASE_DIGEST: digest or ""}
+    stored = stored_plan(plan)
+    data = {**stored.pop("data", {}), BASE_DIGEST: digest or ""}
     role, binding = plan_access(name, namespace)
     return (
-        _object("v1", "ConfigMap", base, data=data),
+        _object("v1", "ConfigMap", base, data=data, **stored),
         _object(f"{RBAC}/v1", "Role", base, **role),
         _object(f"{RBAC}/v1", "RoleBinding", base, **binding),
         _object("apps/v1", "DaemonSet", base, spec=_daemon_set(base, serving, settings)),

@@ -6,8 +6,9 @@ Rules:
 - an adapter is promoted once: the first deployment that is seen to give it all traffic counts, of several the one that
   did so first. Later promotions, rollbacks and the end of that deployment change nothing;
 - either status restores the other when it is lost: a deployment takes `stableSince` from the adapter that names it as
-  its promoter, an adapter takes `promotedAt` from the deployments whose stable revision names it. Only when both are
-  lost at once does the record begin anew.
+  its promoter, an adapter takes `promotedAt` from the deployments whose stable revision names it. So an adapter that a
+  forced sync has created again may have been promoted before it was created. Only when both are lost at once does the
+  record begin anew.
 """
 
 from __future__ import annotations

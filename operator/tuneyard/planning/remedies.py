@@ -24,7 +24,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.UNSCHEDULABLE: "add nodes that fit, or lower serving.resources, tensorParallelSize or replicas",
     Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",
     Reason.ENGINE_CRASHED: "see the container's log; often serving.resources, maxModelLen or extraArgs do not fit",
-    Reason.POOL_FULL: "raise serving.lora.maxCpuLoras, or remove revisions that are not needed",
+    Reason.POOL_FULL: "raise serving.lora.maxCpuLoras or replicas, lower copies, or remove revisions nobody needs",
     Reason.GATEWAY_UNREACHABLE: "see the gateway pods; traffic goes on as it was",
 }
 

@@ -103,12 +103,17 @@ def lingering(
     return {**recent, **present}
 
 
+def files_of(adapter: LoRAAdapterResource) -> object:
+    """What of an adapter's spec decides which bytes are served: lineage, which grows, does not."""
+    return adapter.spec.model_copy(update={"lineage": None})
+
+
 def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource | None) -> LoRAAdapterResource:
-    """The adapter; one that was created again and not read yet keeps the digest it had under the same spec.
+    """The adapter; one that was created again and not read yet keeps the digest it had with the same files.
 
     Without this a forced sync of an adapter whose digest stands in status only would unroute it until it is pinned.
     """
-    known = before.status.digest if before is not None and before.spec == adapter.spec else None
+    known = before.status.digest if before is not None and files_of(before) == files_of(adapter) else None
     if known is None or adapter.spec.digest or adapter.status.digest:
         return adapter
     return adapter.model_copy(update={"status": adapter.status.model_copy(update={"digest": known})})

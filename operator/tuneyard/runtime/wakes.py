@@ -28,7 +28,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children
 from tuneyard.planning.observations import PodObservation, pod_observation
-from tuneyard.planning.pools import holders, pool_of
+from tuneyard.planning.pools import holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
 from tuneyard.systems.kube.client import Object
@@ -81,7 +81,7 @@ class Wakes:
         self._signatures: dict[Key, object] = {}
         self._promoted: dict[Key, object] = {}
         self._placing: dict[Key, object] = {}
-        self._holders: dict[tuple[str, str], frozenset[str]] = {}
+        self._holders: dict[tuple[str, str], tuple[frozenset[str], int | None]] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
         self._writing: dict[Key, tuple[object, object]] = {}
         for parsed, on_change in (
@@ -243,16 +243,22 @@ class Wakes:
             self._world.places.changed(bases)
 
     def _moved(self, change: Change, plan: tuple[str, str, str, str], bases: Iterable[Key]) -> list[Key]:
-        """The adapters that came into a pool's plan or went, and all that want a place beside them."""
+        """The adapters that came into a pool's plan or went, and all that want a place beside them.
+
+        All of the base, when each should have more or fewer copies.
+        """
         name = plan[2:]
-        before = self._holders.pop(name, frozenset())
+        before, copies_before = self._holders.pop(name, (frozenset[str](), None))
         if change != "DELETED":
-            self._holders[name] = frozenset(holders(self._world.children[CONFIG_MAP].get(*name)))
-        now = self._holders.get(name, frozenset())
-        if now == before:
+            found = plan_of(self._world.children[CONFIG_MAP].get(*name))
+            self._holders[name] = (frozenset(holders(found)), found.copies if found else None)
+        now, copies = self._holders.get(name, (frozenset[str](), None))
+        if (now, copies) == (before, copies_before):
             return []
         self._world.places.changed(bases)
         adapters = self._of(LORA_ADAPTER, *bases)
+        if copies != copies_before:
+            return list(adapters)
         return [k for k in adapters if k.name in now ^ before or (k.name not in now and self._of(MODEL_DEPLOYMENT, k))]
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:

@@ -47,6 +47,7 @@ class Folder:
     bucket: Bucket
     name: str
     identity: str = "the tests"
+    commit: str | None = None
 
     def fingerprint(self) -> str:
         return self.name

@@ -14,6 +14,7 @@ from tests.fakes import trackers
 from tests.fakes.trackers import RUN_ID, SHA, FakeServer
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
 from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.sources import ImageSource, Source
 from tuneyard.cli.main import run
 from tuneyard.cli.manifest import adapter_manifest
 from tuneyard.cli.sourcetext import parsed_source, source_text
@@ -155,6 +156,8 @@ def test_a_wandb_folder(tmp_path: Path, capsys: Any) -> None:
     assert "wandb-summary.json cannot be read" in Imported(capsys, "wandb", str(files), *COMMON, *VOLUME).said
     empty = Imported(capsys, "wandb", str(tmp_path), *COMMON, *VOLUME)
     assert "is no run of W&B" in empty.said
+    (tmp_path / "run-1a2b3c4d.wandb").touch()  # all that an offline run has, beside requirements.txt
+    assert "was recorded offline: `wandb sync` it" in Imported(capsys, "wandb", str(tmp_path), *COMMON, *VOLUME).said
 
 
 def test_a_hub_repository_at_a_branch_becomes_its_commit(capsys: Any, environment: pytest.MonkeyPatch) -> None:
@@ -278,6 +281,7 @@ spec:
     [
         (["mlflow", RUN_ID, *COMMON], "name the tracking server with --tracking-uri, or set MLFLOW_TRACKING_URI"),
         (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "file:///x"], "must begin with http:// or https://"),
+        (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "http://[::1"], "must begin with http:// or https://"),
         (["mlflow", RUN_ID, *COMMON, "--tracking-uri", "http://127.0.0.1:1"], "http://127.0.0.1:1/api/2.0/mlflow/runs"),
         (["wandb", "acme", *COMMON, *VOLUME], "acme is no run: write ENTITY/PROJECT/RUN"),
         (["dir", "/nowhere", *COMMON, *VOLUME], "/nowhere is no adapter: it has no adapter_config.json"),
@@ -352,6 +356,15 @@ def test_credentials_that_are_missing_or_wrong(
     assert words in asked.said
 
 
+def test_a_secret_that_no_header_can_hold_is_not_shown(capsys: Any, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MLFLOW_TRACKING_TOKEN", f"{SECRET}\nand more")
+    with FakeServer(trackers.mlflow()) as server:
+        done = Imported(capsys, "mlflow", RUN_ID, "--tracking-uri", server.url, *COMMON)
+    assert done.code == 1
+    assert "hold a line break" in done.said
+    assert server.asked == []
+
+
 def test_no_secret_is_in_a_servers_words() -> None:
     assert SECRET not in repr(Server.at(f"https://me:{SECRET}@example.com/x", "X"))
     assert Server.at(f"https://me:{SECRET}@example.com:1/x/", "X").url == "https://example.com:1/x"
@@ -419,6 +432,15 @@ def test_moments(value: Any, unit: float, found: Any) -> None:
 @pytest.mark.parametrize("word", ["s3://models/acme/v3/", f"hf://acme/support@{SHA}", "volume:models/acme/v3"])
 def test_sources_as_words(word: str) -> None:
     assert source_text(parsed_source(word)) == word
+
+
+@pytest.mark.parametrize(
+    ("path", "word"), [(None, "image:r.example/m@sha256:00"), ("m", "image:r.example/m@sha256:00//m")]
+)
+def test_an_image_as_a_word_that_is_not_typed(path: str | None, word: str) -> None:
+    assert source_text(Source(image=ImageSource(reference="r.example/m@sha256:00", path=path))) == word
+    with pytest.raises(ValueError, match="is no source: write s3://"):
+        parsed_source(word)
 
 
 AMBIGUOUS = (

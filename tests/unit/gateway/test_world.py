@@ -226,6 +226,17 @@ def test_what_is_created_again_goes_on() -> None:
     assert routes(world, now=200).weights == {"v1": 80, "v2": 20}
 
 
+def test_an_evaluation_that_is_added_or_lost_changes_no_route() -> None:
+    """A forced sync creates an adapter again without the entries that others had added."""
+    world = world_of(canary())
+    judged = raw(pinned("v1"))
+    judged["spec"]["lineage"] = {"evals": [{"name": "nightly", "score": 0.8}]}
+    assert world.put("adapter", judged, 0) == set()
+    world.remove("adapter", ("team", "v1"), 100)
+    world.put("adapter", raw(unpinned("v1")), 101)
+    assert routes(world, now=101).weights == {"v1": 90, "v2": 10}
+
+
 def test_a_digest_is_not_borrowed_for_ever_nor_by_another_adapter() -> None:
     world = world_of(canary())
     world.remove("adapter", ("team", "v1"), 100)

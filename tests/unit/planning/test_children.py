@@ -14,6 +14,7 @@ from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.children import (
+    ANNOTATION_UNUSED_ADAPTERS,
     KINDS,
     content_hash,
     label_value,
@@ -36,13 +37,16 @@ def the_pool(**fields: Any) -> Pool:
 
 
 def everything(pool: Pool) -> list[dict[str, Any]]:
-    planned = [PlannedAdapter(name="v1", source=BASE_OBJECT.spec.source)]
+    plan = PoolPlan(
+        pool=pool.name, base_model=BASE, adapters=[PlannedAdapter(name="v1", source=BASE_OBJECT.spec.source)]
+    )
+    marks = {ANNOTATION_UNUSED_ADAPTERS: {"v1": "2026-01-01T00:00:00Z"}}
     return [
         *namespace_access(NAMESPACE, [BASE_OBJECT], (), SETTINGS),
-        pool_plan(pool, BASE_OBJECT, planned, {"v1": "2026-01-01T00:00:00Z"}, None),
+        pool_plan(pool, BASE_OBJECT, plan, marks, None),
         *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
-        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), planned, None, SETTINGS),
+        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), [], None, SETTINGS),
     ]
 
 

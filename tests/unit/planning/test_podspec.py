@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
+from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
 from tuneyard.api import names
+from tuneyard.api.documents import PoolPlan
 from tuneyard.api.serving import (
     ArtifactCache,
     ArtifactVolume,
@@ -250,7 +251,9 @@ def test_nothing_that_changes_while_pods_run_is_in_the_template():
     pinned = base.model_copy(update={"status": base.status.model_copy(update={"digest": digest("b")})})
     assert pool_deployment(more, pinned, SETTINGS) == before
     assert "".join(KEYS.of(NAMESPACE, pool.name)) not in json.dumps(before)
-    assert pool_plan(more, pinned, [], {}, digest("b"))["data"]["base-digest"] == digest("b")
+    assert pool_plan(more, pinned, PoolPlan(pool=more.name, base_model=BASE), {}, digest("b"))["data"][
+        "base-digest"
+    ] == digest("b")
 
 
 def test_names_and_paths_are_not_expanded_by_the_kubelet():

@@ -259,10 +259,10 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
 
 
-def plan_of(scene: Scene, *adapters: str) -> set[Key]:
+def plan_of(scene: Scene, *adapters: str, copies: int | None = None) -> set[Key]:
     """The pool's plan as it holds these adapters now; returns who was woken."""
     source = {"volume": {"name": "v", "path": "p"}}
-    plan = {"pool": "base", "baseModel": "base", "maxRank": 8}
+    plan = {"pool": "base", "baseModel": "base", "maxRank": 8, "copies": copies}
     data = {PLAN_KEY: json.dumps({**plan, "adapters": [{"name": a, "source": source} for a in adapters]})}
     labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base"}
     item = {"metadata": {"name": "base-plan", "labels": labels}, "data": data}
@@ -275,6 +275,9 @@ def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) 
     assert plan_of(scene, "one") == {base("base")}
     assert plan_of(scene, "two") == {base("base"), adapter("one"), adapter("two")}
     assert plan_of(scene, "one", "two") == {base("base"), adapter("one")}
+    everybody = {base("base"), adapter("one"), adapter("two"), adapter("unused")}
+    assert plan_of(scene, "one", "two", copies=2) == everybody, "each has another number to reach"
+    assert plan_of(scene, "one", "two", copies=2) == {base("base")}
 
 
 def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:

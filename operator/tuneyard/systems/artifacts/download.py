@@ -104,6 +104,9 @@ def _fetch(remote: Remote, target: Path, names: Collection[str] | None, run: _Ru
     tree.mkdir(parents=True, exist_ok=True)
     wholes = {file.path: scratch / _name(remote, file) for file in kept}
     _remove_strangers(scratch, {tree.name, *(whole.name for whole in wholes.values())})
+    for left in [path for path in tree.rglob("*") if not path.is_dir()]:
+        if left.relative_to(tree).as_posix() not in wholes:  # kept when other `names` were asked for
+            left.unlink()
     arriving = [Arriving(file, wholes[file.path]) for file in kept]
     # An earlier process may have died while it put the files under their names.
     found = {path: next((p for p in (tree / path, whole) if p.is_file()), None) for path, whole in wholes.items()}

@@ -42,6 +42,7 @@ from tuneyard.systems.artifacts.remote import (
     Credentials,
     RemoteFile,
     UnreachableError,
+    authority_of,
     changed,
     listed,
 )
@@ -196,12 +197,9 @@ class HubRemote:
 def _authorities(credentials: Credentials | None) -> ssl.SSLContext:
     """The public authorities, and the one of the Secret: a private mirror may redirect to a public store."""
     context = httpx2.create_ssl_context(trust_env=False)
-    if credentials is not None and CA in credentials.data:
-        try:
-            context.load_verify_locations(cadata=credentials.data[CA])
-        except (ssl.SSLError, ValueError):
-            text = f"{CA} of {credentials.origin} is no certificate in PEM form: put the authority's file there"
-            raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
+    private = authority_of(credentials)
+    if private is not None:
+        context.load_verify_locations(cadata=private)
     return context
 
 

@@ -11,9 +11,9 @@ Rules:
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from tuneyard.api.digests import matters_for_serving
@@ -86,6 +86,10 @@ class Remote(Protocol):
     def identity(self) -> str:
         """Who asks, for messages: `anonymous`, `the token of Secret hub-token`. Never a secret."""
 
+    @property
+    def commit(self) -> str | None:
+        """What a hub's revision is, asked for once; None for sources without commits. Raises ArtifactError."""
+
     def fingerprint(self) -> str:
         """Stable text of what exactly is asked for; together with the listing it says which bytes come."""
 
@@ -104,17 +108,18 @@ def remote_of(source: Source, credentials: Credentials | None) -> Remote:
 
     Nothing is asked over the network yet.
     """
-    from tuneyard.systems.artifacts.hub import HubRemote  # noqa: PLC0415 -- both need what is above, and one is enough
-    from tuneyard.systems.artifacts.s3 import S3Remote  # noqa: PLC0415
-
     if source.credentials is not None and credentials is None:
         raise ArtifactError(
             Reason.CREDENTIALS_MISSING,
             f"Secret {source.credentials} does not exist in this namespace: create it, no restart is needed",
         )
     if source.hugging_face is not None:
+        from tuneyard.systems.artifacts.hub import HubRemote  # noqa: PLC0415 -- it needs what is above
+
         return HubRemote(source.hugging_face, credentials)
     if source.s3 is not None:
+        from tuneyard.systems.artifacts.s3 import S3Remote  # noqa: PLC0415 -- the same, and no hub takes boto3
+
         return S3Remote(source.s3, credentials)
     raise ValueError("a volume is not remote")
 
@@ -157,9 +162,16 @@ def changed(file: RemoteFile) -> ArtifactError:
     )
 
 
-def write_authority(path: Path, credentials: Credentials) -> None:
-    """Write the ca.crt of a Secret to a file, for clients that take a file."""
-    path.write_text(credentials.data[CA] + "\n")
+def authority_of(credentials: Credentials | None) -> str | None:
+    """The certificates of a private authority in PEM form, None for none; raises ArtifactError if they are not."""
+    if credentials is None or CA not in credentials.data:
+        return None
+    try:
+        ssl.create_default_context(cadata=credentials.data[CA])
+    except (ssl.SSLError, ValueError):
+        text = f"{CA} of {credentials.origin} is no certificate in PEM form: put the authority's file there"
+        raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
+    return credentials.data[CA] + "\n"
 
 
 def _is_safe(path: str) -> bool:

@@ -30,13 +30,16 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
 from tuneyard.api.reasons import Reason
@@ -49,9 +52,9 @@ from tuneyard.systems.artifacts.remote import (
     Credentials,
     RemoteFile,
     UnreachableError,
+    authority_of,
     changed,
     listed,
-    write_authority,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
@@ -59,9 +62,12 @@ _PIECE = 1 << 19
 _HEADS = 16
 _DEFAULT_REGION = "us-east-1"
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+_WRONG = frozenset({"InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "UnrecognizedClientException"})
 _NOT_FOUND = frozenset({"NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404", "NotFound"})
 _CHANGED = frozenset({"PreconditionFailed", "412", "InvalidRange", "416"})
 _PASSING = frozenset({"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "InternalError", "BadDigest"})
+
+_BROKEN = (HTTPClientError, NoConnectionError, IncompleteReadError, HTTPError, ConnectionError, TimeoutError)
 
 
 class S3Remote:
@@ -71,6 +77,7 @@ class S3Remote:
         self._source = source
         self._anonymous = bool(source.anonymous)
         self._credentials = credentials
+        self._private = authority_of(credentials)
         self._keys: dict[str, str] = {}
         if credentials is not None and not self._anonymous and not _only_authority(credentials):
             key, secret = credentials.need(_KEY_ID, _SECRET_KEY)
@@ -96,6 +103,11 @@ class S3Remote:
         if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
             return f"the pod's service account ({os.environ.get('AWS_ROLE_ARN', 'IRSA')})"
         return "the AWS identity of this machine"
+
+    @property
+    def commit(self) -> str | None:
+        """Objects have none."""
+        return None
 
     def fingerprint(self) -> str:
         """Server, bucket and prefix."""
@@ -171,12 +183,12 @@ class S3Remote:
 
     def _verify(self) -> str | None:
         """The file of the Secret's authority; botocore takes nothing but a file."""
-        if self._credentials is None or CA not in self._credentials.data:
+        if self._private is None:
             return None
         handle, name = tempfile.mkstemp(prefix="tuneyard-ca-")
         os.close(handle)
         self._authority = Path(name)
-        write_authority(self._authority, self._credentials)
+        self._authority.write_text(self._private)
         return name
 
     def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str]]:
@@ -228,7 +240,7 @@ class S3Remote:
         except SSLError:
             text = f"the certificate of {where} is not trusted: put its authority into ca.crt of the Secret"
             raise ArtifactError(Reason.SOURCE_UNREACHABLE, text) from None
-        except (HTTPClientError, HTTPError, ConnectionError, TimeoutError) as error:
+        except _BROKEN as error:
             raise UnreachableError(f"{where} cannot be read ({what}): {_why(error)}") from None
         except (BotoCoreError, ValueError) as error:
             if isinstance(error, ArtifactError):
@@ -236,11 +248,6 @@ class S3Remote:
             raise ArtifactError(
                 Reason.SOURCE_UNREACHABLE, f"{where} cannot be asked for {what}: {_why(error)}"
             ) from None
-        except OSError as error:  # an authority's file that is no certificate
-            text = (
-                f"{where} cannot be asked: {error.strerror or error}; is {CA} of the Secret a certificate in PEM form?"
-            )
-            raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
 
     def _refused(self, error: ClientError, what: str, file: RemoteFile | None) -> ArtifactError:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -257,8 +264,11 @@ class S3Remote:
             return ArtifactError(Reason.ACCESS_DENIED, f"{what} cannot be read: this machine's clock is wrong ({code})")
         if code in _PASSING or status in (429, 408) or status >= 500:
             return UnreachableError(f"{self._source.endpoint or 'Amazon S3'} answers {code or status} ({what})")
-        if status in (401, 403):
-            text = f"{self.identity} may not read {what} ({code or status}): correct the Secret, or its rights"
+        if status in (401, 403) or code in _WRONG:
+            put_right = "correct the Secret, or its rights"
+            if self._anonymous:
+                put_right = "let everybody read it, or name a Secret in place of anonymous"
+            text = f"{self.identity} may not read {what} ({code or status}): {put_right}"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         text = (
             f"{self._source.endpoint or 'Amazon S3'} refuses {what} ({code or status}): check endpoint, region and uri"
@@ -277,5 +287,7 @@ def _shown(key_id: str) -> str:
 
 def _why(error: Exception) -> str:
     """An error in few words; what some say holds a signed address, so only the kind of those."""
+    if isinstance(error, EndpointConnectionError):
+        return "no connection"
     text = str(error)
     return type(error).__name__ if "?" in text or "X-Amz" in text or len(text) > 300 else text

@@ -41,8 +41,12 @@ class Server:
     @classmethod
     def at(cls, url: str, login: str, authorization: str | None = None) -> Server:
         """The server that a URL names; a user and password in the URL become credentials, and leave the URL."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            known = False
+        if not known:
             raise TrackerError("the server's address must begin with http:// or https:// and name a host")
         user, found, host = parts.netloc.rpartition("@")
         if found and authorization is None:
@@ -78,6 +82,9 @@ class Server:
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise TrackerError(f"{where} cannot be reached: {reason}") from None
+        except ValueError:
+            # its text would show the header
+            raise TrackerError(f"the credentials for {where} hold a line break or what else no header can") from None
         if len(body) > _LIMIT:
             raise TrackerError(f"{where} answers with more than {_LIMIT // 1024 // 1024} MiB: is it the right address?")
         return body

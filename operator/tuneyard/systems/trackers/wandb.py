@@ -89,6 +89,8 @@ def wandb_folder_record(folder: Path, selection: Selection) -> Record:
     config = _read(files / "config.yaml")
     summary, metadata = _read(files / "wandb-summary.json"), _read(files / "wandb-metadata.json")
     if config is None and summary is None:
+        if any(folder.glob("*.wandb")):
+            raise TrackerError(f"{folder} was recorded offline: `wandb sync` it, then import ENTITY/PROJECT/RUN")
         raise TrackerError(f"{folder} is no run of W&B: it holds neither config.yaml nor wandb-summary.json")
     record, known = Record(), metadata or {}
     record.fill(
