@@ -35,11 +35,10 @@ from tuneyard.planning.podparts import (
     BASE_LINK,
     KEPT_MARK,
     RUN,
-    cache_limit,
     cache_mount,
     cache_volume,
     container,
-    identity,
+    fetching,
     literal,
     mount,
     requests,
@@ -237,7 +236,7 @@ def _verify(base: BaseModelResource, serving: Serving, settings: Settings) -> Js
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--source", literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))),
         ],
-        env=[digest, *identity(), *cache_limit(serving.cache), value("TMPDIR", RUN)],
+        env=[digest, *fetching(serving.cache)],
         resources=requests("100m", "128Mi"),
         volumeMounts=[
             cache_mount(base.metadata.namespace, serving.cache),
@@ -257,9 +256,7 @@ def _keep(base: BaseModelResource, serving: Serving, settings: Settings) -> Json
         settings,
         command=["tuneyard", "agent", "keep"],
         env=[
-            *identity(),
-            *cache_limit(serving.cache),
-            value("TMPDIR", RUN),
+            *fetching(serving.cache),
             value("TUNEYARD_PREWARM_PLAN", names.prewarm(base.metadata.name)),
         ],
         readinessProbe={
