@@ -65,13 +65,13 @@ def serving(
     )
 
 
+def remote_base(name: str, *, serving: ServingSpec) -> BaseModelResource:
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=serving)
+
+
 ALL_EVERYWHERE = (2, 128, 6)
 SPREAD = (3, 128, 4, 2)
 """Pools with room for all adapters, in which every pod has all, and in which two pods of three have each."""
-
-
-def remote_base(name: str, *, serving: ServingSpec) -> BaseModelResource:
-    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=serving)
 
 
 @st.composite
@@ -80,7 +80,8 @@ def edited_base(draw: st.DrawFn) -> Step:
     chosen = (draw(st.integers(0, 3)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)), copies)
     name, prewarm = draw(st.sampled_from([BASE, BASE, OTHER])), draw(st.booleans())
     base = remote_base(name, serving=serving(*chosen, prewarm=prewarm))
-    words = f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}, prewarm = {prewarm}"
+    more = ", fetched beforehand" if prewarm else ""
+    words = f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}{more}"
     return Step("edit", words, lambda w, _: w.put(base))
 
 

@@ -38,17 +38,18 @@ def follow_plan(api: Api, settings: Settings, knowledge: Knowledge) -> Informer:
     """Start to tell every plan of the pool; returns the informer, which the caller stops."""
 
     def heard(plan: PoolPlan) -> None:
-        share = plan.share(settings.pod)
-        _log.info("the plan has %d adapters for this pod", len(share.adapters))
-        knowledge.tell(PlanChanged(share))
+        knowledge.tell(PlanChanged(plan))
 
-    on_change = on_loop(asyncio.get_running_loop(), _telling(PoolPlan, heard))
+    def read(config_map: Object) -> PoolPlan | None:
+        return read_plan(config_map, settings.pod)
+
+    on_change = on_loop(asyncio.get_running_loop(), _telling(read, heard))
     return _started(api, settings.namespace, names.pool_plan(settings.pool), on_change)
 
 
 def follow_prewarm_plan(api: Api, namespace: str, name: str, heard: Callable[[PrewarmPlan], None]) -> Informer:
     """Start to tell every plan in the ConfigMap of this name, in a thread of the informer's; the caller stops that."""
-    return _started(api, namespace, name, _telling(PrewarmPlan, heard))
+    return _started(api, namespace, name, _telling(lambda config_map: _read(PrewarmPlan, config_map), heard))
 
 
 def _read(kind: type[_Plan], config_map: Object) -> _Plan | None:
@@ -59,12 +60,13 @@ def _read(kind: type[_Plan], config_map: Object) -> _Plan | None:
         return None
 
 
-def _telling(kind: type[_Plan], heard: Callable[[_Plan], None]) -> OnChange:
+def _telling(read: Callable[[Object], _Plan | None], heard: Callable[[_Plan], None]) -> OnChange:
     """A plan that is deleted stays in force: whom it is for is going, and the pods with it."""
 
     def on_change(change: Change, config_map: Object) -> None:
-        plan = _read(kind, config_map) if change != "DELETED" else None
+        plan = read(config_map) if change != "DELETED" else None
         if plan is not None:
+            _log.info("the plan has %d adapters", len(plan.adapters))
             heard(plan)
 
     return on_change

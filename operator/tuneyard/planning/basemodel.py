@@ -25,7 +25,7 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import wanted_plan
 from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
-from tuneyard.planning.prewarm import PrewarmState, prewarm_state
+from tuneyard.planning.prewarm import prewarm_state
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import remaining, rfc3339
 
@@ -45,10 +45,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     pools = pools_of(base, obs.deployments)
     actions += _access_actions(obs, base)
     states = []
+    shared: list[PlannedAdapter] = []
     for pool in pools:
         state = _state(obs, base, pool, mine)
         states.append(state)
-        steps, wait = _pool_actions(obs, base, state, mine)
+        steps, wait, adapters = _pool_actions(obs, base, state, mine)
+        shared = adapters if pool.deployment is None else shared
         actions += steps
         waits += wait
         if state.deployment is None and any(_is_deployment(a) for a in steps):
@@ -62,7 +64,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
-    prewarming = _prewarming(obs, base, states, mine)
+    prewarming = prewarm_state(obs, base, mine, shared, pinned_digest(base))
     # last: whatever the API server says of it, the pools are as they should be
     actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
     status, problem = basemodel_status(obs, base, states, unused, prewarming)
@@ -119,35 +121,20 @@ def _state(
 
 def _pool_actions(
     obs: BaseModelObservation, base: BaseModelResource, state: PoolState, mine: list[ChildObservation]
-) -> tuple[list[Action], list[float]]:
-    """What one pool that is referred to needs now, and in how many seconds time alone changes that."""
+) -> tuple[list[Action], list[float], list[PlannedAdapter]]:
+    """What one pool that is referred to needs now, in how many seconds time alone changes that, and its adapters."""
     actions: list[Action] = []
     if state.deployment and names.ANNOTATION_UNUSED_SINCE in state.deployment.annotations:
         actions.append(_annotated(state.deployment, None))
     if state.wanted is None:
-        return actions, []
+        return actions, [], []
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
     wanted = wanted_plan(obs, pool, before, state.wanted)
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
-    return actions + _unless_there((plan, *companions, state.wanted), mine), list(wanted.waits)
-
-
-def _prewarming(
-    obs: BaseModelObservation, base: BaseModelResource, states: Iterable[PoolState], mine: list[ChildObservation]
-) -> PrewarmState:
-    """What fills the caches of chosen nodes with the base, and with the adapters that its shared pool plans."""
-    serving = base.spec.serving
-    shared = next((s for s in states if s.pool.deployment is None), None)
-    adapters: list[PlannedAdapter] = []
-    asked = serving is not None and serving.cache is not None and serving.cache.prewarm is not None
-    if asked and shared is not None and shared.wanted is not None:
-        before = _found(mine, "ConfigMap", names.pool_plan(shared.pool.name))
-        planned = wanted_plan(obs, shared.pool, before, shared.wanted).plan.adapters
-        # a node's cache has what any of its pods may get
-        adapters = [a.model_copy(update={"pods": None}) for a in planned]
-    return prewarm_state(obs, base, mine, adapters, pinned_digest(base))
+    steps = actions + _unless_there((plan, *companions, state.wanted), mine)
+    return steps, list(wanted.waits), wanted.plan.adapters
 
 
 def _unused_pools(

@@ -73,7 +73,7 @@ def _field(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
-def identity() -> list[dict[str, Any]]:
+def _identity() -> list[dict[str, Any]]:
     """Who the pod is, for who writes its annotation."""
     fields = {
         "POD_NAME": "metadata.name",
@@ -84,9 +84,12 @@ def identity() -> list[dict[str, Any]]:
     return [_field(name, path) for name, path in fields.items()]
 
 
-def cache_limit(cache: ArtifactCache) -> list[dict[str, Any]]:
-    """How much the cache may hold, for `agent.settings.cache_limit`."""
-    return [] if cache.size_limit is None else [value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
+def fetching(cache: ArtifactCache) -> list[dict[str, Any]]:
+    """What a process is told that fetches into the cache: who its pod is, how much the cache may hold, and where a
+    private authority's certificate can lie while a client reads it, for the root file system is read-only.
+    """
+    limit = [] if cache.size_limit is None else [value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
+    return [*_identity(), *limit, value("TMPDIR", RUN)]
 
 
 def mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:

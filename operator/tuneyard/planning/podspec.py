@@ -26,12 +26,11 @@ from tuneyard.planning.podparts import (
     BASE,
     BASE_LINK,
     RUN,
-    cache_limit,
     cache_mount,
     cache_volume,
     container,
+    fetching,
     host_folder,
-    identity,
     literal,
     mount,
     requests,
@@ -171,7 +170,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
     if source.is_remote:
         fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
-        env += [*identity(), *cache_limit(pool.serving.cache), value("TMPDIR", RUN)]
+        env += fetching(pool.serving.cache)
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
         mounts += _base_mounts(base)
@@ -217,9 +216,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         restartPolicy="Always",
         command=["tuneyard", "agent", "run"],
         env=[
-            *identity(),
-            *cache_limit(serving.cache),
-            value("TMPDIR", RUN),
+            *fetching(serving.cache),
             value("TUNEYARD_POOL", pool.name),
             value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             value("TUNEYARD_BASE_PATH", literal(base_path(base))),

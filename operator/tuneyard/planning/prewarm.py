@@ -35,11 +35,10 @@ from tuneyard.planning.podparts import (
     BASE_LINK,
     KEPT_MARK,
     RUN,
-    cache_limit,
     cache_mount,
     cache_volume,
     container,
-    identity,
+    fetching,
     literal,
     mount,
     requests,
@@ -144,7 +143,8 @@ def prewarm_objects(
         base_model=base.metadata.name,
         source=base.spec.source,
         digest=digest,
-        adapters=[a for a in adapters if a.source.is_remote],
+        # every node may get any pod
+        adapters=[a.model_copy(update={"pods": None}) for a in adapters if a.source.is_remote],
     )
     stored = stored_plan(plan)
     data = {**stored.pop("data", {}), BASE_DIGEST: digest or ""}
@@ -236,7 +236,7 @@ def _verify(base: BaseModelResource, serving: Serving, settings: Settings) -> Js
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--source", literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))),
         ],
-        env=[digest, *identity(), *cache_limit(serving.cache), value("TMPDIR", RUN)],
+        env=[digest, *fetching(serving.cache)],
         resources=requests("100m", "128Mi"),
         volumeMounts=[
             cache_mount(base.metadata.namespace, serving.cache),
@@ -256,9 +256,7 @@ def _keep(base: BaseModelResource, serving: Serving, settings: Settings) -> Json
         settings,
         command=["tuneyard", "agent", "keep"],
         env=[
-            *identity(),
-            *cache_limit(serving.cache),
-            value("TMPDIR", RUN),
+            *fetching(serving.cache),
             value("TUNEYARD_PREWARM_PLAN", names.prewarm(base.metadata.name)),
         ],
         readinessProbe={

@@ -46,7 +46,7 @@ def everything(pool: Pool) -> list[dict[str, Any]]:
         pool_plan(pool, BASE_OBJECT, plan, marks, None),
         *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
-        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), plan.adapters, None, SETTINGS),
+        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), [], None, SETTINGS),
     ]
 
 

@@ -76,6 +76,8 @@ def test_a_base_from_the_network_is_fetched_before_all_and_read_only_for_its_eng
     source = json.loads(verify["args"][verify["args"].index("--source") + 1])
     assert source["huggingFace"]["credentials"] == {"name": "hub"}
     assert {"POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP"} <= env(spec, "verify").keys()
+    for name in ("verify", "agent"):
+        assert mounts(spec, name)[env(spec, name)["TMPDIR"]] is False, "certificates of an authority are written there"
     assert engine["args"][engine["args"].index("--model") + 1] == "/base/model"
     assert mounts(spec, "verify").items() >= {"/cache": False, "/base": False}.items()
     assert mounts(spec, "agent").items() >= {"/cache": False, "/base": True}.items()
