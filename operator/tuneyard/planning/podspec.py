@@ -186,7 +186,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     }
     env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)], []
     if source.is_remote:
-        fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
+        fetch = ["--source", _source_text(base)]
         env += [*_identity(), *_cache_limit(pool.serving.cache)]
         mounts += [_cache_mount(pool), _mount("base", BASE), _mount("token", SERVICE_ACCOUNT, read_only=True)]
     else:
@@ -238,6 +238,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             _value("TUNEYARD_POOL", pool.name),
             _value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             _value("TUNEYARD_BASE_PATH", literal(base_path(base))),
+            *_base_source(base),
             _value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
             _value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
             _value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
@@ -389,6 +390,15 @@ def _identity() -> list[dict[str, Any]]:
         "POD_IP": "status.podIP",
     }
     return [_field(name, path) for name, path in fields.items()]
+
+
+def _source_text(base: BaseModelResource) -> str:
+    return literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))
+
+
+def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
+    """For an agent that finds its base gone from the cache."""
+    return [_value("TUNEYARD_BASE_SOURCE", _source_text(base))] if base.spec.source.is_remote else []
 
 
 def _cache_limit(cache: ArtifactCache) -> list[dict[str, Any]]:
