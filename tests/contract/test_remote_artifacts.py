@@ -108,15 +108,31 @@ def test_a_base_is_fetched_linked_and_reported(s3: S3Server, node: Node) -> None
 
 
 def test_a_pod_keeps_its_base_in_the_cache(s3: S3Server, node: Node) -> None:
-    find = from_network(source(s3, upload(s3, build_tiny() / "base")), node.obtainer(), lambda _: None)
+    origin = source(s3, upload(s3, build_tiny() / "base"))
     link = node.folder / "model"
-    find(BaseWanted("tiny", link, 1, None))
-    held = hold_base(Store(node.folder / "cache"), link)
+    from_network(origin, node.obtainer(), lambda _: None)(BaseWanted("tiny", link, 1, None))
+    held = hold_base(node.obtainer(), origin, link)
     assert held is not None
     assert [entry.in_use for entry in Store(node.folder / "cache").entries()] == [True]
     held.release()
+
+
+def test_a_base_that_went_before_the_agent_held_it_comes_again(s3: S3Server, node: Node) -> None:
+    """Its init container, which fetched it, does not run again: without it the pod would never serve again."""
+    origin = source(s3, upload(s3, build_tiny() / "base"))
+    link = node.folder / "model"
+    from_network(origin, node.obtainer(), lambda _: None)(BaseWanted("tiny", link, 1, None))
     shutil.rmtree(link.resolve().parent)
-    assert hold_base(Store(node.folder / "cache"), link) is None, "told, and no reason to take adapters away"
+    assert hold_base(node.obtainer(), None, link) is None
+    s3.stop()
+    try:
+        assert hold_base(node.obtainer(), origin, link) is None, "the next agent tries again"
+    finally:
+        s3.start()
+    held = hold_base(node.obtainer(), origin, link)
+    assert held is not None
+    assert held.digest == digest_of(link.resolve()).digest == digest_of(build_tiny() / "base").digest
+    held.release()
 
 
 def test_an_adapter_comes_once_for_all_pods_of_a_node(s3: S3Server, node: Node) -> None:

@@ -132,6 +132,23 @@ def test_refusals_name_who_asked_and_what_to_do(
     assert not (tmp_path / "out").exists()
 
 
+def test_further_pages_are_asked_of_the_endpoint_wherever_they_are_said_to_be(hub: Hub) -> None:
+    """A mirror that passes on the addresses of what it mirrors must not have its token sent there."""
+    hub.repositories["acme/private"].files |= {f"shards/{n}.json": b"%d" % n for n in range(120)}
+    hub.faults.foreign_pages = True
+    assert len(remote(hub, "acme/private", token=TOKEN).files()) == len(SERVED) + 120
+    assert not hub.leaks
+
+
+@pytest.mark.parametrize("token", ["hf_of_acme\nsecond line", "hf_of_acme\0", "hf_of_äcme"])
+def test_a_token_that_no_header_can_hold_is_refused_and_shown_nowhere(hub: Hub, token: str) -> None:
+    """HTTP clients refuse it in words that hold it, and these would go into logs and status."""
+    with pytest.raises(ArtifactError, match="token of Secret hub-token holds a line break") as caught:
+        remote(hub, "acme/private", token=token).files()
+    assert caught.value.reason is Reason.CREDENTIALS_MISSING
+    assert "hf_of" not in str(caught.value)
+
+
 def test_errors_that_pass_are_repeated(hub: Hub, tmp_path: Path) -> None:
     hub.faults.statuses = [500, 429, 503, 502]
     hub.faults.retry_after = 0

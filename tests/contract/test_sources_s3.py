@@ -156,6 +156,16 @@ def test_a_secret_that_lacks_a_key_is_refused_before_anything_is_asked() -> None
     assert caught.value.reason is Reason.CREDENTIALS_MISSING
 
 
+@pytest.mark.parametrize("key", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+def test_a_key_that_no_header_can_hold_is_refused_and_shown_nowhere(key: str) -> None:
+    """An HTTP client refuses it in words that hold it, and these would go into logs and status."""
+    given = {"AWS_ACCESS_KEY_ID": "known", "AWS_SECRET_ACCESS_KEY": "known", key: "hidden\nsecond line"}
+    with pytest.raises(ArtifactError, match=f"{key} of Secret models-reader holds a line break") as caught:
+        S3Remote(S3Source(uri="s3://models/"), Credentials("Secret models-reader", given))
+    assert caught.value.reason is Reason.CREDENTIALS_MISSING
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [

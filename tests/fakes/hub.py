@@ -51,6 +51,8 @@ class Faults:
     """Contents that are sent in place of the listed ones."""
     stall: threading.Event | None = None
     """While it is not set, file contents do not go on after their first piece."""
+    foreign_pages: bool = False
+    """Further pages of a tree are said to be on another server, as a mirror does that passes on what it got."""
 
 
 class Hub:
@@ -234,7 +236,8 @@ class _HubHandler(_Handler):
             entries += [{"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders]
         more = {}
         if start + PAGE < len(names):
-            more["Link"] = f'<{hub.url}{path}?recursive=true&expand=false&cursor={start + PAGE}>; rel="next"'
+            server = hub.store_url if hub.faults.foreign_pages else hub.url
+            more["Link"] = f'<{server}{path}?recursive=true&expand=false&cursor={start + PAGE}>; rel="next"'
         self.whole(200, json.dumps(entries).encode(), more)
 
     def file(self, hub: Hub, repository: Repository, name: str, path: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from tuneyard.agent.obtaining import Obtainer, Told
 from tuneyard.agent.verify import BaseWanted, Found
 from tuneyard.api.sources import Source
+from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.artifacts.folder import ArtifactError
-from tuneyard.systems.artifacts.store import Held, Store
+from tuneyard.systems.artifacts.store import Held
 
 _log = logging.getLogger(__name__)
 
@@ -29,19 +30,24 @@ def from_network(source: Source, obtainer: Obtainer, told: Told) -> Callable[[Ba
     return find
 
 
-def hold_base(store: Store, link: Path) -> Held | None:
+def hold_base(obtainer: Obtainer, source: Source | None, link: Path) -> Held | None:
     """Keep the base that the link leads to in the cache, for as long as this process lives.
 
-    None, with a line in the log, where it is not there any more: the engine may have read it already, and an agent
-    that ended for it would only take the adapters away.
+    Between the process that fetched it and this one, nobody held it: where it has gone since (other pods needed the
+    room, or its files were damaged) it is fetched again, because an init container does not run again. Otherwise the
+    pod would never come back. None, with a line in the log, where that fails.
     """
+    digest = f"sha256:{link.resolve().parent.name}"
     try:
-        held = store.find(f"sha256:{link.resolve().parent.name}")
-    except ArtifactError as error:
+        held = obtainer.store.find(digest)
+        if held is None and source is not None:
+            _log.error("the base is not in the cache any more and is fetched again")
+            held = obtainer.obtain(source, digest, lambda _: None)
+    except (ArtifactError, FetchStopped) as error:
         _log.error("the base in the cache cannot be held: %s", error)
         return None
     if held is None:
-        _log.error("the base is not in the cache any more; the pod serves until its engine restarts")
+        _log.error("the base is not in the cache any more")
     return held
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from tuneyard.agent.fetching import Shelf, read_base
@@ -92,13 +93,17 @@ async def _run(settings: Settings) -> None:
     from tuneyard.systems.kube.client import connect  # noqa: PLC0415
     from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
 
-    stopping = _told_to_stop()
+    stopped = threading.Event()
+    stopping = _told_to_stop(stopped)
     api = connect()
     obtainer = Obtainer(
         await asyncio.to_thread(Store, settings.cache, settings.cache_limit),
         lambda name: read_credentials(api, settings.namespace, name),
+        stopped,
     )
-    held = hold_base(obtainer.store, settings.base_path) if settings.base_path.is_symlink() else None
+    held = None
+    if settings.base_path.is_symlink():
+        held = await asyncio.to_thread(hold_base, obtainer, settings.base_source, settings.base_path)
     base = await asyncio.to_thread(read_base, settings.base_path)
     shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer)
     async with running_agent(settings, shelf, on_own_pod(api, settings)) as agent:
@@ -106,7 +111,7 @@ async def _run(settings: Settings) -> None:
         try:
             await stopping.wait()
         finally:
-            obtainer.stopped.set()
+            stopped.set()
             await asyncio.to_thread(informer.stop)
     if held is not None:
         held.release()
@@ -141,9 +146,15 @@ async def _keep(settings: KeepSettings) -> None:
         await work
 
 
-def _told_to_stop() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
+def _told_to_stop(stopped: threading.Event | None = None) -> asyncio.Event:
+    """Set by SIGTERM or SIGINT, and with it `stopped`, which threads look at."""
     stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        if stopped is not None:
+            stopped.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     return stopping

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tuneyard.api import names
+from tuneyard.api.sources import Source
 
 
 class SettingsError(Exception):
@@ -39,6 +40,8 @@ class Settings(PodIdentity):
     max_cpu_loras: int
     drain_timeout: float
     engine_key: str = field(repr=False)
+    base_source: Source | None = None
+    """Where a base comes from that is fetched over the network."""
     engine_url: str = f"http://127.0.0.1:{names.ENGINE_PORT}"
     port: int = names.AGENT_PORT
     volumes: Path = Path("/artifacts")
@@ -69,6 +72,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         max_cpu_loras=number("TUNEYARD_MAX_CPU_LORAS"),
         drain_timeout=float(number("TUNEYARD_DRAIN_TIMEOUT")),
         engine_key=text("TUNEYARD_ENGINE_KEY"),
+        base_source=_base_source(environment),
         cache_limit=cache_limit(environment),
     )
 
@@ -106,6 +110,14 @@ def identity_from(environment: Mapping[str, str]) -> PodIdentity:
         uid=text("POD_UID"),
         address=_address(text("POD_IP")),
     )
+
+
+def _base_source(environment: Mapping[str, str]) -> Source | None:
+    given = environment.get("TUNEYARD_BASE_SOURCE")
+    try:
+        return Source.model_validate_json(given) if given else None
+    except ValueError as error:
+        raise SettingsError("TUNEYARD_BASE_SOURCE is not the JSON of a source") from error
 
 
 def _text(environment: Mapping[str, str], name: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import COMMIT_PATTERN, Source
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.manifests import Artifact, Pins, artifacts, pinned
@@ -99,11 +100,15 @@ def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None,
     from tuneyard.systems.artifacts.download import digest_of_remote  # noqa: PLC0415
 
     try:
-        with closing(remote_from_environment(source, anonymous)) as remote, shown(what) as progress:
+        with closing(remote_from_environment(source, anonymous, of_a_file=True)) as remote, shown(what) as progress:
             found = digest_of_remote(remote, progress=progress)
             return remote.commit, found.digest
     except ArtifactError as error:
-        raise UserError(f"{what} ({error.reason.value}): {error}") from error
+        hub = source.hugging_face
+        hint = ""
+        if error.reason is Reason.ACCESS_DENIED and hub is not None and hub.endpoint is not None and not anonymous:
+            hint = f"; HF_TOKEN goes to {hub.endpoint} only if HF_ENDPOINT names it"
+        raise UserError(f"{what} ({error.reason.value}): {error}{hint}") from error
 
 
 def _tell(path: Path, words: str) -> None:

@@ -169,7 +169,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     }
     env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
     if source.is_remote:
-        fetch = ["--source", literal(json.dumps(source.to_dict(), sort_keys=True))]
+        fetch = ["--source", _source_text(base)]
         env += fetching(pool.serving.cache)
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
@@ -220,6 +220,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             value("TUNEYARD_POOL", pool.name),
             value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             value("TUNEYARD_BASE_PATH", literal(base_path(base))),
+            *_base_source(base),
             value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
             value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
             value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
@@ -347,6 +348,15 @@ if not os.path.exists(mark):
 
 def _key(name: str, pool: Pool) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
+
+
+def _source_text(base: BaseModelResource) -> str:
+    return literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))
+
+
+def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
+    """For an agent that finds its base gone from the cache."""
+    return [value("TUNEYARD_BASE_SOURCE", _source_text(base))] if base.spec.source.is_remote else []
 
 
 def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ Rules:
 - a pod counts as soon as it is there: it fetches its share while its engine starts, and is ready only with it
   (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
   report that came late, would move its adapters twice;
-- an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room.
+- an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
+  or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
 """
 
 from __future__ import annotations
@@ -23,12 +24,26 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS, Json
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
 from tuneyard.planning.placing import Host, Wish, spread
-from tuneyard.planning.pools import ADAPTER_GRACE, Pool, belongs, copies, holders, placement, plan_of
+from tuneyard.planning.pools import (
+    ADAPTER_GRACE,
+    PLAN_BYTES,
+    Pool,
+    belongs,
+    copies,
+    holders,
+    placement,
+    plan_of,
+    stored_bytes,
+)
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 LOST_AFTER = 4.0
 """Seconds after which a pod that was ready is done without."""
 _READY = "Ready"
+_UNUSED_BYTES = 96 << 10
+"""Of the marks of unused adapters; all annotations of an object may have 256 KiB together."""
+_MARK_BYTES = 30
+"""What a mark takes beside the adapter's name."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ def wanted_plan(
     # who has no place has none for a while either
     others = known.keys() - placed.refused.keys() - set(wanted)
     unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
+    unused = _storable(pool, unused, known, placed.planned)
     number, room = copies(pool.serving, len(wanted), before), pool.serving.lora.max_cpu_loras
     seen: dict[str, str] = {}
     waits: list[float] = []
@@ -176,6 +192,25 @@ def _unused_since(
     unused = {name: parsed_time(marks.get(name)) or obs.now for name in set(holders(before)).intersection(known)}
     ordered = sorted(unused.items(), key=lambda item: (item[1], item[0]))
     return {n: since for n, since in ordered if obs.unreadable or remaining(since, ADAPTER_GRACE, obs.now) > 0}
+
+
+def _storable(
+    pool: Pool,
+    unused: Mapping[str, datetime],
+    known: Mapping[str, LoRAAdapterResource],
+    planned: Iterable[LoRAAdapterResource],
+) -> dict[str, datetime]:
+    """As many of the unused adapters as the plan and its marks have room for beside what is wanted."""
+    left_of_marks = _UNUSED_BYTES
+    left_of_plan = PLAN_BYTES - sum(stored_bytes(pool.serving, a) for a in planned) if unused else 0
+    kept = {}
+    for name, since in unused.items():
+        left_of_marks -= len(name) + _MARK_BYTES
+        left_of_plan -= stored_bytes(pool.serving, known[name])
+        if left_of_marks < 0 or left_of_plan < 0:
+            break
+        kept[name] = since
+    return kept
 
 
 def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None) -> PlannedAdapter:

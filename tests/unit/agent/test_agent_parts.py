@@ -22,6 +22,7 @@ from tuneyard.agent.publishing import Publisher
 from tuneyard.agent.settings import SettingsError, settings_from
 from tuneyard.agent.snapshot import Snapshot
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan, stored_plan
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.agentstate import DrainAsked, Event, PlanChanged, Published, State
 from tuneyard.systems.engines.vllm import Answer, EngineRefusedError, Vllm, busy_in
 from tuneyard.systems.kube.client import ApiError
@@ -47,6 +48,15 @@ def test_settings_come_from_the_environment_and_hide_the_key() -> None:
     assert settings.engine_key == ENVIRONMENT["TUNEYARD_ENGINE_KEY"]
     assert settings.engine_key not in repr(settings)
     assert settings_from({**ENVIRONMENT, "POD_IP": "fd00::1"}).address == "[fd00::1]:8080"
+
+
+def test_where_the_base_comes_from_is_read() -> None:
+    source = Source(s3=S3Source(uri="s3://models/base/"))
+    assert settings_from(ENVIRONMENT).base_source is None
+    given = {**ENVIRONMENT, "TUNEYARD_BASE_SOURCE": json.dumps(source.to_dict())}
+    assert settings_from(given).base_source == source
+    with pytest.raises(SettingsError, match="TUNEYARD_BASE_SOURCE"):
+        settings_from({**ENVIRONMENT, "TUNEYARD_BASE_SOURCE": "{"})
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneyard.api.sources import Source
+from tests.fakes.hub import Hub, Repository
+from tuneyard.api.sources import HuggingFaceSource, Source
 from tuneyard.cli import pin as command
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.pin import pin
@@ -147,3 +148,15 @@ def test_files_are_replaced_and_checked(tmp_path: Path, capsys: pytest.CaptureFi
     assert [p.name for p in tmp_path.iterdir()] == ["all.yaml"]
     assert command.run(arguments(path, check=True)) == 0
     assert len(list(yaml.safe_load_all(path.read_text()))) == 4
+
+
+def test_the_token_goes_to_no_hub_that_only_the_manifest_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest may be a stranger's, for example of a pull request."""
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    with Hub({"acme/private": Repository({"config.json": b"{}"}, token="hf_of_the_user")}) as hub:
+        source = Source(hugging_face=HuggingFaceSource(repo="acme/private", revision="main", endpoint=hub.url))
+        with pytest.raises(UserError, match=r"refuses anonymous .* only if HF_ENDPOINT names it"):
+            command.ask(source, "LoRAAdapter acme")
+        monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
+        assert command.ask(source, "LoRAAdapter acme")[0] == hub.repositories["acme/private"].commit

@@ -75,6 +75,7 @@ def test_a_base_from_the_network_is_fetched_before_all_and_read_only_for_its_eng
     verify, engine = container(spec, "verify"), container(spec, "engine")
     source = json.loads(verify["args"][verify["args"].index("--source") + 1])
     assert source["huggingFace"]["credentials"] == {"name": "hub"}
+    assert json.loads(env(spec, "agent")["TUNEYARD_BASE_SOURCE"]) == source, "for an agent that finds it gone"
     assert {"POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP"} <= env(spec, "verify").keys()
     for name in ("verify", "agent"):
         assert mounts(spec, name)[env(spec, name)["TMPDIR"]] is False, "certificates of an authority are written there"
@@ -100,6 +101,7 @@ def test_a_base_that_is_an_image_is_mounted_by_the_kubelet():
 def test_an_engine_whose_base_is_on_a_volume_sees_nothing_of_the_cache():
     _, spec = pool_with()
     assert "/cache" not in mounts(spec, "engine") | mounts(spec, "verify")
+    assert "TUNEYARD_BASE_SOURCE" not in env(spec, "agent")
     assert mounts(spec, "agent")["/cache"] is False
 
 

@@ -27,6 +27,7 @@ from tests.builders import (
 from tests.unit.planning.basemodels import applied_to, kinds
 from tuneyard.api.documents import PlannedAdapter, PoolPlan, stored_plan
 from tuneyard.api.loraadapter import LoRAAdapterStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.api.sources import S3Source, Source
@@ -35,6 +36,7 @@ from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_A
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.placing import Host, Wish
 from tuneyard.planning.placing import spread as spread_over
+from tuneyard.planning.plan import Apply
 from tuneyard.planning.poolplan import LOST_AFTER, staying_pods
 from tuneyard.planning.pools import PLAN_BYTES, plan_of, resolved_serving, stored_bytes
 
@@ -297,6 +299,43 @@ def test_a_plan_of_five_thousand_adapters_on_fifty_pods_can_be_stored():
     long = [PlannedAdapter(name=text(LOW, 63), source=s3("s3://bucket/" + text(ANY, 200))) for _ in range(1_000)]
     estimate = sum(stored_bytes(serving, like(a)) for a in long)
     assert 0.6 * estimate < stored(long, pods, chosen) < estimate
+
+
+def test_thousands_that_nothing_refers_to_any_more_leave_a_plan_that_can_be_stored():
+    """A ConfigMap over its limits is refused: the old plan would stay in force, and the thousands in it for ever."""
+    names = [f"{n:05}-{'n' * 40}" for n in range(6_000)]
+    block = ServingSpec(
+        artifact_volumes=[VOLUME], replicas=10, lora=LoRASettings(max_cpu_loras=1000, copies=1, max_rank=8)
+    )
+    before = applied_to(
+        Situation(
+            bases=(base_model(serving=block),),
+            adapters=tuple(pinned(n) for n in names),
+            deployments=using(names),
+            pods=tuple(pod(f"pod-{n}") for n in range(10)),
+        )
+    )
+    held = len(places(before))
+    assert held > 5_000
+    another = tuple(pinned(n.replace("n", "m")) for n in names[:4_000])
+    listed = using([a.metadata.name for a in another])
+    replaced = replace(before, adapters=(*before.adapters, *another), deployments=listed, now=at(1))
+    for after in (replace(before, deployments=using(names[:1])), replaced):
+        (config,) = [
+            a.object
+            for a in plan_basemodel(after.base_model()).actions
+            if isinstance(a, Apply) and a.object["kind"] == "ConfigMap"
+        ]
+        assert sum(map(len, config["metadata"]["annotations"].values())) < 256 << 10
+        assert sum(len(v) * 3 // 4 for v in config["binaryData"].values()) < 1 << 20
+        again = applied_to(after)
+        assert kinds(plan_basemodel(again.base_model())) == [], "and it is at rest"
+
+
+def using(names: list[str]) -> tuple[ModelDeploymentResource, ...]:
+    """Deployments that refer to all of these adapters."""
+    chunks = [names[at : at + 16] for at in range(0, len(names), 16)]
+    return tuple(deployment(f"d{n}", revisions=[revision(c, c) for c in chunk]) for n, chunk in enumerate(chunks))
 
 
 LOW = string.ascii_lowercase + string.digits + "-"

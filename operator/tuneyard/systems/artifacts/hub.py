@@ -18,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -127,11 +127,12 @@ class HubRemote:
         return f"{self._source.repo} at {self._source.revision}"
 
     def _tree(self) -> Iterator[RemoteFile]:
-        url: str | None = (
-            f"{self._endpoint}/api/models/{self._source.repo}/tree/{self.commit}?recursive=true&expand=false"
-        )
-        while url is not None:
-            entries, url = self._json(url)
+        tree = f"{self._endpoint}/api/models/{self._source.repo}/tree/{self.commit}"
+        query: str | None = "recursive=true&expand=false"
+        while query is not None:
+            entries, following = self._json(f"{tree}?{query}")
+            # a mirror may pass on the addresses of what it mirrors, and the token is not for that
+            query = None if following is None else urlsplit(following).query
             for entry in entries:
                 if entry.get("type") == "file":
                     yield _file(entry)

@@ -70,11 +70,19 @@ class Credentials:
             ) from None
 
     def need(self, *keys: str) -> list[str]:
-        """The values of these keys; raises ArtifactError that names all which are missing or empty."""
+        """The values of these keys; raises ArtifactError that names all which are missing, empty or no header's."""
         missing = [key for key in keys if not self.data.get(key)]
         if missing:
             raise ArtifactError(
                 Reason.CREDENTIALS_MISSING, f"{self.origin} lacks {' and '.join(missing)}: add what is missing"
+            )
+        # HTTP clients refuse these too, in words that show the value
+        unfit = [key for key in keys if not (self.data[key].isascii() and self.data[key].isprintable())]
+        if unfit:
+            raise ArtifactError(
+                Reason.CREDENTIALS_MISSING,
+                f"{' and '.join(unfit)} of {self.origin} holds a line break or what else no header can: put the bare "
+                "value there",
             )
         return [self.data[key] for key in keys]
 

@@ -83,7 +83,7 @@ class S3Remote:
             key, secret = credentials.need(_KEY_ID, _SECRET_KEY)
             self._keys = {"aws_access_key_id": key, "aws_secret_access_key": secret}
             if credentials.data.get(_SESSION_TOKEN):
-                self._keys["aws_session_token"] = credentials.data[_SESSION_TOKEN]
+                [self._keys["aws_session_token"]] = credentials.need(_SESSION_TOKEN)
         location = urlsplit(source.uri)
         self._bucket = location.netloc
         self._prefix = location.path.lstrip("/")
