@@ -26,6 +26,7 @@ from tuneyard.api.documents import (
     BaseReport,
     PodReport,
     PoolPlan,
+    PrewarmPlan,
     plan_text,
 )
 from tuneyard.api.loraadapter import LoRAAdapterResource
@@ -292,10 +293,13 @@ def _without_identities(child: ToyObject) -> dict[str, Any]:
     metadata = {k: v for k, v in child.obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
     marks = sorted({**child.obj["metadata"]["annotations"], **child.annotations})
     known = {**child.obj, "metadata": {**metadata, "annotations": marks}}
-    # who fetches beforehand has a plan that names no pod
-    of_pool = child.obj["kind"] == "ConfigMap" and names.LABEL_POOL in metadata["labels"]
-    plan = plan_text(child.obj) if of_pool else None
-    return {**known, "data": _without_pods(PoolPlan.model_validate_json(plan))} if plan else known
+    plan = plan_text(child.obj) if child.obj["kind"] == "ConfigMap" else None
+    if plan is None:
+        return known
+    if names.LABEL_POOL in metadata["labels"]:
+        return {**known, "data": _without_pods(PoolPlan.model_validate_json(plan))}
+    # of a base that nobody uses in the end, whether it was ever read depends on what happened on the way
+    return {**known, "data": PrewarmPlan.model_validate_json(plan).model_copy(update={"digest": None}).to_dict()}
 
 
 def _without_pods(plan: PoolPlan) -> dict[str, Any]:
