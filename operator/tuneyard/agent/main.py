@@ -19,6 +19,8 @@ from tuneyard.api.sources import Source
 from tuneyard.planning.podparts import KEPT_MARK
 from tuneyard.systems.artifacts.folder import ArtifactError
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The agent's commands."""
@@ -46,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.agent_command == "verify":
         wanted = BaseWanted(args.base_model, args.path, args.tensor_parallel_size, args.digest or None, args.volumes)
+        # The first process of a container is not ended by a signal that it does not handle: a pod that is deleted while
+        # its base comes would keep its GPUs for the whole grace period. What has come stays, locks are the kernel's.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
         find = _from_network(args) if args.source else None
         return verify(wanted, args.front_config, args.termination_log, find)
     try:
