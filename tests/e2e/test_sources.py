@@ -118,16 +118,22 @@ def remove(world, name: str, base: str, *adapters: str) -> None:
     world.kubectl.delete_unused("bmodel", base, MODELS_NAMESPACE)
 
 
-def test_from_s3_once_for_the_pods_of_a_node_and_with_a_key_that_comes_later(world, s3):
+def test_from_s3_once_for_a_node_beforehand_and_with_a_key_that_comes_later(world, s3):
     cache = world.system.provider.artifacts() / "cache"
     cache.mkdir(exist_ok=True)
     cache.chmod(0o777)
-    serving = {**SERVING, "cache": {"hostPath": {"path": f"{NODE_ARTIFACTS}/cache"}, "sizeLimit": "1Gi"}}
+    kept = {"hostPath": {"path": f"{NODE_ARTIFACTS}/cache"}, "sizeLimit": "1Gi", "prewarm": {}}
+    serving = {**SERVING, "cache": kept}
     world.apply(secret("reader", ROOT_SECRET))
     world.apply(ours("BaseModel", "remote", source=in_bucket("base", "reader"), serving=serving))
     world.apply(ours("LoRAAdapter", "remote-a", baseModel="remote", source=in_bucket("a", "reader")))
     world.apply(ours("LoRAAdapter", "remote-b", baseModel="remote", source=in_bucket("b", "late")))
     try:
+        # every node has the base before anybody refers to it
+        world.kubectl.wait_for(
+            "bmodel", "remote", lambda o: (o.get("status") or {}).get("prewarmed") == "1/1",
+            namespace=MODELS_NAMESPACE, timeout=120,
+        )  # fmt: skip
         world.apply(deployment("remote", "remote", "a", "b"))
 
         def served(revision: str, pods: int, timeout: float) -> None:
