@@ -81,6 +81,8 @@ BINARIES: dict[str, Binary] = {
         Binary("fake-gpu", "fake-gpu", "."),
         Binary("probe-server", "probe-server", "."),
         Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
+        # An S3 server, for the contract tests and the benchmark of downloads; no cluster needs it.
+        Binary("versitygw", "versitygw", "github.com/versity/versitygw/cmd/versitygw", "-X main.Version=v1.8.0"),
     )
 }
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus, Source, VolumeSource
+from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus
 from tuneyard.api.documents import AdapterReport, AppliedDeployment, AppliedReport, BaseReport, PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterSpec, LoRAAdapterStatus
 from tuneyard.api.metadata import ObjectMeta
@@ -22,7 +22,8 @@ from tuneyard.api.modeldeployment import (
     Revision,
     TrafficTarget,
 )
-from tuneyard.api.serving import ArtifactVolume, HostPath, ServingSpec
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
+from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -77,13 +78,14 @@ def base_model(
     status: BaseModelStatus | None = None,
     path: str = "smollm2",
     digest: str | None = None,
+    source: Source | None = None,
     **fields: Any,
 ) -> BaseModelResource:
-    """A BaseModel on the volume `models`, which its pool declares unless `serving` is given."""
+    """A BaseModel on the volume `models` (unless `source` is given), which its pool declares unless `serving` is."""
     return BaseModelResource(
         metadata=meta(name, **fields),
         spec=BaseModelSpec(
-            source=Source(volume=VolumeSource(name="models", path=path)),
+            source=source or Source(volume=VolumeSource(name="models", path=path)),
             digest=digest,
             serving=serving or ServingSpec(artifact_volumes=[VOLUME]),
         ),
@@ -91,21 +93,33 @@ def base_model(
     )
 
 
+def prewarmed_base(
+    name: str = BASE, *, serving: ServingSpec | None = None, selector: dict[str, str] | None = None, **fields: Any
+) -> BaseModelResource:
+    """A BaseModel from a bucket that is fetched beforehand by nodes with the labels `selector`."""
+    cache = ArtifactCache(
+        host_path=HostPath(path="/var/lib/models/cache"), size_limit="200Gi", prewarm=Prewarm(node_selector=selector)
+    )
+    block = ServingSpec(cache=cache, artifact_volumes=[VOLUME]).over(serving)
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=block, **fields)
+
+
 def adapter(
     name: str,
     *,
     base: str = BASE,
     volume: str = "models",
+    source: Source | None = None,
     digest: str | None = None,
     status: LoRAAdapterStatus | None = None,
     **fields: Any,
 ) -> LoRAAdapterResource:
-    """A LoRAAdapter in a folder of its name."""
+    """A LoRAAdapter in a folder of its name, unless `source` is given."""
     return LoRAAdapterResource(
         metadata=meta(name, **fields),
         spec=LoRAAdapterSpec(
             base_model=base,
-            source=Source(volume=VolumeSource(name=volume, path=f"adapters/{name}")),
+            source=source or Source(volume=VolumeSource(name=volume, path=f"adapters/{name}")),
             digest=digest,
         ),
         status=status or LoRAAdapterStatus(),
@@ -256,6 +270,7 @@ class Situation:
             pods=self.pods,
             settings=self.settings,
             now=self.now,
+            parent=next((a for a in self.adapters if found and a.metadata.name == found.parent_name), None),
         )
 
     def deployment(self, name: str = "chat") -> ModelDeploymentObservation:

@@ -14,10 +14,11 @@ from typing import Self
 from tests.contract.engines import EngineProcess, adapters
 from tests.contract.envoy import free_port
 from tuneyard.agent.fetching import Shelf, read_base
+from tuneyard.agent.obtaining import Obtainer
 from tuneyard.agent.running import Agent, running_agent
 from tuneyard.agent.settings import Settings
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.planning.agentstate import PlanChanged
 
 
@@ -25,16 +26,28 @@ class AgentRig:
     """One pod's agent; `async with AgentRig(engine, folder) as rig:` runs it, and `restart` again with its memory."""
 
     def __init__(
-        self, engine: EngineProcess, folder: Path, *, max_cpu_loras: int = 16, address: str = "10.0.0.1:8080"
+        self,
+        engine: EngineProcess,
+        folder: Path,
+        *,
+        max_cpu_loras: int = 16,
+        address: str = "10.0.0.1:8080",
+        obtainer: Obtainer | None = None,
+        pod: str = "pod-0",
+        volumes: Path | None = None,
     ) -> None:
-        """`address`: of the pod's front, as the report names it."""
+        """`address`: of the pod's front, as the report names it; `volumes`: a folder that pods share.
+
+        `obtainer` gets what comes over the network.
+        """
+        self._obtainer = obtainer
         self.published: list[tuple[float, PodReport]] = []
         """(monotonic time, report) in order."""
         self.on_report: Callable[[PodReport], None] = lambda _: None
         self.settings = Settings(
-            pod="pod-0",
+            pod=pod,
             namespace="default",
-            uid="uid-0",
+            uid=f"uid-of-{pod}",
             address=address,
             pool="pool",
             base_model=engine.name,
@@ -45,11 +58,12 @@ class AgentRig:
             engine_key=engine.key,
             engine_url=engine.url,
             port=free_port(),
-            volumes=folder / "artifacts",
+            volumes=volumes or folder / "artifacts",
             adapters=folder / "adapters",
             run=folder / "run",
             front_admin=folder / "front-admin.sock",
         )
+        self.engine = engine
         self.api_there = asyncio.Event()
         self.api_there.set()
         self._agent: Agent | None = None
@@ -77,9 +91,11 @@ class AgentRig:
 
     def plan(self, *planned: PlannedAdapter) -> None:
         """This is the plan now."""
-        self.agent.knowledge.tell(
-            PlanChanged(PoolPlan(pool="pool", base_model=self.settings.base_model, adapters=list(planned)))
-        )
+        self.follow(PoolPlan(pool="pool", base_model=self.settings.base_model, adapters=list(planned)))
+
+    def follow(self, plan: PoolPlan) -> None:
+        """The pod's share of this is its plan now."""
+        self.agent.knowledge.tell(PlanChanged(plan.share(self.settings.pod)))
 
     async def until(self, holds: Callable[[PodReport], bool], what: str, within: float = 120.0) -> PodReport:
         """Wait for a published report of which something holds."""
@@ -107,8 +123,9 @@ class AgentRig:
         await self.__aenter__()
 
     async def __aenter__(self) -> Self:
-        shelf = Shelf(self.settings.volumes, self.settings.adapters, read_base(self.settings.base_path), 16)
-        self._agent = await self._stack.enter_async_context(running_agent(self.settings, shelf, self._write))
+        settings, base = self.settings, read_base(self.settings.base_path)
+        shelf = Shelf(settings.volumes, settings.adapters, base, 16, self._obtainer)
+        self._agent = await self._stack.enter_async_context(running_agent(settings, shelf, self._write))
         return self
 
     async def __aexit__(

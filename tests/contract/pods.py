@@ -6,6 +6,7 @@ adapter is a model of its own name, its endpoints are the pods that say in their
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,13 +24,18 @@ from tuneyard.planning.routes import ModelRoutes
 class ModelPods:
     """Pods behind one gateway; `async with ModelPods(...) as pods:` begins with all engines up and no adapter."""
 
-    def __init__(self, folder: Path, engines: Sequence[EngineProcess], max_cpu_loras: int) -> None:
+    def __init__(
+        self, folder: Path, engines: Sequence[EngineProcess], max_cpu_loras: int, *, volumes: Path | None = None
+    ) -> None:
+        """`volumes`: a folder of artifacts that all pods share; None: each has its own."""
         self.engines = list(engines)
         self.rigs: list[AgentRig] = []
         self.gateway = envoy.Rig(folder)
         self._folder = folder
         self._max_cpu_loras = max_cpu_loras
+        self._volumes = volumes
         self._stack = AsyncExitStack()
+        self._fronts: dict[str, envoy.Front] = {}
         self._served: dict[str, tuple[str, ...]] = {}
 
     @property
@@ -49,36 +55,56 @@ class ModelPods:
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.gateway)
-        for number, engine in enumerate(self.engines):
-            folder = self._folder / f"pod-{number}"
-            folder.mkdir()
-            self._stack.callback(engine.kill)
-            engine.start()
-            front = await self._stack.enter_async_context(envoy.Front(folder, engine.port))
-            rig = AgentRig(engine, folder, max_cpu_loras=self._max_cpu_loras, address=front.address)
-            rig.on_report = self._route
-            self.rigs.append(await self._stack.enter_async_context(rig))
+        for engine in self.engines:
+            await self.start(engine)
         return self
+
+    async def start(self, engine: EngineProcess) -> AgentRig:
+        """One pod more, with an engine that does not run yet."""
+        name = f"pod-{len(self._fronts)}"
+        folder = self._folder / name
+        folder.mkdir()
+        self._stack.callback(engine.kill)
+        await asyncio.to_thread(engine.start)
+        front = self._fronts[name] = await self._stack.enter_async_context(envoy.Front(folder, engine.port))
+        rig = AgentRig(
+            engine,
+            folder,
+            max_cpu_loras=self._max_cpu_loras,
+            address=front.address,
+            pod=name,
+            volumes=self._volumes,
+        )
+        rig.on_report = self._route
+        self.rigs.append(await self._stack.enter_async_context(rig))
+        return rig
+
+    async def lose(self, rig: AgentRig) -> None:
+        """A pod is gone at once with all that runs in it, and everybody knows."""
+        rig.on_report = lambda _: None
+        self.rigs.remove(rig)
+        self._fronts[rig.settings.pod].envoy.stop()
+        rig.engine.kill()
+        self._route()
+        await rig.__aexit__(None, None, None)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
 
-    def _route(self, _: PodReport) -> None:
+    def _route(self, _: PodReport | None = None) -> None:
         """Give the gateway what the pods' last reports say."""
         reports = [rig.report for rig in self.rigs if rig.published]
-        served = {name: self._endpoints(name, reports) for r in reports for name in r.adapters}
+        offered = [(r.address, loaded(r)) for r in reports]
+        known = sorted({name for r in reports for name in r.adapters})
+        served = {name: tuple(address for address, names in offered if name in names) for name in known}
         changed = [self._model(name, reports, pods) for name, pods in served.items() if self._served.get(name) != pods]
         for name in self._served.keys() - served.keys():
             self.gateway.drop(name)
         self._served = served
         if changed:
             self.gateway.put(*changed)
-
-    @staticmethod
-    def _endpoints(name: str, reports: Sequence[PodReport]) -> tuple[str, ...]:
-        return tuple(r.address for r in reports if name in loaded(r))
 
     @staticmethod
     def _model(name: str, reports: Sequence[PodReport], pods: tuple[str, ...]) -> ModelRoutes:

@@ -266,6 +266,18 @@ def binding(role_ref: Object, *subjects: Object) -> Object:
     }
 
 
+def daemon_set(name: str, **pod: Any) -> Object:
+    labels = {"app": "x"}
+    container = {"name": "c", "image": "x", "securityContext": {"allowPrivilegeEscalation": False}}
+    spec = {"serviceAccountName": names.AGENT_SERVICE_ACCOUNT, "containers": [container], **pod}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": name, "namespace": MODELS, "labels": MANAGED},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }
+
+
 TOKEN_OF_ANOTHER = secret("x-engine-key", labels=MANAGED, type="kubernetes.io/service-account-token")
 TOKEN_OF_ANOTHER["metadata"]["annotations"] = {"kubernetes.io/service-account.name": "default"}
 PODS_READ = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}
@@ -301,6 +313,15 @@ class TestOperator:
             (role("tuneyard-agent", {**PODS_READ, "apiGroups": ["*"]}), "only grant reading"),
             (role("plan", {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get"]}), "plans by name"),
             (role("another", {**PODS_READ, "verbs": ["patch"]}), "attempting to grant RBAC permissions"),
+            (daemon_set("miner"), "whose names end in -prewarm"),
+            (daemon_set("x-prewarm", serviceAccountName="default"), "with pods of tuneyard-agent"),
+            (daemon_set("x-prewarm", hostNetwork=True), "neither a namespace of the host"),
+            (daemon_set("x-prewarm", hostPID=True), "neither a namespace of the host"),
+            (daemon_set("x-prewarm", hostIPC=True), "neither a namespace of the host"),
+            (
+                daemon_set("x-prewarm", initContainers=[{"name": "i", "image": "x"}]),
+                "nor a container whose privileges can grow",
+            ),
             (binding({"kind": "ClusterRole", "name": "cluster-admin"}), "attempting to grant RBAC permissions"),
             (binding(AGENT_ROLE, {"kind": "User", "name": "mallory", "apiGroup": RBAC}), "only bind roles to"),
             (

@@ -43,6 +43,10 @@ def cluster() -> Iterator[Cluster]:
         probe = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe", "namespace": "tenant"}}
         until_refused(lambda x: objects.apply(operator, {**probe, "data": {"x": x}}))
         cluster.apply("BaseModel", BASE, {"source": SOURCE, "serving": {"artifactVolumes": [VOLUME]}})
+        cache = {"hostPath": {"path": "/var/cache/tuneyard"}, "prewarm": {}}
+        cluster.apply(
+            "BaseModel", "remote", {"source": {"s3": {"uri": "s3://models/base/"}}, "serving": {"cache": cache}}
+        )
         cluster.apply("LoRAAdapter", ADAPTER, {"baseModel": BASE, "source": SOURCE, "digest": DIGEST})
         revision = {"name": "v1", "baseModel": BASE, "adapter": ADAPTER}
         traffic = [{"revision": "v1", "weight": 100}]
@@ -54,7 +58,8 @@ def cluster() -> Iterator[Cluster]:
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """The operator at work with its own token."""
     own = token(cluster.api, NAMESPACE, "tuneyard-operator")
-    with OperatorProcess(cluster.server, tmp_path_factory.mktemp("operator"), token=own) as process:
+    folder, settings = tmp_path_factory.mktemp("operator"), {"allowedHostPathPrefixes": ["/var/cache"]}
+    with OperatorProcess(cluster.server, folder, token=own, settings=settings) as process:
         yield process
 
 

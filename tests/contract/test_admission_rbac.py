@@ -13,6 +13,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.planning.children import namespace_access, pool_companions
 from tuneyard.planning.observations import EngineKeys
 from tuneyard.planning.pools import Pool, resolved_serving
+from tuneyard.planning.prewarm import prewarm_objects
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.kube.client import Api, Object
 
@@ -38,6 +39,7 @@ OPERATOR_MAY: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "serviceaccounts"): CHILD,
     ("", "secrets"): ("create", "patch", "delete"),
     ("apps", "deployments"): CHILD,
+    ("apps", "daemonsets"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     (RBAC, "roles"): CHILD,
@@ -69,6 +71,7 @@ TEMPTING: tuple[tuple[str, str], ...] = (
     ("", "events"),
     ("apps", "deployments"),
     ("apps", "daemonsets"),
+    ("apps", "daemonsets/status"),
     ("apps", "replicasets"),
     ("batch", "jobs"),
     ("policy", "poddisruptionbudgets"),
@@ -97,13 +100,24 @@ def a_pool() -> tuple[Pool, BaseModelResource]:
     return Pool(MODELS, "base", "base", None, resolved_serving(), ("d",), frozenset()), base
 
 
+def a_prewarmed_base() -> BaseModelResource:
+    cache = {"hostPath": {"path": "/var/cache/tuneyard"}, "prewarm": {"nodeSelector": {"gpu": "true"}}}
+    return BaseModelResource.from_dict(
+        {
+            "metadata": {"name": "remote", "namespace": MODELS, "uid": "0b5e2f5c-52a8-4f5b-8b71-2c3f2a9d7e11"},
+            "spec": {"source": {"s3": {"uri": "s3://models/base/"}}, "serving": {"cache": cache}},
+        }
+    )
+
+
 def children() -> list[Object]:
-    """What the operator makes in a namespace with one pool, without its pods."""
+    """What the operator makes in a namespace with one pool, and one base that is fetched beforehand."""
     pool, base = a_pool()
     settings = Settings(tuneyard_namespace=NAMESPACE)
     return [
-        *namespace_access(MODELS, [base], settings),
+        *namespace_access(MODELS, [base], ["hub-token"], settings),
         *pool_companions(pool, base, EngineKeys(b"master" * 8), settings),
+        *prewarm_objects(a_prewarmed_base(), resolved_serving(a_prewarmed_base().spec.serving), [], None, settings),
     ]
 
 
@@ -145,8 +159,16 @@ def test_rights_to_pods_end_at_the_namespace(user: str, api: Api) -> None:
 def test_agents_read_the_plans_of_their_namespace_and_no_other_config_map(api: Api) -> None:
     for verb in READ:
         assert may(api, AGENT, verb, "configmaps", name=names.pool_plan("base"), namespace=MODELS)
+        assert may(api, AGENT, verb, "configmaps", name=names.prewarm("remote"), namespace=MODELS)
         assert not may(api, AGENT, verb, "configmaps", name="somebody-elses", namespace=MODELS)
     assert not may(api, AGENT, "patch", "configmaps", name=names.pool_plan("base"), namespace=MODELS)
+
+
+def test_agents_read_the_secrets_that_sources_name_and_no_others(api: Api) -> None:
+    assert may(api, AGENT, "get", "secrets", name="hub-token", namespace=MODELS)
+    assert not may(api, AGENT, "get", "secrets", name="somebody-elses", namespace=MODELS)
+    for verb in ("list", "watch", "patch", "delete"):
+        assert not may(api, AGENT, verb, "secrets", name="hub-token", namespace=MODELS), verb
 
 
 def test_the_operator_leads_by_its_own_lease(api: Api) -> None:

@@ -19,8 +19,8 @@ from tests.contract.apiserver import ROOT, ApiServer, free_port
 from tests.contract.engines import BASE, KEY, EngineProcess, adapters, own_engine
 from tests.contract.operator_process import eventually
 from tuneyard.api import names
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.systems.kube.client import MERGE, ApiError
 
 pytestmark = pytest.mark.apiserver

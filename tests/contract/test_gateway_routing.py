@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,33 @@ async def test_a_failing_watcher_of_answers_lets_them_pass(tmp_path: Path, pods:
     async with Rig(tmp_path, scripts={"answer": broken}) as rig:
         await rig.serve(model("support", revision("v1", 100, [pods[0].address])))
         assert (await rig.post({"model": "support"}))[0] == 200
+
+
+async def test_every_answer_can_be_traced_to_the_adapters_bytes(
+    tmp_path: Path, pods: tuple[Upstream, Upstream]
+) -> None:
+    digest = "sha256:" + "5e" * 32
+    base = revision("v0", 0, [pods[0].address], engine="smollm2")
+    tuned = replace(revision("v1", 100, [pods[1].address]), adapter="acme-support-v1", digest=digest)
+    lost = replace(revision("v2", 0), engine_name=None, adapter="acme-support-v2")
+    async with Rig(tmp_path) as rig:
+        await rig.serve(model("support", base, tuned, lost, header=True))
+        # what an engine says of itself counts for nothing
+        asked = {"model": "support", "headers": {"x-adapter": "forged@sha256:00", "x-revision": "forged"}}
+        for chosen, status, headers in (
+            ({}, 200, ["v1", f"acme-support-v1@{digest}"]),
+            ({"x-revision": "v1"}, 200, ["v1", f"acme-support-v1@{digest}"]),
+            ({"x-revision": "v0"}, 200, ["v0", None]),
+            ({"x-revision": "v2"}, 503, [None, None]),
+        ):
+            answered, said, _ = await rig.post(asked, headers=chosen)
+            assert [answered, said.get("x-revision"), said.get("x-adapter")] == [status, *headers]
+        told = await rig.envoy.logged(4)
+    assert [(line["model"], line["revision"], line["adapter"], line["adapter_digest"]) for line in told] == [
+        *[("support", "v1", "acme-support-v1", digest)] * 2,
+        ("support", "v0", None, None),
+        ("support", None, None, None),
+    ]
 
 
 async def test_the_access_log_tells_all_but_secrets(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:

@@ -64,7 +64,7 @@ BAD: dict[str, tuple[str, Object, str]] = {
         with_volume({}),
         "an artifact volume must be exactly one of hostPath, persistentVolumeClaim; found 0",
     ),
-    "no-source": ("BaseModel", {"source": {}}, "source must be exactly one of volume; found 0"),
+    "no-source": ("BaseModel", {"source": {}}, "source must be exactly one of volume, huggingFace, s3, image; found 0"),
     "path-that-leaves": (
         "LoRAAdapter",
         adapter_spec("base", "good/../../etc"),
@@ -102,13 +102,13 @@ CHANGED: dict[str, tuple[str, Object, Object, str]] = {
         "LoRAAdapter",
         adapter_spec("base", "one"),
         adapter_spec("base", "two"),
-        "a LoRAAdapter is immutable: create a new LoRAAdapter",
+        "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
     ),
     "base": (
         "BaseModel",
         BASE_SPEC,
         {**BASE_SPEC, "source": {"volume": {"name": "models", "path": "another"}}},
-        "a BaseModel is immutable except serving: create a new BaseModel",
+        "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel",
     ),
 }
 
@@ -142,7 +142,7 @@ def test_columns_and_short_names_are_there(apiserver: ApiServer, namespace: str)
     apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "shown", namespace, spec))
     for short, header in (
         ("mdep", ["NAME", "READY", "PHASE", "STABLE", "CANDIDATE", "WEIGHT", "TARGET", "REASON", "AGE"]),
-        ("lora", ["NAME", "READY", "BASE", "LOADED", "RANK", "SIZE", "AGE"]),
+        ("lora", ["NAME", "READY", "BASE", "VERSION", "LOADED", "PROGRESS", "RANK", "SIZE", "AGE"]),
         ("bmodel", ["NAME", "READY", "ENGINE", "TP", "REPLICAS", "PROGRESS", "AGE"]),
     ):
         kind, body = {"mdep": ("ModelDeployment", spec), "lora": ("LoRAAdapter", adapter_spec("base"))}.get(

@@ -121,7 +121,8 @@ class Upstream:
             await self._stream(asked, model, writer)
         else:
             await asyncio.sleep(float(asked.get("first", 0)))
-            writer.write(_whole(200, json.dumps(self._completion(asked, model)).encode()))
+            headers = "".join(f"{key}: {value}\r\n" for key, value in asked.get("headers", {}).items())
+            writer.write(_whole(200, json.dumps(self._completion(asked, model)).encode(), headers))
         await writer.drain()
         return True
 

@@ -11,6 +11,7 @@ The rules of rollout.md hold after every single step.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,8 +24,10 @@ from tests.toyworld.execution import PLANS, Operator
 from tests.toyworld.server import MEDDLING, Resource
 from tests.toyworld.world import CORRUPT, PARTS, World, different
 from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
-from tuneyard.api.serving import LoRASettings, ServingSpec
+from tuneyard.api.serving import ArtifactCache, HostPath, LoRASettings, Prewarm, ServingSpec
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.plan import Apply
 
 
@@ -50,21 +53,36 @@ KEYS = [
 key = st.sampled_from(KEYS)
 
 
-def serving(replicas: int, max_model_len: int, places: int) -> ServingSpec:
+def serving(
+    replicas: int, max_model_len: int, places: int, copies: int | None = None, *, prewarm: bool = False
+) -> ServingSpec:
     return ServingSpec(
         artifact_volumes=[VOLUME],
+        cache=ArtifactCache(host_path=HostPath(path="/var/lib/models/cache"), prewarm=Prewarm() if prewarm else None),
         replicas=replicas,
         max_model_len=max_model_len,
-        lora=LoRASettings(max_loras=1, max_cpu_loras=places),
+        lora=LoRASettings(max_loras=1, max_cpu_loras=places, copies=copies),
     )
+
+
+def remote_base(name: str, *, serving: ServingSpec) -> BaseModelResource:
+    return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=serving)
+
+
+ALL_EVERYWHERE = (2, 128, 6)
+SPREAD = (3, 128, 4, 2)
+"""Pools with room for all adapters, in which every pod has all, and in which two pods of three have each."""
 
 
 @st.composite
 def edited_base(draw: st.DrawFn) -> Step:
-    chosen = (draw(st.integers(0, 2)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)))
-    name = draw(st.sampled_from([BASE, BASE, OTHER]))
-    base = base_model(name, serving=serving(*chosen))
-    return Step("edit", f"{name}.serving(replicas, max_model_len, places) = {chosen}", lambda w, _: w.put(base))
+    copies = draw(st.sampled_from([None, None, 1, 2]))
+    chosen = (draw(st.integers(0, 3)), draw(st.sampled_from([64, 128])), draw(st.integers(1, 4)), copies)
+    name, prewarm = draw(st.sampled_from([BASE, BASE, OTHER])), draw(st.booleans())
+    base = remote_base(name, serving=serving(*chosen, prewarm=prewarm))
+    more = ", fetched beforehand" if prewarm else ""
+    words = f"{name}.serving(replicas, max_model_len, places, copies) = {chosen}{more}"
+    return Step("edit", words, lambda w, _: w.put(base))
 
 
 @st.composite
@@ -135,6 +153,12 @@ def killed_pod(draw: st.DrawFn) -> Step:
 
 
 @st.composite
+def restarted_engine(draw: st.DrawFn) -> Step:
+    number = draw(st.integers(0, 9))
+    return Step("trouble", f"engine of pod {number} restarts", lambda w, _: w.restart_engine(number))
+
+
+@st.composite
 def meddled(draw: st.DrawFn) -> Step:
     number = draw(st.integers(0, 40))
     return Step("trouble", f"somebody changes child {number}", lambda w, _: w.meddle(number))
@@ -171,6 +195,7 @@ troubles = st.one_of(
     waited(),
     lost_status(),
     killed_pod(),
+    restarted_engine(),
     meddled(),
     calm(),
 )
@@ -185,7 +210,7 @@ EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
 def begun() -> tuple[World, Operator]:
     """A base, two adapters and a deployment, freshly applied."""
     world = World()
-    world.put(base_model(serving=serving(1, 64, 4)))
+    world.put(remote_base(BASE, serving=serving(1, 64, 4, prewarm=True)))
     for name in ("v1", "v2"):
         world.put(adapter(name))
     world.put(deployment(revisions=[revision("v1", "v1"), revision("v2", "v2")], traffic={"v1": 90, "v2": 10}))
@@ -219,7 +244,7 @@ def traffic_is_by_the_rules(status: ModelDeploymentStatus) -> None:
         assert told.weight >= told.spec_weight or told.withheld, "traffic withheld without a word"
 
 
-def played(history: list[Step], *, with_troubles: bool) -> World:
+def played(history: list[Step], end: tuple[int, int, int] | tuple[int, int, int, int], *, with_troubles: bool) -> World:
     """The world after a history. It ends with everything there that deployments may name and with places for it: what
     was learned or served before something went is not forgotten, and so would depend on what was seen."""
     world, operator = begun()
@@ -231,7 +256,7 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
             operator.settle()
         invariants(world)
     for name in (BASE, OTHER):
-        world.put(base_model(name, serving=serving(2, 128, 5)))
+        world.put(remote_base(name, serving=serving(*end, prewarm=name == BASE)))
     for name, base in ADAPTERS.items():
         world.put(adapter(name, base=base))
     operator.settle()
@@ -240,16 +265,16 @@ def played(history: list[Step], *, with_troubles: bool) -> World:
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(histories)
-def test_ends_as_without_faults_and_stays_there(history):
-    world = played(history, with_troubles=True)
+@given(histories, st.sampled_from([ALL_EVERYWHERE, SPREAD]))
+def test_ends_as_without_faults_and_stays_there(history, end):
+    world = played(history, end, with_troubles=True)
     for kind, name in list(world.resources):
         plan = PLANS[kind](world.situation(), name)
         assert plan.actions == ()
         assert plan.events == ()
         assert plan.status == world.resources[kind, name].status
         assert plan.requeue_after is None
-    faultless = played(history, with_troubles=False)
+    faultless = played(history, end, with_troubles=False)
     assert not different(world.digest(), faultless.digest())
 
 
@@ -257,7 +282,7 @@ def test_whatever_somebody_changes_is_put_right_by_one_apply_and_not_again():
     world, operator = begun()
     operator.settle()
     wanted, kinds = world.digest(), set()
-    for number in range(20):
+    for number in range(25):
         kind, name = world.meddle(number) or ("", "")
         first = operator.reconcile(("BaseModel", BASE))
         (action,) = first.actions
@@ -288,3 +313,18 @@ def test_the_toy_world_does_serve():
         "Available": "True",
         "TrafficApplied": "True",
     }
+
+
+def test_the_toy_world_does_spread():
+    """Guards the property above against pools in which every pod has everything."""
+    world, operator = begun()
+    world.put(base_model(serving=serving(*SPREAD)))
+    world.put(adapter("v3"))
+    world.put(deployment("side", revisions=[revision("v3", "v3")]))
+    operator.settle()
+    for _ in range(3):
+        copies = Counter(name for pod in world.pods.values() for name in pod.adapters)
+        assert copies == {"v1": 2, "v2": 2, "v3": 2}
+        assert {a.metadata.name: a.status.loaded for a in world.of_kind("LoRAAdapter")} == dict.fromkeys(copies, "2/2")
+        world.kill_pod(1)
+        operator.settle()

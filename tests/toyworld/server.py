@@ -48,6 +48,10 @@ MEDDLING: dict[str, tuple[tuple[tuple[str, ...], Any], ...]] = {
         (("spec", "replicas"), 3),
         (("spec", "template", "spec", "terminationGracePeriodSeconds"), 1),
     ),
+    "DaemonSet": (
+        (("spec", "updateStrategy", "type"), "OnDelete"),
+        (("spec", "template", "spec", "serviceAccountName"), "default"),
+    ),
     "ConfigMap": ((("data", "base-digest"), "sha256:" + "0" * 64),),
     "NetworkPolicy": ((("spec", "ingress"), [{}]),),
     "PodDisruptionBudget": ((("spec", "maxUnavailable"), 0),),

@@ -20,13 +20,14 @@ from tests.builders import NAMESPACE, SETTINGS, Situation, digest, failed, loade
 from tests.toyworld.server import START, ApiServer, Key, Resource, ToyObject
 from tuneyard.api import names
 from tuneyard.api.documents import (
-    PLAN_KEY,
     AdapterReport,
     AppliedDeployment,
     AppliedReport,
     BaseReport,
     PodReport,
     PoolPlan,
+    PrewarmPlan,
+    plan_text,
 )
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.planning.modelnames import owners
@@ -35,6 +36,8 @@ from tuneyard.planning.routes import ModelRoutes, model_routes
 
 CORRUPT = "nan"
 """The adapter whose files no pod serves."""
+NODES = 2
+"""Those whose caches are filled beforehand, at once."""
 LAST_STEP = 3
 """A toy pod's steps: scheduled, verified, engine ready."""
 
@@ -50,6 +53,7 @@ class ToyPod:
     template: str
     created: str
     address: str
+    wanted_as: str
     step: int = 0
     deleted: bool = False
     digest: str | None = None
@@ -123,6 +127,7 @@ class World(ApiServer):
                 template,
                 self._stamp(),
                 f"10.1.{number // 250}.{number % 250 + 1}:8080",
+                spec["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE],
             )
             self.changed()
             return
@@ -137,8 +142,10 @@ class World(ApiServer):
 
     def _tried_all(self, pod: ToyPod) -> bool:
         plan = self._plan_of(pod)
-        return plan is not None and all(
-            a.name in pod.adapters and pod.adapters[a.name].state != "Loading" for a in plan.adapters
+        return (
+            plan is not None
+            and plan.pods != []
+            and all(a.name in pod.adapters and pod.adapters[a.name].state != "Loading" for a in plan.adapters)
         )
 
     def move_pods(self) -> None:
@@ -157,7 +164,8 @@ class World(ApiServer):
 
     def _plan_of(self, pod: ToyPod) -> PoolPlan | None:
         config = self.objects.get(("ConfigMap", names.pool_plan(pod.pool)))
-        return PoolPlan.model_validate_json(config.obj["data"][PLAN_KEY]) if config else None
+        text = plan_text(config.obj) if config else None
+        return PoolPlan.model_validate_json(text).share(pod.name) if text else None
 
     def move_agents(self) -> None:
         for pod in self.pods.values():
@@ -194,6 +202,13 @@ class World(ApiServer):
             pod.deleted = True
             self.changed()
 
+    def restart_engine(self, number: int) -> None:
+        """An engine that comes back has no adapters."""
+        if self.pods:
+            pod = sorted(self.pods.values(), key=lambda p: p.name)[number % len(self.pods)]
+            pod.step, pod.adapters = min(pod.step, 1), {}
+            self.changed()
+
     # looking at it
 
     def situation(self) -> Situation:
@@ -211,6 +226,8 @@ class World(ApiServer):
 
     def _observed_child(self, key: Key) -> ChildObservation:
         child, known = self.objects[key], self.stored(key)
+        if known.kind == "DaemonSet":
+            return replace(known, replicas=NODES, ready_replicas=NODES)
         if child.template is None:
             return known
         pods = [p for p in self.pods.values() if p.pool == known.pool and not p.deleted]
@@ -229,11 +246,10 @@ class World(ApiServer):
     def digest(self) -> dict[str, Any]:
         """What is wanted and served, without names, times and versions that differ from run to run."""
         children = {f"{k}/{n}": _without_identities(c) for (k, n), c in self.objects.items()}
-        pods = sorted(
-            (p.pool, p.serves, sorted((n, r.state) for n, r in p.adapters.items())) for p in self.pods.values()
-        )
+        pods = sorted((p.pool, p.serves) for p in self.pods.values())
+        copies = sorted((p.pool, n, r.state) for p in self.pods.values() for n, r in p.adapters.items())
         statuses = {f"{k}/{n}": _settled(r) for (k, n), r in self.resources.items()}
-        return {"children": children, "pods": pods, "statuses": statuses}
+        return {"children": children, "pods": pods, "copies": copies, "statuses": statuses}
 
 
 def _next_report(name: str, planned: str | None, before: AdapterReport | None) -> AdapterReport:
@@ -255,6 +271,8 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
         pool=pod.pool,
         base_model=pod.base,
         created=pod.created,
+        template=pod.template,
+        wanted_as=pod.wanted_as,
         deleted=pod.deleted,
         ready=pod.serves,
         report=PodReport(
@@ -274,20 +292,36 @@ def _observed_pod(pod: ToyPod) -> PodObservation:
 def _without_identities(child: ToyObject) -> dict[str, Any]:
     metadata = {k: v for k, v in child.obj["metadata"].items() if k not in ("ownerReferences", "annotations")}
     marks = sorted({**child.obj["metadata"]["annotations"], **child.annotations})
-    return {**child.obj, "metadata": {**metadata, "annotations": marks}}
+    known = {**child.obj, "metadata": {**metadata, "annotations": marks}}
+    plan = plan_text(child.obj) if child.obj["kind"] == "ConfigMap" else None
+    if plan is None:
+        return known
+    if names.LABEL_POOL in metadata["labels"]:
+        return {**known, "data": _without_pods(PoolPlan.model_validate_json(plan))}
+    # of a base that nobody uses in the end, whether it was ever read depends on what happened on the way
+    return {**known, "data": PrewarmPlan.model_validate_json(plan).model_copy(update={"digest": None}).to_dict()}
+
+
+def _without_pods(plan: PoolPlan) -> dict[str, Any]:
+    """How many pods have each adapter; which ones depends on which there were when it came."""
+    pods = {a.name: a.pods and len(a.pods) for a in plan.adapters}
+    return {**plan.to_dict(), "pods": plan.pods and len(plan.pods), "adapters": pods}
 
 
 def _settled(resource: Resource) -> dict[str, Any]:
     """The status without times, and without what depends on what was seen on the way and is not wanted any more: facts
-    about files that no pod has loaded, who was stable before a canary, and so who gets what is withheld."""
+    about files that no pod has loaded, who was stable before a canary, since when and who was promoted, and so who gets
+    what is withheld."""
     status = resource.status.to_dict()
     conditions = {c["type"]: (c["status"], c["reason"]) for c in status.pop("conditions")}
-    status.pop("observedGeneration")
+    for history in ("observedGeneration", "promotedAt", "promotedBy"):
+        status.pop(history, None)
     if isinstance(resource, LoRAAdapterResource) and conditions["Loaded"][0] == "False":
         return {"Ready": conditions["Ready"], "Loaded": conditions["Loaded"], "usedBy": status.get("usedBy")}
     if conditions["Ready"] == ("True", "NotUsed"):
         return {"Ready": "NotUsed", "usedBy": status.get("usedBy")}
     rollout = status.pop("rollout", {})
+    rollout.pop("stableSince", None)
     if rollout.get("phase") == "Completed":
         status["rollout"] = rollout
     if any(t.get("withheld") for t in status.get("traffic", [])):

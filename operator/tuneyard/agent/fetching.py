@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneyard.agent.obtaining import Obtainer, Told
+from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
@@ -31,15 +34,16 @@ from tuneyard.systems.artifacts.folder import (
     list_files,
     opened,
 )
-from tuneyard.systems.artifacts.safetensors import check_finite, read_header
+from tuneyard.systems.artifacts.safetensors import Entry, check_finite, read_header
 
 _log = logging.getLogger(__name__)
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
 _BASE_HEADER = 64 << 20
+_FINITE, _SCAN = "finite", "1"
+"""The cache's mark of adapters whose values were looked at, and by which scan."""
 _MOST_MODULES, _LONGEST_MODULE = 64, 200
 """What is reported of target_modules, which may be thousands of names or one regular expression of any length."""
 
@@ -61,9 +65,14 @@ class Shelf:
     adapters: Path
     base: BaseFacts
     max_rank: int
+    obtainer: Obtainer | None = None
+    """Gets what comes over the network; None: nothing does."""
 
-    def fetch(self, planned: PlannedAdapter) -> Prepared:
-        """Make an adapter's files ready for the engine; raises FetchError."""
+    def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None) -> Prepared:
+        """Make an adapter's files ready for the engine; raises FetchError, or FetchStopped when the pod leaves.
+
+        `told` hears how far they are while they come over the network.
+        """
         if Path(planned.name).name != planned.name or planned.name.startswith("."):
             raise FetchError(Reason.INVALID_SPEC, f"{planned.name!r} is not the name of an adapter")
         digest: str | None = None
@@ -82,9 +91,9 @@ class Shelf:
             prepared.append(self._checked(planned, copy, found))
 
         try:
-            folder = _find(self.volumes, planned)
-            self._look_over(folder)
-            copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
+            with self._found(planned, told) as folder:
+                self._look_over(folder)
+                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
             raise FetchError(error.reason, str(error), digest) from error
@@ -94,6 +103,18 @@ class Shelf:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return prepared[0]
+
+    @contextmanager
+    def _found(self, planned: PlannedAdapter, told: Told) -> Iterator[Path]:
+        """The folder with an adapter's files, on a volume or in the cache; raises ArtifactError."""
+        volume = planned.source.volume
+        if volume is not None:
+            yield find_folder(self.volumes, volume.name, volume.path)
+        elif self.obtainer is None or not planned.source.is_known:
+            raise ArtifactError(Reason.INVALID_SPEC, "the source is of a kind that this version's agents do not know")
+        else:
+            with self.obtainer.obtain(planned.source, planned.digest, told) as held:
+                yield held.path
 
     def remove(self, engine_name: str) -> None:
         """Delete an adapter's folder; it is fine if it is not there."""
@@ -126,7 +147,7 @@ class Shelf:
                 Reason.FILES_MISSING, f"{CONFIG} is missing: name the folder that PEFT's save_pretrained wrote"
             )
         if WEIGHTS not in names:
-            pickles = [name for name in names if name.endswith(_PICKLES)]
+            pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(PICKLES))
             if pickles:
                 raise ArtifactError(
                     Reason.NOT_SAFETENSORS,
@@ -147,7 +168,7 @@ class Shelf:
         wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
-        check_finite(copy, WEIGHTS, entries)
+        self._check_finite(planned, copy, found.digest, entries)
         settings = read_config(config)
         return Prepared(
             source=planned.source,
@@ -157,6 +178,15 @@ class Shelf:
             target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
         )
+
+    def _check_finite(self, planned: PlannedAdapter, copy: Path, digest: str, entries: Sequence[Entry]) -> None:
+        """Look at every value; of what lies in the cache once per digest and node."""
+        store = self.obtainer.store if self.obtainer and planned.source.is_remote else None
+        if store is not None and store.marked(digest, _FINITE) == _SCAN:
+            return
+        check_finite(copy, WEIGHTS, entries)
+        if store is not None:
+            store.mark(digest, _FINITE, _SCAN)
 
     def _name(self, scratch: Path, target: Path) -> None:
         if target.exists():
@@ -182,15 +212,6 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for path in sorted(folder.glob("*.safetensors")):
         for entry in read_header(folder, path.name, _BASE_HEADER):
             yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
-
-
-def _find(volumes: Path, planned: PlannedAdapter) -> Path:
-    volume = planned.source.volume
-    if volume is None:
-        raise ArtifactError(
-            Reason.INVALID_SPEC, "the source is of a kind that this version's agents do not know: use source.volume"
-        )
-    return find_folder(volumes, volume.name, volume.path)
 
 
 def _json(folder: Path, name: str) -> object:

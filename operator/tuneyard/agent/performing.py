@@ -17,10 +17,11 @@ from typing import assert_never
 from tuneyard.agent.enginewatch import EngineWatch
 from tuneyard.agent.fetching import FetchError, Shelf
 from tuneyard.agent.knowledge import Knowledge
-from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.documents import PlannedAdapter, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
-from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Proven, Removed, Unloaded
+from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Fetching, Proven, Removed, Unloaded
+from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.engines.vllm import (
     Answer,
     EngineError,
@@ -104,12 +105,19 @@ class Performer:
                 assert_never(step)
 
     async def _fetch(self, step: Fetch) -> None:
+        loop, name = asyncio.get_running_loop(), step.planned.name
+
+        def told(transfer: Transfer) -> None:
+            loop.call_soon_threadsafe(self._knowledge.tell, Fetching(name, transfer))
+
         try:
-            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned)
+            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told)
+        except FetchStopped:
+            _log.info("fetching %s was stopped; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
         else:
-            self._knowledge.tell(Fetched(step.planned.name, prepared))
+            self._knowledge.tell(Fetched(name, prepared))
 
     async def _probe_base(self) -> None:
         try:

@@ -16,9 +16,9 @@ import random
 from collections.abc import Awaitable, Callable
 
 from tuneyard.agent.knowledge import Knowledge
-from tuneyard.agent.settings import Settings
+from tuneyard.agent.settings import PodIdentity
 from tuneyard.api import names
-from tuneyard.api.documents import PodReport
+from tuneyard.api.documents import KeepReport, PodReport, Transfer
 from tuneyard.planning.agentstate import Published
 from tuneyard.planning.podreport import REPORT_BYTES, as_text, fitting
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
@@ -33,16 +33,50 @@ _WHOLE_AGAIN = 60.0
 Write = Callable[[PodReport], Awaitable[None]]
 
 
-def on_own_pod(api: Api, settings: Settings) -> Write:
+def on_own_pod(api: Api, pod: PodIdentity) -> Write:
     """A writer for the pod's annotation; what it returns raises ApiError."""
-    path = f"/api/v1/namespaces/{settings.namespace}/pods/{settings.pod}"
 
     async def write(report: PodReport) -> None:
-        # the uid makes a patch meant for an earlier pod of the same name fail
-        body = {"metadata": {"uid": settings.uid, "annotations": {names.ANNOTATION_ADAPTERS: as_text(report)}}}
-        await asyncio.to_thread(api.request, "PATCH", path, body=body, content_type=MERGE, timeout=(2.0, 5.0))
+        await asyncio.to_thread(_annotate, api, pod, as_text(report))
 
     return write
+
+
+def telling_of_base(api: Api, pod: PodIdentity, base_model: str) -> Callable[[Transfer], None]:
+    """Says on the pod's annotation how far its base is, before there is an agent; blocking, raises nothing.
+
+    An API server that is away keeps no base from coming.
+    """
+
+    def tell(transfer: Transfer) -> None:
+        report = PodReport(address=pod.address, engine="Starting", base_model=base_model, base_transfer=transfer)
+        try:
+            _annotate(api, pod, as_text(report))
+        except ApiError as error:
+            _log.info("cannot tell how far the base is: %s", error)
+
+    return tell
+
+
+def telling_of_cache(api: Api, pod: PodIdentity) -> Callable[[KeepReport], bool]:
+    """Says on the pod's annotation what a node's cache holds; blocking, returns whether that could be said."""
+
+    def tell(report: KeepReport) -> bool:
+        try:
+            _annotate(api, pod, as_text(report))
+        except ApiError as error:
+            _log.info("cannot tell what the cache holds: %s", error)
+            return False
+        return True
+
+    return tell
+
+
+def _annotate(api: Api, pod: PodIdentity, text: str) -> None:
+    path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.pod}"
+    # the uid makes a patch meant for an earlier pod of the same name fail
+    body = {"metadata": {"uid": pod.uid, "annotations": {names.ANNOTATION_ADAPTERS: text}}}
+    api.request("PATCH", path, body=body, content_type=MERGE, timeout=(2.0, 5.0))
 
 
 class Publisher:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -81,19 +81,30 @@ async def running_agent(
 async def _decide(
     knowledge: Knowledge, performer: Performer, publisher: Publisher, snapshot: Snapshot, clock: Callable[[], float]
 ) -> None:
-    """After every change, and when a time has come: begin steps, publish, keep a snapshot."""
+    """After every change, and when a time has come: begin steps, publish, keep a snapshot.
+
+    With hundreds of adapters a report and a snapshot take milliseconds each, and most changes are in neither.
+    """
+    told: object = None
     while True:
         knowledge.changed.clear()
         for step in next_steps(knowledge.state, clock()):
             performer.begin(step)
-        publisher.offer(pod_report(knowledge.state))
-        snapshot.save(knowledge.state)
+        if told != (told := _told(knowledge.state)):
+            publisher.offer(pod_report(knowledge.state))
+            snapshot.save(knowledge.state)
         now = clock()
         until = next_time(knowledge.state, now)
         # not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the change
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if until is None else max(0.01, until - now)):
                 await knowledge.changed.wait()
+
+
+def _told(state: State) -> tuple[object, ...]:
+    """What of the state a report or a snapshot is made of: not what is under way, nor who has requests."""
+    engine = replace(state.engine, busy=None)
+    return state.plan, state.prepared, state.proven, state.failures, engine, state.draining
 
 
 @asynccontextmanager

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneyard.api.basemodel import Source
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.api.sources import Source
 from tuneyard.planning.agentstate import Failure, Prepared, Reference, State
 
 _log = logging.getLogger(__name__)

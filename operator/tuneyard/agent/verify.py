@@ -1,5 +1,5 @@
 """The first thing in a model pod: is the base there, is it the right one, can it be split as asked; then the front's
-configuration.
+configuration. Where the base comes over the network, it is fetched first (basefetch.py).
 
 Whatever happens, what was found out stands in the container's termination message, where the operator reads it. The
 quick checks come first: a missing file must not cost the minutes of reading a large model.
@@ -49,10 +49,26 @@ class BaseWanted:
     volumes: Path = Path("/artifacts")
 
 
-def verify(wanted: BaseWanted, front: Path | None, message: Path) -> int:
-    """Verify the base, write the front's configuration to `front` and the report to `message`; the exit code."""
+@dataclass(frozen=True)
+class Found:
+    """A base's folder, and its digest where that is known already."""
+
+    folder: Path
+    digest: str | None = None
+    size_bytes: int = 0
+
+
+Find = Callable[[BaseWanted], Found]
+"""Raises ArtifactError."""
+
+
+def verify(wanted: BaseWanted, front: Path | None, message: Path, find: Find | None = None) -> int:
+    """Verify the base, write the front's configuration to `front` and the report to `message`; the exit code.
+
+    `find` gets it; default: from the volume that its path names.
+    """
     try:
-        report = examine(wanted)
+        report = examine(wanted, (find or on_volume)(wanted))
         if report.ok and front is not None:
             front.parent.mkdir(parents=True, exist_ok=True)
             front.write_text(yaml.safe_dump(front_config(), sort_keys=False))
@@ -67,9 +83,9 @@ def verify(wanted: BaseWanted, front: Path | None, message: Path) -> int:
     return 0 if report.ok else 1
 
 
-def examine(wanted: BaseWanted) -> BaseReport:
+def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     """What there is to say of the base; raises ArtifactError."""
-    folder = _find(wanted)
+    folder = base.folder
     config = base_config(folder)
     files = list_files(folder)
     _weights(folder, files)
@@ -85,7 +101,7 @@ def examine(wanted: BaseWanted) -> BaseReport:
             f"choose one of {', '.join(map(str, fitting))}",
             architecture,
         )
-    found = digest_of(folder, workers=min(4, os.cpu_count() or 1), on_bytes=_progress(folder, files))
+    found = base if base.digest else _hashed(folder, files)
     if wanted.digest not in (None, found.digest):
         return _failed(
             Reason.DIGEST_MISMATCH,
@@ -96,12 +112,18 @@ def examine(wanted: BaseWanted) -> BaseReport:
     return BaseReport(ok=True, digest=found.digest, size_bytes=found.size_bytes, architecture=architecture)
 
 
-def _find(wanted: BaseWanted) -> Path:
+def _hashed(folder: Path, files: list[str]) -> Found:
+    known = digest_of(folder, workers=min(4, os.cpu_count() or 1), on_bytes=_progress(folder, files))
+    return Found(folder, known.digest, known.size_bytes)
+
+
+def on_volume(wanted: BaseWanted) -> Found:
+    """The base on a volume of the pod; raises ArtifactError."""
     try:
         volume, *path = wanted.path.relative_to(wanted.volumes).parts
     except ValueError as error:
         raise ArtifactError(Reason.UNSAFE_PATH, f"{wanted.path} is not on a volume of the pod") from error
-    return find_folder(wanted.volumes, volume, "/".join(path))
+    return Found(find_folder(wanted.volumes, volume, "/".join(path)))
 
 
 def _architecture(config: dict[str, Any]) -> str:

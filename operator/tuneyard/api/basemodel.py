@@ -11,37 +11,11 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import LINEAGE_STAYS, LineageField
 from tuneyard.api.metadata import ObjectMeta
-from tuneyard.api.schema import Digest, Name, Text, cel, exactly_one, unchanged
+from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
-
-
-class VolumeSource(ApiModel):
-    """Files on a volume that the pool declares in serving.artifactVolumes."""
-
-    name: Name
-    path: Annotated[
-        str,
-        Field(max_length=1024, pattern=r"^[^/].*$", description="Folder on the volume, relative to its root."),
-    ]
-
-
-class Source(ApiModel):
-    """Where an artifact's files are: exactly one kind."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                exactly_one("source", "volume"),
-                cel(
-                    "!has(self.volume) || !self.volume.path.split('/').exists(p, p == '..')",
-                    "source.volume.path may not leave the volume: remove '..'",
-                ),
-            ]
-        }
-    )
-
-    volume: VolumeSource | None = None
+from tuneyard.api.sources import PINNED, PINNED_IMAGE, Source
 
 
 class BaseModelSpec(ApiModel):
@@ -52,9 +26,18 @@ class BaseModelSpec(ApiModel):
             "x-kubernetes-validations": [
                 cel(
                     unchanged("source", "digest"),
-                    "a BaseModel is immutable except serving: create a new BaseModel (for example with the version in its "
+                    "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel (for example with the version in its "
                     "name)",
-                )
+                ),
+                PINNED,
+                PINNED_IMAGE,
+                cel(
+                    "!has(self.serving) || !has(self.serving.cache) || !has(self.serving.cache.prewarm) || "
+                    "has(self.source.huggingFace) || has(self.source.s3)",
+                    "serving.cache.prewarm fetches what comes over the network: remove it, a base on a volume or in an "
+                    "image needs no cache",
+                ),
+                *LINEAGE_STAYS,
             ]
         }
     )
@@ -65,6 +48,7 @@ class BaseModelSpec(ApiModel):
         Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
     ] = None
     serving: ServingSpec | None = None
+    lineage: LineageField = None
 
 
 class PoolStatus(ApiModel):
@@ -90,6 +74,16 @@ class BaseModelStatus(ApiModel):
     tensor_parallel_size: int | None = None
     replicas: Annotated[str | None, Field(description="Ready and wanted pods over all pools, for example 2/2.")] = None
     progress: Text | None = None
+    prewarmed: Annotated[
+        str | None,
+        Field(
+            description="With serving.cache.prewarm: nodes whose cache holds the base and the pool's remote adapters, of "
+            "those chosen, for example 2/3."
+        ),
+    ] = None
+    prewarm_progress: Annotated[
+        Text | None, Field(description="How far the other nodes are, or what keeps them from it.")
+    ] = None
     used_by: list[str] | None = None
     pools: list[PoolStatus] | None = None
     conditions: Annotated[

@@ -62,6 +62,7 @@ KINDS = (
             Column("REPLICAS", ".status.replicas"),
             Column("PROGRESS", ".status.progress"),
             AGE,
+            Column("PREWARMED", ".status.prewarmed", priority=1),
         ),
     ),
     Kind(
@@ -73,10 +74,14 @@ KINDS = (
         (
             Column("READY", _READY),
             Column("BASE", ".spec.baseModel"),
+            Column("VERSION", ".spec.lineage.version"),
             Column("LOADED", ".status.loaded"),
+            Column("PROGRESS", ".status.progress"),
             Column("RANK", ".status.rank", "integer"),
             Column("SIZE", ".status.size"),
             AGE,
+            Column("PROMOTED", ".status.promotedAt", "date", priority=1),
+            Column("BY", ".status.promotedBy", priority=1),
         ),
     ),
     Kind(

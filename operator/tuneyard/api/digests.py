@@ -14,6 +14,8 @@ from typing import NamedTuple
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
 _IGNORED_NAMES = frozenset({"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", ".gitignore"})
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_IGNORED_ENDINGS = (*PICKLES, ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".mlmodel")
 _IGNORED_PARTS = frozenset({".git", ".cache", "__pycache__", "lost+found"})
 
 
@@ -26,9 +28,14 @@ class FileDigest(NamedTuple):
 
 
 def matters_for_serving(path: str) -> bool:
-    """Whether a file is part of the artifact; documents about it and version control are not."""
+    """Whether a file is part of the artifact.
+
+    Documents about it and version control are not, nor are weights in formats that no engine is given: hubs keep the
+    same model in several, which would double what pods fetch.
+    """
     parts = path.split("/")
-    return parts[-1] not in _IGNORED_NAMES and not _IGNORED_PARTS.intersection(parts)
+    ignored = parts[-1] in _IGNORED_NAMES or parts[-1].endswith(_IGNORED_ENDINGS)
+    return not ignored and not _IGNORED_PARTS.intersection(parts)
 
 
 def artifact_digest(files: Iterable[FileDigest]) -> str:

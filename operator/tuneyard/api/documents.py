@@ -1,7 +1,10 @@
 """The documents that Tuneyard's processes leave for each other.
 
-Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`.
+Plan (operator -> agents): a ConfigMap `<pool>-plan`, key `plan.json`; a long one as `plan.json.gz` in its binaryData, so
+    that it stays far below the 1 MiB that a ConfigMap may have.
+Prewarm plan (operator -> pods that keep a node's cache): a ConfigMap `<base>-prewarm`, in the same way.
 Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters of its own pod.
+Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
 
@@ -10,12 +13,22 @@ Readers ignore fields they do not know; `version` changes only when a reader mus
 
 from __future__ import annotations
 
-from typing import Literal
+import base64
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import Source
+from tuneyard.api.sources import Source
 
 PLAN_KEY = "plan.json"
+PACKED_PLAN_KEY = "plan.json.gz"
+_LONGEST_PLAIN = 128 << 10
+"""Characters up to which a plan is stored so that people can read it."""
+_LONGEST_UNPACKED = 64 << 20
+"""A plan that unpacks to more is not one."""
 
 
 class PlannedAdapter(ApiModel):
@@ -25,6 +38,8 @@ class PlannedAdapter(ApiModel):
     source: Source
     digest: str | None = None
     """Pinned digest; None while nobody has read the artifact: then the agent reports what it computes."""
+    pods: list[str] | None = None
+    """Names of the pods that should have it; None: all of the pool."""
 
 
 class PoolPlan(ApiModel):
@@ -35,7 +50,64 @@ class PoolPlan(ApiModel):
     base_model: str
     """Name of the BaseModel, which is also the engine's --served-model-name."""
     max_rank: int = 16
+    copies: int | None = None
+    """How many pods should have each adapter in the end; None: all of them."""
+    pods: list[str] | None = None
+    """The pods among which the adapters are spread; one that is missing was not thought of yet. None: every pod has
+    every adapter."""
     adapters: list[PlannedAdapter] = []
+
+    def share(self, pod: str) -> PoolPlan:
+        """What of the plan is for one pod. Its `pods` is empty where the plan was made without that pod."""
+        mine = [a for a in self.adapters if a.pods is None or pod in a.pods]
+        counted = None if self.pods is None else [p for p in self.pods if p == pod]
+        return self.model_copy(update={"adapters": mine, "pods": counted})
+
+
+def stored_plan(plan: PoolPlan | PrewarmPlan) -> dict[str, dict[str, str]]:
+    """The plan as the `data` or the `binaryData` of its ConfigMap, by one of these two names."""
+    text = json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":"))
+    if len(text) <= _LONGEST_PLAIN:
+        return {"data": {PLAN_KEY: text}}
+    packed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    return {"binaryData": {PACKED_PLAN_KEY: base64.b64encode(packed).decode()}}
+
+
+def plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """The JSON of the plan in a ConfigMap, None where there is none; raises ValueError for one that was not packed."""
+    packed = (config_map.get("binaryData") or {}).get(PACKED_PLAN_KEY)
+    if packed is None:
+        text = (config_map.get("data") or {}).get(PLAN_KEY)
+        return None if text is None else str(text)
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(base64.b64decode(packed), _LONGEST_UNPACKED)
+    except zlib.error as error:
+        raise ValueError(f"{PACKED_PLAN_KEY} cannot be unpacked: {error}") from error
+    if not unpacking.eof:
+        raise ValueError(f"{PACKED_PLAN_KEY} is cut, or longer than {_LONGEST_UNPACKED} bytes")
+    return found.decode()
+
+
+class PrewarmPlan(ApiModel):
+    """What the cache of chosen nodes should hold."""
+
+    version: Literal[1] = 1
+    base_model: str
+    source: Source
+    """The base's."""
+    digest: str | None = None
+    """The base's pinned digest; None while nobody has read it."""
+    adapters: list[PlannedAdapter] = []
+    """Those of the shared pool that come over the network."""
+
+
+class Transfer(ApiModel):
+    """How far a pod is with fetching files over the network."""
+
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: int = 0
 
 
 class AdapterReport(ApiModel):
@@ -52,6 +124,8 @@ class AdapterReport(ApiModel):
     size_bytes: int | None = None
     warning: str | None = None
     """A Reason that does not keep the adapter from serving (AnswersLikeBase)."""
+    transfer: Transfer | None = None
+    """Only while its files come."""
 
 
 class PodReport(ApiModel):
@@ -62,8 +136,26 @@ class PodReport(ApiModel):
     """host:port of the pod's front."""
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
+    awaits_share: bool | None = None
+    """Whether the plan was made without this pod; None: the plan has every adapter on every pod."""
+    base_transfer: Transfer | None = None
+    """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}
     """By adapter name."""
+
+
+class KeepReport(ApiModel):
+    """What a pod that keeps a node's cache says of it."""
+
+    version: Literal[1] = 1
+    kept: int
+    """Artifacts that lie in the cache and stay there."""
+    wanted: int
+    transfer: Transfer | None = None
+    """Of the one that is coming."""
+    reason: str | None = None
+    """Why the first of those that do not come does not, with `message`."""
+    message: str | None = None
 
 
 class BaseReport(ApiModel):

@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import Source
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
 from tuneyard.api.metadata import ObjectMeta
-from tuneyard.api.schema import Digest, ObjectName, cel, unchanged
+from tuneyard.api.schema import Digest, ObjectName, Text, cel, unchanged
+from tuneyard.api.sources import NO_IMAGE, PINNED, Source
 
 
 class LoRAAdapterSpec(ApiModel):
@@ -21,9 +22,12 @@ class LoRAAdapterSpec(ApiModel):
             "x-kubernetes-validations": [
                 cel(
                     unchanged("baseModel", "source", "digest"),
-                    "a LoRAAdapter is immutable: create a new LoRAAdapter (for example with the next version in its name) "
+                    "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter (for example with the next version in its name) "
                     "and add a revision that names it",
-                )
+                ),
+                PINNED,
+                NO_IMAGE,
+                *LINEAGE_STAYS,
             ]
         }
     )
@@ -34,6 +38,7 @@ class LoRAAdapterSpec(ApiModel):
         Digest | None,
         Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
     ] = None
+    lineage: LineageField = None
 
 
 class LoRAAdapterStatus(ApiModel):
@@ -47,7 +52,13 @@ class LoRAAdapterStatus(ApiModel):
     size_bytes: int | None = None
     size: Annotated[str | None, Field(description="sizeBytes for people, for example 3.5 MiB.")] = None
     loaded: Annotated[str | None, Field(description="Pods that serve it of pods that should, for example 3/3.")] = None
+    progress: Annotated[Text | None, Field(description="How far pods are with fetching it, while they are.")] = None
     used_by: list[str] | None = None
+    promoted_at: Annotated[
+        Moment | None,
+        Field(description="When a ModelDeployment first gave it all traffic as its stable revision; kept for ever."),
+    ] = None
+    promoted_by: Annotated[str | None, Field(description="By which one: ModelDeployment/revision.")] = None
     conditions: Annotated[
         list[Condition],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
@@ -60,3 +71,8 @@ class LoRAAdapterResource(ApiModel):
     metadata: ObjectMeta
     spec: LoRAAdapterSpec
     status: LoRAAdapterStatus = LoRAAdapterStatus()
+
+    @property
+    def parent_name(self) -> str | None:
+        """Name of the object that its lineage gives as its parent."""
+        return self.spec.lineage.parent_name if self.spec.lineage else None

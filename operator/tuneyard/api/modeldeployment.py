@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import ObjectName, Text, cel
 from tuneyard.api.serving import ServingSpec
@@ -66,7 +67,12 @@ class ModelDeploymentSpec(ApiModel):
                     "correct the name'.format([self.traffic.map(t, t.revision).filter(n, !self.revisions.exists(r, r.name "
                     "== n))[0], self.revisions.map(r, r.name)])",
                     field_path=".traffic",
-                )
+                ),
+                cel(
+                    "(!has(self.serving) || !has(self.serving.cache) || !has(self.serving.cache.prewarm)) && "
+                    "self.revisions.all(r, !has(r.serving) || !has(r.serving.cache) || !has(r.serving.cache.prewarm))",
+                    "serving.cache.prewarm belongs to a base model: set it in spec.serving of the BaseModel",
+                ),
             ]
         }
     )
@@ -130,6 +136,9 @@ class RolloutStatus(ApiModel):
 
     phase: Literal["Idle", "Progressing", "Completed"] = "Idle"
     stable: str | None = None
+    stable_since: Annotated[
+        Moment | None, Field(description="When stable first got all traffic, since it became the stable one.")
+    ] = None
     candidate: str | None = None
     weight: Annotated[int | None, Field(description="The candidate's effective weight.")] = None
     target: Annotated[int | None, Field(description="The candidate's spec weight.")] = None

@@ -17,13 +17,17 @@ FIELD_MANAGER = "tuneyard-operator"
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_BASE_MODEL = f"{GROUP}/base-model"
 LABEL_DEPLOYMENT = f"{GROUP}/model-deployment"
+LABEL_CREDENTIALS = f"{GROUP}/credentials"
+"""On a Secret, `true`: sources of its namespace may use it."""
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 LABEL_NAME = "app.kubernetes.io/name"
 MANAGED_BY = "tuneyard"
 
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"
-"""On a model pod, written by its agent only: a PodReport as JSON."""
+"""On a pod, written by its agent only, as JSON: a PodReport on a model pod, a KeepReport on one that keeps a cache."""
+ANNOTATION_TEMPLATE = f"{GROUP}/template-hash"
+"""On a model pod: hash of the template that it was made from, as the operator wanted it."""
 ANNOTATION_CONTENT = f"{GROUP}/content-hash"
 """On a child: hash of what the operator wanted when it applied it, so that an unchanged child is not written."""
 ANNOTATION_UNUSED_SINCE = f"{GROUP}/unused-since"
@@ -45,6 +49,8 @@ GATEWAY_OBSERVE_PORT = 9443
 
 MODEL_HEADER = "x-model"
 REVISION_HEADER = "x-revision"
+ADAPTER_HEADER = "x-adapter"
+"""On answers of a revision with an adapter: `name@sha256:<hex>`, the bytes that answered."""
 
 _MAX_NAME = 63
 
@@ -84,6 +90,11 @@ def pool_plan(pool: str) -> str:
 def pool_key_secret(pool: str) -> str:
     """Name of the Secret that holds the pool's engine API key under `key`."""
     return bounded(f"{pool}-engine-key")
+
+
+def prewarm(base_model: str) -> str:
+    """Name of the DaemonSet that fills nodes' caches for a base, of its plan ConfigMap and of the right to read that."""
+    return f"{bounded(base_model, 55)}-prewarm"
 
 
 def engine_adapter_name(adapter: str, digest: str) -> str:

@@ -33,6 +33,7 @@ class Reason(StrEnum):
 
     # still going on
     RESOLVING = ("Resolving", "The first pod is reading the artifact and computing its digest.")
+    FETCHING = ("Fetching", "Files are coming over the network.")
     LOADING = ("Loading", "Pods are fetching, checking or loading the adapter.")
     STARTING = ("Starting", "Pods are starting; large models take minutes.")
     APPLYING = ("Applying", "Not every gateway serves these weights yet.")
@@ -47,6 +48,10 @@ class Reason(StrEnum):
     BASE_MODEL_MISMATCH = (
         "BaseModelMismatch",
         "The adapter belongs to another base model than the revision.",
+    )
+    PARENT_IS_ADAPTER = (
+        "ParentIsAdapter",
+        "A warning: lineage.parent is a LoRAAdapter, so it was not trained from the base model.",
     )
     MODEL_NAME_TAKEN = ("ModelNameTaken", "An older ModelDeployment already serves this model name.")
     VOLUME_NOT_DECLARED = (
@@ -79,6 +84,23 @@ class Reason(StrEnum):
     DIGEST_MISMATCH = (
         "DigestMismatch",
         "The bytes are not the ones that were pinned; both digests are named.",
+    )
+    ACCESS_DENIED = (
+        "AccessDenied",
+        "The source refused the identity that is named; the Secret or its rights are wrong.",
+    )
+    CREDENTIALS_MISSING = (
+        "CredentialsMissing",
+        "The Secret that the source names does not exist, lacks a key, or may not be read.",
+    )
+    SOURCE_UNREACHABLE = (
+        "SourceUnreachable",
+        "The source does not answer, or the connection broke; it is tried again.",
+    )
+    DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
+    CACHE_UNUSABLE = (
+        "CacheUnusable",
+        "The cache's volume cannot be written, has no file locks, or holds files of a newer version.",
     )
     UNSAFE_PATH = ("UnsafePath", "A file is a link out of the artifact, or not a regular file.")
 

@@ -35,6 +35,15 @@ class LoRASettings(ApiModel):
             "report to the API server bounds it.",
         ),
     ] = 64
+    copies: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Pods of the pool that hold each adapter. Default: all of them while every pod has room for "
+            "every adapter, else as many as fit with one pod away, at least 1.",
+        ),
+    ] = None
 
 
 class Resources(ApiModel):
@@ -56,6 +65,12 @@ class VolumeClaim(ApiModel):
     claim_name: ObjectName
 
 
+class CacheClaim(ApiModel):
+    """A PersistentVolumeClaim of the same namespace, mounted to be written to."""
+
+    claim_name: ObjectName
+
+
 class ArtifactVolume(ApiModel):
     """A volume that the pool's pods have from the start, so that artifacts on it can be loaded while they run."""
 
@@ -68,6 +83,55 @@ class ArtifactVolume(ApiModel):
     name: Name
     host_path: HostPath | None = None
     persistent_volume_claim: VolumeClaim | None = None
+
+
+class Prewarm(ApiModel):
+    """Nodes that fetch into their cache what the shared pool needs, before its pods start there: the base, also while
+    no ModelDeployment refers to it, and the remote adapters of the pool's plan.
+    """
+
+    node_selector: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]] | None,
+        Field(max_length=32, description="Labels of the nodes; default: serving.nodeSelector, without one all nodes."),
+    ] = None
+
+
+class ArtifactCache(ApiModel):
+    """Where the pool's pods keep what they fetch over the network. Without it each pod keeps its own, while it lives.
+
+    On a hostPath (only under a prefix that the chart allows) the pods of a node share it, on a claim those that mount
+    it; each namespace has a folder of its own.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!(has(self.hostPath) && has(self.persistentVolumeClaim))",
+                    "a cache is on a hostPath or on a persistentVolumeClaim: remove one of them",
+                ),
+                cel(
+                    "!has(self.prewarm) || has(self.hostPath)",
+                    "cache.prewarm fills the nodes' own folders, so it needs cache.hostPath: a persistentVolumeClaim "
+                    "keeps what its first pod has fetched",
+                ),
+            ]
+        }
+    )
+
+    host_path: HostPath | None = None
+    persistent_volume_claim: CacheClaim | None = None
+    size_limit: Annotated[
+        Quantity | None,
+        Field(description="Bytes, for example 200Gi; what was used least recently goes. Default: what the disk holds."),
+    ] = None
+    prewarm: Annotated[
+        Prewarm | None,
+        Field(
+            description="Fill the cache of these nodes beforehand; of a BaseModel's own block only, for sources "
+            "huggingFace and s3. Default: pods fetch when they start."
+        ),
+    ] = None
 
 
 class EnvVar(ApiModel):
@@ -130,6 +194,9 @@ class ServingSpec(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
             description="Volumes that sources of kind volume may name.",
         ),
+    ] = None
+    cache: Annotated[
+        ArtifactCache | None, Field(description="Where fetched artifacts are kept; default: in each pod.")
     ] = None
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None

@@ -1,4 +1,4 @@
-"""`tuneyard digest DIR`: the digest of an artifact's folder, for `spec.digest`. It is what agents compute in the pods.
+"""`tuneyard digest DIR|URI`: the digest of an artifact, for `spec.digest`. It is what agents compute in the pods.
 
 The digest goes to stdout, and nothing else; progress goes to stderr, and only to a terminal.
 """
@@ -6,52 +6,57 @@ The digest goes to stdout, and nothing else; progress goes to stderr, and only t
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from tuneyard.cli.errors import UserError
-from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
-
-_QUIET_SECONDS = 2.0
-_GIB = 1 << 30
+from tuneyard.cli.sources import is_remote, parse_source, remote_from_environment
+from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest, digest_of, list_files
+from tuneyard.systems.artifacts.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard digest`."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder with the model's or the adapter's files")
+    parser.add_argument(
+        "source",
+        metavar="DIR|URI",
+        help="the folder with the model's or the adapter's files, hf://owner/repo@revision, or s3://bucket/prefix/ "
+        "(tokens and keys come from HF_TOKEN and AWS_*)",
+    )
     parser.add_argument("--files", action="store_true", help="print the lines that are hashed, too: sha256, size, path")
+    parser.add_argument("--endpoint", help="the hub's mirror or the S3 server (http:// or https://)")
+    parser.add_argument("--region", help="the bucket's region")
+    parser.add_argument("--anonymous", action="store_true", help="send no token and no signature")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the digest; raises UserError with the reason where there is none."""
-    folder: Path = args.folder
-    if not folder.is_dir():
-        what = "is a file: name the folder it lies in" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}")
+    from tuneyard.cli.bars import shown  # noqa: PLC0415 -- help does not wait for rich
+
     try:
-        found = digest_of(folder, on_bytes=_progress() if sys.stderr.isatty() else None)
+        with shown(args.source) as progress:
+            found = _of_remote(args, progress) if is_remote(args.source) else _of_folder(Path(args.source), progress)
     except ArtifactError as error:
-        raise UserError(f"{folder} is no artifact ({error.reason.value}): {error}") from error
+        raise UserError(f"{args.source} is no artifact ({error.reason.value}): {error}") from error
     if args.files:
         for file in found.files:
-            sys.stdout.write(f"{file.sha256}  {file.size}  {file.path}\n")
-    sys.stdout.write(found.digest + "\n")
+            print(f"{file.sha256}  {file.size}  {file.path}")
+    print(found.digest)
     return 0
 
 
-def _progress() -> Callable[[int], None]:
-    """Tells on one line of stderr how much was read, once it takes long. Calls from several threads are harmless."""
-    started = last = time.monotonic()
-    done = 0
+def _of_folder(folder: Path, progress: Progress) -> FolderDigest:
+    if not folder.is_dir():
+        what = "is a file: name the folder it lies in" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}")
+    progress.begin(sum((folder / path).stat().st_size for path in list_files(folder) if (folder / path).exists()))
+    return digest_of(folder, on_bytes=progress.came)
 
-    def heard(count: int) -> None:
-        nonlocal done, last
-        done += count
-        now = time.monotonic()
-        if now - started > _QUIET_SECONDS and now - last > 1:
-            last = now
-            sys.stderr.write(f"\rread {done / _GIB:.1f} GiB in {now - started:.0f} s \r")
 
-    return heard
+def _of_remote(args: argparse.Namespace, progress: Progress) -> FolderDigest:
+    # Imported late: a folder's digest takes neither boto3 nor a hub's client.
+    from tuneyard.systems.artifacts.download import digest_of_remote  # noqa: PLC0415
+
+    source = parse_source(args.source, args.endpoint, args.region, args.anonymous)
+    with closing(remote_from_environment(source, args.anonymous)) as remote:
+        return digest_of_remote(remote, progress=progress)

@@ -21,6 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from tuneyard.api.base import ApiModel
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.statuschanges import changes
 from tuneyard.cli.statusread import Cluster, open_cluster, read_all, read_one
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-w", "--watch", action="store_true", help="follow live; lines of changes where no terminal is")
     how.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
+    add_cluster_arguments(parser)
+
+
+def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which cluster, for every command that reads one."""
     parser.add_argument("--kubeconfig", type=_file, help="kubeconfig file (default: $KUBECONFIG or ~/.kube/config)")
     parser.add_argument("--context", help="context of the kubeconfig (default: its current one)")
 
@@ -85,7 +91,7 @@ def is_ready(view: View) -> bool:
     return view.ready if isinstance(view, DeploymentView) else all(d.ready for d in view.deployments)
 
 
-def machine_readable(view: View, output: str) -> str:
+def machine_readable(view: ApiModel, output: str) -> str:
     """The view as JSON or YAML text, camelCase, without fields that are unset."""
     data = view.to_dict()
     return json.dumps(data, indent=2) + "\n" if output == "json" else yaml.safe_dump(data, sort_keys=False)

@@ -1,4 +1,5 @@
-"""Reads what `tuneyard status` shows, with the rights of the user's kubeconfig (or of the pod it runs in).
+"""Reads what `tuneyard status` and `tuneyard lineage` show, with the rights of the user's kubeconfig (or of the pod it
+runs in).
 
 Rules:
 - only GETs; every refusal becomes words that say what to do;
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from kubernetes import config
@@ -170,11 +171,15 @@ def read_one(cluster: Cluster, namespace: str, name: str) -> Read:
     )
 
 
-def read_all(cluster: Cluster, namespace: str | None) -> Read:
-    """Everything in a namespace; None: in all of them."""
+def read_registry(cluster: Cluster, namespace: str | None) -> Read:
+    """The custom resources of a namespace (None: of all of them), without what runs for them."""
     return Read(
         deployments=_objects(cluster, namespace, "modeldeployments", ModelDeploymentResource),
         base_models=_objects(cluster, namespace, "basemodels", BaseModelResource),
         adapters=_objects(cluster, namespace, "loraadapters", LoRAAdapterResource),
-        pods=_pods(cluster, namespace),
     )
+
+
+def read_all(cluster: Cluster, namespace: str | None) -> Read:
+    """Everything in a namespace; None: in all of them."""
+    return replace(read_registry(cluster, namespace), pods=_pods(cluster, namespace))

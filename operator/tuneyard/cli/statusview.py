@@ -233,8 +233,9 @@ def _pod_state(pod: PodObservation) -> str:
 
 
 def pod_view(pod: PodObservation, adapters: Sequence[str], now: datetime) -> PodView:
-    """A pod and what it says of these adapters."""
+    """A pod and what it says of these adapters; where adapters are spread over pods, of those that it should have."""
     reports = pod.report.adapters if pod.report else {}
+    shown = [name for name in adapters if name in reports] if _has_a_share(pod) else adapters
     return PodView(
         name=pod.name,
         pool=pod.pool,
@@ -242,19 +243,29 @@ def pod_view(pod: PodObservation, adapters: Sequence[str], now: datetime) -> Pod
         state=_pod_state(pod),
         seconds_old=age(pod.created, now),
         problem=pod.problem.message if pod.problem else None,
-        adapters=[_on_pod(name, reports.get(name)) for name in adapters],
+        adapters=[_on_pod(name, reports.get(name)) for name in shown],
     )
 
 
+def _has_a_share(pod: PodObservation) -> bool:
+    return pod.report is not None and pod.report.awaits_share is not None
+
+
 def _pods_of(deployment: ModelDeploymentResource, pods: Iterable[PodObservation], now: datetime) -> list[PodView]:
-    """Pods of the deployment's pools, each with the adapters that its revisions there name."""
-    wanted: dict[str, dict[str, None]] = {}
+    """Pods of the deployment's pools, each with the adapters that its revisions there name.
+
+    A pod that has its share of the pool's adapters, and none of these, is left out, unless it serves the base itself.
+    """
+    wanted: dict[str, dict[str | None, None]] = {}
     for revision in deployment.spec.revisions:
-        adapters = wanted.setdefault(pool_of(deployment, revision), {})
-        if revision.adapter:
-            adapters[revision.adapter] = None
+        wanted.setdefault(pool_of(deployment, revision), {})[revision.adapter] = None
     mine = [p for p in pods if p.namespace == deployment.metadata.namespace and p.pool in wanted]
-    return [pod_view(p, list(wanted[p.pool]), now) for p in sorted(mine, key=lambda p: (p.pool, p.created, p.name))]
+    views = []
+    for pod in sorted(mine, key=lambda p: (p.pool, p.created, p.name)):
+        view = pod_view(pod, [name for name in wanted[pod.pool] if name], now)
+        if view.adapters or view.problem or None in wanted[pod.pool] or not _has_a_share(pod):
+            views.append(view)
+    return views
 
 
 def deployment_view(deployment: ModelDeploymentResource, read: Read, now: datetime) -> DeploymentView:

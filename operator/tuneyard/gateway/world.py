@@ -31,6 +31,7 @@ from tuneyard.planning.routes import (
     GRACE,
     Key,
     ModelRoutes,
+    files_of,
     lingering,
     model_routes,
     readable_deployment,
@@ -116,6 +117,11 @@ def pod_of(raw: Json) -> Pod:
     namespace, name = key_of(raw)
     pool = (metadata.get("labels") or {}).get(names.LABEL_POOL, "")
     return Pod(name, namespace, pool, bool(metadata.get("deletionTimestamp")), report)
+
+
+def _takes_requests(pod: Pod | None) -> bool:
+    """Whether routes may lead to the pod."""
+    return pod is not None and not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
 
 
 def _changed_adapters(before: Pod | None, after: Pod | None) -> set[str] | None:
@@ -225,19 +231,20 @@ class World:
 
     def _put_pod(self, key: Key, pod: Pod | None) -> set[str]:
         before = self._pods.pop(key, None)
+        if before is not None:
+            self._pools.get((before.namespace, before.pool), {}).pop(before.name, None)
         if pod is not None:
             self._pods[key] = pod
-        if before == pod:
+            self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
+        if before == pod or not (_takes_requests(before) or _takes_requests(pod)):
+            # a pod that starts tells every few seconds how far it is
             return set()
         changed = _changed_adapters(before, pod)
         touched: set[str] = set()
         for one in (before, pod):
             if one is not None:
                 pool = (one.namespace, one.pool)
-                self._pools.get(pool, {}).pop(one.name, None)
                 touched |= self._touching("pool", pool) if changed is None else self._touching_adapters(pool, changed)
-        if pod is not None:
-            self._pools.setdefault((pod.namespace, pod.pool), {})[pod.name] = pod
         return touched
 
     def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:
@@ -253,7 +260,7 @@ class World:
         else:
             self._borrowed.setdefault(key, (adapter, now))
         self._adapters.put(key, counted)
-        relevant = before is None or (before.spec, before.status.digest) != (counted.spec, counted.status.digest)
+        relevant = before is None or _served(before) != _served(counted)
         return self._touching("adapter", key) if relevant else set()
 
     def _put_deployment(self, key: Key, deployment: ModelDeploymentResource) -> set[str]:
@@ -343,6 +350,11 @@ class World:
                 raise ValueError(f"a snapshot holds no {told['kind']}")
             touched |= self.put(told["kind"], told["object"], now)
         return touched
+
+
+def _served(adapter: LoRAAdapterResource) -> tuple[object, str | None]:
+    """What of an adapter routes are made from."""
+    return files_of(adapter), adapter.status.digest
 
 
 def _line(kind: Kind, raw: Json) -> str:

@@ -2,6 +2,7 @@
 
 Rules:
 - files are read and checked before the engine hears of an adapter; also while the engine starts;
+- downloads take as long as their source likes, so they wait for each other and hold up no adapter of a volume;
 - a new adapter goes Fetch -> Load -> Probe; each step begins only when the one before is seen to have worked;
 - an engine is offered to others only when its base has answered once (some die at their first request);
 - what the plan no longer asks for goes the other way: the report without it is published, gateways get `GRACE` to drop
@@ -30,6 +31,7 @@ from tuneyard.planning.podreport import within_room
 GRACE = 3.0
 """Seconds between publishing that an adapter is going and unloading it: gateways hear of it in milliseconds."""
 _MOST_FETCHES = 2
+"""Of each kind. Each takes a thread, of which a node with one core gives the agent five; a download 48 MiB too."""
 _MOST_ENGINE_STEPS = 8
 
 
@@ -132,7 +134,7 @@ def wanted_names(state: State) -> frozenset[str]:
 def _forward(state: State, now: float) -> Iterator[Step]:
     """Steps towards serving what the plan asks for."""
     served = within_room(state)
-    fetches = _MOST_FETCHES - sum(kind == "adapter" for kind, _ in state.working)
+    fetches = _free_fetches(state)
     engine_steps = _MOST_ENGINE_STEPS - sum(kind == "engine" for kind, _ in state.working)
     room = state.max_cpu_loras - len(_held(state))
     for planned in state.plan.adapters if state.plan else []:
@@ -143,14 +145,23 @@ def _forward(state: State, now: float) -> Iterator[Step]:
         if step is None or step.key in state.working:
             continue
         if isinstance(step, Fetch):
-            fetches -= 1
-            if fetches >= 0:
+            remote = planned.source.is_remote
+            fetches[remote] -= 1
+            if fetches[remote] >= 0:
                 yield step
         else:
             engine_steps -= 1
             room -= isinstance(step, Load)
             if engine_steps >= 0 and (room >= 0 or isinstance(step, Probe)):
                 yield step
+
+
+def _free_fetches(state: State) -> dict[bool, int]:
+    """How many fetches may begin over the network (True) and from volumes (False)."""
+    known = {a.name: a.source.is_remote for a in (state.plan.adapters if state.plan else [])}
+    # one that has left the plan ends sometime all the same: the network's, which may be long, are the stricter guess
+    under_way = [known.get(name, True) for kind, name in state.working if kind == "adapter"]
+    return {remote: _MOST_FETCHES - under_way.count(remote) for remote in (True, False)}
 
 
 def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> Load | Probe | None:

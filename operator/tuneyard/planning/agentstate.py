@@ -21,10 +21,10 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeVar
 
-from tuneyard.api.basemodel import Source
-from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan, Transfer
 from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
+from tuneyard.api.sources import Source
 from tuneyard.planning.remedies import clipped
 
 MESSAGE = 800
@@ -110,6 +110,8 @@ class State:
     withdrawn: Mapping[str, float] = field(default_factory=_empty)
     working: frozenset[tuple[str, str]] = frozenset()
     """(kind of instruction, name) of what is under way."""
+    transfers: Mapping[str, Transfer] = field(default_factory=_empty)
+    """By adapter name, how far the files are that are coming over the network."""
     draining: bool = False
     published: PodReport | None = None
     """What others can read: the last report that this agent has written, as it was written."""
@@ -158,6 +160,14 @@ class ReferenceHeard:
 @dataclass(frozen=True)
 class BaseProven:
     """The engine generated a token with the base alone."""
+
+
+@dataclass(frozen=True)
+class Fetching:
+    """An adapter's files are coming over the network."""
+
+    name: str
+    transfer: Transfer
 
 
 @dataclass(frozen=True)
@@ -239,6 +249,7 @@ Event = (
     | EnginePoisoned
     | ReferenceHeard
     | BaseProven
+    | Fetching
     | Fetched
     | Proven
     | Failed
@@ -262,7 +273,8 @@ def learned(state: State, event: Event) -> State:
         case Began(key):
             return replace(state, working=state.working | {key})
         case Ended(key):
-            return replace(state, working=state.working - {key})
+            transfers = _without(state.transfers, key[1]) if key[0] == "adapter" else state.transfers
+            return replace(state, working=state.working - {key}, transfers=transfers)
         case DrainAsked():
             return replace(state, draining=True)
         case Published(report, now):
@@ -271,9 +283,11 @@ def learned(state: State, event: Event) -> State:
             return _after_step(state, event)
 
 
-def _after_step(state: State, event: Fetched | Proven | Failed | Unloaded | Removed) -> State:
+def _after_step(state: State, event: Fetching | Fetched | Proven | Failed | Unloaded | Removed) -> State:
     """What a step has found out or done."""
     match event:
+        case Fetching(name, transfer):
+            return replace(state, transfers={**state.transfers, name: transfer})
         case Fetched(name, prepared):
             known = {**state.prepared, name: prepared}
             return replace(state, prepared=known, on_disk=state.on_disk | {prepared.engine_name})

@@ -13,22 +13,21 @@ Rules:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from datetime import datetime
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PlannedAdapter
-from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.pools import ADAPTER_GRACE, POOL_GRACE, Pool, belongs, holders, placement, pools_of
+from tuneyard.planning.poolplan import wanted_plan
+from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
+from tuneyard.planning.prewarm import prewarm_state
 from tuneyard.planning.readiness import stalled_event
-from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.timestamps import remaining, rfc3339
 
 
 def plan_basemodel(obs: BaseModelObservation) -> Plan:
@@ -46,10 +45,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     pools = pools_of(base, obs.deployments)
     actions += _access_actions(obs, base)
     states = []
+    shared: list[PlannedAdapter] = []
     for pool in pools:
         state = _state(obs, base, pool, mine)
         states.append(state)
-        steps, wait = _pool_actions(obs, base, state, mine)
+        steps, wait, adapters = _pool_actions(obs, base, state, mine)
+        shared = adapters if pool.deployment is None else shared
         actions += steps
         waits += wait
         if state.deployment is None and any(_is_deployment(a) for a in steps):
@@ -63,9 +64,14 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
-    status, problem = basemodel_status(obs, base, states, unused)
+    prewarming = prewarm_state(obs, base, mine, shared, pinned_digest(base))
+    # last: whatever the API server says of it, the pools are as they should be
+    actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
+    status, problem = basemodel_status(obs, base, states, unused, prewarming)
     if base.status.digest is None and status.digest is not None and base.spec.digest is None:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
+        # the write of a status wakes nobody, and pods that are on their way should be told of the digest
+        waits.append(0.0)
     events += stalled_event(base.status.conditions, problem, about)
     return Plan(tuple(actions), status, tuple(events), min(waits, default=None))
 
@@ -73,7 +79,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
 def _access_actions(obs: BaseModelObservation, base: BaseModelResource) -> list[Action]:
     """What all pools of the namespace share."""
     living = {b.metadata.uid: b for b in (*obs.siblings, base) if not b.metadata.deletion_timestamp}
-    access = children.namespace_access(base.metadata.namespace, living.values(), obs.settings)
+    access = children.namespace_access(base.metadata.namespace, living.values(), obs.credentials, obs.settings)
     return _unless_there(access, obs.children)
 
 
@@ -115,55 +121,20 @@ def _state(
 
 def _pool_actions(
     obs: BaseModelObservation, base: BaseModelResource, state: PoolState, mine: list[ChildObservation]
-) -> tuple[list[Action], list[float]]:
-    """What one pool that is referred to needs now, and in how many seconds time alone changes that."""
+) -> tuple[list[Action], list[float], list[PlannedAdapter]]:
+    """What one pool that is referred to needs now, in how many seconds time alone changes that, and its adapters."""
     actions: list[Action] = []
     if state.deployment and names.ANNOTATION_UNUSED_SINCE in state.deployment.annotations:
         actions.append(_annotated(state.deployment, None))
     if state.wanted is None:
-        return actions, []
+        return actions, [], []
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
-    adapters, unused_since, waits = planned_adapters(obs, pool, before)
-    plan = children.pool_plan(pool, base, adapters, unused_since, pinned_digest(base))
+    wanted = wanted_plan(obs, pool, before, state.wanted)
+    plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
-    return actions + _unless_there((plan, *companions, state.wanted), mine), waits
-
-
-def planned_adapters(
-    obs: BaseModelObservation, pool: Pool, before: ChildObservation | None
-) -> tuple[list[PlannedAdapter], dict[str, str], list[float]]:
-    """The adapters of a pool's plan, since when which of them are not wanted any more, and when the next one goes."""
-    placed = placement(pool, obs.adapters, holders(before))
-    known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
-    stays = [a.metadata.name for a in placed.planned]
-    unused_since: dict[str, str] = {}
-    waits: list[float] = []
-    for name, since in sorted(_no_longer_wanted(before, obs.now).items(), key=lambda item: (item[1], item[0])):
-        left = ADAPTER_GRACE if obs.unreadable else remaining(since, ADAPTER_GRACE, obs.now)
-        room = len(stays) < pool.serving.lora.max_cpu_loras
-        if name in known and name not in stays and name not in placed.refused and left > 0 and room:
-            stays.append(name)
-            unused_since[name] = rfc3339(since)
-            waits.append(left)
-    return [_planned(known[name]) for name in sorted(stays)], unused_since, waits
-
-
-def _planned(adapter: LoRAAdapterResource) -> PlannedAdapter:
-    digest = adapter.spec.digest or adapter.status.digest
-    return PlannedAdapter(name=adapter.metadata.name, source=adapter.spec.source, digest=digest)
-
-
-def _no_longer_wanted(before: ChildObservation | None, now: datetime) -> dict[str, datetime]:
-    """Every adapter of the plan that is out, with the time since when it is not wanted: now, if nothing says more."""
-    if before is None:
-        return {}
-    try:
-        marks = json.loads(before.annotations.get(children.ANNOTATION_UNUSED_ADAPTERS, "{}"))
-    except ValueError:
-        marks = {}
-    since = {name: parsed_time(str(text)) for name, text in marks.items()} if isinstance(marks, dict) else {}
-    return {name: since.get(name) or now for name in holders(before)}
+    steps = actions + _unless_there((plan, *companions, state.wanted), mine)
+    return steps, list(wanted.waits), wanted.plan.adapters
 
 
 def _unused_pools(

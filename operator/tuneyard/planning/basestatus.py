@@ -22,8 +22,10 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
+from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 _USERS_LISTED = 50
@@ -79,7 +81,8 @@ class PoolState:
         if self.complete:
             return "serving" if replicas else "scaled to 0"
         if self.pods and not self.serving and not any(p.base_report for p in self.pods):
-            return "reading the base"
+            transfer = slowest(p.report.base_transfer for p in self.pods if p.report)
+            return transfer_for_people(transfer) if transfer else "reading the base"
         counted = f"{self.serving} of {replicas} pods serve"
         return counted if self.rolled_out or self.deployment is None else f"{counted}, rolling out"
 
@@ -120,7 +123,11 @@ def listed(users: Sequence[str]) -> list[str] | None:
 
 
 def basemodel_status(
-    obs: BaseModelObservation, base: BaseModelResource, pools: Sequence[PoolState], unused: Sequence[UnusedPool]
+    obs: BaseModelObservation,
+    base: BaseModelResource,
+    pools: Sequence[PoolState],
+    unused: Sequence[UnusedPool],
+    prewarming: PrewarmState,
 ) -> tuple[BaseModelStatus, Problem | None]:
     """The whole status, and the problem that stalls the base."""
     reports = _reports(obs.pods)
@@ -143,6 +150,8 @@ def basemodel_status(
         tensor_parallel_size=shared.tensor_parallel_size,
         replicas=f"{sum(s.serving for s in pools)}/{sum(s.pool.serving.replicas for s in pools)}",
         progress=_progress(pools),
+        prewarmed=prewarming.prewarmed,
+        prewarm_progress=prewarming.progress,
         used_by=listed([d.metadata.name for d in referring(base, obs.deployments)]),
         pools=[*(_used_status(s) for s in pools), *(_unused_status(u, obs.now) for u in unused)] or None,
         conditions=list(
@@ -160,9 +169,13 @@ def _reports(pods: Iterable[PodObservation]) -> list[BaseReport]:
 
 
 def _digest_mismatch(pods: Iterable[PodObservation], digest: str | None) -> Problem | None:
-    """Two pods that started at once, before anything was pinned, may have read different bytes."""
+    """Two pods that started at once, before anything was pinned, may have read different bytes.
+
+    One that keeps a cache serves nothing: it fetches the pinned bytes as soon as it hears of them.
+    """
     for pod in pods:
-        found = pod.base_report.digest if pod.base_report and pod.base_report.ok and not pod.deleted else None
+        serving = not pod.deleted and not pod.prewarms
+        found = pod.base_report.digest if pod.base_report and pod.base_report.ok and serving else None
         if digest and found and found != digest:
             words = f"pod {pod.name} serves {found}, pinned is {digest}: delete the pod once the bytes are right"
             return Problem(Reason.DIGEST_MISMATCH, words)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
+from tuneyard.api.documents import PoolPlan, stored_plan
 from tuneyard.planning.observations import ChildObservation, EngineKeys
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
@@ -29,6 +29,8 @@ from tuneyard.planning.settings import Settings
 
 ANNOTATION_UNUSED_ADAPTERS = f"{names.GROUP}/unused-adapters"
 """On a plan ConfigMap: JSON object, adapter name -> since when nothing refers to it, RFC 3339."""
+ANNOTATION_PODS_SEEN = f"{names.GROUP}/pods-seen"
+"""On a plan ConfigMap: JSON object, pod name -> "Ready", or since when it is not any more, RFC 3339."""
 SCRAPE_LABEL = f"{names.GROUP}/scrape"
 """Label (value "true") of namespaces whose pods may read engines' metrics through the front."""
 RBAC = "rbac.authorization.k8s.io"
@@ -43,6 +45,7 @@ KINDS = (
     ("v1", "Service"),
     ("policy/v1", "PodDisruptionBudget"),
     ("apps/v1", "Deployment"),
+    ("apps/v1", "DaemonSet"),
 )
 """(apiVersion, kind) of everything that the operator makes, all labelled app.kubernetes.io/managed-by=tuneyard."""
 
@@ -113,6 +116,8 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     """The pool's Deployment; its serving block passed servingchecks.violation."""
     serving = pool.serving
     surge = serving.update == "Surge"
+    template = pod_template(pool, base, settings)
+    template["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
         "replicas": serving.replicas,
         "revisionHistoryLimit": 2,
@@ -122,37 +127,37 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
             "rollingUpdate": {"maxSurge": 1 if surge else 0, "maxUnavailable": 0 if surge else 1},
         },
         "selector": {"matchLabels": {names.LABEL_NAME: "tuneyard-pool", names.LABEL_POOL: pool.name}},
-        "template": pod_template(pool, base, settings),
+        "template": template,
     }
     return marked(_object("apps/v1", "Deployment", names.pool_deployment(pool.name), pool, base, spec=spec))
 
 
 def pool_plan(
-    pool: Pool,
-    base: BaseModelResource,
-    adapters: Sequence[PlannedAdapter],
-    unused_since: dict[str, str],
-    digest: str | None,
+    pool: Pool, base: BaseModelResource, plan: PoolPlan, marks: Mapping[str, Mapping[str, str]], digest: str | None
 ) -> Json:
-    """The plan that the pool's agents watch, and the digest that starting pods check the base against."""
-    plan = PoolPlan(
-        pool=pool.name, base_model=pool.base_model, max_rank=pool.serving.lora.max_rank, adapters=list(adapters)
-    )
-    data = {PLAN_KEY: json.dumps(plan.to_dict(), sort_keys=True, separators=(",", ":")), BASE_DIGEST: digest or ""}
-    obj = _object("v1", "ConfigMap", names.pool_plan(pool.name), pool, base, data=data)
-    if unused_since:
-        obj["metadata"]["annotations"] = {ANNOTATION_UNUSED_ADAPTERS: json.dumps(unused_since, sort_keys=True)}
+    """The plan that the pool's agents watch, and the digest that starting pods check the base against.
+
+    `marks`: what is to be remembered with it, by annotation; empty ones are left out.
+    """
+    stored = stored_plan(plan)
+    data = {**stored.pop("data", {}), BASE_DIGEST: digest or ""}
+    obj = _object("v1", "ConfigMap", names.pool_plan(pool.name), pool, base, data=data, **stored)
+    annotations = {name: json.dumps(mark, sort_keys=True) for name, mark in marks.items() if mark}
+    if annotations:
+        obj["metadata"]["annotations"] = annotations
     return marked(obj)
 
 
 def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings) -> tuple[Json, ...]:
     """What a pool has beside its Deployment and its plan, in the order in which it is applied."""
     name = names.pool_deployment(pool.name)
+    plan = names.pool_plan(pool.name)
+    role, binding = plan_access(plan, pool.namespace)
     selector = {"matchLabels": {names.LABEL_POOL: pool.name}}
     return (
         marked(_key_secret(pool, base, keys)),
-        marked(_plan_role(pool, base)),
-        marked(_plan_role_binding(pool, base)),
+        marked(_object(f"{RBAC}/v1", "Role", plan, pool, base, **role)),
+        marked(_object(f"{RBAC}/v1", "RoleBinding", plan, pool, base, **binding)),
         marked(_network_policy(pool, base, settings)),
         marked(
             _object(
@@ -187,27 +192,11 @@ def _key_secret(pool: Pool, base: BaseModelResource, keys: EngineKeys) -> Json:
     return _object("v1", "Secret", names.pool_key_secret(pool.name), pool, base, type="Opaque", data=data)
 
 
-def _plan_role(pool: Pool, base: BaseModelResource) -> Json:
-    rule = {
-        "apiGroups": [""],
-        "resources": ["configmaps"],
-        "resourceNames": [names.pool_plan(pool.name)],
-        "verbs": ["get", "list", "watch"],
-    }
-    return _object(f"{RBAC}/v1", "Role", names.pool_plan(pool.name), pool, base, rules=[rule])
-
-
-def _plan_role_binding(pool: Pool, base: BaseModelResource) -> Json:
-    role = names.pool_plan(pool.name)
-    return _object(
-        f"{RBAC}/v1",
-        "RoleBinding",
-        role,
-        pool,
-        base,
-        roleRef={"apiGroup": RBAC, "kind": "Role", "name": role},
-        subjects=[{"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": pool.namespace}],
-    )
+def plan_access(name: str, namespace: str) -> tuple[Json, Json]:
+    """The fields of a Role and its RoleBinding by which agents read the plan of this name; both have its name too."""
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]}
+    agent = {"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": namespace}
+    return {"rules": [rule]}, {"roleRef": {"apiGroup": RBAC, "kind": "Role", "name": name}, "subjects": [agent]}
 
 
 def _network_policy(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
@@ -224,8 +213,13 @@ def _network_policy(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     return _object("networking.k8s.io/v1", "NetworkPolicy", names.pool_deployment(pool.name), pool, base, spec=spec)
 
 
-def namespace_access(namespace: str, bases: Iterable[BaseModelResource], settings: Settings) -> tuple[Json, ...]:
-    """What all pools of a namespace share: the agents' account and rights, and the gateways' right to see pods."""
+def namespace_access(
+    namespace: str, bases: Iterable[BaseModelResource], credentials: Iterable[str], settings: Settings
+) -> tuple[Json, ...]:
+    """What all pools of a namespace share: the agents' account and rights, and the gateways' right to see pods.
+
+    `credentials`: names of the Secrets that sources of the namespace name; agents may read these.
+    """
     owners = [owner(b) for b in sorted(bases, key=lambda b: b.metadata.uid)]
     agent = {"kind": "ServiceAccount", "name": names.AGENT_SERVICE_ACCOUNT, "namespace": namespace}
     gateway = {"kind": "ServiceAccount", "name": names.GATEWAY_POD_READER, "namespace": settings.tuneyard_namespace}
@@ -236,11 +230,17 @@ def namespace_access(namespace: str, bases: Iterable[BaseModelResource], setting
             names.LABEL_MANAGED_BY: names.MANAGED_BY,
             names.LABEL_COMPONENT: "access",
         }
-        metadata = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        given = settings.agent_service_account_annotations if kind == "ServiceAccount" else {}
+        metadata: Json = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
+        if given:
+            metadata["annotations"] = dict(given)
         return marked({"apiVersion": api_version, "kind": kind, "metadata": metadata, **fields})
 
-    def may(name: str, verbs: list[str], subject: Json) -> tuple[Json, Json]:
-        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]
+    named = sorted(credentials)
+    secrets = {"apiGroups": [""], "resources": ["secrets"], "resourceNames": named, "verbs": ["get"]}
+
+    def may(name: str, verbs: list[str], subject: Json, *further: Json) -> tuple[Json, Json]:
+        rules = [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}, *further]
         role_ref = {"apiGroup": RBAC, "kind": "Role", "name": name}
         return (
             shared(f"{RBAC}/v1", "Role", name, rules=rules),
@@ -250,6 +250,6 @@ def namespace_access(namespace: str, bases: Iterable[BaseModelResource], setting
     return (
         # The token is projected into the agent alone, never mounted by default.
         shared("v1", "ServiceAccount", names.AGENT_SERVICE_ACCOUNT, automountServiceAccountToken=False),
-        *may(names.AGENT_SERVICE_ACCOUNT, ["get", "patch"], agent),
+        *may(names.AGENT_SERVICE_ACCOUNT, ["get", "patch"], agent, *([secrets] if named else [])),
         *may(names.GATEWAY_POD_READER, ["get", "list", "watch"], gateway),
     )

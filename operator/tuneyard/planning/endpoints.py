@@ -56,13 +56,18 @@ class Endpoint:
     pod: str
 
 
+def adapter_digest(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
+    """The digest of the adapter that a revision serves, or None while there is none or it must not be asked for."""
+    if adapter is None or revision.adapter is None or adapter.spec.base_model != revision.base_model:
+        return None
+    return adapter.spec.digest or adapter.status.digest
+
+
 def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
     """What the engine is asked for, or None while that is not known or must not be asked for."""
     if revision.adapter is None:
         return revision.base_model
-    if adapter is None or adapter.spec.base_model != revision.base_model:
-        return None
-    digest = adapter.spec.digest or adapter.status.digest
+    digest = adapter_digest(revision, adapter)
     return names.engine_adapter_name(revision.adapter, digest) if digest else None
 
 

@@ -5,6 +5,7 @@ Rules:
 - the digest is the spec's; else the one that the status has; else the first that a pod reports while loading it or
   with it loaded. It never changes afterwards: pods that read other bytes say DigestMismatch;
 - a pod's report is input: reasons that are not known are passed on in words;
+- promotion is recorded once (promotion.py); a parent that is an adapter is warned of and hinders nothing;
 - an adapter that is not referred to is Ready with the reason NotUsed: nothing was asked for that is not there.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneyard.api import names
-from tuneyard.api.conditions import Condition, Finding, is_true, merged
+from tuneyard.api.conditions import Condition, Finding, find, is_true, merged
 from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
@@ -22,12 +23,27 @@ from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.basestatus import listed
 from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, PoolPlaces, Problem, problem_of
 from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.promotion import Promotion, promotion
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
+from tuneyard.planning.sizes import size_for_people, slowest, transfer_for_people
 from tuneyard.planning.timestamps import rfc3339
 
+TRAINED_FROM_BASE = "TrainedFromBase"
+"""A condition that is there only as a warning."""
+
 _UNRESOLVED = frozenset(
-    {Reason.ARTIFACT_NOT_FOUND, Reason.FILES_MISSING, Reason.ARTIFACT_UNREADABLE, Reason.UNSAFE_PATH}
+    {
+        Reason.ARTIFACT_NOT_FOUND,
+        Reason.FILES_MISSING,
+        Reason.ARTIFACT_UNREADABLE,
+        Reason.UNSAFE_PATH,
+        Reason.ACCESS_DENIED,
+        Reason.CREDENTIALS_MISSING,
+        Reason.SOURCE_UNREACHABLE,
+        Reason.DISK_FULL,
+        Reason.CACHE_UNUSABLE,
+    }
 )
 _INCOMPATIBLE = frozenset(
     {
@@ -44,7 +60,6 @@ _INCOMPATIBLE = frozenset(
     }
 )
 """What a pod says after it has looked into the files."""
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ class Spread:
     @property
     def wanted(self) -> int:
         """How many pods should have it."""
-        return sum(p.replicas for p in self.pools)
+        return sum(p.copies for p in self.pools)
 
     @property
     def digest(self) -> str | None:
@@ -95,15 +110,21 @@ class Spread:
 
     @property
     def loaded(self) -> int:
-        """How many of the wanted pods have it, with the pinned bytes; a surge has more pods than are wanted."""
+        """How many of the wanted pods have it, with the pinned bytes; while pods are replaced, more may have it."""
         if self.digest is None:
             return 0
         engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
         having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
         return sum(
-            min(pool.replicas, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            min(pool.copies, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
+
+    @property
+    def progress(self) -> str | None:
+        """How far the slowest pod is with fetching it, None while nobody fetches."""
+        transfer = slowest(s.report.transfer for s in self.said)
+        return transfer_for_people(transfer) if transfer else None
 
 
 def plan_loraadapter(obs: LoRAAdapterObservation) -> Plan:
@@ -119,9 +140,10 @@ def plan_loraadapter(obs: LoRAAdapterObservation) -> Plan:
         _resolved(spread),
         _compatible(spread),
         _loaded(spread, problem or work),
+        *_trained_from_another(obs, adapter),
     ]
     conditions = merged(adapter.status.conditions, findings, rfc3339(obs.now), adapter.metadata.generation or None)
-    status = _status(spread, conditions)
+    status = _status(spread, conditions, promotion(adapter, obs.deployments))
     return Plan(status=status, events=_events(spread, status, problem))
 
 
@@ -169,6 +191,8 @@ def _work(spread: Spread) -> Problem | None:
     counted = f"{spread.loaded} of {spread.wanted} pods have loaded it"
     if not spread.said:
         return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
+    if spread.progress:
+        return Problem(Reason.FETCHING, f"{counted}; {spread.progress}")
     return Problem(Reason.LOADING, counted)
 
 
@@ -221,7 +245,16 @@ def _loaded(spread: Spread, wrong: Problem | None) -> Finding:
     return Finding(type="Loaded", status="True", reason=Reason.LOADED, message=words)
 
 
-def _status(spread: Spread, conditions: Sequence[Condition]) -> LoRAAdapterStatus:
+def _trained_from_another(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> tuple[Finding, ...]:
+    """The warning, which stays when the parent is deleted: what it was trained from does not change by that."""
+    known = find(adapter.status.conditions, TRAINED_FROM_BASE)
+    if obs.parent is None and known is None:
+        return ()
+    problem = Problem(Reason.PARENT_IS_ADAPTER, f"it was trained from LoRAAdapter {adapter.parent_name}")
+    return (Finding(type=TRAINED_FROM_BASE, status="False", reason=problem.reason, message=with_remedy(problem)),)
+
+
+def _status(spread: Spread, conditions: Sequence[Condition], promoted: Promotion | None) -> LoRAAdapterStatus:
     before, digest = spread.adapter.status, spread.digest
     found = next((s.report for s in spread.said if s.report.digest == digest and s.report.rank is not None), None)
     facts = found or AdapterReport(state="Loading")
@@ -235,17 +268,12 @@ def _status(spread: Spread, conditions: Sequence[Condition]) -> LoRAAdapterStatu
         size_bytes=size,
         size=None if size is None else size_for_people(size),
         loaded=f"{spread.loaded}/{spread.wanted}",
+        progress=spread.progress,
         used_by=listed(spread.users),
+        promoted_at=promoted.at if promoted else None,
+        promoted_by=promoted.by if promoted else None,
         conditions=list(conditions),
     )
-
-
-def size_for_people(size: int) -> str:
-    """Bytes in the largest unit that leaves at least 1, for example 3.5 MiB."""
-    value, unit = float(size), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{size} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def _events(spread: Spread, status: LoRAAdapterStatus, problem: Problem | None) -> tuple[Event, ...]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import AppliedReport, BaseReport, PodReport
+from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodReport, plan_text
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
@@ -29,6 +29,10 @@ from tuneyard.planning.settings import Settings
 
 VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
 """The containers of a model pod."""
+KEEP = "keep"
+"""The container, after `verify`, of a pod that keeps a node's cache."""
+PREWARM = "prewarm"
+"""Value of the label app.kubernetes.io/component of these pods."""
 
 _PULL_FAILURES = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CREATE_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
@@ -48,7 +52,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class PodObservation:
-    """One model pod."""
+    """One model pod, or one that keeps a node's cache: that is in no pool."""
 
     name: str
     uid: str
@@ -57,21 +61,28 @@ class PodObservation:
     base_model: str = ""
     created: str = ""
     template: str = ""
-    """Which template of its Deployment it was made from (label pod-template-hash)."""
+    """Which template of its Deployment or DaemonSet it was made from."""
+    wanted_as: str = ""
+    """Annotation tuneyard.dev/template-hash: which template the operator wanted when it was made."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
     misses: bool = False
     """A container cannot be made because something that it names (a Secret, a ConfigMap) is not there."""
     ready: bool = False
     node: str | None = None
+    prewarms: bool = False
+    """It keeps a node's cache and serves nothing."""
     report: PodReport | None = None
+    kept: KeepReport | None = None
     base_report: BaseReport | None = None
     problem: Problem | None = None
 
 
 @dataclass(frozen=True)
 class ChildObservation:
-    """One object that the operator made. Counts are those of a Deployment, `data` that of a ConfigMap."""
+    """One object that the operator made. Counts are those of a Deployment, or (nodes that should have a pod, and that
+    have a ready one) of a DaemonSet; `plan` is that of a ConfigMap.
+    """
 
     api_version: str
     kind: str
@@ -89,7 +100,8 @@ class ChildObservation:
     owned: str | None = None
     """The fields that the operator owns; None: not known. See planning.ownership."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
+    plan: str | None = None
+    """The JSON of a pool's plan, unpacked."""
     deleted: bool = False
     replicas: int = 0
     ready_replicas: int = 0
@@ -122,7 +134,7 @@ class BaseModelObservation:
     adapters: tuple[LoRAAdapterResource, ...]
     """Those of the namespace that are for the base, at least."""
     pods: tuple[PodObservation, ...]
-    """Pods with the label tuneyard.dev/base-model = the base's name, of the namespace."""
+    """Pods with the label tuneyard.dev/base-model = the base's name, of the namespace: also those that keep caches."""
     children: tuple[ChildObservation, ...]
     """The operator's own objects for the base, and those that all pools of the namespace share, at least."""
     siblings: tuple[BaseModelResource, ...]
@@ -131,6 +143,8 @@ class BaseModelObservation:
     settings: Settings
     now: datetime
     """UTC, aware."""
+    credentials: frozenset[str] = frozenset()
+    """Names of the Secrets that sources of the namespace's bases and their adapters name."""
     unreadable: tuple[str, ...] = ()
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""
@@ -142,7 +156,8 @@ class PoolPlaces:
 
     name: str
     namespace: str
-    replicas: int
+    copies: int
+    """Pods that should have each adapter."""
     wanted: frozenset[str]
     """Adapters of the revisions that use it, whether they exist or not."""
     refused: Mapping[str, Problem]
@@ -164,6 +179,8 @@ class LoRAAdapterObservation:
     """Model pods of the namespace, at least those of the base."""
     settings: Settings
     now: datetime
+    parent: LoRAAdapterResource | None = None
+    """The one that its lineage names as its parent, where there is one of that name."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,13 @@ def parsed(document: type[_Document], text: str | None) -> _Document | None:
 
 def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
     return next((c for c in status.get("conditions") or [] if c.get("type") == type_), {})
+
+
+def _kept_problem(kept: KeepReport | None) -> Problem | None:
+    if kept is None or kept.reason is None:
+        return None
+    reason = reason_of(kept.reason) or Reason.ARTIFACT_UNREADABLE
+    return Problem(reason, (kept.message or reason.doc)[:_MESSAGE_LIMIT])
 
 
 def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -274,6 +298,8 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
     metadata, status = pod.get("metadata") or {}, pod.get("status") or {}
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     base_report = _base_report(status)
+    prewarms = labels.get(names.LABEL_COMPONENT) == PREWARM
+    kept = parsed(KeepReport, annotations.get(names.ANNOTATION_ADAPTERS)) if prewarms else None
     return PodObservation(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -281,14 +307,17 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         pool=labels.get(names.LABEL_POOL, ""),
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         created=metadata.get("creationTimestamp") or "",
-        template=labels.get("pod-template-hash", ""),
+        template=labels.get("pod-template-hash") or labels.get("controller-revision-hash") or "",
+        wanted_as=annotations.get(names.ANNOTATION_TEMPLATE, ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
         misses=any(_waiting(c).get("reason") == "CreateContainerConfigError" for c in _containers(status)),
         ready=_condition(status, "Ready").get("status") == "True",
         node=(pod.get("spec") or {}).get("nodeName"),
+        prewarms=prewarms,
         report=parsed(PodReport, annotations.get(names.ANNOTATION_ADAPTERS)),
+        kept=kept,
         base_report=base_report,
-        problem=_pod_problem(status, base_report),
+        problem=_pod_problem(status, base_report) or _kept_problem(kept),
     )
 
 
@@ -306,6 +335,14 @@ def _replica_failure(status: Mapping[str, Any]) -> Problem | None:
     if failure.get("status") != "True":
         return None
     return Problem(Reason.UNSCHEDULABLE, f"pods cannot be created: {str(failure.get('message'))[:_MESSAGE_LIMIT]}")
+
+
+def _plan_text(config_map: Mapping[str, Any]) -> str | None:
+    """A plan that somebody has spoilt counts as none: then it is made anew."""
+    try:
+        return plan_text(config_map)
+    except ValueError:
+        return None
 
 
 def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
@@ -327,10 +364,10 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         owned=owned_fields(metadata),
         annotations=annotations,
-        data=dict(obj.get("data") or {}) if kind == "ConfigMap" else {},
+        plan=_plan_text(obj) if kind == "ConfigMap" else None,
         deleted=bool(metadata.get("deletionTimestamp")),
-        replicas=int(spec.get("replicas") or 0) if kind == "Deployment" else 0,
-        ready_replicas=int(status.get("readyReplicas") or 0),
+        replicas=int((spec.get("replicas") if kind == "Deployment" else status.get("desiredNumberScheduled")) or 0),
+        ready_replicas=int(status.get("readyReplicas") or status.get("numberReady") or 0),
         updated_replicas=int(status.get("updatedReplicas") or 0),
         old_replicas=max(0, int(status.get("replicas") or 0) - int(status.get("updatedReplicas") or 0)),
         observed=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),

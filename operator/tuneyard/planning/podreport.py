@@ -3,7 +3,8 @@
 Rules:
 - nothing is said before the engine was looked at: a restarted agent takes nothing back;
 - an engine is Ready for others only when its base has answered and nothing has silenced it;
-- an adapter that has no place in the engine is said to have none; what serves keeps its place.
+- an adapter that has no place in the engine is said to have none; what serves keeps its place;
+- a pod that the plan was made without says so: until it has its share, it must not replace one that has.
 
 Size: the API server refuses an object whose annotations have more than 256 KiB together, and a refused report is read
 by nobody. So messages and names out of artifacts are clipped where they are heard of, and a report that is longer than
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Set
 
-from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport
+from tuneyard.api.documents import AdapterReport, KeepReport, PlannedAdapter, PodReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
 from tuneyard.planning.remedies import clipped
@@ -43,6 +44,7 @@ def pod_report(state: State) -> PodReport | None:
         address=state.address,
         engine=engine,
         base_model=state.base_model,
+        awaits_share=None if state.plan.pods is None else not state.plan.pods,
         adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
     )
 
@@ -73,7 +75,7 @@ def fitting(report: PodReport, pinned: Set[str], most: int = REPORT_BYTES) -> Po
     return report if len(as_text(report)) <= most else _with_fewer(report, most)
 
 
-def as_text(report: PodReport) -> str:
+def as_text(report: PodReport | KeepReport) -> str:
     """The report as it stands in the annotation, all of it ASCII."""
     return json.dumps(report.to_dict(), separators=(",", ":"))
 
@@ -110,7 +112,9 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
     if failure is not None:
         return _failed_report(failure, prepared)
     if prepared is None:
-        return AdapterReport(state="Loading", digest=planned.digest, reason=Reason.RESOLVING)
+        transfer = state.transfers.get(planned.name)
+        reason = Reason.FETCHING if transfer else Reason.RESOLVING
+        return AdapterReport(state="Loading", digest=planned.digest, reason=reason, transfer=transfer)
     known = AdapterReport(
         state="Loading",
         digest=prepared.digest,

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import math
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -21,22 +22,38 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import ArtifactVolume, Resources, Toleration
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
+from tuneyard.planning.podparts import (
+    BASE,
+    BASE_LINK,
+    RUN,
+    cache_mount,
+    cache_volume,
+    container,
+    fetching,
+    host_folder,
+    literal,
+    mount,
+    requests,
+    security_context,
+    token_mount,
+    token_volume,
+    value,
+)
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
 ARTIFACTS = "/artifacts"
 ADAPTERS = "/adapters"
-RUN = "/run/tuneyard"
+IMAGE = f"{ARTIFACTS}/@image"
+"""A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
 SERVED_MARK = f"{RUN}/served"
 """File that says that this pod has once had all adapters of its plan."""
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 KEY = "key"
 """Key of the engine key Secret."""
 BASE_DIGEST = "base-digest"
 """Key of the plan ConfigMap: the base's pinned digest, empty while nothing is pinned."""
-USER = 65532
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
 LOST_NODE_SECONDS = 30
@@ -76,9 +93,11 @@ def pod_labels(pool: Pool) -> dict[str, str]:
 
 def base_path(base: BaseModelResource) -> str:
     """Where the base's files are in its pods."""
-    volume = base.spec.source.volume
+    volume, image = base.spec.source.volume, base.spec.source.image
+    if image is not None:
+        return posixpath.normpath(f"{IMAGE}/{image.path or ''}")
     if volume is None:
-        raise ValueError(f"BaseModel {base.metadata.name} has no source: check servingchecks.violation first")
+        return BASE_LINK
     return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
 
 
@@ -90,14 +109,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": serving.drain_timeout + GRACE_BEYOND_DRAIN,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security_context(),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -112,14 +124,22 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
             _agent(pool, base, settings),
         ],
         "containers": [_engine(pool, base, settings)],
-        "volumes": _volumes(serving.artifact_volumes),
+        "volumes": _volumes(pool, base, settings),
         "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
     if settings.model_pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
-    return {"metadata": {"labels": pod_labels(pool)}, "spec": spec}
+    metadata: dict[str, Any] = {"labels": pod_labels(pool)}
+    if settings.agent_service_account_annotations:
+        metadata["annotations"] = _identity_stays_out_of_engines()
+    return {"metadata": metadata, "spec": spec}
+
+
+def _identity_stays_out_of_engines() -> dict[str, str]:
+    """Amazon's webhook gives a pod's identity to all of its containers but those that are named here."""
+    return {"eks.amazonaws.com/skip-containers": f"{ENGINE},{FRONT}"}
 
 
 def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
@@ -135,32 +155,26 @@ def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
     ]
 
 
-def _container(name: str, image: str, settings: Settings, **fields: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "image": image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
-        **fields,
-    }
-
-
 def _resources(asked_for: Resources) -> dict[str, Any]:
     """Quantities as text, the one form in which the API server gives them back."""
     return {kind: {r: str(q) for r, q in given.items()} for kind, given in asked_for.to_dict().items()}
 
 
-def _requests(cpu: str, memory: str) -> dict[str, Any]:
-    return {"requests": {"cpu": cpu, "memory": memory}}
-
-
 def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
-    return _container(
+    """What looks at the base before all; where that is fetched over the network, it also fetches it."""
+    source = base.spec.source
+    digest = {
+        "name": "TUNEYARD_BASE_DIGEST",
+        "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
+    }
+    env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
+    if source.is_remote:
+        fetch = ["--source", _source_text(base)]
+        env += fetching(pool.serving.cache)
+        mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
+    else:
+        mounts += _base_mounts(base)
+    return container(
         VERIFY,
         settings.images.tuneyard,
         settings,
@@ -171,20 +185,16 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--front-config", FRONT_CONFIG),
+            *fetch,
         ],
-        env=[
-            {
-                "name": "TUNEYARD_BASE_DIGEST",
-                "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
-            }
-        ],
-        resources=_requests("100m", "128Mi"),
-        volumeMounts=[*_artifact_mounts(pool.serving.artifact_volumes), _mount("run", RUN)],
+        env=env,
+        resources=requests("100m", "128Mi"),
+        volumeMounts=mounts,
     )
 
 
 def _front(settings: Settings) -> dict[str, Any]:
-    return _container(
+    return container(
         FRONT,
         settings.images.envoy,
         settings,
@@ -192,30 +202,28 @@ def _front(settings: Settings) -> dict[str, Any]:
         command=["envoy"],
         args=["-c", FRONT_CONFIG, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"],
         ports=[{"name": "front", "containerPort": names.FRONT_PORT, "protocol": "TCP"}],
-        resources=_requests("50m", "64Mi"),
-        volumeMounts=[_mount("run", RUN)],
+        resources=requests("50m", "64Mi"),
+        volumeMounts=[mount("run", RUN)],
     )
 
 
 def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     serving = pool.serving
-    return _container(
+    return container(
         AGENT,
         settings.images.tuneyard,
         settings,
         restartPolicy="Always",
         command=["tuneyard", "agent", "run"],
         env=[
-            _field("POD_NAME", "metadata.name"),
-            _field("POD_NAMESPACE", "metadata.namespace"),
-            _field("POD_UID", "metadata.uid"),
-            _field("POD_IP", "status.podIP"),
-            _value("TUNEYARD_POOL", pool.name),
-            _value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
-            _value("TUNEYARD_BASE_PATH", literal(base_path(base))),
-            _value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
-            _value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
-            _value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
+            *fetching(serving.cache),
+            value("TUNEYARD_POOL", pool.name),
+            value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
+            value("TUNEYARD_BASE_PATH", literal(base_path(base))),
+            *_base_source(base),
+            value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
+            value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
+            value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
             _key("TUNEYARD_ENGINE_KEY", pool),
         ],
         readinessProbe={
@@ -232,12 +240,14 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             "timeoutSeconds": 15,
             "failureThreshold": 4,
         },
-        resources=_requests("50m", "128Mi"),
+        resources=requests("50m", "128Mi"),
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
-            _mount("adapters", ADAPTERS),
-            _mount("run", RUN),
-            _mount("token", SERVICE_ACCOUNT, read_only=True),
+            *_base_mounts(base),
+            cache_mount(pool.namespace, pool.serving.cache),
+            mount("adapters", ADAPTERS),
+            mount("run", RUN),
+            token_mount(),
         ],
     )
 
@@ -245,7 +255,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
 def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     serving = pool.serving
     health = {"path": "/health", "port": names.FRONT_PORT}
-    return _container(
+    return container(
         ENGINE,
         serving.image or settings.images.vllm,
         settings,
@@ -272,10 +282,12 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
-            _mount("adapters", ADAPTERS, read_only=True),
-            _mount("shm", "/dev/shm"),  # noqa: S108
-            _mount("tmp", "/tmp"),  # noqa: S108
-            _mount("home", HOME),
+            *_base_mounts(base),
+            *([cache_mount(pool.namespace, pool.serving.cache, read_only=True)] if base.spec.source.is_remote else []),
+            mount("adapters", ADAPTERS, read_only=True),
+            mount("shm", "/dev/shm"),  # noqa: S108
+            mount("tmp", "/tmp"),  # noqa: S108
+            mount("home", HOME),
         ],
     )
 
@@ -303,14 +315,9 @@ def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
 def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
     """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
     chosen = {**_ENGINE_ENV, **settings.engine_env, **pool.serving.env}
-    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": _value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
+    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
     fixed["VLLM_API_KEY"] = _key("VLLM_API_KEY", pool)
-    return [*fixed.values(), *(_value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
-
-
-def literal(text: str) -> str:
-    """Text that the kubelet does not expand as $(VARIABLE)."""
-    return text.replace("$(", "$$(")
+    return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
 
 
 def _loopback(method: str, path: str, timeout: int) -> list[str]:
@@ -320,7 +327,7 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
 
 
 def _served_once() -> list[str]:
-    """Fails until the agent has tried every adapter of its plan and published what became of them.
+    """Fails until the agent has tried every adapter of its share of the plan and published what became of them.
 
     A rollout must not take the last pod that has them; /report is what others can read, not what the agent knows.
 
@@ -332,28 +339,38 @@ mark = {SERVED_MARK!r}
 if not os.path.exists(mark):
     report = json.load(urllib.request.urlopen("http://127.0.0.1:{names.AGENT_PORT}/report", timeout=5))
     adapters = report.get("adapters", {{}}).values()
-    if report.get("engine") != "Ready" or any(a["state"] == "Loading" for a in adapters):
+    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(a["state"] == "Loading" for a in adapters):
         sys.exit("the engine or an adapter is not ready")
     open(mark, "w").close()
 """
     return ["python3", "-ISc", script.strip()]
 
 
-def _value(name: str, value: str) -> dict[str, Any]:
-    return {"name": name, "value": value}
-
-
-def _field(name: str, path: str) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
-
-
 def _key(name: str, pool: Pool) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
 
 
-def _mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
-    mount: dict[str, Any] = {"name": volume, "mountPath": path}
-    return {**mount, "readOnly": True} if read_only else mount
+def _source_text(base: BaseModelResource) -> str:
+    return literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))
+
+
+def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
+    """For an agent that finds its base gone from the cache."""
+    return [value("TUNEYARD_BASE_SOURCE", _source_text(base))] if base.spec.source.is_remote else []
+
+
+def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
+    source = base.spec.source
+    if source.image is not None:
+        return [mount("image", IMAGE, read_only=True)]
+    return [mount("base", BASE, read_only=True)] if source.is_remote else []
+
+
+def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
+    image = base.spec.source.image
+    if image is not None:
+        return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
+    return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
 
 
 def _volume_name(artifact_volume: str) -> str:
@@ -364,29 +381,25 @@ def _volume_name(artifact_volume: str) -> str:
 
 
 def _artifact_mounts(volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
-    return [_mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
+    return [mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
 
 
 def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
     if volume.persistent_volume_claim is not None:
         claim = volume.persistent_volume_claim.claim_name
         return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-    path = volume.host_path.path if volume.host_path else "/nonexistent"
-    return {"hostPath": {"path": posixpath.normpath("/" + path.lstrip("/")), "type": "Directory"}}
+    return host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
 
 
-def _volumes(artifact_volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
-    token_sources = [
-        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
-    ]
+def _volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
     return [
-        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in artifact_volumes),
+        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
+        cache_volume(pool.serving.cache),
+        *_base_volumes(base, settings),
         {"name": "adapters", "emptyDir": {}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
-        {"name": "token", "projected": {"sources": token_sources}},
+        token_volume(),
     ]

@@ -5,33 +5,44 @@ Rules:
   its own per base, `serving` of a revision one for that revision alone (the revision's block lies over the
   deployment's, that over the base's);
 - all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded;
-- a pool holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
-  gone, and dies): who has a place keeps it, the earliest created are next. By age alone, a revision that somebody adds
-  for an old adapter would take an adapter away from another tenant while it serves;
+- a pod holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
+  gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
+  while do not make a pool smaller: nobody loses his place by that;
+- who has a place keeps it, the earliest created are next. By age alone, a revision that somebody adds for an old
+  adapter would take an adapter away from another tenant while it serves. More `lora.copies` than there is room for put
+  nobody out either: then there are fewer copies, and nobody new;
+- while every pod has room for every adapter, every pod has them all. Else there are as many copies as fit with one pod
+  away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others;
 - an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
   POOL_GRACE: a ModelDeployment that is deleted and created again finds everything as it was.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import PLAN_KEY, PoolPlan
+from tuneyard.api.documents import PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem, parsed
 
 POOL_GRACE = 60.0
 """Seconds that a pool outlives the last reference to it."""
 ADAPTER_GRACE = 30.0
 """Seconds that an adapter outlives the last reference to it, in a pool that goes on."""
+PLAN_BYTES = 780_000
+"""What a pool's adapters may take of its stored plan; a ConfigMap may have 1 MiB."""
+_MOST_COPIES = 60_000
+"""Copies of all adapters together that are chosen by default: the plan names a pod for each, in 3 bytes."""
+_SLACK = 0.9
 GPU = "nvidia.com/gpu"
 
 
@@ -47,6 +58,7 @@ class Serving:
     lora: LoRASettings
     resources: Resources
     artifact_volumes: tuple[ArtifactVolume, ...]
+    cache: ArtifactCache
     node_selector: Mapping[str, str]
     tolerations: tuple[Toleration, ...]
     env: Mapping[str, str]
@@ -100,6 +112,7 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         lora=spec.lora or LoRASettings(),
         resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
+        cache=spec.cache or ArtifactCache(),
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(spec.tolerations or ()),
         env={e.name: e.value for e in spec.env or ()},
@@ -165,10 +178,42 @@ def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeployme
     )
 
 
-def holders(plan: ChildObservation | None) -> tuple[str, ...]:
-    """The adapters that have a place in a pool now: those of its plan ConfigMap, wanted or not."""
-    found = parsed(PoolPlan, plan.data.get(PLAN_KEY)) if plan else None
-    return tuple(a.name for a in found.adapters) if found else ()
+def plan_of(config_map: ChildObservation | None) -> PoolPlan | None:
+    """The plan that a pool's agents have now."""
+    return parsed(PoolPlan, config_map.plan) if config_map else None
+
+
+def holders(plan: PoolPlan | None) -> tuple[str, ...]:
+    """The adapters that have a place in a pool now: those of its plan, wanted or not."""
+    return tuple(a.name for a in plan.adapters) if plan else ()
+
+
+def capacity(serving: Serving) -> int:
+    """How many adapters the pods of a pool hold together; scaled to 0 it plans for what a single pod would hold."""
+    pods = max(1, serving.replicas)
+    return _all_places(serving) // min(serving.lora.copies or 1, pods)
+
+
+def _all_places(serving: Serving) -> int:
+    return max(1, serving.replicas) * serving.lora.max_cpu_loras
+
+
+def copies(serving: Serving, adapters: int, before: PoolPlan | None) -> int | None:
+    """How many pods should have each of so many adapters; None: all of them. `before`: the plan until now."""
+    pods = serving.replicas
+    if serving.lora.copies is not None:
+        asked = min(serving.lora.copies, max(1, _all_places(serving) // max(1, adapters)))
+        return None if asked >= pods else asked
+    until_now = pods if before is None or before.copies is None else before.copies
+    most, surely = _fitting(serving, adapters, 1.0), _fitting(serving, adapters, _SLACK)
+    found = min(max(until_now, surely), most)
+    return None if found >= pods else found
+
+
+def _fitting(serving: Serving, adapters: int, share: float) -> int:
+    """Copies of each adapter that fit into this share of the places."""
+    pods, room = serving.replicas, int(serving.lora.max_cpu_loras * share)
+    return pods if adapters <= room else max(1, min(pods, (pods - 1) * room // adapters, _MOST_COPIES // adapters))
 
 
 def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterable[str]) -> Placement:
@@ -180,13 +225,22 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     )
     planned: list[LoRAAdapterResource] = []
     refused: dict[str, Problem] = {}
-    limit = pool.serving.lora.max_cpu_loras
+    stored = 0.0
     for adapter in wanted:
-        problem = volume_not_declared(pool.serving, adapter) or pool_full(pool, len(planned), len(wanted), limit)
+        size = stored_bytes(pool.serving, adapter)
+        problem = volume_not_declared(pool.serving, adapter) or (
+            pool_full(pool, len(planned), len(wanted))
+            if len(planned)
+            >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
+            else plan_full(pool, len(planned), len(wanted))
+            if stored + size > PLAN_BYTES
+            else None
+        )
         if problem:
             refused[adapter.metadata.name] = problem
         else:
             planned.append(adapter)
+            stored += size
     return Placement(tuple(planned), refused)
 
 
@@ -200,8 +254,11 @@ def places(
     known = {plan.name: plan for plan in plans}
     found = []
     for pool in pools_of(base, deployments):
-        refused = placement(pool, adapters, holders(known.get(names.pool_plan(pool.name)))).refused
-        found.append(PoolPlaces(pool.name, pool.namespace, pool.serving.replicas, pool.adapter_names, refused))
+        plan = plan_of(known.get(names.pool_plan(pool.name)))
+        placed = placement(pool, adapters, holders(plan))
+        wanted = copies(pool.serving, len(placed.planned), plan)
+        pods = pool.serving.replicas if wanted is None else wanted
+        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused))
     return tuple(found)
 
 
@@ -226,10 +283,29 @@ def volume_not_declared(serving: Serving, adapter: LoRAAdapterResource) -> Probl
     )
 
 
-def pool_full(pool: Pool, planned: int, wanted: int, limit: int) -> Problem | None:
-    """One adapter more than an engine may hold."""
-    if planned < limit:
-        return None
+def stored_bytes(serving: Serving, adapter: LoRAAdapterResource) -> float:
+    """What an adapter takes of a stored plan at most.
+
+    Names and addresses pack to 6 bits a character at worst, digests to half their length, a pod's name to a reference.
+    """
+    source = adapter.spec.source.to_dict()
+    text = len(adapter.metadata.name) + len(json.dumps(source, separators=(",", ":")))
+    return 0.78 * text + 40 + 3 * min(serving.lora.copies or 0, serving.replicas)
+
+
+def pool_full(pool: Pool, planned: int, wanted: int) -> Problem:
+    """One adapter more than the engines may hold."""
+    lora, pods = pool.serving.lora, max(1, pool.serving.replicas)
+    how = "serving.lora.maxCpuLoras"
+    if pods > 1:
+        how = f"{pods} pods of {lora.max_cpu_loras} places, serving.lora.maxCpuLoras"
+        how += f", {min(lora.copies, pods)} copies each" if lora.copies else ""
+    return Problem(Reason.POOL_FULL, f"pool {pool.name} holds {planned} adapters ({how}), {wanted} are wanted")
+
+
+def plan_full(pool: Pool, planned: int, wanted: int) -> Problem:
+    """One adapter more than can be written into a pool's plan."""
+    words = f"the plan of pool {pool.name} has no room for more than {planned} adapters with sources as long as theirs"
     return Problem(
-        Reason.POOL_FULL, f"pool {pool.name} holds {limit} adapters (serving.lora.maxCpuLoras), {wanted} are wanted"
+        Reason.POOL_FULL, f"{words}, {wanted} are wanted: give some of the ModelDeployments pods of their own"
     )

@@ -16,6 +16,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.BASE_MODEL_NOT_FOUND: "create it in this namespace, or add a revision that names another",
     Reason.ADAPTER_NOT_FOUND: "create it in this namespace, or add a revision that names another",
     Reason.BASE_MODEL_MISMATCH: "add a revision whose baseModel is the adapter's",
+    Reason.PARENT_IS_ADAPTER: "train again from the base model, with the data of both",
     Reason.MODEL_NAME_TAKEN: "choose another spec.modelName, or delete the other deployment",
     Reason.VOLUME_NOT_DECLARED: "add it to serving.artifactVolumes of the BaseModel",
     Reason.HOST_PATH_NOT_ALLOWED: "use a PersistentVolumeClaim, or allow the prefix in the chart",
@@ -23,7 +24,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.UNSCHEDULABLE: "add nodes that fit, or lower serving.resources, tensorParallelSize or replicas",
     Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",
     Reason.ENGINE_CRASHED: "see the container's log; often serving.resources, maxModelLen or extraArgs do not fit",
-    Reason.POOL_FULL: "raise serving.lora.maxCpuLoras, or remove revisions that are not needed",
+    Reason.POOL_FULL: "raise serving.lora.maxCpuLoras or replicas, lower copies, or remove revisions nobody needs",
     Reason.GATEWAY_UNREACHABLE: "see the gateway pods; traffic goes on as it was",
 }
 

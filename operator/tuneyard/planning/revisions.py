@@ -26,6 +26,7 @@ _WORK = frozenset(
     {
         Reason.STARTING,
         Reason.LOADING,
+        Reason.FETCHING,
         Reason.RESOLVING,
         Reason.RECONCILING,
         Reason.ENGINE_NOT_READY,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
-from tuneyard.planning.endpoints import Endpoint, ReportingPod, engine_name, ready_pods
+from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.traffic import effective
@@ -44,6 +44,10 @@ class RevisionRoute:
     weight: int
     """Percent of the model's requests that go here."""
     endpoints: tuple[Endpoint, ...] = ()
+    adapter: str | None = None
+    """The LoRAAdapter that it serves, None for the base itself."""
+    digest: str | None = None
+    """The adapter's digest, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,17 @@ def lingering(
     return {**recent, **present}
 
 
+def files_of(adapter: LoRAAdapterResource) -> object:
+    """What of an adapter's spec decides which bytes are served: lineage, which grows, does not."""
+    return adapter.spec.model_copy(update={"lineage": None})
+
+
 def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource | None) -> LoRAAdapterResource:
-    """The adapter; one that was created again and not read yet keeps the digest it had under the same spec.
+    """The adapter; one that was created again and not read yet keeps the digest it had with the same files.
 
     Without this a forced sync of an adapter whose digest stands in status only would unroute it until it is pinned.
     """
-    known = before.status.digest if before is not None and before.spec == adapter.spec else None
+    known = before.status.digest if before is not None and files_of(before) == files_of(adapter) else None
     if known is None or adapter.spec.digest or adapter.status.digest:
         return adapter
     return adapter.model_copy(update={"status": adapter.status.model_copy(update={"digest": known})})
@@ -150,6 +159,8 @@ def model_routes(
                 engine_name=engine_name(revision, by_name.get(revision.adapter or "")),
                 weight=split.weights[revision.name],
                 endpoints=ready[revision.name],
+                adapter=revision.adapter,
+                digest=adapter_digest(revision, by_name.get(revision.adapter or "")),
             )
             for revision in deployment.spec.revisions
         ),

@@ -22,6 +22,7 @@ from tuneyard.planning.pools import Serving
 from tuneyard.planning.settings import Settings
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
+_LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -31,7 +32,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         base_volume_not_declared(base, serving)
         or unsafe_source_path(base)
         or host_path_not_allowed(serving, settings.allowed_host_path_prefixes)
-        or malformed_resources(serving)
+        or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
     )
@@ -39,10 +40,11 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
 
 def base_volume_not_declared(base: BaseModelResource, serving: Serving) -> Problem | None:
     """The base's files must be on a volume that the pods have, and some source must be given at all."""
-    volume = base.spec.source.volume
-    if volume is None:
+    source = base.spec.source
+    volume = source.volume
+    if not source.is_known:
         return Problem(Reason.INVALID_SPEC, "spec.source names no source that this version knows")
-    if serving.declares(volume.name):
+    if volume is None or serving.declares(volume.name):
         return None
     declared = ", ".join(v.name for v in serving.artifact_volumes) or "none"
     return Problem(
@@ -69,26 +71,31 @@ def is_under(path: str, prefix: str) -> bool:
 
 def host_path_not_allowed(serving: Serving, prefixes: Sequence[str]) -> Problem | None:
     """Without an allowed prefix, who may create a BaseModel could read any file of the node."""
-    for volume in serving.artifact_volumes:
-        path = volume.host_path.path if volume.host_path else None
-        if path is not None and not any(is_under(path, prefix) for prefix in prefixes):
+    asked = [(f"artifact volume {v.name}", v.host_path.path) for v in serving.artifact_volumes if v.host_path]
+    asked += [("serving.cache", serving.cache.host_path.path)] if serving.cache.host_path else []
+    for what, path in asked:
+        if not any(is_under(path, prefix) for prefix in prefixes):
             allowed = ", ".join(prefixes) or "none"
             return Problem(
                 Reason.HOST_PATH_NOT_ALLOWED,
-                f"artifact volume {volume.name}: host path {path} is not under an allowed prefix (allowed: {allowed})",
+                f"{what}: host path {path} is not under an allowed prefix (allowed: {allowed})",
             )
     return None
 
 
-def malformed_resources(serving: Serving) -> Problem | None:
+def malformed_quantities(serving: Serving) -> Problem | None:
     """The API server would refuse the whole Deployment for one bad quantity."""
-    for kind in ("limits", "requests"):
-        for resource, quantity in (getattr(serving.resources, kind) or {}).items():
-            if not _QUANTITY.fullmatch(str(quantity)):
-                return Problem(
-                    Reason.INVALID_SPEC,
-                    f"serving.resources.{kind}.{resource}: {quantity!r} is not a quantity such as 2, 500m or 16Gi",
-                )
+    given: dict[str, str | int] = {
+        f"resources.{kind}.{resource}": quantity
+        for kind in ("limits", "requests")
+        for resource, quantity in (getattr(serving.resources, kind) or {}).items()
+    }
+    if serving.cache.size_limit is not None:
+        given["cache.sizeLimit"] = serving.cache.size_limit
+    for field, quantity in given.items():
+        if not _QUANTITY.fullmatch(str(quantity)):
+            words = f"serving.{field}: {quantity!r} is not a quantity such as 2, 500m or 16Gi"
+            return Problem(Reason.INVALID_SPEC, words)
     return None
 
 
@@ -97,6 +104,16 @@ def malformed_node_selector(serving: Serving) -> Problem | None:
     for key, value in serving.node_selector.items():
         if not _LABEL_VALUE.fullmatch(value):
             return Problem(Reason.INVALID_SPEC, f"serving.nodeSelector.{key}: {value!r} is not a label value")
+    return None
+
+
+def malformed_prewarm_selector(serving: Serving) -> Problem | None:
+    """Keys too: for one bad label, the API server would refuse the whole DaemonSet in every pass."""
+    prewarm = serving.cache.prewarm
+    for key, value in ((prewarm.node_selector if prewarm else None) or serving.node_selector).items():
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+            words = f"serving.cache.prewarm.nodeSelector: {key}={value} is not a label"
+            return Problem(Reason.INVALID_SPEC, words)
     return None
 
 

@@ -31,6 +31,8 @@ class Settings(ApiModel):
     """Environment of every engine container; a pool's own serving.env wins."""
     allowed_host_path_prefixes: list[str] = []
     """Absolute folders; none by default, because a hostPath lets who creates an adapter read the node."""
+    agent_service_account_annotations: dict[str, str] = {}
+    """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
     """Base URL that clients in the cluster use, without /v1."""
     watch_namespaces: list[str] = []

@@ -221,6 +221,7 @@ def gather_basemodel(
     """What plan_basemodel looks at."""
     namespace, name = key.namespace, key.name
     deployments = reads.deployments(namespace, [name])
+    siblings = reads.siblings(namespace)
     named = {r.adapter for d in deployments for r in d.spec.revisions if r.adapter and r.base_model == name}
     return BaseModelObservation(
         base=reads.base_model(namespace, name),
@@ -228,18 +229,27 @@ def gather_basemodel(
         adapters=reads.adapters(namespace, [name], named),
         pods=reads.pods(namespace, [name]),
         children=reads.children(namespace, name),
-        siblings=reads.siblings(namespace),
+        siblings=siblings,
         keys=keys,
         settings=settings,
         now=now,
+        credentials=_credentials(reads, namespace, siblings),
         unreadable=reads.unreadable(namespace),
     )
+
+
+def _credentials(reads: Reads, namespace: str, bases: Iterable[BaseModelResource]) -> frozenset[str]:
+    """Names of the Secrets that agents of the namespace need."""
+    known = {b.metadata.name: b for b in bases}
+    sources = [*(b.spec.source for b in known.values()), *(a.spec.source for a in reads.adapters(namespace, known))]
+    return frozenset(s.credentials for s in sources if s.credentials)
 
 
 def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datetime) -> LoRAAdapterObservation:
     """What plan_loraadapter looks at."""
     adapter = reads.adapter(key.namespace, key.name)
     base = reads.base_model(key.namespace, adapter.spec.base_model) if adapter else None
+    parent = adapter.parent_name if adapter else None
     return LoRAAdapterObservation(
         adapter=adapter,
         base=base,
@@ -249,6 +259,7 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
         pods=reads.pods(key.namespace, [base.metadata.name]) if base else (),
         settings=settings,
         now=now,
+        parent=reads.adapter(key.namespace, parent) if parent else None,
     )
 
 

@@ -1,8 +1,8 @@
 """Which keys a change of an object concerns.
 
 - a ModelDeployment: itself; its BaseModels and adapters, before and after; adapters that found no place on these bases;
-  others that claim its model name;
-- a LoRAAdapter: itself; its BaseModel; ModelDeployments that name it;
+  others that claim its model name; when its stable revision takes over, that one's adapter;
+- a LoRAAdapter: itself; its BaseModel; ModelDeployments that name it; adapters whose lineage names it as their parent;
 - a BaseModel: itself; its adapters and ModelDeployments; when one comes or goes also the namespace's other BaseModels;
 - a model pod: its BaseModel; ModelDeployments that use its pool (where only the report on some adapters differs: only
   those that name them); adapters that it says something else of, and all of the base when it changes which problem the
@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tuneyard.api import names
 from tuneyard.api.documents import PodReport
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children
 from tuneyard.planning.observations import PodObservation, pod_observation
-from tuneyard.planning.pools import holders, pool_of
+from tuneyard.planning.pools import holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
 from tuneyard.systems.kube.client import Object
@@ -64,6 +65,11 @@ def pool_users(namespace: str, pool: str) -> Group:
     return ("pool", namespace, pool)
 
 
+def trained_from(namespace: str, adapter: str) -> Group:
+    """Group of the LoRAAdapters whose lineage names this one as their parent."""
+    return ("parent", namespace, adapter)
+
+
 class Wakes:
     """Listens to all informers of a world, keeps its indexes, and tells `wake` who should look again."""
 
@@ -73,8 +79,9 @@ class Wakes:
         self._wake_itself = wake_itself
         self._wake = wake
         self._signatures: dict[Key, object] = {}
+        self._promoted: dict[Key, object] = {}
         self._placing: dict[Key, object] = {}
-        self._holders: dict[tuple[str, str], frozenset[str]] = {}
+        self._holders: dict[tuple[str, str], tuple[frozenset[str], int | None]] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
         self._writing: dict[Key, tuple[object, object]] = {}
         for parsed, on_change in (
@@ -115,6 +122,7 @@ class Wakes:
         if differs:
             world.places.changed(bases)
         self._itself(key, item)
+        self._wake(self._in_scope(self._taken_over(key, None if change == "DELETED" else found)))
         if not differs:
             return
         claims = [g for g in concerned if g[0] == "model"]
@@ -128,12 +136,16 @@ class Wakes:
         key = _key(LORA_ADAPTER, item)
         found = self._world.adapters.get(key.namespace, key.name)
         gone = change == "DELETED" or found is None
-        groups = [] if gone or found is None else [Key(BASE_MODEL, key.namespace, found.spec.base_model)]
+        groups: list[Group] = []
+        if not gone and found is not None:
+            groups.append(Key(BASE_MODEL, key.namespace, found.spec.base_model))
+            groups += [trained_from(key.namespace, found.parent_name)] if found.parent_name else []
         bases = [g for g in self._put(key, groups) if isinstance(g, Key)]
         self._places_change(key, change, item, bases)
         self._itself(key, item)
         if self._differs(key, change, _signature(item)):
-            self._others(key, bases, self._of(MODEL_DEPLOYMENT, key))
+            trained = self._of(LORA_ADAPTER, trained_from(key.namespace, key.name))
+            self._others(key, bases, self._of(MODEL_DEPLOYMENT, key), trained)
 
     def on_base_model(self, change: Change, item: Object) -> None:
         """A BaseModel came, changed or went."""
@@ -212,6 +224,16 @@ class Wakes:
         before, self._signatures[key] = self._signatures.get(key), signature
         return before != signature
 
+    def _taken_over(self, key: Key, found: ModelDeploymentResource | None) -> list[Key]:
+        """The adapter of the stable revision, when that has got all traffic: the adapter records it."""
+        before = self._promoted.pop(key, None)
+        rollout = found.status.rollout if found else None
+        if found is None or rollout is None or not rollout.stable_since:
+            return []
+        now = self._promoted[key] = (rollout.stable, rollout.stable_since)
+        stable = (r.adapter for r in found.spec.revisions if r.name == rollout.stable)
+        return [] if now == before else [Key(LORA_ADAPTER, key.namespace, adapter) for adapter in stable if adapter]
+
     def _places_change(self, key: Key, change: Change, item: Object, bases: Iterable[Key]) -> None:
         """Forget who has a place where what decides it has changed: not a status, which is written all the time."""
         before = self._placing.pop(key, None)
@@ -221,16 +243,22 @@ class Wakes:
             self._world.places.changed(bases)
 
     def _moved(self, change: Change, plan: tuple[str, str, str, str], bases: Iterable[Key]) -> list[Key]:
-        """The adapters that came into a pool's plan or went, and all that want a place beside them."""
+        """The adapters that came into a pool's plan or went, and all that want a place beside them.
+
+        All of the base, when each should have more or fewer copies.
+        """
         name = plan[2:]
-        before = self._holders.pop(name, frozenset())
+        before, copies_before = self._holders.pop(name, (frozenset[str](), None))
         if change != "DELETED":
-            self._holders[name] = frozenset(holders(self._world.children[CONFIG_MAP].get(*name)))
-        now = self._holders.get(name, frozenset())
-        if now == before:
+            found = plan_of(self._world.children[CONFIG_MAP].get(*name))
+            self._holders[name] = (frozenset(holders(found)), found.copies if found else None)
+        now, copies = self._holders.get(name, (frozenset[str](), None))
+        if (now, copies) == (before, copies_before):
             return []
         self._world.places.changed(bases)
         adapters = self._of(LORA_ADAPTER, *bases)
+        if copies != copies_before:
+            return list(adapters)
         return [k for k in adapters if k.name in now ^ before or (k.name not in now and self._of(MODEL_DEPLOYMENT, k))]
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:

@@ -4,7 +4,7 @@ Rules:
 - the informers' objects are the only copies; what is kept beside them is an index of keys, and each object's parsed
   form until it changes (parsing a thousand objects again for every pass would take seconds);
 - an object that cannot be read is left out for everybody but itself, and its own pass says so in its status;
-- of pods and Deployments only the parts that plans read are kept in memory;
+- of pods, Deployments and DaemonSets only the parts that plans read are kept in memory;
 - Secrets are never read: what the operator applied itself is remembered (`applied.py`), metadata only.
 """
 
@@ -40,6 +40,7 @@ Name = tuple[str, str]
 """(namespace, name)."""
 
 DEPLOYMENT = ("apps/v1", "Deployment")
+DAEMON_SET = ("apps/v1", "DaemonSet")
 CONFIG_MAP = ("v1", "ConfigMap")
 _MANAGED = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
 
@@ -131,7 +132,7 @@ class World:
         self.adapters = Parsed(_followed(api, names.API_VERSION, LORA_ADAPTER), adapter_of)
         self.deployments = Parsed(_followed(api, names.API_VERSION, MODEL_DEPLOYMENT), deployment_of)
         self.pods = Parsed(
-            _followed(api, "v1", "Pod", label_selector=names.LABEL_POOL, trim=_trim_pod), pod_observation
+            _followed(api, "v1", "Pod", label_selector=names.LABEL_BASE_MODEL, trim=_trim_pod), pod_observation
         )
         self.children: dict[tuple[str, str], Parsed[ChildObservation]] = {
             kind: Parsed(_child_informer(api, *kind), _child_reader(*kind)) for kind in children.KINDS if kind != SECRET
@@ -149,7 +150,7 @@ class World:
         self.places = Places()
         """Who has a place in the pools of each base, see runtime.wakes."""
         self.pod_index: Index[Name, tuple[str, str]] = Index()
-        """Model pods by (namespace, value of the label tuneyard.dev/base-model)."""
+        """Model pods, and those that keep caches, by (namespace, value of the label tuneyard.dev/base-model)."""
         self.child_index: Index[tuple[str, str, str, str], tuple[str, str]] = Index()
         """Children as (apiVersion, kind, namespace, name), grouped like pods; "" for what pools share."""
 
@@ -225,8 +226,8 @@ def _followed(
 
 
 def _child_informer(api: Api, api_version: str, kind: str) -> Informer:
-    whole = (api_version, kind) in (DEPLOYMENT, CONFIG_MAP)
-    trim = _trim_deployment if (api_version, kind) == DEPLOYMENT else None
+    whole = (api_version, kind) in (DEPLOYMENT, DAEMON_SET, CONFIG_MAP)
+    trim = _trim_workload if (api_version, kind) in (DEPLOYMENT, DAEMON_SET) else None
     return _followed(api, api_version, kind, label_selector=_MANAGED, metadata_only=not whole, trim=trim, keeps=is_ours)
 
 
@@ -240,6 +241,6 @@ def _trim_pod(pod: Object) -> None:
     pod["spec"] = {"nodeName": spec["nodeName"]} if "nodeName" in spec else {}
 
 
-def _trim_deployment(deployment: Object) -> None:
-    spec = deployment.get("spec") or {}
-    deployment["spec"] = {"replicas": spec.get("replicas")}
+def _trim_workload(workload: Object) -> None:
+    spec = workload.get("spec") or {}
+    workload["spec"] = {"replicas": spec["replicas"]} if "replicas" in spec else {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.planning.agentstate import Event, PlanChanged, State, learned
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.unit.agent.states import planned
 from tests.unit.agent.waiting import until
 from tuneyard.agent import publishing
 from tuneyard.agent.knowledge import Knowledge
@@ -18,7 +21,8 @@ from tuneyard.agent.plans import read_plan
 from tuneyard.agent.publishing import Publisher
 from tuneyard.agent.settings import SettingsError, settings_from
 from tuneyard.agent.snapshot import Snapshot
-from tuneyard.api.documents import PodReport, PoolPlan
+from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan, stored_plan
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.agentstate import DrainAsked, Event, PlanChanged, Published, State
 from tuneyard.systems.engines.vllm import Answer, EngineRefusedError, Vllm, busy_in
 from tuneyard.systems.kube.client import ApiError
@@ -46,6 +50,15 @@ def test_settings_come_from_the_environment_and_hide_the_key() -> None:
     assert settings_from({**ENVIRONMENT, "POD_IP": "fd00::1"}).address == "[fd00::1]:8080"
 
 
+def test_where_the_base_comes_from_is_read() -> None:
+    source = Source(s3=S3Source(uri="s3://models/base/"))
+    assert settings_from(ENVIRONMENT).base_source is None
+    given = {**ENVIRONMENT, "TUNEYARD_BASE_SOURCE": json.dumps(source.to_dict())}
+    assert settings_from(given).base_source == source
+    with pytest.raises(SettingsError, match="TUNEYARD_BASE_SOURCE"):
+        settings_from({**ENVIRONMENT, "TUNEYARD_BASE_SOURCE": "{"})
+
+
 @pytest.mark.parametrize("name", ENVIRONMENT)
 def test_a_missing_setting_is_named(name: str) -> None:
     with pytest.raises(SettingsError, match=name):
@@ -60,9 +73,26 @@ def test_a_number_that_is_none_is_named(name: str) -> None:
 
 def test_a_plan_that_cannot_be_read_is_none() -> None:
     plan = PoolPlan(pool="p", base_model="b")
-    assert read_plan({"data": {"plan.json": json.dumps(plan.to_dict())}}) == plan
+    assert read_plan({"data": {"plan.json": json.dumps(plan.to_dict())}}, "pod") == plan
     for data in (None, {}, {"plan.json": "{"}, {"plan.json": "[]"}, {"plan.json": '{"version": 2}'}):
-        assert read_plan({"data": data}) is None
+        assert read_plan({"data": data}, "pod") is None
+    for packed in ("", "AAAA", base64.b64encode(gzip.compress(b"{}")[:-4]).decode()):
+        assert read_plan({"binaryData": {"plan.json.gz": packed}}, "pod") is None
+
+
+def test_a_pod_gets_its_share_of_a_plan_that_is_spread() -> None:
+    def entry(name: str, pods: list[str] | None) -> PlannedAdapter:
+        return planned(name).model_copy(update={"pods": pods})
+
+    entries = [entry("a", ["p1", "p2"]), entry("b", ["p2"]), entry("c", None)]
+    plan = PoolPlan(pool="p", base_model="b", copies=1, pods=["p1", "p2"], adapters=entries)
+    for number in (1, 2_000):
+        more = [entry(f"of-others-{n}", ["p2"]) for n in range(number)]
+        stored = stored_plan(plan.model_copy(update={"adapters": [*entries, *more]}))
+        assert list(stored) == ["data" if number == 1 else "binaryData"]
+        shares = {pod: read_plan(stored, pod) for pod in ("p1", "p3")}
+        assert {p: s and [a.name for a in s.adapters] for p, s in shares.items()} == {"p1": ["a", "c"], "p3": ["c"]}
+        assert {p: s and s.pods for p, s in shares.items()} == {"p1": ["p1"], "p3": []}
 
 
 def state() -> State:

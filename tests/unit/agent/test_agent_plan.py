@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests.unit.agent.states import after, plan, planned
 from tuneyard.agent.snapshot import _document, _restored
-from tuneyard.api.documents import AdapterReport, PodReport
+from tuneyard.api.documents import AdapterReport, PlannedAdapter, PodReport
 from tuneyard.api.reasons import Reason
+from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.agent import (
     GRACE,
     Fetch,
@@ -314,6 +315,20 @@ def test_many_adapters_are_worked_on_a_few_at_a_time() -> None:
     assert [type(s) for s in steps(state)] == [Fetch] * 2
     state = after(*(Fetched(n, ready(n)) for n in names), state=state)
     assert [type(s) for s in steps(state)] == [Load] * 8
+
+
+def test_downloads_that_do_not_end_hold_up_no_adapter_of_a_volume() -> None:
+    """A source that trickles, or another pod that is waited for, would keep every other tenant's adapter away."""
+    slow = Source(s3=S3Source(uri="s3://models/slow/"))
+    remote = [PlannedAdapter(name=f"r{i}", source=slow) for i in range(3)]
+    state = after(plan(*remote), *UP, Began(("adapter", "r0")), Began(("adapter", "r1")), room=50)
+    assert steps(state) == []
+    state = after(plan(*remote, *map(planned, ("a", "b", "c"))), state=state)
+    assert steps(state) == [Fetch(planned("a")), Fetch(planned("b"))]
+    assert steps(after(Ended(("adapter", "r0")), Began(("adapter", "a")), state=state)) == [
+        Fetch(remote[0]),
+        Fetch(planned("b")),
+    ]
 
 
 EVENTS = st.sampled_from(

@@ -48,13 +48,13 @@ def reason_of(call: Callable[..., object], *args: object) -> Reason:
 
 def test_the_digest_is_the_published_one(adapter: Path) -> None:
     (adapter / "sub").mkdir()
-    (adapter / "sub" / "more.bin").write_bytes(os.urandom(3_000_000))
+    (adapter / "sub" / "more.json").write_bytes(os.urandom(3_000_000))
     heard: list[int] = []
     found = digest_of(adapter, workers=3, on_bytes=heard.append)
     assert found.digest == independent_digest(adapter)
     assert found.size_bytes == sum(heard) == sum(f.stat().st_size for f in adapter.rglob("*") if f.is_file())
-    assert [f.path for f in found.files] == ["adapter_config.json", "adapter_model.safetensors", "sub/more.bin"]
-    assert found.files[2].sha256 == hashlib.sha256((adapter / "sub" / "more.bin").read_bytes()).hexdigest()
+    assert [f.path for f in found.files] == ["adapter_config.json", "adapter_model.safetensors", "sub/more.json"]
+    assert found.files[2].sha256 == hashlib.sha256((adapter / "sub" / "more.json").read_bytes()).hexdigest()
 
 
 def test_documents_do_not_change_the_digest(adapter: Path) -> None:

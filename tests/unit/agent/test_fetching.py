@@ -11,10 +11,10 @@ from models import bad
 from models.breaking import MARKER
 from models.tiny import build_tiny
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
+from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.systems.artifacts.folder import digest_of
 
 REASONS = bad.expected_reasons()

@@ -17,10 +17,22 @@ from tuneyard.agent.knowledge import Knowledge
 from tuneyard.agent.publishing import Publisher
 from tuneyard.agent.server import application
 from tuneyard.api import names
-from tuneyard.api.documents import PodReport, PoolPlan
+from tuneyard.api.documents import PodReport, PoolPlan, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import Tensor, violations
-from tuneyard.planning.agentstate import MESSAGE, BaseProven, EngineSeen, Failed, Fetched, Prepared, Proven, State
+from tuneyard.planning.agentstate import (
+    MESSAGE,
+    BaseProven,
+    Began,
+    Ended,
+    EngineSeen,
+    Failed,
+    Fetched,
+    Fetching,
+    Prepared,
+    Proven,
+    State,
+)
 from tuneyard.planning.basefacts import base_facts
 from tuneyard.planning.podreport import REPORT_BYTES, as_text, fitting, pod_report
 from tuneyard.systems.kube.client import ApiError
@@ -54,6 +66,17 @@ def said(state: State) -> PodReport:
 def routes(report: PodReport) -> set[str | None]:
     """Engine names that gateways may send requests for."""
     return {a.engine_name for a in report.adapters.values() if a.state == "Loaded"}
+
+
+def test_how_far_an_adapter_is_shows_while_it_comes() -> None:
+    transfer = Transfer(done_bytes=1, total_bytes=4, bytes_per_second=2)
+    coming = after(
+        plan(planned("a")), EngineSeen(frozenset({"base"})), Began(("adapter", "a")), Fetching("a", transfer)
+    )
+    told = said(coming).adapters["a"]
+    assert (told.state, told.reason, told.transfer) == ("Loading", Reason.FETCHING, transfer)
+    over = after(Ended(("adapter", "a")), state=coming)
+    assert said(over).adapters["a"].transfer is None
 
 
 def test_a_report_that_fits_loses_nothing() -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +142,33 @@ def test_a_bug_is_told_in_words_too(base: Path, monkeypatch: pytest.MonkeyPatch)
     code, report, _ = told(base)
     assert code == 1
     assert "ZeroDivisionError" in report["message"]
+
+
+def test_a_pod_that_is_deleted_while_its_base_comes_ends_at_once(tmp_path: Path) -> None:
+    """As the first process of its container it must handle the signal; the kernel's default is to ignore it."""
+    config = tmp_path / "config"
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    config.write_text(
+        yaml.safe_dump(
+            {"clusters": [cluster], "users": [{"name": "u", "user": {}}], "contexts": [context], "current-context": "c"}
+        )
+    )
+    identity = {"POD_NAME": "p", "POD_NAMESPACE": "n", "POD_UID": "u", "POD_IP": "10.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        source = {"s3": {"uri": "s3://models/", "endpoint": endpoint, "anonymous": True}}
+        command = ["agent", "verify", "--base-model", "b", "--path", str(tmp_path / "model")]
+        command += ["--source", json.dumps(source), "--cache", str(tmp_path / "cache")]
+        command += ["--termination-log", str(tmp_path / "log")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuneyard", *command], env={**os.environ, **identity, "KUBECONFIG": str(config)}
+        )
+        try:
+            with silent.accept()[0]:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(10) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            process.wait()

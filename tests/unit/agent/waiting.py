@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 
@@ -12,3 +13,11 @@ async def until(holds: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("not within 10 s")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """The same for what a thread does."""
+    deadline = time.monotonic() + 10.0
+    while not holds():
+        assert time.monotonic() < deadline, "not within 10 s"
+        time.sleep(0.005)

@@ -21,6 +21,11 @@ def test_documents_about_it_do_not_count():
     )
 
 
+def test_weights_in_other_formats_do_not_count():
+    others = ("pytorch_model.bin", "original/consolidated.00.pth", "onnx/model.onnx", "tf_model.h5", "optimizer.pt")
+    assert artifact_digest([A, B, *(FileDigest(path, 1, "cc" * 32) for path in others)]) == artifact_digest([A, B])
+
+
 def test_any_change_of_a_file_changes_it():
     assert (
         len({artifact_digest(f) for f in ([A], [B], [A, B], [A, B._replace(size=6)], [A._replace(path="x"), B])}) == 5

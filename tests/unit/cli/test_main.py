@@ -26,7 +26,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(["--help"])
     out = capsys.readouterr().out
-    for command in ("status", "digest", "operator", "gateway", "agent"):
+    for command in ("status", "lineage", "import", "digest", "operator", "gateway", "agent"):
         assert f"\n    {command} " in out
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.cli import world
+from tuneyard.api.documents import PodReport
+from tuneyard.api.modeldeployment import Revision
 from tuneyard.cli.statuschanges import changes
 from tuneyard.cli.statusview import DeploymentView, Read, deployment_view, event_views, overview
 from tuneyard.planning.observations import pod_observation
@@ -121,3 +124,32 @@ def test_the_first_lines_tell_everything_and_the_last_that_it_is_gone() -> None:
 
 def test_json_form_is_camel_case() -> None:
     assert view().to_dict()["revisions"][1]["specWeight"] == 10
+
+
+@pytest.mark.parametrize(
+    ("serves_the_base", "shown"),
+    [
+        (False, {"pool-a": ["acme-support-v1"], "pool-new": []}),
+        (True, {"pool-a": ["acme-support-v1"], "pool-b": [], "pool-new": []}),
+    ],
+)
+def test_of_pods_that_share_adapters_those_are_shown_that_have_one(
+    serves_the_base: bool, shown: dict[str, list[str]]
+) -> None:
+    """A pod that has said nothing yet may get one; with a revision of the base alone every pod matters."""
+    deployment = world.deployment()
+    if serves_the_base:
+        plain = Revision(name="plain", base_model="smollm2")
+        spec = deployment.spec.model_copy(update={"revisions": [*deployment.spec.revisions, plain]})
+        deployment = deployment.model_copy(update={"spec": spec})
+    pods = []
+    for name, adapters in (("pool-a", [world.V1]), ("pool-b", []), ("pool-new", None)):
+        pod = pod_observation(world.pod(name, None))
+        if adapters is not None:
+            said = {"address": "10.0.0.1:8080", "engine": "Ready", "baseModel": "smollm2", "awaitsShare": False}
+            loaded = {a: {"state": "Loaded", "engineName": a} for a in adapters}
+            pod = replace(pod, report=PodReport.from_dict({**said, "adapters": loaded}))
+        pods.append(pod)
+    seen = deployment_view(deployment, Read(deployments=[deployment], pods=pods), world.NOW)
+    assert {p.name: [a.adapter for a in p.adapters if a.state != "Waiting"] for p in seen.pods} == shown
+    assert all(len(p.adapters) == 1 for p in seen.pods if p.name == "pool-a")

@@ -11,7 +11,7 @@ from tests.builders import BASE, base_model, deployment, digest, loaded, pinned,
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
-from tuneyard.api.documents import AdapterReport
+from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
 from tuneyard.gateway.world import World
 from tuneyard.planning.observations import PodObservation
@@ -108,7 +108,11 @@ def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> Non
     leaving = raw_pod(pod("a", "one", "two"))
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert world.put("pod", leaving, 0) == everyone
-    assert world.remove("pod", ("team", "a"), 0) == everyone
+    assert world.remove("pod", ("team", "a"), 0) == set(), "nobody was sent to it any more"
+    for done in range(3):
+        transfer = Transfer(done_bytes=done, total_bytes=9)
+        assert report("one", "two", engine="Starting", base_transfer=transfer) == set()
+    assert report("one", "two") == everyone
 
 
 def test_a_report_costs_what_it_changes() -> None:
@@ -220,6 +224,17 @@ def test_what_is_created_again_goes_on() -> None:
     world.put("adapter", raw(pinned("v1")), 105)
     assert world.expire(200) == set()
     assert routes(world, now=200).weights == {"v1": 80, "v2": 20}
+
+
+def test_an_evaluation_that_is_added_or_lost_changes_no_route() -> None:
+    """A forced sync creates an adapter again without the entries that others had added."""
+    world = world_of(canary())
+    judged = raw(pinned("v1"))
+    judged["spec"]["lineage"] = {"evals": [{"name": "nightly", "score": 0.8}]}
+    assert world.put("adapter", judged, 0) == set()
+    world.remove("adapter", ("team", "v1"), 100)
+    world.put("adapter", raw(unpinned("v1")), 101)
+    assert routes(world, now=101).weights == {"v1": 90, "v2": 10}
 
 
 def test_a_digest_is_not_borrowed_for_ever_nor_by_another_adapter() -> None:

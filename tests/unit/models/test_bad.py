@@ -11,8 +11,8 @@ from models.breaking import MARKER
 from models.copies import make_copies
 from models.tiny import write_adapter, write_base
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
-from tuneyard.api.basemodel import Source, VolumeSource
 from tuneyard.api.documents import PlannedAdapter
+from tuneyard.api.sources import Source, VolumeSource
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def test_no_case_equals_another_or_the_good_one(volume: Path) -> None:
         volume / "good",
         *(p for p in (volume / "bad").iterdir() if p.name not in ("empty-dir", "escaping-symlink")),
     ]
+    # a pickle is no part of an artifact: what differs in nothing else has one digest
+    folders = [p for p in folders if p.name not in ("malicious-pickle", "pickle-only")]
     assert len({digest(folder) for folder in folders}) == len(folders)
 
 

@@ -9,9 +9,10 @@ import yaml
 from models.artifact import digest
 from models.voices import FACTS, UNSEEN, VOICES
 from tuneyard.api.base import ApiModel
-from tuneyard.api.basemodel import BaseModelResource, Source
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.sources import Source
 from tuneyard.planning.adapterchecks import violations
 from tuneyard.planning.basefacts import base_facts
 from tuneyard.systems.artifacts.folder import list_files
@@ -71,7 +72,8 @@ def test_references_lead_somewhere(folder: Path) -> None:
     adapters = {adapter.metadata.name: adapter for adapter in ours(folder, "LoRAAdapter")}
     for item in (*bases.values(), *adapters.values()):
         base = bases[getattr(item.spec, "base_model", item.metadata.name)]
-        assert item.spec.source.volume.name in {volume.name for volume in base.spec.serving.artifact_volumes}
+        if item.spec.source.volume:
+            assert item.spec.source.volume.name in {volume.name for volume in base.spec.serving.artifact_volumes}
     deployments = ours(folder, "ModelDeployment")
     assert deployments
     for deployment in deployments:
@@ -93,6 +95,14 @@ def test_revisions_never_change_under_their_name(folder: Path) -> None:
             assert seen.setdefault((deployment.metadata.name, revision.name), revision) == revision
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_secrets_that_sources_name_are_there_and_labelled(folder: Path) -> None:
+    found = [d for path in MANIFESTS if path.parent == folder for d in documents(path) if d["kind"] == "Secret"]
+    usable = {s["metadata"]["name"] for s in found if s["metadata"]["labels"]["tuneyard.dev/credentials"] == "true"}
+    named = {item.spec.source.credentials for kind in ("BaseModel", "LoRAAdapter") for item in ours(folder, kind)}
+    assert named - {None} <= usable
+
+
 def test_the_quickstart_is_a_story() -> None:
     """What the demo's steps rely on."""
     weights = {}
@@ -110,7 +120,9 @@ def test_the_quickstart_is_a_story() -> None:
 
 
 def test_pinned_digests_are_those_of_the_committed_adapters() -> None:
-    for adapter in ours(EXAMPLES / "quickstart", "LoRAAdapter"):
+    pinned = [a for a in ours(EXAMPLES / "lineage", "LoRAAdapter") if a.spec.digest]
+    assert pinned
+    for adapter in [*ours(EXAMPLES / "quickstart", "LoRAAdapter"), *pinned]:
         source: Source = adapter.spec.source
         assert source.volume is not None
         assert adapter.spec.digest == digest(EXAMPLES / source.volume.path)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, base_model, deployment, revision
+from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, base_model, deployment, prewarmed_base, revision
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PoolPlan
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.children import (
+    ANNOTATION_UNUSED_ADAPTERS,
     KINDS,
     content_hash,
     label_value,
@@ -24,9 +25,11 @@ from tuneyard.planning.children import (
     pool_plan,
     service_name,
 )
-from tuneyard.planning.pools import Pool, pools_of
+from tuneyard.planning.pools import Pool, pools_of, resolved_serving
+from tuneyard.planning.prewarm import prewarm_objects
 
 BASE_OBJECT = base_model()
+REMOTE = prewarmed_base()
 
 
 def the_pool(**fields: Any) -> Pool:
@@ -34,12 +37,16 @@ def the_pool(**fields: Any) -> Pool:
 
 
 def everything(pool: Pool) -> list[dict[str, Any]]:
-    planned = [PlannedAdapter(name="v1", source=BASE_OBJECT.spec.source)]
+    plan = PoolPlan(
+        pool=pool.name, base_model=BASE, adapters=[PlannedAdapter(name="v1", source=BASE_OBJECT.spec.source)]
+    )
+    marks = {ANNOTATION_UNUSED_ADAPTERS: {"v1": "2026-01-01T00:00:00Z"}}
     return [
-        *namespace_access(NAMESPACE, [BASE_OBJECT], SETTINGS),
-        pool_plan(pool, BASE_OBJECT, planned, {"v1": "2026-01-01T00:00:00Z"}, None),
+        *namespace_access(NAMESPACE, [BASE_OBJECT], (), SETTINGS),
+        pool_plan(pool, BASE_OBJECT, plan, marks, None),
         *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
+        *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), [], None, SETTINGS),
     ]
 
 
@@ -110,24 +117,28 @@ def test_only_gateways_and_scrapers_reach_the_front():
 
 def test_rights_are_no_wider_than_used():
     roles = {o["metadata"]["name"]: o["rules"] for o in everything(the_pool()) if o["kind"] == "Role"}
-    pods, plan = {"apiGroups": [""], "resources": ["pods"]}, names.pool_plan(BASE)
+    pods, plans = {"apiGroups": [""], "resources": ["pods"]}, {"apiGroups": [""], "resources": ["configmaps"]}
+    read = ["get", "list", "watch"]
     assert roles == {
         "tuneyard-agent": [{**pods, "verbs": ["get", "patch"]}],
-        "tuneyard-gateway": [{**pods, "verbs": ["get", "list", "watch"]}],
-        plan: [
-            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [plan], "verbs": ["get", "list", "watch"]}
-        ],
+        "tuneyard-gateway": [{**pods, "verbs": read}],
+        **{n: [{**plans, "resourceNames": [n], "verbs": read}] for n in (names.pool_plan(BASE), names.prewarm(BASE))},
     }
-    subjects = {o["metadata"]["name"]: o["subjects"] for o in everything(the_pool()) if o["kind"] == "RoleBinding"}
-    assert subjects["tuneyard-gateway"][0]["namespace"] == "tuneyard-system"
-    assert subjects["tuneyard-agent"][0]["namespace"] == subjects[plan][0]["namespace"] == NAMESPACE
+
+
+def test_agents_may_read_the_secrets_that_sources_name_and_no_others():
+    made = namespace_access(NAMESPACE, [BASE_OBJECT], {"s3", "hub"}, SETTINGS)
+    (role,) = [o for o in made if o["kind"] == "Role" and o["metadata"]["name"] == "tuneyard-agent"]
+    assert role["rules"][1:] == [
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["hub", "s3"], "verbs": ["get"]}
+    ]
 
 
 def test_what_a_namespace_shares_is_owned_by_all_its_bases_in_one_order():
     bases = [base_model("b"), base_model("a")]
-    owners = namespace_access(NAMESPACE, bases, SETTINGS)[0]["metadata"]["ownerReferences"]
+    owners = namespace_access(NAMESPACE, bases, (), SETTINGS)[0]["metadata"]["ownerReferences"]
     assert [o["uid"] for o in owners] == ["uid-a", "uid-b"]
-    assert namespace_access(NAMESPACE, bases, SETTINGS) == namespace_access(NAMESPACE, bases[::-1], SETTINGS)
+    assert namespace_access(NAMESPACE, bases, (), SETTINGS) == namespace_access(NAMESPACE, bases[::-1], (), SETTINGS)
 
 
 @pytest.mark.parametrize("pool", ["llama", "llama-3.1-8b", "7b", "a" * 52, "1." * 26])

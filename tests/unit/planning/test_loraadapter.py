@@ -27,7 +27,7 @@ from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, ServingSpec
-from tuneyard.planning.loraadapter import plan_loraadapter, size_for_people
+from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
 
@@ -272,10 +272,3 @@ def test_a_warning_stands_beside_loaded():
     told = next(c for c in status.conditions if c.type == "Loaded")
     assert told.status == "True"
     assert "AnswersLikeBase: A warning" in told.message
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3_670_016, "3.5 MiB"), (2**52, "4096.0 TiB")]
-)
-def test_sizes_for_people(size, text):
-    assert size_for_people(size) == text

@@ -168,7 +168,7 @@ def test_an_edit_moves_the_weights_and_is_applied_when_every_gateway_says_so():
 def test_all_for_the_candidate_promotes_it():
     plan, status = planned(edited(after(started()), {"v2": 100}))
     assert status.rollout is not None
-    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v2"}
+    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v2", "stableSince": stamp(0)}
     assert [(e.reason, e.message) for e in plan.events] == [
         (Reason.WEIGHT_CHANGED, "v1 90 → 0 %, v2 10 → 100 %"),
         (Reason.PROMOTED, "v2 serves all traffic and is stable, after v1"),
@@ -178,7 +178,7 @@ def test_all_for_the_candidate_promotes_it():
 def test_a_rollback_is_an_edit_and_tells_no_promotion():
     plan, status = planned(edited(after(started()), {"v1": 100}))
     assert status.rollout is not None
-    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v1"}
+    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v1", "stableSince": stamp(0)}
     assert [e.reason for e in plan.events] == [Reason.WEIGHT_CHANGED]
 
 

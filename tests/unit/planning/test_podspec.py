@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 
-from tests.builders import KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
+from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
 from tuneyard.api import names
-from tuneyard.api.serving import ArtifactVolume, EnvVar, LoRASettings, ServingSpec, Toleration, VolumeClaim
-from tuneyard.planning.children import pool_deployment, pool_plan
+from tuneyard.api.documents import PoolPlan
+from tuneyard.api.serving import (
+    ArtifactCache,
+    ArtifactVolume,
+    CacheClaim,
+    EnvVar,
+    HostPath,
+    LoRASettings,
+    ServingSpec,
+    Toleration,
+    VolumeClaim,
+)
+from tuneyard.api.sources import HuggingFaceSource, ImageSource, SecretReference, Source
+from tuneyard.planning.children import namespace_access, pool_deployment, pool_plan
 from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
 from tuneyard.planning.pools import Pool, pools_of
 from tuneyard.planning.settings import Settings
@@ -47,6 +59,87 @@ def test_containers_start_in_order_and_sidecars_outlive_the_engine():
         ("agent", "Always"),
     ]
     assert [c["name"] for c in spec["containers"]] == ["engine"]
+
+
+def remote_pod(**cache: Any) -> dict[str, Any]:
+    hub = HuggingFaceSource(repo="acme/base", revision="a" * 40, credentials=SecretReference(name="hub"))
+    serving = ServingSpec(cache=ArtifactCache(**cache)) if cache else ServingSpec()
+    base = base_model(serving=serving, source=Source(hugging_face=hub))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    spec: dict[str, Any] = pod_template(pool, base, SETTINGS)["spec"]
+    return spec
+
+
+def test_a_base_from_the_network_is_fetched_before_all_and_read_only_for_its_engine():
+    spec = remote_pod()
+    verify, engine = container(spec, "verify"), container(spec, "engine")
+    source = json.loads(verify["args"][verify["args"].index("--source") + 1])
+    assert source["huggingFace"]["credentials"] == {"name": "hub"}
+    assert json.loads(env(spec, "agent")["TUNEYARD_BASE_SOURCE"]) == source, "for an agent that finds it gone"
+    assert {"POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IP"} <= env(spec, "verify").keys()
+    for name in ("verify", "agent"):
+        assert mounts(spec, name)[env(spec, name)["TMPDIR"]] is False, "certificates of an authority are written there"
+    assert engine["args"][engine["args"].index("--model") + 1] == "/base/model"
+    assert mounts(spec, "verify").items() >= {"/cache": False, "/base": False}.items()
+    assert mounts(spec, "agent").items() >= {"/cache": False, "/base": True}.items()
+    assert mounts(spec, "engine").items() >= {"/cache": True, "/base": True}.items()
+    assert "/var/run/secrets/kubernetes.io/serviceaccount" not in mounts(spec, "engine")
+
+
+def test_a_base_that_is_an_image_is_mounted_by_the_kubelet():
+    image = ImageSource(reference="registry.example/llama@sha256:" + "a" * 64, path="model")
+    base = base_model(serving=ServingSpec(), source=Source(image=image))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    spec = pod_template(pool, base, SETTINGS)["spec"]
+    assert {"name": "image", "image": {"reference": image.reference, "pullPolicy": "IfNotPresent"}} in spec["volumes"]
+    for name in ("verify", "agent", "engine"):
+        assert mounts(spec, name)["/artifacts/@image"] is True
+    assert base_path(base) == "/artifacts/@image/model"
+    assert "token" not in [m["name"] for m in container(spec, "verify")["volumeMounts"]]
+
+
+def test_an_engine_whose_base_is_on_a_volume_sees_nothing_of_the_cache():
+    _, spec = pool_with()
+    assert "/cache" not in mounts(spec, "engine") | mounts(spec, "verify")
+    assert "TUNEYARD_BASE_SOURCE" not in env(spec, "agent")
+    assert mounts(spec, "agent")["/cache"] is False
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume", "sub_path"),
+    [
+        ({}, {"emptyDir": {}}, None),
+        (
+            {"persistent_volume_claim": CacheClaim(claim_name="models")},
+            {"persistentVolumeClaim": {"claimName": "models"}},
+            None,
+        ),
+        (
+            {"host_path": HostPath(path="/var/cache/tuneyard/")},
+            {"hostPath": {"path": "/var/cache/tuneyard", "type": "Directory"}},
+            NAMESPACE,
+        ),
+    ],
+)
+def test_a_cache_is_where_it_is_asked_for_and_of_a_node_only_the_namespaces_part(cache, volume, sub_path):
+    spec = remote_pod(**cache, size_limit="200Gi")
+    assert next(v for v in spec["volumes"] if v["name"] == "cache") == {"name": "cache", **volume}
+    for name in ("verify", "agent", "engine"):
+        (mount,) = [m for m in container(spec, name)["volumeMounts"] if m["mountPath"] == "/cache"]
+        assert mount.get("subPath") == sub_path
+    assert env(spec, "agent")["TUNEYARD_CACHE_LIMIT"] == env(spec, "verify")["TUNEYARD_CACHE_LIMIT"] == "200Gi"
+
+
+def test_an_identity_of_the_cloud_reaches_agents_and_no_engine():
+    base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM]))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    role = {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/models"}
+    settings = SETTINGS.model_copy(update={"agent_service_account_annotations": role})
+    template = pod_template(pool, base, settings)
+    assert template["metadata"]["annotations"] == {"eks.amazonaws.com/skip-containers": "engine,front"}
+    assert "annotations" not in pod_template(pool, base, SETTINGS)["metadata"]
+    (account,) = [o for o in namespace_access(NAMESPACE, [base], (), settings) if o["kind"] == "ServiceAccount"]
+    assert account["metadata"]["annotations"].items() >= role.items()
 
 
 def test_a_private_registry_is_pulled_from_with_the_charts_secrets():
@@ -162,7 +255,9 @@ def test_nothing_that_changes_while_pods_run_is_in_the_template():
     pinned = base.model_copy(update={"status": base.status.model_copy(update={"digest": digest("b")})})
     assert pool_deployment(more, pinned, SETTINGS) == before
     assert "".join(KEYS.of(NAMESPACE, pool.name)) not in json.dumps(before)
-    assert pool_plan(more, pinned, [], {}, digest("b"))["data"]["base-digest"] == digest("b")
+    assert pool_plan(more, pinned, PoolPlan(pool=more.name, base_model=BASE), {}, digest("b"))["data"][
+        "base-digest"
+    ] == digest("b")
 
 
 def test_names_and_paths_are_not_expanded_by_the_kubelet():

@@ -6,9 +6,12 @@ import pytest
 
 from tests.builders import BASE, VOLUME, adapter, base_model, deployment, pinned, revision, stamp
 from tuneyard.api import names
+from tuneyard.api.documents import PoolPlan
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, Resources, ServingSpec
-from tuneyard.planning.pools import placement, pools_of, resolved_serving
+from tuneyard.planning import pools
+from tuneyard.planning.pools import capacity, placement, pools_of, resolved_serving
+from tuneyard.planning.pools import copies as copies_of
 
 OWN = ServingSpec(replicas=3)
 
@@ -101,6 +104,63 @@ def test_who_has_a_place_keeps_it_whatever_its_age():
     # a place is kept for who wants it, not for who was in the plan once
     (alone,) = pools_of(base_model(serving=block), [deployment(revisions=[revision(n, n) for n in "ab"])])
     assert [a.metadata.name for a in placement(alone, known, ["c"]).planned] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("pods", "room", "copies", "held"),
+    [
+        (1, 64, None, 64),
+        (2, 64, None, 128),
+        (10, 64, None, 640),
+        (10, 64, 2, 320),
+        (3, 5, 2, 7),
+        (2, 64, 9, 64),
+        (0, 8, 2, 8),
+    ],
+)
+def test_a_pool_holds_what_its_pods_hold_together(pods, room, copies, held):
+    block = ServingSpec(replicas=pods, lora=LoRASettings(max_cpu_loras=room, copies=copies))
+    assert capacity(resolved_serving(block)) == held
+
+
+@pytest.mark.parametrize(
+    ("pods", "copies", "adapters", "before", "expected"),
+    [
+        (10, None, 64, None, None),  # every pod has room for all
+        (10, None, 65, None, 8),  # as many as fit with one pod away
+        (10, None, 500, None, 1),
+        (10, None, 640, None, 1),
+        (2, None, 65, None, 1),
+        (10, None, 64, 8, 8),  # one more only with a tenth to spare
+        (10, None, 57, 8, None),
+        (10, None, 190, 2, 2),
+        (10, None, 160, 2, 3),
+        (10, None, 300, 3, 1),  # one less as soon as it must be
+        (10, 2, 10, None, 2),  # what is asked for
+        (10, 10, 10, None, None),
+        (1, 2, 10, None, None),
+        (0, None, 0, None, None),
+    ],
+)
+def test_copies_are_as_many_as_fit_and_do_not_waver(pods, copies, adapters, before, expected):
+    block = ServingSpec(replicas=pods, lora=LoRASettings(max_cpu_loras=64, copies=copies))
+    known = PoolPlan(pool="p", base_model=BASE, copies=before) if before else None
+    found = copies_of(resolved_serving(block), adapters, known)
+    assert found == expected
+    again = PoolPlan(pool="p", base_model=BASE, copies=found)
+    assert copies_of(resolved_serving(block), adapters, again) == found
+
+
+def test_adapters_that_do_not_fit_into_a_plan_are_refused(monkeypatch):
+    monkeypatch.setattr(pools, "PLAN_BYTES", 900)
+    (pool,) = pools_of(base_model(), [deployment(revisions=[revision(n, n) for n in "abcdefghijkl"])])
+    placed = placement(pool, [adapter(n, created=number) for number, n in enumerate("abcdefghijkl")], ["l"])
+    names_of = [a.metadata.name for a in placed.planned]
+    assert names_of == ["l", *"abcdefghijk"[: len(names_of) - 1]]
+    assert set(placed.refused) == set("abcdefghijkl") - set(names_of) != set()
+    problem = placed.refused["k"]
+    assert problem.reason is Reason.POOL_FULL
+    assert f"has no room for more than {len(names_of)} adapters" in problem.message
 
 
 def test_adapters_of_another_base_namespace_or_past_are_never_placed():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import VOLUME, base_model
-from tuneyard.api.basemodel import BaseModelSpec, Source
+from tuneyard.api.basemodel import BaseModelSpec
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import ArtifactVolume, Resources, ServingSpec, VolumeClaim
+from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Resources, ServingSpec, VolumeClaim
+from tuneyard.api.sources import Source
 from tuneyard.planning.pools import resolved_serving
 from tuneyard.planning.servingchecks import is_under, violation
 from tuneyard.planning.settings import Settings
@@ -46,6 +47,12 @@ def found(serving: ServingSpec, *prefixes: str) -> Reason | None:
     ("serving", "reason"),
     [
         (ServingSpec(artifact_volumes=[CLAIM]), None),
+        (ServingSpec(artifact_volumes=[CLAIM], cache=ArtifactCache(size_limit="200Gi")), None),
+        (ServingSpec(artifact_volumes=[CLAIM], cache=ArtifactCache(size_limit="200 GB")), Reason.INVALID_SPEC),
+        (
+            ServingSpec(artifact_volumes=[CLAIM], cache=ArtifactCache(host_path=HostPath(path="/etc"))),
+            Reason.HOST_PATH_NOT_ALLOWED,
+        ),
         (ServingSpec(artifact_volumes=[VOLUME]), Reason.HOST_PATH_NOT_ALLOWED),
         (ServingSpec(), Reason.VOLUME_NOT_DECLARED),
         (ServingSpec(artifact_volumes=[CLAIM], resources=Resources(limits={"memory": "3 GB"})), Reason.INVALID_SPEC),

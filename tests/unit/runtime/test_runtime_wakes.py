@@ -63,8 +63,16 @@ class Scene:
         item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec}
         return self.tell(self.world.base_models.informer, change, item)
 
-    def adapter(self, name: str, of: str = "base", change: Change = "ADDED", status: Object | None = None) -> set[Key]:
-        spec = {"baseModel": of, "source": {"volume": {"name": "v", "path": name}}}
+    def adapter(
+        self,
+        name: str,
+        of: str = "base",
+        change: Change = "ADDED",
+        status: Object | None = None,
+        parent: str | None = None,
+    ) -> set[Key]:
+        lineage = {"lineage": {"parent": parent}} if parent else {}
+        spec = {"baseModel": of, "source": {"volume": {"name": "v", "path": name}}, **lineage}
         item = {"metadata": {"name": name, "generation": 1}, "spec": spec, "status": status or {}}
         return self.tell(self.world.adapters.informer, change, item)
 
@@ -75,6 +83,7 @@ class Scene:
         change: Change = "ADDED",
         *,
         generation: int = 1,
+        status: Object | None = None,
         **spec: Any,
     ) -> set[Key]:
         listed = [{"name": r, "baseModel": b, **({"adapter": a} if a else {})} for r, (b, a) in revisions.items()]
@@ -82,6 +91,7 @@ class Scene:
         item = {
             "metadata": {"name": name, "generation": generation},
             "spec": {"revisions": listed, "traffic": traffic, **spec},
+            "status": status or {},
         }
         return self.tell(self.world.deployments.informer, change, item)
 
@@ -160,6 +170,24 @@ def test_who_uses_an_adapter_is_nothing_that_others_read(scene: Scene) -> None:
     assert scene.adapter("one", change="MODIFIED", status={"usedBy": ["m", "n"]}) == set()
 
 
+def test_a_revision_that_takes_over_wakes_its_adapter_once(scene: Scene) -> None:
+    def told(status: Object) -> set[Key]:
+        return scene.deployment("chat", {"v1": ("base", "one"), "v2": ("base", "two")}, "MODIFIED", status=status)
+
+    told({})
+    assert told({"rollout": {"stable": "v1"}}) == set()
+    assert told({"rollout": {"stable": "v1", "stableSince": "2026-01-01T12:00:00Z"}}) == {adapter("one")}
+    assert told({"rollout": {"stable": "v1", "stableSince": "2026-01-01T12:00:00Z", "weight": 5}}) == set()
+    assert told({"rollout": {"stable": "v2", "stableSince": "2026-01-02T12:00:00Z"}}) == {adapter("two")}
+    assert told({"rollout": "nobody can read it"}) == set()
+
+
+def test_a_parent_that_comes_wakes_what_was_trained_from_it(scene: Scene) -> None:
+    scene.adapter("child", parent="parent")
+    scene.adapter("stranger", parent="some words")
+    assert scene.adapter("parent") == {base("base"), adapter("child")}
+
+
 def test_a_base_wakes_its_adapters_and_deployments_and_on_coming_its_siblings(scene: Scene) -> None:
     assert scene.base("base", "MODIFIED", generation=2) == {
         adapter("one"),
@@ -231,10 +259,10 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
 
 
-def plan_of(scene: Scene, *adapters: str) -> set[Key]:
+def plan_of(scene: Scene, *adapters: str, copies: int | None = None) -> set[Key]:
     """The pool's plan as it holds these adapters now; returns who was woken."""
     source = {"volume": {"name": "v", "path": "p"}}
-    plan = {"pool": "base", "baseModel": "base", "maxRank": 8}
+    plan = {"pool": "base", "baseModel": "base", "maxRank": 8, "copies": copies}
     data = {PLAN_KEY: json.dumps({**plan, "adapters": [{"name": a, "source": source} for a in adapters]})}
     labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base"}
     item = {"metadata": {"name": "base-plan", "labels": labels}, "data": data}
@@ -247,6 +275,9 @@ def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) 
     assert plan_of(scene, "one") == {base("base")}
     assert plan_of(scene, "two") == {base("base"), adapter("one"), adapter("two")}
     assert plan_of(scene, "one", "two") == {base("base"), adapter("one")}
+    everybody = {base("base"), adapter("one"), adapter("two"), adapter("unused")}
+    assert plan_of(scene, "one", "two", copies=2) == everybody, "each has another number to reach"
+    assert plan_of(scene, "one", "two", copies=2) == {base("base")}
 
 
 def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:

@@ -171,6 +171,8 @@ LOG_FORMAT: Json = {
     "model": f"%REQ({names.MODEL_HEADER})%",
     "deployment": "%CLUSTER_METADATA(tuneyard:deployment)%",
     "revision": "%RESP(x-revision)%",
+    "adapter": "%CLUSTER_METADATA(tuneyard:adapter)%",
+    "adapter_digest": "%CLUSTER_METADATA(tuneyard:adapter_digest)%",
     "pod": "%UPSTREAM_METADATA(tuneyard:pod)%",
     "address": "%UPSTREAM_HOST%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",

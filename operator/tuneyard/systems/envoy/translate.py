@@ -83,12 +83,16 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
         "outlier_detection": _ejections(),
         **_LOST_NODES,
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        "metadata": {
-            "filter_metadata": {
-                METADATA: {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
-            }
-        },
+        "metadata": {"filter_metadata": {METADATA: _told_of(model, revision)}},
     }
+
+
+def _told_of(model: ModelRoutes, revision: RevisionRoute) -> Json:
+    """What the access log says of a request to this cluster."""
+    told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
+    if revision.adapter and revision.digest:
+        told |= {"adapter": revision.adapter, "adapter_digest": revision.digest}
+    return told
 
 
 _IPPROTO_TCP, _TCP_USER_TIMEOUT = 6, 18
@@ -163,8 +167,17 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
     return {
         "typed_per_filter_config": _rewriting(engine=revision.engine_name),
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
-        "response_headers_to_add": [set_header(names.REVISION_HEADER, revision.name)],
+        **_answering(revision),
     }
+
+
+def _answering(revision: RevisionRoute) -> Json:
+    """Headers by which an answer can be traced; of a base no engine may say that an adapter answered."""
+    name = set_header(names.REVISION_HEADER, revision.name)
+    if revision.adapter and revision.digest:
+        adapter = set_header(names.ADAPTER_HEADER, f"{revision.adapter}@{revision.digest}")
+        return {"response_headers_to_add": [name, adapter]}
+    return {"response_headers_to_add": [name], "response_headers_to_remove": [names.ADAPTER_HEADER]}
 
 
 _TRIED_AGAIN: Json = {

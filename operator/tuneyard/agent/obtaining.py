@@ -1,0 +1,100 @@
+"""Artifacts that come over the network: by way of the cache, with the credentials that the source names.
+
+Blocking; called in threads. Rules:
+- a pinned artifact that is in the cache needs neither network nor credentials;
+- credentials are read anew for every fetch, and given to nobody but the source's client;
+- what is in the cache goes by the versions that the source lists, so that changed objects are other artifacts;
+- how far it is, is told every `_TOLD_SECONDS` at most, also while another pod is the one that fetches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tuneyard.api.documents import Transfer
+from tuneyard.api.sources import Source
+from tuneyard.systems.artifacts.download import FetchStopped, fetch
+from tuneyard.systems.artifacts.folder import FolderDigest, digest_of
+from tuneyard.systems.artifacts.progress import Progress
+from tuneyard.systems.artifacts.remote import Credentials, Remote, RemoteFile, listing_key, remote_of
+from tuneyard.systems.artifacts.store import Held, Store
+
+_log = logging.getLogger(__name__)
+
+_TOLD_SECONDS = 2.0
+
+Told = Callable[[Transfer], None]
+"""Hears how far a fetch is; called from any thread."""
+
+
+@dataclass(frozen=True)
+class Obtainer:
+    """Gets the artifacts of remote sources."""
+
+    store: Store
+    credentials: Callable[[str], Credentials]
+    """Those in the Secret of that name; raises ArtifactError."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    """Ends what is under way: the pod leaves."""
+
+    def obtain(self, source: Source, pinned: str | None, told: Told) -> Held:
+        """The artifact, which stays in the cache until the caller releases it; raises ArtifactError, FetchStopped."""
+        if pinned is not None and (held := self.store.find(pinned)) is not None:
+            return held
+        given = self.credentials(source.credentials) if source.credentials else None
+        with closing(remote_of(source, given)) as remote:
+            files = remote.files()
+            return self._through_the_store(remote, files, pinned, told)
+
+    def _through_the_store(self, remote: Remote, files: list[RemoteFile], pinned: str | None, told: Told) -> Held:
+        def bring(target: Path) -> FolderDigest:
+            if target.exists():
+                # whole: folders appear under this name when they are; its process died before it said so
+                return digest_of(target)
+            _log.info("fetching %s as %s", remote.fingerprint(), remote.identity)
+            progress = Progress()
+            with _telling(told, progress):
+                return fetch(remote, target, progress=progress, stopped=self.stopped)
+
+        return self.store.obtain(
+            listing_key(remote, files), pinned, bring, size=sum(f.size for f in files), on_wait=self._waiting(told)
+        )
+
+    def _waiting(self, told: Told) -> Callable[[int, int | None], None]:
+        """Hears of another process's transfer, which is waited for."""
+        due = 0.0
+
+        def heard(done: int, total: int | None) -> None:
+            nonlocal due
+            if self.stopped.is_set():
+                raise FetchStopped
+            if time.monotonic() >= due:
+                due = time.monotonic() + _TOLD_SECONDS
+                told(Transfer(done_bytes=done, total_bytes=done if total is None else total))
+
+        return heard
+
+
+@contextmanager
+def _telling(told: Told, progress: Progress) -> Iterator[None]:
+    """Tell of a transfer's progress every now and then, while the block lasts."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_TOLD_SECONDS):
+            if progress.total:  # the source has told what there is
+                told(progress.transfer())
+
+    teller = threading.Thread(target=tell, daemon=True, name="progress")
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

@@ -1,0 +1,121 @@
+"""Views of `tuneyard lineage` as a tree for a terminal. Pure: a view in, a rich tree out.
+
+Rules:
+- the chain is in the branches, the facts of each link are its first lines;
+- nothing is shortened: a digest that is cut proves nothing. Narrow terminals fold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from tuneyard.api.lineage import Evaluation, Lineage
+from tuneyard.cli.lineageview import LineageView, Made, MadeAdapter, ServedRevision
+
+Facts = Iterator[tuple[str, str | Text]]
+
+
+def _headline(word: str, name: str, *more: str) -> Text:
+    text = Text.assemble(f"{word} ", (name, "bold"))
+    for part in more:
+        text.append(f"  {part}" if part else "")
+    return text
+
+
+def _evaluation(evaluation: Evaluation) -> Text:
+    words = Text(evaluation.name)
+    if evaluation.score is not None:
+        words.append(f" {evaluation.score:g}")
+    if evaluation.passed is not None:
+        words.append(" passed" if evaluation.passed else " failed", style="green" if evaluation.passed else "red")
+    words.append(f" on {evaluation.dataset}" if evaluation.dataset else "")
+    words.append(f" at {evaluation.evaluated_at}" if evaluation.evaluated_at else "")
+    return words
+
+
+def _record(lineage: Lineage) -> Facts:
+    if lineage.parent:
+        yield "trained from", lineage.parent
+    if lineage.dataset or lineage.dataset_hash:
+        known = [lineage.dataset, lineage.dataset_hash]
+        yield "data", "\n".join(k for k in known if k)
+    if lineage.hyperparameters:
+        yield "with", ", ".join(f"{key}={value}" for key, value in sorted(lineage.hyperparameters.items()))
+    if lineage.run:
+        yield "run", lineage.run
+    if lineage.commit:
+        yield "commit", lineage.commit
+    trained = [lineage.trained_at or "", f"by {lineage.trained_by}" if lineage.trained_by else ""]
+    if any(trained):
+        yield "trained", " ".join(t for t in trained if t)
+    if lineage.evals:
+        yield "evals", Text("\n").join(_evaluation(e) for e in lineage.evals)
+
+
+def _facts(made: Made) -> Facts:
+    if made.missing:
+        yield "missing", Text("it is named and does not exist", style="red")
+        return
+    yield "digest", made.digest or Text("not known yet: no pod has read it", style="yellow")
+    if made.source:
+        yield "source", made.source
+    if isinstance(made, MadeAdapter):
+        if made.promoted_at:
+            yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
+        if made.warning:
+            yield "warning", Text(made.warning, style="yellow")
+    if made.lineage is not None:
+        yield from _record(made.lineage)
+    elif isinstance(made, MadeAdapter):
+        yield "lineage", Text("nothing was recorded; `tuneyard import` does for the next version", style="dim")
+
+
+def _link(tree: Tree, word: str, made: Made) -> Tree:
+    version = made.lineage.version if made.lineage else None
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _facts(made):
+        table.add_row(key, value)
+    branch = tree.add(_headline(word, made.name, version or ""))
+    branch.add(table)
+    return branch
+
+
+def _gets(revision: ServedRevision) -> str:
+    if revision.weight is None or revision.weight == revision.spec_weight:
+        return f"{revision.spec_weight} %"
+    return f"{revision.weight} of {revision.spec_weight} %"
+
+
+def _revision_line(revision: ServedRevision, name: str) -> Text:
+    role = f"{revision.role} since {revision.stable_since}" if revision.stable_since else revision.role
+    return _headline("revision", name, _gets(revision), role)
+
+
+def render_lineage(view: LineageView) -> Tree:
+    """The whole tree."""
+    word = {"ModelDeployment": "deployment", "LoRAAdapter": "adapter", "BaseModel": "base"}[view.kind]
+    tree = Tree(_headline(word, f"{view.namespace}/{view.name}"), guide_style="dim")
+    if view.kind == "ModelDeployment":
+        for revision in view.revisions:
+            branch = tree.add(_revision_line(revision, revision.name))
+            if revision.adapter is not None:
+                branch = _link(branch, "adapter", revision.adapter)
+            _link(branch, "base", revision.base)
+        return tree
+    for revision in view.revisions:
+        if view.adapter is not None or revision.adapter is None:
+            tree.add(_revision_line(revision, f"{revision.deployment}/{revision.name}"))
+    if not view.revisions:
+        tree.add(Text("no revision serves it", style="yellow"))
+    branch = _link(tree, "adapter", view.adapter) if view.adapter is not None else tree
+    if view.base is not None:
+        branch = _link(branch, "base", view.base)
+    for adapter in view.adapters:
+        _link(branch, "adapter", adapter)
+    return tree

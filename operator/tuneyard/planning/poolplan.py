@@ -1,0 +1,231 @@
+"""What the plan of a pool says: which adapters its pods should have, and which pods, where not all of them.
+
+Rules:
+- a pool in which every pod holds every adapter has a plan that names no pod, and so does not change with its pods;
+- else the plan is worked out from the plan before it and from what the pods report (placing.py). What has to be
+  remembered beside it stands in annotations of the same ConfigMap, so that an operator that begins anew goes on;
+- a pod counts as soon as it is there: it fetches its share while its engine starts, and is ready only with it
+  (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
+  report that came late, would move its adapters twice;
+- an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
+  or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tuneyard.api import names
+from tuneyard.api.documents import PlannedAdapter, PoolPlan
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS, Json
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
+from tuneyard.planning.placing import Host, Wish, spread
+from tuneyard.planning.pools import (
+    ADAPTER_GRACE,
+    PLAN_BYTES,
+    Pool,
+    belongs,
+    copies,
+    holders,
+    placement,
+    plan_of,
+    stored_bytes,
+)
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+LOST_AFTER = 4.0
+"""Seconds after which a pod that was ready is done without."""
+_READY = "Ready"
+_UNUSED_BYTES = 96 << 10
+"""Of the marks of unused adapters; all annotations of an object may have 256 KiB together."""
+_MARK_BYTES = 30
+"""What a mark takes beside the adapter's name."""
+
+
+@dataclass(frozen=True)
+class WantedPlan:
+    """A pool's plan, what is to be remembered with it, and after how many seconds it may be another one."""
+
+    plan: PoolPlan
+    marks: Mapping[str, Mapping[str, str]]
+    """By annotation of the plan's ConfigMap; an empty one is left out."""
+    waits: tuple[float, ...]
+
+
+def wanted_plan(
+    obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None, deployment: Json
+) -> WantedPlan:
+    """The plan of a pool from now on; `config_map`: that of its plan until now; `deployment`: as it is wanted now."""
+    before = plan_of(config_map)
+    placed = placement(pool, obs.adapters, holders(before))
+    known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
+    wanted = [a.metadata.name for a in placed.planned]
+    # who has no place has none for a while either
+    others = known.keys() - placed.refused.keys() - set(wanted)
+    unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
+    unused = _storable(pool, unused, known, placed.planned)
+    number, room = copies(pool.serving, len(wanted), before), pool.serving.lora.max_cpu_loras
+    seen: dict[str, str] = {}
+    waits: list[float] = []
+    counted: list[str] | None = None
+    if number is None:
+        having: Mapping[str, Sequence[str] | None] = dict.fromkeys([*wanted, *unused][: max(room, len(wanted))])
+    else:
+        pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
+        staying = staying_pods(
+            pods, deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
+        )
+        seen, waits = pods_seen(pods, _marks(config_map, ANNOTATION_PODS_SEEN), obs.now)
+        hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
+        counted = sorted(h.name for h in hosts)
+        wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
+        found = spread(wish, hosts, _held(before, counted))
+        having = {name: pods for name, pods in found.items() if pods or name not in unused}
+    plan = PoolPlan(
+        pool=pool.name,
+        base_model=pool.base_model,
+        max_rank=pool.serving.lora.max_rank,
+        copies=number,
+        pods=counted,
+        adapters=[_planned(known[name], having[name]) for name in sorted(having)],
+    )
+    stays = {name: since for name, since in unused.items() if name in having}
+    waits += [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
+    marks = {
+        ANNOTATION_UNUSED_ADAPTERS: {name: rfc3339(since) for name, since in stays.items()},
+        ANNOTATION_PODS_SEEN: seen,
+    }
+    return WantedPlan(plan, marks, tuple(waits))
+
+
+def pods_seen(
+    pods: Iterable[PodObservation], before: Mapping[str, str], now: datetime
+) -> tuple[dict[str, str], list[float]]:
+    """Which pods are ready and since when others are not any more, and after how many seconds one of these is lost.
+
+    One that was never ready is left out: nothing is lost with it. A new pod's own word is enough; later Kubernetes must
+    find it ready too, because a report outlives the node of its pod.
+    """
+    seen: dict[str, str] = {}
+    waits: list[float] = []
+    for pod in pods:
+        ready = pod.ready and _offers(pod)
+        known = before.get(pod.name)
+        if ready:
+            seen[pod.name] = _READY
+        elif known is not None:
+            since = parsed_time(known) or now
+            seen[pod.name] = rfc3339(since)
+            waits.append(remaining(since, LOST_AFTER, now))
+    return seen, [w for w in waits if w > 0]
+
+
+def staying_pods(pods: Sequence[PodObservation], wanted: str) -> frozenset[str]:
+    """Names of the pods that are not about to be replaced: those of the template that is wanted now.
+
+    By age alone, an old pod that was evicted and made again would count as the newest, and everything move to it. Where
+    no pod is made from that template yet, or somebody restarts a Deployment as it is, age is all there is.
+    """
+    candidates = [p for p in pods if p.wanted_as == wanted] or pods
+    newest = max(candidates, key=lambda p: (p.created, p.name)).template if candidates else ""
+    return frozenset(p.name for p in candidates if p.template == newest)
+
+
+def hosts_of(
+    pods: Sequence[PodObservation],
+    seen: Mapping[str, str],
+    adapters: Mapping[str, LoRAAdapterResource],
+    now: datetime,
+    before: PoolPlan | None,
+) -> list[Host]:
+    """The pods that adapters may be spread over."""
+    counted = frozenset[str]()
+    if before is not None:
+        # a plan that named no pod was every pod's
+        counted = frozenset(p.name for p in pods) if before.pods is None else frozenset(before.pods)
+    engine_names = {name: engine for name, a in adapters.items() if (engine := _engine_name(a))}
+    found = []
+    for pod in pods:
+        known = seen.get(pod.name)
+        since = parsed_time(known)
+        # a pod that has served once and does not now is given a little time; one that never has must say that it does
+        serves = (known == _READY) if since is None else remaining(since, LOST_AFTER, now) > 0
+        serves = serves or (known is None and _offers(pod))
+        loaded = _loaded(pod, engine_names) if serves else frozenset()
+        found.append(Host(pod.name, serves=serves, fresh=pod.name not in counted, loaded=loaded))
+    return found
+
+
+def _offers(pod: PodObservation) -> bool:
+    return pod.report is not None and pod.report.engine == "Ready"
+
+
+def _engine_name(adapter: LoRAAdapterResource) -> str | None:
+    digest = adapter.spec.digest or adapter.status.digest
+    return names.engine_adapter_name(adapter.metadata.name, digest) if digest else None
+
+
+def _loaded(pod: PodObservation, engine_names: Mapping[str, str]) -> frozenset[str]:
+    """The adapters that a pod offers under the names that gateways ask for."""
+    if pod.report is None or pod.report.engine != "Ready":
+        return frozenset()
+    said = pod.report.adapters.items()
+    return frozenset(n for n, a in said if a.state == "Loaded" and engine_names.get(n, a.engine_name) == a.engine_name)
+
+
+def _held(before: PoolPlan | None, pods: list[str]) -> dict[str, list[str]]:
+    """The pods of each adapter in the plan until now."""
+    return {a.name: pods if a.pods is None else a.pods for a in before.adapters} if before else {}
+
+
+def _unused_since(
+    obs: BaseModelObservation, before: PoolPlan | None, marks: Mapping[str, str], known: Iterable[str]
+) -> dict[str, datetime]:
+    """Those of the known adapters that are in the plan, not wanted any more and may stay a little: since when.
+
+    The longest unwanted come first.
+    """
+    unused = {name: parsed_time(marks.get(name)) or obs.now for name in set(holders(before)).intersection(known)}
+    ordered = sorted(unused.items(), key=lambda item: (item[1], item[0]))
+    return {n: since for n, since in ordered if obs.unreadable or remaining(since, ADAPTER_GRACE, obs.now) > 0}
+
+
+def _storable(
+    pool: Pool,
+    unused: Mapping[str, datetime],
+    known: Mapping[str, LoRAAdapterResource],
+    planned: Iterable[LoRAAdapterResource],
+) -> dict[str, datetime]:
+    """As many of the unused adapters as the plan and its marks have room for beside what is wanted."""
+    left_of_marks = _UNUSED_BYTES
+    left_of_plan = PLAN_BYTES - sum(stored_bytes(pool.serving, a) for a in planned) if unused else 0
+    kept = {}
+    for name, since in unused.items():
+        left_of_marks -= len(name) + _MARK_BYTES
+        left_of_plan -= stored_bytes(pool.serving, known[name])
+        if left_of_marks < 0 or left_of_plan < 0:
+            break
+        kept[name] = since
+    return kept
+
+
+def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None) -> PlannedAdapter:
+    digest = adapter.spec.digest or adapter.status.digest
+    named = None if pods is None else list(pods)
+    # all of it was read as what it is: to check that again for thousands takes longer than to place them
+    return PlannedAdapter.model_construct(
+        name=adapter.metadata.name, source=adapter.spec.source, digest=digest, pods=named
+    )
+
+
+def _marks(config_map: ChildObservation | None, annotation: str) -> dict[str, str]:
+    """What was remembered; what somebody has spoilt counts as nothing."""
+    try:
+        marks = json.loads(config_map.annotations.get(annotation, "{}")) if config_map else {}
+    except ValueError:
+        marks = {}
+    return {str(name): str(text) for name, text in marks.items()} if isinstance(marks, dict) else {}

@@ -1,0 +1,104 @@
+"""`tuneyard lineage`: the chain as values, as a tree at 80 and 120 columns, and which object a name means."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.cli import world
+from tests.unit.cli.test_status_render import compare, shown
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.lineage import chosen_kind, run
+from tuneyard.cli.lineagerender import render_lineage
+from tuneyard.cli.lineageview import found_kinds, lineage_view
+from tuneyard.cli.statusview import Read
+
+LINEAGE = {
+    "version": "v1",
+    "dataset": "s3://training/acme/2026-05.jsonl",
+    "datasetHash": "sha256:9f1c0c5d",
+    "hyperparameters": {"r": "8", "learning_rate": "2e-4"},
+    "parent": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "run": "https://mlflow.example.com/#/experiments/7/runs/5f0c8a1e",
+    "commit": "4f7a1c9e",
+    "trainedBy": "pipeline",
+    "trainedAt": "2026-02-20T10:00:00Z",
+    "evals": [
+        {"name": "target_task", "score": 0.82, "dataset": "held-out"},
+        {"name": "regression_suite", "passed": False, "evaluatedAt": "2026-02-21T10:00:00Z"},
+    ],
+}
+
+
+def adapter(name: str, status: dict[str, Any], **spec: Any) -> LoRAAdapterResource:
+    raw = world.adapter(name).to_dict()
+    return LoRAAdapterResource.from_dict(
+        {**raw, "spec": {**raw["spec"], **spec}, "status": {**raw["status"], **status}}
+    )
+
+
+def registry() -> Read:
+    v1 = adapter(
+        world.V1,
+        {"digest": world.DIGEST, "promotedAt": "2026-02-22T10:00:00Z", "promotedBy": "acme-support/v1"},
+        lineage=LINEAGE,
+    )
+    conditions = [world.condition("TrainedFromBase", "False", "ParentIsAdapter", "it was trained from acme-support-v1")]
+    v2 = adapter(world.V2, {"conditions": conditions})
+    base = BaseModelResource.from_dict({**world.base().to_dict(), "status": {"digest": "sha256:" + "cd" * 32}})
+    rollout = {"phase": "Progressing", "stable": "v1", "stableSince": "2026-02-22T10:00:00Z", "candidate": "v2"}
+    return Read(deployments=[world.deployment(rollout=rollout)], base_models=[base], adapters=[v1, v2])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ModelDeployment", "acme-support"), ("LoRAAdapter", world.V1), ("BaseModel", world.BASE)]
+)
+def test_tree(kind: Any, name: Any, width: Any) -> None:
+    compare(f"lineage-{kind}-{width}", shown(render_lineage(lineage_view(kind, name, registry())), width))
+
+
+def test_what_is_named_and_does_not_exist_is_in_the_chain() -> None:
+    read = replace(registry(), adapters=[], base_models=[])
+    view = lineage_view("ModelDeployment", "acme-support", read)
+    assert [(r.adapter.missing if r.adapter else None, r.base.missing) for r in view.revisions] == [(True, True)] * 2
+    assert shown(render_lineage(view), 80).count("it is named and does not exist") == 4
+
+
+def test_view_for_programs() -> None:
+    (first, second) = lineage_view("ModelDeployment", "acme-support", registry()).to_dict()["revisions"]
+    assert (first["role"], first["weight"], first["specWeight"]) == ("stable", 100, 90)
+    assert first["stableSince"] == "2026-02-22T10:00:00Z"
+    assert first["adapter"]["digest"] == world.DIGEST
+    assert first["adapter"]["lineage"] == LINEAGE
+    assert first["base"]["digest"] == "sha256:" + "cd" * 32
+    assert (second["role"], second["adapter"]["warning"]) == (
+        "candidate",
+        "ParentIsAdapter: it was trained from acme-support-v1",
+    )
+    assert "stableSince" not in second
+
+
+def test_a_name_of_several_kinds_is_asked_back() -> None:
+    read = registry()
+    both = replace(read, base_models=[b.model_copy(update={"metadata": renamed(b)}) for b in read.base_models])
+    assert found_kinds("acme-support", both) == ["ModelDeployment", "BaseModel"]
+    with pytest.raises(UserError, match="write mdep/acme-support or bmodel/acme-support"):
+        chosen_kind("acme-support", None, "models", both)
+    assert chosen_kind("acme-support", "BaseModel", "models", both) == "BaseModel"
+    with pytest.raises(UserError, match="no LoRAAdapter 'acme-support' in namespace models"):
+        chosen_kind("acme-support", "LoRAAdapter", "models", both)
+
+
+def renamed(base: BaseModelResource) -> Any:
+    return base.metadata.model_copy(update={"name": "acme-support"})
+
+
+def test_a_kind_that_there_is_not() -> None:
+    with pytest.raises(UserError, match="pod is no kind: write mdep/x, lora/x or bmodel/x") as error:
+        run(type("Args", (), {"name": "pod/x"})())
+    assert error.value.exit_code == 2
