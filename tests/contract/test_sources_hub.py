@@ -158,6 +158,17 @@ def test_errors_that_pass_are_repeated(hub: Hub, tmp_path: Path) -> None:
     assert progress.fetched == hub.sent == sum(map(len, SERVED.values()))  # each went on where it was cut
 
 
+def test_connections_that_break_early_are_gone_on_with_from_where_they_broke(hub: Hub, tmp_path: Path) -> None:
+    """Each brings little, but something: that is no source that is out of reach."""
+    content = WEIGHTS[: 3 << 18]
+    hub.repositories["acme/cut"] = Repository({"model.safetensors": content})
+    hub.faults.cuts = [50_000] * (download.TRIES + 4)
+    progress = Progress()
+    fetch(remote(hub, "acme/cut"), tmp_path / "out", progress=progress)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
+    assert progress.fetched == hub.sent == len(content)
+
+
 def test_a_hub_that_stays_away_is_given_up_with_its_name(hub: Hub, tmp_path: Path) -> None:
     hub.faults.statuses = [503] * 1000
     with pytest.raises(ArtifactError, match=f"{hub.url} answers 503") as caught:
