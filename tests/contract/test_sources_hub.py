@@ -251,6 +251,15 @@ def test_two_thousand_files(hub: Hub, tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) < 200
 
 
+def test_a_folder_that_is_called_like_a_file_that_does_not_count(hub: Hub, tmp_path: Path) -> None:
+    """A pod that looks into what it fetched must find the digest under which it came."""
+    files = {"config.json": b"{}", "step-100.pt/config.json": b"[1]", "README.md/a.json": b"[2]", ".git/x.json": b"[3]"}
+    hub.repositories["acme/folders"] = Repository(files)
+    found = fetch(remote(hub, "acme/folders"), tmp_path / "out")
+    assert [f.path for f in found.files] == ["README.md/a.json", "config.json", "step-100.pt/config.json"]
+    assert digest_of(tmp_path / "out") == found
+
+
 def test_a_path_that_leaves_the_folder_refuses_the_whole_repository(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["acme/open"].files["../../etc/cron.d/x"] = b"*"
     with pytest.raises(ArtifactError, match="no path inside a folder") as caught:
