@@ -60,7 +60,8 @@ class Obtainer:
             _log.info("fetching %s as %s", remote.fingerprint(), remote.identity)
             progress = Progress()
             with _telling(told, progress):
-                return fetch(remote, target, progress=progress, stopped=self.stopped)
+                # of this listing, which the cache files it under, even where the objects are others by now
+                return fetch(remote, target, files=files, progress=progress, stopped=self.stopped)
 
         return self.store.obtain(
             listing_key(remote, files), pinned, bring, size=sum(f.size for f in files), on_wait=self._waiting(told)
