@@ -419,6 +419,27 @@ def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, mon
         assert progress.fetched < found.size_bytes
 
 
+def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`s3://data-lake/` by mistake must not end the agent, which serves the adapters of others too."""
+    asked = 0
+
+    class Client:
+        def get_paginator(self, _: str) -> Client:
+            return self
+
+        def paginate(self, **_: str) -> Iterator[dict[str, object]]:
+            nonlocal asked
+            for asked in range(1, 1000):
+                keys = (f"{asked}/{n}" for n in range(1000))
+                yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
+
+    lake = S3Remote(S3Source(uri="s3://lake/"), None)
+    monkeypatch.setattr(lake, "_client", Client)
+    with pytest.raises(ArtifactError, match="holds more than 100000 files: name the artifact's own folder"):
+        lake.files()
+    assert asked == 101
+
+
 def test_two_thousand_small_files(server: S3Server, tmp_path: Path) -> None:
     files = {f"{n:04}.json": b"%d" % n for n in range(2000)}
     with ThreadPoolExecutor(8) as pool:

@@ -42,18 +42,21 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
+from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
+    MOST_FILES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
     UnreachableError,
     changed,
     listed,
+    too_many,
     write_authority,
 )
 
@@ -199,11 +202,13 @@ class S3Remote:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
-                    if not path or (path.endswith("/") and not entry["Size"]):
-                        continue  # what consoles leave where somebody made a folder
+                    if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
+                        continue  # such as what consoles leave where somebody made a folder
                     found[path] = (entry["Key"], entry["Size"], entry["ETag"])
                     if "SHA256" in entry.get("ChecksumAlgorithm", ()) and entry.get("ChecksumType") != "COMPOSITE":
                         summed.append(path)
+                if len(found) > MOST_FILES:
+                    raise too_many(self.what)
         return found, summed
 
     def _sha256(self, found: tuple[str, int, str]) -> str | None:
