@@ -96,6 +96,15 @@ def test_what_comes_is_what_lies_under_the_prefix(server: S3Server, tmp_path: Pa
     assert digest_of_remote(remote(server.source(uri), server.root)) == found
 
 
+@pytest.mark.parametrize("prefix", ["tuned#2/v1", "tuned?2/v1", "tuned%23/v1"])
+def test_a_prefix_is_what_it_says_whatever_urls_make_of_it(server: S3Server, tmp_path: Path, prefix: str) -> None:
+    """`s3://models/tuned#2/` cut at its `#` would be the objects of `tuned/`."""
+    server.client.put_object(Bucket="models", Key="tuned/config.json", Body=b"other")
+    server.client.put_object(Bucket="models", Key=f"{prefix}/config.json", Body=b"meant")
+    fetch(remote(server.source(f"models/{prefix}/"), server.root), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"meant"
+
+
 def test_the_servers_sha256_counts_where_it_is_of_the_whole_object(server: S3Server) -> None:
     client = server.client
     client.put_object(Bucket="models", Key="sums/whole", Body=b"one", ChecksumAlgorithm="SHA256")

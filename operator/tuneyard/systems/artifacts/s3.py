@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 from botocore import UNSIGNED
@@ -86,9 +85,8 @@ class S3Remote:
             self._keys = {"aws_access_key_id": key, "aws_secret_access_key": secret}
             if credentials.data.get(_SESSION_TOKEN):
                 [self._keys["aws_session_token"]] = credentials.need(_SESSION_TOKEN)
-        location = urlsplit(source.uri)
-        self._bucket = location.netloc
-        self._prefix = location.path.lstrip("/")
+        # not by a parser of URLs: '?' and '#' are parts of a key, and what they cut off leads to other objects
+        self._bucket, _, self._prefix = source.uri.removeprefix("s3://").partition("/")
         if self._prefix and not self._prefix.endswith("/"):
             self._prefix += "/"  # `v1` is not `v10`
         self._authority: Path | None = None
