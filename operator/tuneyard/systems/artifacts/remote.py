@@ -59,6 +59,8 @@ class Credentials:
     origin: str
     """For messages: `Secret hub-token`, `the environment`."""
     data: Mapping[str, str] = field(repr=False)
+    endpoints: frozenset[str] = frozenset()
+    """Servers, besides a source's own, that a token in it may be sent to."""
 
     @classmethod
     def of_secret(cls, name: str, data: Mapping[str, bytes]) -> Credentials:
