@@ -152,13 +152,17 @@ def test_from_s3_once_for_a_node_beforehand_and_with_a_key_that_comes_later(worl
             )  # fmt: skip
 
         # an adapter whose key is missing, then wrong, then right: without a restart
-        pods = {p["metadata"]["uid"] for p in world.kubectl.items("pods", MODELS_NAMESPACE)}
+        def pods() -> set[str]:
+            found = world.kubectl.items("pods", MODELS_NAMESPACE, "tuneyard.dev/base-model=remote")
+            return {p["metadata"]["uid"] for p in found}
+
+        before = pods()
         told("CredentialsMissing")
         world.apply(secret("late", "wrong"))
         told("AccessDenied")
         world.apply(secret("late", ROOT_SECRET))
         served("b", 1, 120)
-        assert pods == {p["metadata"]["uid"] for p in world.kubectl.items("pods", MODELS_NAMESPACE)}
+        assert pods() == before
         assert answer(world, "remote", "a") != answer(world, "remote", "b")
 
         # another pod of the node has everything without the server
