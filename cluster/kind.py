@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,9 +70,12 @@ class KindCluster:
         with paths.locked(f"kind-{self.name}"):
             self._run(["docker", "version", "--format", "{{.Server.Version}}"])
             if not self._exists():
-                self.artifacts().mkdir(parents=True, exist_ok=True)
+                mounts = {paths.NODE_ARTIFACTS: self.artifacts(), paths.NODE_CACHE: self._state / "cache"}
+                for folder in mounts.values():
+                    folder.mkdir(parents=True, exist_ok=True)
+                mounts[paths.NODE_CACHE].chmod(0o777)
                 with self._progress.step(f"create kind cluster {self.name}"):
-                    config = with_mount(CONFIG.read_text(), self.artifacts())
+                    config = with_mounts(CONFIG.read_text(), mounts)
                     create = ["kind", "create", "cluster", "--name", self.name, "--config", "-", "--wait", "180s"]
                     self._run([*create, *self._kubeconfig_flag()], stdin=config)
             self._state.mkdir(parents=True, exist_ok=True)
@@ -167,11 +170,12 @@ class KindCluster:
         self._kubectl().apply(addons.render(("fake-gpu",), values))
 
 
-def with_mount(config: str, folder: Path) -> str:
-    """The kind configuration with `folder` of this machine mounted into every node as its artifacts."""
+def with_mounts(config: str, mounts: Mapping[Path, Path]) -> str:
+    """The kind configuration with folders of this machine mounted into every node; `mounts`: by path on the node."""
     parsed = yaml.safe_load(config)
+    added = [{"hostPath": str(folder), "containerPath": str(path)} for path, folder in mounts.items()]
     for node in parsed["nodes"]:
-        node.setdefault("extraMounts", []).append({"hostPath": str(folder), "containerPath": str(paths.NODE_ARTIFACTS)})
+        node.setdefault("extraMounts", []).extend(added)
     dumped: str = yaml.safe_dump(parsed, sort_keys=False)
     return dumped
 

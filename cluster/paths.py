@@ -20,6 +20,8 @@ SOURCE = Path(__file__).resolve().parent
 STATES = Path("/var/lib/tuneyard")
 # The node's folder of models and adapters, for hostPath volumes: the same in every cluster, so that manifests are.
 NODE_ARTIFACTS = STATES / "artifacts"
+# The node's folder for what pods fetch over the network; it may be written by them.
+NODE_CACHE = STATES / "cache"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
@@ -33,7 +35,7 @@ def cache_root() -> Path:
 def cluster_name() -> str:
     """The name of the cluster to work on, from `$TUNEYARD_CLUSTER`; raises ClusterError when it is no name."""
     name = os.environ.get("TUNEYARD_CLUSTER") or "tuneyard"
-    if not _NAME.fullmatch(name) or name == NODE_ARTIFACTS.name:
+    if not _NAME.fullmatch(name) or name in (NODE_ARTIFACTS.name, NODE_CACHE.name):
         raise ClusterError(
             f"TUNEYARD_CLUSTER={name!r} is no cluster name: use up to 32 lower-case letters, digits and dashes"
         )

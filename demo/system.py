@@ -31,7 +31,7 @@ NAMESPACE = "tuneyard-system"
 MODELS_NAMESPACE = "models"
 RELEASE = "tuneyard"
 NODE_ARTIFACTS = str(paths.NODE_ARTIFACTS)
-"""Where the node's pods find the demo's artifacts; the only host path that the demo's installation allows."""
+"""Where the node's pods find the demo's artifacts; the only host path that the demo's installation lets them read."""
 MEMORY = 11 << 30
 """Bytes: two engines of 3.2 GiB, for the demo's last step another of 4.6 GiB less what is shared, and the cluster."""
 DISK = 30 << 30
@@ -116,6 +116,7 @@ def helm_values(references: dict[str, str]) -> dict[str, object]:
         "imagePullPolicy": "Never",
         "engineEnv": CPU_ENGINE_ENV,
         "allowedHostPathPrefixes": [NODE_ARTIFACTS],
+        "allowedCacheHostPaths": [str(paths.NODE_CACHE)],
     }
 
 

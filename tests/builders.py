@@ -40,7 +40,7 @@ T0 = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 NAMESPACE = "team"
 BASE = "smollm2"
 KEYS = EngineKeys(b"not a secret: a test's master")
-SETTINGS = Settings(allowed_host_path_prefixes=["/var/lib/models"])
+SETTINGS = Settings(allowed_host_path_prefixes=["/var/lib/models"], allowed_cache_host_paths=["/var/cache/tuneyard"])
 VOLUME = ArtifactVolume(name="models", host_path=HostPath(path="/var/lib/models"))
 
 
@@ -98,7 +98,7 @@ def prewarmed_base(
 ) -> BaseModelResource:
     """A BaseModel from a bucket that is fetched beforehand by nodes with the labels `selector`."""
     cache = ArtifactCache(
-        host_path=HostPath(path="/var/lib/models/cache"), size_limit="200Gi", prewarm=Prewarm(node_selector=selector)
+        host_path=HostPath(path="/var/cache/tuneyard"), size_limit="200Gi", prewarm=Prewarm(node_selector=selector)
     )
     block = ServingSpec(cache=cache, artifact_volumes=[VOLUME]).over(serving)
     return base_model(name, source=Source(s3=S3Source(uri=f"s3://models/{name}/")), serving=block, **fields)

@@ -251,7 +251,7 @@ class LocalCluster:
     def _remove_folders(self) -> None:
         if self._layout.state.exists():
             shutil.rmtree(self._layout.state)
-        if set(paths.STATES.glob("*")) - {paths.NODE_ARTIFACTS}:
+        if set(paths.STATES.glob("*")) - {paths.NODE_ARTIFACTS, paths.NODE_CACHE}:
             # Another cluster has mounts over these folders: removing one would take them away in its namespace too.
             return
         for cover in self._layout.covers:

@@ -66,6 +66,11 @@ class Layout:
         return self.state / "artifacts"
 
     @property
+    def cache(self) -> Path:
+        """What pods of this cluster find under paths.NODE_CACHE."""
+        return self.state / "cache"
+
+    @property
     def containerd_socket(self) -> Path:
         """Outside the mount namespace's own /run, so that it can be used from both sides."""
         return self.state / "containerd.sock"
@@ -88,6 +93,7 @@ class Layout:
             "/var/lib/cni": self.state / "cni",
             "/var/log/containers": self.logs / "containers",
             str(paths.NODE_ARTIFACTS): self.artifacts,
+            str(paths.NODE_CACHE): self.cache,
         }
 
     @property

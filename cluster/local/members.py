@@ -52,6 +52,8 @@ class Members:
             return anchor
         for folder in (*self._layout.folders, *map(Path, self._layout.covers)):
             folder.mkdir(parents=True, exist_ok=True)
+        # pods write into it, each namespace in a folder that the kubelet makes there
+        self._layout.cache.chmod(0o777)
         spec = {
             "init": str(init),
             "covers": {path: str(folder) for path, folder in self._layout.covers.items()},

@@ -30,6 +30,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "imagePullSecrets": ["pull"],
         "engineEnv": {"OMP_NUM_THREADS": 1, "A": "b: {c}", "FLAG": True},
         "allowedHostPathPrefixes": ["/var/lib/models"],
+        "allowedCacheHostPaths": ["/var/cache/tuneyard"],
         "watchNamespaces": ["models"],
         "gatewayUrl": "https://models.example.com/",
         "masterSecret": {"existing": "mine"},
@@ -145,6 +146,7 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "imagePullPolicy": "Never",
             "engineEnv": {"OMP_NUM_THREADS": "1", "A": "b: {c}", "FLAG": "true"},
             "allowedHostPathPrefixes": ["/var/lib/models"],
+            "allowedCacheHostPaths": ["/var/cache/tuneyard"],
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
         }

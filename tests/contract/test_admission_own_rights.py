@@ -58,7 +58,7 @@ def cluster() -> Iterator[Cluster]:
 def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """The operator at work with its own token."""
     own = token(cluster.api, NAMESPACE, "tuneyard-operator")
-    folder, settings = tmp_path_factory.mktemp("operator"), {"allowedHostPathPrefixes": ["/var/cache"]}
+    folder, settings = tmp_path_factory.mktemp("operator"), {"allowedCacheHostPaths": ["/var/cache/tuneyard"]}
     with OperatorProcess(cluster.server, folder, token=own, settings=settings) as process:
         yield process
 

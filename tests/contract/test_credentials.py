@@ -47,6 +47,15 @@ def test_a_renewed_secret_is_read_anew(api: Api) -> None:
         assert read_credentials(api, NAMESPACE, "hub").need("token") == [token]
 
 
+def test_where_a_token_may_go_stands_on_the_secret(api: Api) -> None:
+    make(api, "mirrored", {"token": b"hf_x"})
+    assert read_credentials(api, NAMESPACE, "mirrored").endpoints == frozenset()
+    body = {"metadata": {"annotations": {"tuneyard.dev/endpoints": "https://a.example/, https://b.example"}}}
+    path = f"/api/v1/namespaces/{NAMESPACE}/secrets/mirrored"
+    api.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+    assert read_credentials(api, NAMESPACE, "mirrored").endpoints == {"https://a.example", "https://b.example"}
+
+
 def test_a_secret_that_nobody_meant_for_sources_is_left_alone(api: Api) -> None:
     for number, labels in enumerate(({}, {"tuneyard.dev/credentials": "false"})):
         make(api, f"other-{number}", {"token": b"not-yours"}, labels)

@@ -48,7 +48,7 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def operator(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    settings = {"allowedHostPathPrefixes": ["/var/cache"]}
+    settings = {"allowedCacheHostPaths": ["/var/cache/tuneyard"]}
     with OperatorProcess(server, tmp_path_factory.mktemp("operator"), token="operator-0", settings=settings) as process:
         eventually(lambda: "working" in process.said(), "the operator works")
         yield process

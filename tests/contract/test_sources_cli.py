@@ -65,9 +65,10 @@ def test_digests_of_remote_sources(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "AccessDenied" in capsys.readouterr().err
 
 
-def test_pinning_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pinning_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     repository = Repository(FILES, token=TOKEN)
     with Hub({"acme/x": repository}) as hub, S3Server(tmp_path / "s3") as server:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
         server.bucket("models", {f"v1/{path}": content for path, content in FILES.items()})
         path = tmp_path / "adapters.yaml"
         path.write_text(MANIFEST.format(hub=hub.url, s3=server.url))

@@ -160,6 +160,17 @@ def test_errors_that_pass_are_repeated(hub: Hub, tmp_path: Path) -> None:
     assert size <= hub.sent <= size + 4 * (256 << 10)  # but for the piece that was on its way
 
 
+def test_connections_that_break_early_are_gone_on_with_from_where_they_broke(hub: Hub, tmp_path: Path) -> None:
+    """Each brings little, but something: that is no source that is out of reach."""
+    content = WEIGHTS[: 3 << 18]
+    hub.repositories["acme/cut"] = Repository({"model.safetensors": content})
+    hub.faults.cuts = [50_000] * (download.TRIES + 4)
+    progress = Progress()
+    fetch(remote(hub, "acme/cut"), tmp_path / "out", progress=progress)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
+    assert progress.fetched == hub.sent == len(content)
+
+
 def test_a_hub_that_stays_away_is_given_up_with_its_name(hub: Hub, tmp_path: Path) -> None:
     hub.faults.statuses = [503] * 1000
     with pytest.raises(ArtifactError, match=f"{hub.url} answers 503") as caught:
@@ -240,6 +251,15 @@ def test_two_thousand_files(hub: Hub, tmp_path: Path) -> None:
     assert len(found.files) == 2000
     assert digest_of(tmp_path / "out") == found
     assert len(list(Path("/proc/self/fd").iterdir())) < 200
+
+
+def test_a_folder_that_is_called_like_a_file_that_does_not_count(hub: Hub, tmp_path: Path) -> None:
+    """A pod that looks into what it fetched must find the digest under which it came."""
+    files = {"config.json": b"{}", "step-100.pt/config.json": b"[1]", "README.md/a.json": b"[2]", ".git/x.json": b"[3]"}
+    hub.repositories["acme/folders"] = Repository(files)
+    found = fetch(remote(hub, "acme/folders"), tmp_path / "out")
+    assert [f.path for f in found.files] == ["README.md/a.json", "config.json", "step-100.pt/config.json"]
+    assert digest_of(tmp_path / "out") == found
 
 
 def test_a_path_that_leaves_the_folder_refuses_the_whole_repository(hub: Hub, tmp_path: Path) -> None:

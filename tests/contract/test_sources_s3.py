@@ -96,6 +96,15 @@ def test_what_comes_is_what_lies_under_the_prefix(server: S3Server, tmp_path: Pa
     assert digest_of_remote(remote(server.source(uri), server.root)) == found
 
 
+@pytest.mark.parametrize("prefix", ["tuned#2/v1", "tuned?2/v1", "tuned%23/v1"])
+def test_a_prefix_is_what_it_says_whatever_urls_make_of_it(server: S3Server, tmp_path: Path, prefix: str) -> None:
+    """`s3://models/tuned#2/` cut at its `#` would be the objects of `tuned/`."""
+    server.client.put_object(Bucket="models", Key="tuned/config.json", Body=b"other")
+    server.client.put_object(Bucket="models", Key=f"{prefix}/config.json", Body=b"meant")
+    fetch(remote(server.source(f"models/{prefix}/"), server.root), tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"meant"
+
+
 def test_the_servers_sha256_counts_where_it_is_of_the_whole_object(server: S3Server) -> None:
     client = server.client
     client.put_object(Bucket="models", Key="sums/whole", Body=b"one", ChecksumAlgorithm="SHA256")
@@ -417,6 +426,27 @@ def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, mon
         found = fetch(remote(server.source("models/acme/v1"), server.root), disk / "out", progress=progress)
         assert found.digest == digest(FILES)
         assert progress.fetched < found.size_bytes
+
+
+def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`s3://data-lake/` by mistake must not end the agent, which serves the adapters of others too."""
+    asked = 0
+
+    class Client:
+        def get_paginator(self, _: str) -> Client:
+            return self
+
+        def paginate(self, **_: str) -> Iterator[dict[str, object]]:
+            nonlocal asked
+            for asked in range(1, 1000):
+                keys = (f"{asked}/{n}" for n in range(1000))
+                yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
+
+    lake = S3Remote(S3Source(uri="s3://lake/"), None)
+    monkeypatch.setattr(lake, "_client", Client)
+    with pytest.raises(ArtifactError, match="holds more than 100000 files: name the artifact's own folder"):
+        lake.files()
+    assert asked == 101
 
 
 def test_two_thousand_small_files(server: S3Server, tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from openai import OpenAI
 
-from cluster import scratch_image
+from cluster import paths, scratch_image
 from cluster.local.layout import NODE_ADDRESS
 from demo.kubectl import condition, ready
-from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS
+from demo.system import MODELS_NAMESPACE
 from models.tiny import build_tiny
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.e2e.world import local_cluster, reason_of, rows, wait_until
@@ -119,10 +119,7 @@ def remove(world, name: str, base: str, *adapters: str) -> None:
 
 
 def test_from_s3_once_for_a_node_beforehand_and_with_a_key_that_comes_later(world, s3):
-    cache = world.system.provider.artifacts() / "cache"
-    cache.mkdir(exist_ok=True)
-    cache.chmod(0o777)
-    kept = {"hostPath": {"path": f"{NODE_ARTIFACTS}/cache"}, "sizeLimit": "1Gi", "prewarm": {}}
+    kept = {"hostPath": {"path": str(paths.NODE_CACHE)}, "sizeLimit": "1Gi", "prewarm": {}}
     serving = {**SERVING, "cache": kept}
     world.apply(secret("reader", ROOT_SECRET))
     world.apply(ours("BaseModel", "remote", source=in_bucket("base", "reader"), serving=serving))
@@ -155,13 +152,17 @@ def test_from_s3_once_for_a_node_beforehand_and_with_a_key_that_comes_later(worl
             )  # fmt: skip
 
         # an adapter whose key is missing, then wrong, then right: without a restart
-        pods = {p["metadata"]["uid"] for p in world.kubectl.items("pods", MODELS_NAMESPACE)}
+        def pods() -> set[str]:
+            found = world.kubectl.items("pods", MODELS_NAMESPACE, "tuneyard.dev/base-model=remote")
+            return {p["metadata"]["uid"] for p in found}
+
+        before = pods()
         told("CredentialsMissing")
         world.apply(secret("late", "wrong"))
         told("AccessDenied")
         world.apply(secret("late", ROOT_SECRET))
         served("b", 1, 120)
-        assert pods == {p["metadata"]["uid"] for p in world.kubectl.items("pods", MODELS_NAMESPACE)}
+        assert pods() == before
         assert answer(world, "remote", "a") != answer(world, "remote", "b")
 
         # another pod of the node has everything without the server

@@ -58,7 +58,7 @@ def serving(
 ) -> ServingSpec:
     return ServingSpec(
         artifact_volumes=[VOLUME],
-        cache=ArtifactCache(host_path=HostPath(path="/var/lib/models/cache"), prewarm=Prewarm() if prewarm else None),
+        cache=ArtifactCache(host_path=HostPath(path="/var/cache/tuneyard"), prewarm=Prewarm() if prewarm else None),
         replicas=replicas,
         max_model_len=max_model_len,
         lora=LoRASettings(max_loras=1, max_cpu_loras=places, copies=copies),

@@ -84,6 +84,7 @@ engineEnv:
   {{- end }}
 modelPullSecrets: {{ toJson .Values.modelPullSecrets }}
 allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
+allowedCacheHostPaths: {{ toJson .Values.allowedCacheHostPaths }}
 agentServiceAccountAnnotations: {{ toJson .Values.agentServiceAccountAnnotations }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}

@@ -17,10 +17,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneyard.api import names
 from tuneyard.api.documents import Transfer
+from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
 from tuneyard.systems.artifacts.download import FetchStopped, fetch
-from tuneyard.systems.artifacts.folder import FolderDigest, digest_of
+from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest, digest_of
 from tuneyard.systems.artifacts.progress import Progress
 from tuneyard.systems.artifacts.remote import Credentials, Remote, RemoteFile, listing_key, remote_of
 from tuneyard.systems.artifacts.store import Held, Store
@@ -47,10 +49,27 @@ class Obtainer:
         """The artifact, which stays in the cache until the caller releases it; raises ArtifactError, FetchStopped."""
         if pinned is not None and (held := self.store.find(pinned)) is not None:
             return held
-        given = self.credentials(source.credentials) if source.credentials else None
+        given = self._given(source)
         with closing(remote_of(source, given)) as remote:
             files = remote.files()
             return self._through_the_store(remote, files, pinned, told)
+
+    def _given(self, source: Source) -> Credentials | None:
+        """The credentials that the source names, if they may go where it says; raises ArtifactError.
+
+        A hub is sent the token itself, and who names the Secret names the server too.
+        """
+        if source.credentials is None:
+            return None
+        given = self.credentials(source.credentials)
+        endpoint = source.hugging_face.endpoint if source.hugging_face else None
+        if endpoint is not None and endpoint.rstrip("/") not in given.endpoints:
+            raise ArtifactError(
+                Reason.CREDENTIALS_MISSING,
+                f"{given.origin} is not meant for {endpoint}: whoever owns it says so by kubectl annotate secret "
+                f"{source.credentials} {names.ANNOTATION_ENDPOINTS}={endpoint.rstrip('/')}",
+            )
+        return given
 
     def _through_the_store(self, remote: Remote, files: list[RemoteFile], pinned: str | None, told: Told) -> Held:
         def bring(target: Path) -> FolderDigest:
@@ -60,7 +79,8 @@ class Obtainer:
             _log.info("fetching %s as %s", remote.fingerprint(), remote.identity)
             progress = Progress()
             with _telling(told, progress):
-                return fetch(remote, target, progress=progress, stopped=self.stopped)
+                # of this listing, which the cache files it under, even where the objects are others by now
+                return fetch(remote, target, files=files, progress=progress, stopped=self.stopped)
 
         return self.store.obtain(
             listing_key(remote, files), pinned, bring, size=sum(f.size for f in files), on_wait=self._waiting(told)

@@ -35,7 +35,12 @@ def matters_for_serving(path: str) -> bool:
     """
     parts = path.split("/")
     ignored = parts[-1] in _IGNORED_NAMES or parts[-1].endswith(_IGNORED_ENDINGS)
-    return not ignored and not _IGNORED_PARTS.intersection(parts)
+    return not ignored and not any(map(is_ignored_folder, parts))
+
+
+def is_ignored_folder(name: str) -> bool:
+    """Whether nothing below folders of this name is part of an artifact; what files are called says nothing of these."""
+    return name in _IGNORED_PARTS
 
 
 def artifact_digest(files: Iterable[FileDigest]) -> str:

@@ -31,7 +31,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
     return (
         base_volume_not_declared(base, serving)
         or unsafe_source_path(base)
-        or host_path_not_allowed(serving, settings.allowed_host_path_prefixes)
+        or host_path_not_allowed(serving, settings)
         or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
@@ -69,18 +69,30 @@ def is_under(path: str, prefix: str) -> bool:
     return outer in ("/", inner) or inner.startswith(outer + "/")
 
 
-def host_path_not_allowed(serving: Serving, prefixes: Sequence[str]) -> Problem | None:
-    """Without an allowed prefix, who may create a BaseModel could read any file of the node."""
-    asked = [(f"artifact volume {v.name}", v.host_path.path) for v in serving.artifact_volumes if v.host_path]
-    asked += [("serving.cache", serving.cache.host_path.path)] if serving.cache.host_path else []
-    for what, path in asked:
+def host_path_not_allowed(serving: Serving, settings: Settings) -> Problem | None:
+    """Without an allowed prefix, who may create a BaseModel could read any file of the node.
+
+    A cache's folder holds one of each namespace's, so nobody may look into it from above or from the side.
+    """
+    prefixes, caches = settings.allowed_host_path_prefixes, settings.allowed_cache_host_paths
+    for volume in serving.artifact_volumes:
+        path = volume.host_path.path if volume.host_path else None
+        if path is None:
+            continue
+        what = f"artifact volume {volume.name}: host path {path}"
         if not any(is_under(path, prefix) for prefix in prefixes):
-            allowed = ", ".join(prefixes) or "none"
-            return Problem(
-                Reason.HOST_PATH_NOT_ALLOWED,
-                f"{what}: host path {path} is not under an allowed prefix (allowed: {allowed})",
-            )
+            return _not_allowed(f"{what} is not under an allowed prefix", prefixes)
+        shared = next((c for c in caches if is_under(path, c) or is_under(c, path)), None)
+        if shared is not None:
+            return _not_allowed(f"{what} would show {shared}, where every namespace has its cache", prefixes)
+    cache = serving.cache.host_path.path if serving.cache.host_path else None
+    if cache is not None and not any(is_under(cache, c) and is_under(c, cache) for c in caches):
+        return _not_allowed(f"serving.cache: host path {cache} is not one of the allowed folders", caches)
     return None
+
+
+def _not_allowed(words: str, allowed: Sequence[str]) -> Problem:
+    return Problem(Reason.HOST_PATH_NOT_ALLOWED, f"{words} (allowed: {', '.join(allowed) or 'none'})")
 
 
 def malformed_quantities(serving: Serving) -> Problem | None:

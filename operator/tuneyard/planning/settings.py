@@ -31,6 +31,9 @@ class Settings(ApiModel):
     """Environment of every engine container; a pool's own serving.env wins."""
     allowed_host_path_prefixes: list[str] = []
     """Absolute folders; none by default, because a hostPath lets who creates an adapter read the node."""
+    allowed_cache_host_paths: list[str] = []
+    """Absolute folders for serving.cache. Nobody's artifact volume may lie in one or above one: in there each namespace
+    has a folder that no other may read."""
     agent_service_account_annotations: dict[str, str] = {}
     """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"

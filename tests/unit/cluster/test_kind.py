@@ -81,7 +81,10 @@ def test_up_creates_once_with_the_configuration_and_adds_fake_gpus(
     assert container["image"] == "localhost/tuneyard-cluster-fake-gpu:0123"
     assert container["args"] == ["-count=8"]
     (node,) = yaml.safe_load(run.inputs[0])["nodes"]
-    assert node["extraMounts"] == [{"hostPath": f"{state}/artifacts", "containerPath": str(paths.NODE_ARTIFACTS)}]
+    assert node["extraMounts"] == [
+        {"hostPath": f"{state}/artifacts", "containerPath": str(paths.NODE_ARTIFACTS)},
+        {"hostPath": f"{state}/cache", "containerPath": str(paths.NODE_CACHE)},
+    ]
     again = Creating("yard")
     cluster(again).up()
     assert create not in again.commands

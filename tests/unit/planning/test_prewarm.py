@@ -142,7 +142,7 @@ def test_without_the_field_all_of_it_goes_the_pods_first():
 @pytest.mark.parametrize(
     ("base", "settings", "reason"),
     [
-        (prewarmed_base(), SETTINGS.model_copy(update={"allowed_host_path_prefixes": []}), "HostPathNotAllowed"),
+        (prewarmed_base(), SETTINGS.model_copy(update={"allowed_cache_host_paths": []}), "HostPathNotAllowed"),
         (prewarmed_base(selector={"pool": "not a label"}), SETTINGS, "InvalidSpec"),
         (prewarmed_base(selector={"not a key": "x"}), SETTINGS, "InvalidSpec"),
         (prewarmed_base(selector={"a/b/c": "x"}), SETTINGS, "InvalidSpec"),

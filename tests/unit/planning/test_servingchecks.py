@@ -79,6 +79,31 @@ def test_violations(serving, reason):
     assert found(serving) == reason
 
 
+@pytest.mark.parametrize(
+    ("volume", "cache", "allowed"),
+    [
+        ("/srv/models", "/srv/cache", True),
+        ("/srv/models", "/srv/cache/", True),
+        ("/srv/models", "/srv/cache/mine", False),
+        ("/srv/models", "/srv", False),
+        ("/srv/models", "/srv/models", False),
+        ("/srv/cache/other-namespace", None, False),
+        ("/srv/cache", None, False),
+        ("/srv", None, False),
+        ("/srv/cache-of-others", None, True),
+    ],
+)
+def test_nobody_looks_into_the_caches_of_others(volume, cache, allowed):
+    """An artifact volume shows a folder as it is; of a cache each namespace sees its own part only."""
+    settings = Settings(allowed_host_path_prefixes=["/srv"], allowed_cache_host_paths=["/srv/cache"])
+    serving = ServingSpec(
+        artifact_volumes=[ArtifactVolume(name="models", host_path=HostPath(path=volume))],
+        cache=ArtifactCache(host_path=HostPath(path=cache)) if cache else None,
+    )
+    problem = violation(base_model(), resolved_serving(serving), settings)
+    assert (problem.reason if problem else None) == (None if allowed else Reason.HOST_PATH_NOT_ALLOWED)
+
+
 def test_an_allowed_host_path_passes():
     assert found(ServingSpec(artifact_volumes=[VOLUME]), "/data", "/var/lib") is None
 

@@ -62,6 +62,7 @@ def fetch(
     remote: Remote,
     target: Path,
     *,
+    files: Sequence[RemoteFile] | None = None,
     names: Collection[str] | None = None,
     workers: int = WORKERS,
     progress: Progress | None = None,
@@ -69,14 +70,15 @@ def fetch(
 ) -> FolderDigest:
     """Fetch an artifact into `target`, which must not exist; returns the digest of the whole artifact.
 
-    Only the files `names` are kept (default: all); the others are hashed on the way. Raises ArtifactError, or
-    FetchStopped within about a second after `stopped` was set.
+    `files` is what the remote has listed, where the caller relies on a listing (default: it is asked for). Only the
+    files `names` are kept (default: all); the others are hashed on the way. Raises ArtifactError, or FetchStopped
+    within about a second after `stopped` was set.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists: folders appear when they are whole, and are not fetched twice")
     while True:
         try:
-            return _fetch(remote, target, names, _Run(remote, workers, progress or Progress(), stopped))
+            return _fetch(remote, files, target, names, _Run(remote, workers, progress or Progress(), stopped))
         except MismatchError as error:
             if not error.recovered:
                 raise
@@ -94,8 +96,10 @@ def digest_of_remote(
     return _summed(files, run.all([Arriving(file, None) for file in files if file.sha256 is None]))
 
 
-def _fetch(remote: Remote, target: Path, names: Collection[str] | None, run: _Run) -> FolderDigest:
-    files = run.patiently(remote.files)
+def _fetch(
+    remote: Remote, files: Sequence[RemoteFile] | None, target: Path, names: Collection[str] | None, run: _Run
+) -> FolderDigest:
+    files = run.patiently(remote.files) if files is None else files
     key = run.patiently(lambda: listing_key(remote, files))
     wanted = {file.path for file in files} if names is None else set(names)
     kept = [file for file in files if file.path in wanted]

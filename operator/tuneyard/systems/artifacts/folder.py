@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tuneyard.api.digests import FileDigest, artifact_digest, matters_for_serving
+from tuneyard.api.digests import FileDigest, artifact_digest, is_ignored_folder, matters_for_serving
 from tuneyard.api.reasons import Reason
 
 _CHUNK = 1 << 20
@@ -90,7 +90,7 @@ def list_files(folder: Path, most: int = 100_000) -> list[str]:
 
     for here, folders, files in os.walk(folder, onerror=refuse):
         prefix = "" if Path(here) == folder else Path(here).relative_to(folder).as_posix() + "/"
-        folders[:] = sorted(name for name in folders if matters_for_serving(prefix + name))
+        folders[:] = sorted(name for name in folders if not is_ignored_folder(name))
         for name in folders:
             if (Path(here) / name).is_symlink():
                 raise ArtifactError(Reason.UNSAFE_PATH, f"{prefix}{name} is a link to a folder: copy with cp -rL")

@@ -48,7 +48,6 @@ from tuneyard.systems.artifacts.remote import (
 )
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-_PIECE = 1 << 18
 _MOST_RETRY_AFTER = 300.0
 
 
@@ -227,7 +226,8 @@ def _ranged(answer: httpx2.Response, file: RemoteFile, begin: int, end: int) -> 
     elif answer.headers.get("content-range") != f"bytes {begin}-{end - 1}/{file.size}":
         raise changed(file)
     left = end - begin
-    for whole in answer.iter_raw(_PIECE):
+    # pieces as they come: a piece that were still being filled would be lost with its connection
+    for whole in answer.iter_raw():
         piece = whole[skip:] if skip else whole
         skip = max(0, skip - len(whole))
         if answer.status_code == 200:

@@ -26,7 +26,8 @@ READ_SECONDS = 30.0
 """Without a byte for so long a connection counts as broken."""
 CA = "ca.crt"
 """The key of a Secret that holds a private authority's certificates."""
-_MOST_FILES = 100_000
+MOST_FILES = 100_000
+"""A listing is held in memory, and a bucket may have millions of objects."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Credentials:
     origin: str
     """For messages: `Secret hub-token`, `the environment`."""
     data: Mapping[str, str] = field(repr=False)
+    endpoints: frozenset[str] = frozenset()
+    """Servers, besides a source's own, that a token in it may be sent to."""
 
     @classmethod
     def of_secret(cls, name: str, data: Mapping[str, bytes]) -> Credentials:
@@ -151,15 +154,19 @@ def listed(what: str, found: Iterable[RemoteFile]) -> list[RemoteFile]:
                 Reason.UNSAFE_PATH, f"{what} holds {file.path!r}, which is no path inside a folder: rename or remove it"
             )
         files.append(file)
-        if len(files) > _MOST_FILES:
-            raise ArtifactError(
-                Reason.ARTIFACT_UNREADABLE,
-                f"{what} holds more than {_MOST_FILES} files: name the artifact's own folder",
-            )
+        if len(files) > MOST_FILES:
+            raise too_many(what)
     if not files:
         raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, f"{what} holds no files: correct the source, or copy them there")
     _refuse_two_at_one_path(what, {file.path for file in files}, len(files))
     return sorted(files, key=lambda f: f.path)
+
+
+def too_many(what: str) -> ArtifactError:
+    """The error of a listing that is longer than any artifact's."""
+    return ArtifactError(
+        Reason.ARTIFACT_UNREADABLE, f"{what} holds more than {MOST_FILES} files: name the artifact's own folder"
+    )
 
 
 def changed(file: RemoteFile) -> ArtifactError:

@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 from botocore import UNSIGNED
@@ -42,12 +41,14 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from urllib3.exceptions import HTTPError
 
+from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
+    MOST_FILES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -55,6 +56,7 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    too_many,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
@@ -84,9 +86,8 @@ class S3Remote:
             self._keys = {"aws_access_key_id": key, "aws_secret_access_key": secret}
             if credentials.data.get(_SESSION_TOKEN):
                 [self._keys["aws_session_token"]] = credentials.need(_SESSION_TOKEN)
-        location = urlsplit(source.uri)
-        self._bucket = location.netloc
-        self._prefix = location.path.lstrip("/")
+        # not by a parser of URLs: '?' and '#' are parts of a key, and what they cut off leads to other objects
+        self._bucket, _, self._prefix = source.uri.removeprefix("s3://").partition("/")
         if self._prefix and not self._prefix.endswith("/"):
             self._prefix += "/"  # `v1` is not `v10`
         self._authority: Path | None = None
@@ -200,11 +201,13 @@ class S3Remote:
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
-                    if not path or (path.endswith("/") and not entry["Size"]):
-                        continue  # what consoles leave where somebody made a folder
+                    if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
+                        continue  # such as what consoles leave where somebody made a folder
                     found[path] = (entry["Key"], entry["Size"], entry["ETag"])
                     if "SHA256" in entry.get("ChecksumAlgorithm", ()) and entry.get("ChecksumType") != "COMPOSITE":
                         summed.append(path)
+                if len(found) > MOST_FILES:
+                    raise too_many(self.what)
         return found, summed
 
     def _sha256(self, found: tuple[str, int, str]) -> str | None:

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
@@ -31,7 +32,10 @@ def read_credentials(api: Api, namespace: str, name: str) -> Credentials:
             f"Secret {name} is not meant for sources: kubectl -n {namespace} label secret {name} "
             f"{names.LABEL_CREDENTIALS}=true",
         )
-    return Credentials.of_secret(name, {k: base64.b64decode(v) for k, v in (secret.get("data") or {}).items()})
+    given = Credentials.of_secret(name, {k: base64.b64decode(v) for k, v in (secret.get("data") or {}).items()})
+    annotations = (secret.get("metadata") or {}).get("annotations") or {}
+    listed = annotations.get(names.ANNOTATION_ENDPOINTS, "").replace(",", " ").split()
+    return replace(given, endpoints=frozenset(endpoint.rstrip("/") for endpoint in listed))
 
 
 def _refused(namespace: str, name: str, error: ApiError) -> ArtifactError:
