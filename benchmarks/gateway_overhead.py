@@ -20,7 +20,8 @@ from pathlib import Path
 
 from benchmarks import load
 from benchmarks.report import write
-from tests.contract.envoy import Envoy, Front, Rig, free_port, model, revision
+from tests.contract.envoy import Envoy, Front, Rig, model, revision
+from tests.contract.ports import free_port
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
 
 ROUNDS = 5

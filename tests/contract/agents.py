@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.contract.engines import EngineProcess, adapters
-from tests.contract.envoy import free_port
+from tests.contract.ports import free_port
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.obtaining import Obtainer
 from tuneyard.agent.running import Agent, running_agent

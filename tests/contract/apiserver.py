@@ -11,7 +11,6 @@ import base64
 import ctypes
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import yaml
 from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
+from tests.contract.ports import free_port
 from tuneyard.api.crds import KINDS, crd
 from tuneyard.systems.kube.client import Api, ApiError
 
@@ -42,13 +42,6 @@ def program(name: str) -> Path:
         [sys.executable, "-m", "cluster", "bin", name], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     return Path(found.stdout.strip())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _die_with_parent() -> None:

@@ -28,7 +28,7 @@ import pytest
 from cluster import pythons
 from models import bad
 from models.tiny import build_tiny
-from tests.contract.envoy import free_port
+from tests.contract.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "tiny"

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import aiohttp
 
 from cluster import pythons
+from tests.contract.ports import free_port
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.ads import AdsServer
@@ -55,13 +55,6 @@ def validation_errors(document: Json) -> str:
         command = [str(envoy_binary()), "--mode", "validate", "-l", "error", "-c", file.name]
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
     return "" if ended.returncode == 0 else ended.stdout + ended.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _die_with_parent() -> None:

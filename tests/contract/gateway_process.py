@@ -16,7 +16,8 @@ import aiohttp
 import yaml
 
 from tests.contract.apiserver import ROOT, ApiServer
-from tests.contract.envoy import Rig, eventually, free_port
+from tests.contract.envoy import Rig, eventually
+from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedReport, PodReport

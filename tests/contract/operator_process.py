@@ -19,7 +19,8 @@ from typing import Any, Self
 
 import yaml
 
-from tests.contract.apiserver import ADMIN_TOKEN, ROOT, ApiServer, free_port
+from tests.contract.apiserver import ADMIN_TOKEN, ROOT, ApiServer
+from tests.contract.ports import free_port
 from tuneyard.api import names
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 

@@ -20,6 +20,7 @@ from botocore.config import Config
 
 from cluster import gobuild
 from cluster.progress import Progress
+from tests.contract.ports import free_port
 from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.remote import Credentials
 
@@ -33,7 +34,7 @@ class S3Server:
         """`tls`: certificate and key."""
         self.folder = folder
         self.tls = tls
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.root = Credentials.of_secret(
             "s3", {"AWS_ACCESS_KEY_ID": ROOT.encode(), "AWS_SECRET_ACCESS_KEY": ROOT_SECRET.encode()}
@@ -115,9 +116,3 @@ class S3Server:
         }
         policy = {"Version": "2012-10-17", "Statement": [statement]}
         self.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from models.tiny import build_tiny
-from tests.contract.apiserver import ROOT, ApiServer, free_port
+from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.engines import BASE, KEY, EngineProcess, adapters, own_engine
 from tests.contract.operator_process import eventually
+from tests.contract.ports import free_port
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY, PlannedAdapter, PodReport, PoolPlan
 from tuneyard.api.sources import Source, VolumeSource

@@ -11,7 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.contract.envoy import Envoy, Front, Rig, eventually, free_port, model, revision
+from tests.contract.envoy import Envoy, Front, Rig, eventually, model, revision
+from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.agent.front import Front as Switches

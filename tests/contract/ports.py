@@ -1,0 +1,28 @@
+"""Ports on loopback for what the tests start."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+_PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives to outgoing connections."""
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nothing listens on, and that nobody in this process was told before.
+
+    The kernel's own choice comes again: of forty ports two are the same once in thirty times, and Envoy shares a port
+    with another program without a word.
+    """
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given:
+            _given.add(port)
+            return port
