@@ -23,7 +23,8 @@ from tuneyard.api.documents import PoolPlan, stored_plan
 from tuneyard.planning.observations import ChildObservation, EngineKeys
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
-from tuneyard.planning.podspec import BASE_DIGEST, KEY, pod_labels, pod_template
+from tuneyard.planning.podparts import BASE_DIGEST
+from tuneyard.planning.podspec import KEY, pod_labels, pod_template
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 

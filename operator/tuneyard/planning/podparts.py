@@ -8,10 +8,12 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import posixpath
 from typing import Any
 
 from tuneyard.api.serving import ArtifactCache
+from tuneyard.api.sources import Source
 from tuneyard.planning.settings import Settings
 
 CACHE = "/cache"
@@ -19,6 +21,8 @@ CACHE = "/cache"
 BASE = "/base"
 BASE_LINK = f"{BASE}/model"
 """A link that `verify` makes, to the base's files in the cache: where these lie is known once their digest is."""
+BASE_DIGEST = "base-digest"
+"""Key of the plan ConfigMap: the base's pinned digest, empty while nothing is pinned."""
 RUN = "/run/tuneyard"
 KEPT_MARK = f"{RUN}/kept"
 """File that is there while a node's cache holds everything that a prewarm plan names, and none of it can go."""
@@ -90,6 +94,17 @@ def fetching(cache: ArtifactCache) -> list[dict[str, Any]]:
     """
     limit = [] if cache.size_limit is None else [value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
     return [*_identity(), *limit, value("TMPDIR", RUN)]
+
+
+def base_digest(config_map: str) -> dict[str, Any]:
+    """Tells `verify` the base's pinned digest, which stands in the ConfigMap of a plan."""
+    key = {"name": config_map, "key": BASE_DIGEST}
+    return {"name": "TUNEYARD_BASE_DIGEST", "valueFrom": {"configMapKeyRef": key}}
+
+
+def source_text(source: Source) -> str:
+    """A source as containers are told it."""
+    return literal(json.dumps(source.to_dict(), sort_keys=True))
 
 
 def mount(volume: str, path: str, *, read_only: bool = False) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -26,6 +25,7 @@ from tuneyard.planning.podparts import (
     BASE,
     BASE_LINK,
     RUN,
+    base_digest,
     cache_mount,
     cache_volume,
     container,
@@ -35,6 +35,7 @@ from tuneyard.planning.podparts import (
     mount,
     requests,
     security_context,
+    source_text,
     token_mount,
     token_volume,
     value,
@@ -52,8 +53,6 @@ SERVED_MARK = f"{RUN}/served"
 """File that says that this pod has once had all adapters of its plan."""
 KEY = "key"
 """Key of the engine key Secret."""
-BASE_DIGEST = "base-digest"
-"""Key of the plan ConfigMap: the base's pinned digest, empty while nothing is pinned."""
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
 LOST_NODE_SECONDS = 30
@@ -163,13 +162,13 @@ def _resources(asked_for: Resources) -> dict[str, Any]:
 def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     """What looks at the base before all; where that is fetched over the network, it also fetches it."""
     source = base.spec.source
-    digest = {
-        "name": "TUNEYARD_BASE_DIGEST",
-        "valueFrom": {"configMapKeyRef": {"name": names.pool_plan(pool.name), "key": BASE_DIGEST}},
-    }
-    env, mounts, fetch = [digest], [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)], []
+    env, mounts, fetch = (
+        [base_digest(names.pool_plan(pool.name))],
+        [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)],
+        [],
+    )
     if source.is_remote:
-        fetch = ["--source", _source_text(base)]
+        fetch = ["--source", source_text(source)]
         env += fetching(pool.serving.cache)
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
@@ -350,13 +349,9 @@ def _key(name: str, pool: Pool) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
 
 
-def _source_text(base: BaseModelResource) -> str:
-    return literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))
-
-
 def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
     """For an agent that finds its base gone from the cache."""
-    return [value("TUNEYARD_BASE_SOURCE", _source_text(base))] if base.spec.source.is_remote else []
+    return [value("TUNEYARD_BASE_SOURCE", source_text(base.spec.source))] if base.spec.source.is_remote else []
 
 
 def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:

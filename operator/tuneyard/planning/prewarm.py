@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +31,11 @@ from tuneyard.planning.observations import (
 )
 from tuneyard.planning.podparts import (
     BASE,
+    BASE_DIGEST,
     BASE_LINK,
     KEPT_MARK,
     RUN,
+    base_digest,
     cache_mount,
     cache_volume,
     container,
@@ -43,11 +44,11 @@ from tuneyard.planning.podparts import (
     mount,
     requests,
     security_context,
+    source_text,
     token_mount,
     token_volume,
     value,
 )
-from tuneyard.planning.podspec import BASE_DIGEST
 from tuneyard.planning.pools import Serving, resolved_serving
 from tuneyard.planning.remedies import clipped, named
 from tuneyard.planning.settings import Settings
@@ -221,10 +222,6 @@ def _node_selector(serving: Serving) -> Mapping[str, str]:
 
 def _verify(base: BaseModelResource, serving: Serving, settings: Settings) -> Json:
     """Fetches the base and looks at it, as in a model pod, so that what is wrong with it shows before a rollout."""
-    digest = {
-        "name": "TUNEYARD_BASE_DIGEST",
-        "valueFrom": {"configMapKeyRef": {"name": names.prewarm(base.metadata.name), "key": BASE_DIGEST}},
-    }
     return container(
         VERIFY,
         settings.images.tuneyard,
@@ -234,9 +231,9 @@ def _verify(base: BaseModelResource, serving: Serving, settings: Settings) -> Js
             *("--base-model", literal(base.metadata.name)),
             *("--path", BASE_LINK),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
-            *("--source", literal(json.dumps(base.spec.source.to_dict(), sort_keys=True))),
+            *("--source", source_text(base.spec.source)),
         ],
-        env=[digest, *fetching(serving.cache)],
+        env=[base_digest(names.prewarm(base.metadata.name)), *fetching(serving.cache)],
         resources=requests("100m", "128Mi"),
         volumeMounts=[
             cache_mount(base.metadata.namespace, serving.cache),
