@@ -31,15 +31,15 @@ MASTER = b"0123456789abcdef0123456789abcdef"
 _CRDS = "/apis/tuneyard.dev/v1alpha1"
 
 
-def eventually(check: Callable[[], Any], what: str, within: float = 60.0) -> Any:
-    """The first true answer of `check`; fails when there is none in that many seconds."""
+def eventually(check: Callable[[], Any], what: str | Callable[[], str], within: float = 60.0) -> Any:
+    """The first true answer of `check`; fails with `what`, said then, when there is none in that many seconds."""
     deadline = time.monotonic() + within
     while True:
         answer = check()
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within:.0f} s: {what}")
+            raise AssertionError(f"not within {within:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.03)
 
 
