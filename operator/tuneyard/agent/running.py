@@ -104,7 +104,7 @@ async def _decide(
 def _told(state: State) -> tuple[object, ...]:
     """What of the state a report or a snapshot is made of: not what is under way, nor who has requests."""
     engine = replace(state.engine, busy=None)
-    return state.plan, state.prepared, state.proven, state.failures, engine, state.draining
+    return state.plan, state.prepared, state.proven, state.failures, state.slow, engine, state.draining
 
 
 @asynccontextmanager

@@ -91,7 +91,7 @@ class HubRemote:
                 )
                 found = str(self._json(path)[0].get("sha", ""))
                 if not re.match(COMMIT_PATTERN, found):
-                    raise UnreachableError(f"{self._endpoint} gave no commit for {self._what}: is it a hub?")
+                    raise UnreachableError(f"{self._endpoint} gave no commit for {self.what}: is it a hub?")
                 self._commit = found
             return self._commit
 
@@ -101,7 +101,7 @@ class HubRemote:
 
     def files(self) -> list[RemoteFile]:
         """The files of the commit, with the SHA-256 of those that the hub keeps as large files."""
-        return listed(self._what, self._tree())
+        return listed(self.what, self._tree())
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
         """A range of one file, wherever the hub sends us for it."""
@@ -122,7 +122,8 @@ class HubRemote:
         self._client.close()
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The place, for messages."""
         return f"{self._source.repo} at {self._source.revision}"
 
     def _tree(self) -> Iterator[RemoteFile]:
@@ -138,7 +139,7 @@ class HubRemote:
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         """The answer's JSON, and the address of the next page where there is one."""
-        with self._errors(self._what):
+        with self._errors(self.what):
             answer = self._client.get(url)
             hf_raise_for_status(answer)
             following = answer.links.get("next", {}).get("url")

@@ -98,6 +98,10 @@ class Remote(Protocol):
         """Who asks, for messages: `anonymous`, `the token of Secret hub-token`. Never a secret."""
 
     @property
+    def what(self) -> str:
+        """The place, for messages: `acme/support at main`, `s3://models/support/`."""
+
+    @property
     def commit(self) -> str | None:
         """What a hub's revision is, asked for once; None for sources without commits. Raises ArtifactError."""
 
