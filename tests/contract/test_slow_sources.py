@@ -11,7 +11,7 @@ from models.tiny import build_tiny
 from tests.contract.agents import AgentRig, loaded
 from tests.contract.engines import EngineProcess, own_engine
 from tests.fakes.hub import Hub, Repository
-from tuneyard.agent import performing
+from tuneyard.agent import obtaining, pacing, performing
 from tuneyard.agent.obtaining import Obtainer
 from tuneyard.api.documents import PlannedAdapter, PodReport
 from tuneyard.api.reasons import Reason
@@ -69,6 +69,27 @@ async def test_others_do_not_wait_for_sources_that_trickle(
         hub.faults.trickles = {}
         await rig.until_loaded("quick", *SLOW, within=60)
         assert not [said for said in rig.report.adapters.values() if said.overdue]
+
+
+async def test_how_far_they_are_is_published_now_and_then(
+    hub: Hub, engine: EngineProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obtaining, "_TOLD_SECONDS", 0.01)
+    monkeypatch.setattr(pacing, "TICK_SECONDS", 0.5)
+    hub.faults.trickles = {"adapter_model.safetensors": 0.3}
+    async with AgentRig(engine, tmp_path / "pod", obtainer=Obtainer(Store(tmp_path / "cache"), nobody)) as rig:
+        rig.plan(planned(hub, "slow-0"), planned(hub, "slow-1"))
+        await rig.until_loaded("slow-0", "slow-1", within=60)
+        at = [
+            (when, {n: said.transfer.done_bytes for n, said in report.adapters.items() if said.transfer})
+            for when, report in rig.published
+        ]
+        told = [(when, done) for when, done in at if done]
+        assert 3 <= len(told) <= 12, "of some hundred ticks"
+        assert max(len(done) for _, done in told) == 2
+        assert [done["slow-0"] for _, done in told if "slow-0" in done] == sorted(
+            done["slow-0"] for _, done in told if "slow-0" in done
+        )
 
 
 async def test_a_source_that_is_given_up_is_gone_on_from(

@@ -64,7 +64,7 @@ _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_K
 _PIECE = 1 << 19
 _SMALL_PIECE = 1 << 14
 _PIECE_SECONDS = 0.5
-"""A piece comes when it is whole, and is lost when it does not: of a slow source it is as much as comes in this time."""
+"""A piece comes when it is whole, or not at all: of a slow source it is as much as comes in this time."""
 _HEADS = 16
 _DEFAULT_REGION = "us-east-1"
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
