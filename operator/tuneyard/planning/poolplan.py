@@ -68,7 +68,7 @@ def wanted_plan(
     others = known.keys() - placed.refused.keys() - set(wanted)
     unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
-    number, room = copies(pool.serving, len(wanted), before), pool.serving.lora.max_cpu_loras
+    number, room = copies(pool.serving, len(wanted), before, len(unused)), pool.serving.lora.max_cpu_loras
     seen: dict[str, str] = {}
     waits: list[float] = []
     counted: list[str] | None = None
