@@ -16,6 +16,7 @@ from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource
 from tuneyard.systems.artifacts import download, floor
+from tuneyard.systems.artifacts import hub as hub_module
 from tuneyard.systems.artifacts.download import FetchStopped, digest_of_remote, fetch
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.hub import HubRemote
@@ -138,6 +139,15 @@ def test_further_pages_are_asked_of_the_endpoint_wherever_they_are_said_to_be(hu
     hub.faults.foreign_pages = True
     assert len(remote(hub, "acme/private", token=TOKEN).files()) == len(SERVED) + 120
     assert not hub.leaks
+
+
+def test_a_tree_that_never_ends_is_refused_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "MOST_PAGES", 30)
+    hub.faults.endless_pages = True
+    with pytest.raises(ArtifactError, match="the listing of acme/open at main has more than") as caught:
+        remote(hub).files()
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+    assert hub.asked[f"/api/models/acme/open/tree/{hub.repositories['acme/open'].commit}"] == 30
 
 
 @pytest.mark.parametrize("token", ["hf_of_acme\nsecond line", "hf_of_acme\0", "hf_of_äcme"])

@@ -452,8 +452,15 @@ def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, mon
         assert progress.fetched < found.size_bytes
 
 
-def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "refused", "pages"),
+    [("{}", "holds more than 100000 files: name the artifact's own folder", 101), ("{}/README.md", "pages", 201)],
+)
+def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, refused: str, pages: int
+) -> None:
     """`s3://data-lake/` by mistake must not end the agent, which serves the adapters of others too."""
+    monkeypatch.setattr("tuneyard.systems.artifacts.s3.MOST_PAGES", 200)
     asked = 0
 
     class Client:
@@ -463,14 +470,14 @@ def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypat
         def paginate(self, **_: str) -> Iterator[dict[str, object]]:
             nonlocal asked
             for asked in range(1, 1000):
-                keys = (f"{asked}/{n}" for n in range(1000))
+                keys = (name.format(f"{asked}/{n}") for n in range(1000))
                 yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
 
     lake = S3Remote(S3Source(uri="s3://lake/"), None)
     monkeypatch.setattr(lake, "_client", Client)
-    with pytest.raises(ArtifactError, match="holds more than 100000 files: name the artifact's own folder"):
+    with pytest.raises(ArtifactError, match=refused):
         lake.files()
-    assert asked == 101
+    assert asked == pages
 
 
 def test_two_thousand_small_files(server: S3Server, tmp_path: Path) -> None:

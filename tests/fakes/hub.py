@@ -54,6 +54,8 @@ class Faults:
     """While it is not set, file contents do not go on after their first piece."""
     trickles: dict[str, float] = field(default_factory=dict)
     """Seconds before each 1,000 bytes of contents, by the end of the path."""
+    endless_pages: bool = False
+    """Behind the last page of a tree there is another one, with nothing that counts."""
     foreign_pages: bool = False
     """Further pages of a tree are said to be on another server, as a mirror does that passes on what it got."""
 
@@ -242,7 +244,7 @@ class _HubHandler(_Handler):
         if start == 0:
             entries += [{"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders]
         more = {}
-        if start + PAGE < len(names):
+        if start + PAGE < len(names) or hub.faults.endless_pages:
             server = hub.store_url if hub.faults.foreign_pages else hub.url
             more["Link"] = f'<{server}{path}?recursive=true&expand=false&cursor={start + PAGE}>; rel="next"'
         self.whole(200, json.dumps(entries).encode(), more)

@@ -12,8 +12,8 @@ Rules:
   adapter would take an adapter away from another tenant while it serves. More `lora.copies` than there is room for put
   nobody out either: then there are fewer copies, and nobody new;
 - while every pod has room for every adapter, every pod has them all. Else there are as many copies as fit with one pod
-  away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others. That is
-  also why, until ADAPTER_GRACE is over, nobody gets more copies in place of an adapter that has gone;
+  away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others.
+  Therefore, too, nobody gets more copies in place of an adapter that has gone until ADAPTER_GRACE is over;
 - an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
   POOL_GRACE: a ModelDeployment that is deleted and created again finds everything as it was.
 """

@@ -38,6 +38,7 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -45,6 +46,7 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    too_many_pages,
 )
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -129,7 +131,11 @@ class HubRemote:
     def _tree(self) -> Iterator[RemoteFile]:
         tree = f"{self._endpoint}/api/models/{self._source.repo}/tree/{self.commit}"
         query: str | None = "recursive=true&expand=false"
+        pages = 0
         while query is not None:
+            pages += 1
+            if pages > MOST_PAGES:
+                raise too_many_pages(self.what)
             entries, following = self._json(f"{tree}?{query}")
             # a mirror may pass on the addresses of what it mirrors, and the token is not for that
             query = None if following is None else urlsplit(following).query

@@ -28,6 +28,8 @@ CA = "ca.crt"
 """The key of a Secret that holds a private authority's certificates."""
 MOST_FILES = 100_000
 """A listing is held in memory, and a bucket may have millions of objects."""
+MOST_PAGES = 2000
+"""Of a listing: MOST_FILES at 50 a page. A page need not hold a file that counts, and may always name another one."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,15 @@ def too_many(what: str) -> ArtifactError:
     """The error of a listing that is longer than any artifact's."""
     return ArtifactError(
         Reason.ARTIFACT_UNREADABLE, f"{what} holds more than {MOST_FILES} files: name the artifact's own folder"
+    )
+
+
+def too_many_pages(what: str) -> ArtifactError:
+    """The error of a listing that goes on and on."""
+    return ArtifactError(
+        Reason.ARTIFACT_UNREADABLE,
+        f"the listing of {what} has more than {MOST_PAGES} pages: name the artifact's own folder or repository, or ask "
+        "another server if this one repeats itself",
     )
 
 

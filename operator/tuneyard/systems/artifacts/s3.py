@@ -50,6 +50,7 @@ from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
     MOST_FILES,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -58,6 +59,7 @@ from tuneyard.systems.artifacts.remote import (
     changed,
     listed,
     too_many,
+    too_many_pages,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
@@ -201,7 +203,9 @@ class S3Remote:
         summed: list[str] = []
         with self._errors(None):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+            for number, page in enumerate(pages.paginate(Bucket=self._bucket, Prefix=self._prefix)):
+                if number == MOST_PAGES:
+                    raise too_many_pages(self.what)
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
                     if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
