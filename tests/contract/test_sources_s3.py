@@ -27,11 +27,11 @@ from tests.fakes.hub import Hub, Repository
 from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource, S3Source, Source
-from tuneyard.systems.artifacts import download
+from tuneyard.systems.artifacts import download, floor
 from tuneyard.systems.artifacts.download import digest_of_remote, fetch
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.progress import Progress
-from tuneyard.systems.artifacts.remote import Credentials, listing_key
+from tuneyard.systems.artifacts.remote import Credentials, UnreachableError, listing_key
 from tuneyard.systems.artifacts.s3 import S3Remote
 
 WEIGHTS = random.Random(2).randbytes(24 << 20)
@@ -257,11 +257,15 @@ def test_an_object_that_changes_meanwhile_is_refused(
 
 
 class CuttingProxy:
-    """Passes bytes to a port and cuts connections after so many bytes of answers, as often as `cuts` says."""
+    """Passes bytes to a port and cuts connections after so many bytes of answers, as often as `cuts` says.
 
-    def __init__(self, port: int, cuts: list[int]) -> None:
+    `pause`: seconds before each 2,000 bytes of the answers that go on after 10,000 bytes.
+    """
+
+    def __init__(self, port: int, cuts: list[int], pause: float = 0.0) -> None:
         self.target = port
         self.cuts = cuts
+        self.pause = pause
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.thread = threading.Thread(target=self.accept, daemon=True)
@@ -281,7 +285,9 @@ class CuttingProxy:
         with client, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
             while readable := select.select([client, server], [], [])[0]:
                 for source in readable:
-                    data = source.recv(1 << 16)
+                    slow = self.pause and source is server and done > 10_000
+                    data = source.recv(2000 if slow else 1 << 16)
+                    time.sleep(self.pause if slow else 0.0)
                     (server if source is client else client).sendall(data)
                     done += len(data) if source is server else 0
                     if not data or (most is not None and done > most):
@@ -301,6 +307,24 @@ def test_a_network_that_breaks_in_the_middle_of_files(server: S3Server, tmp_path
     assert found.digest == digest(FILES)
     assert proxy.cuts == []
     assert progress.fetched == found.size_bytes
+    proxy.close()
+
+
+def test_a_server_that_trickles_is_given_up_in_words_and_gone_on_from(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "WINDOW_SECONDS", 4.0)
+    server.bucket("slow", {"model.safetensors": WEIGHTS[: 5 << 20]})
+    proxy = CuttingProxy(server.port, [], pause=0.1)
+    source = S3Source(uri="s3://slow/", endpoint=proxy.url, region="us-east-1")
+    first = Progress()
+    with pytest.raises(UnreachableError, match=r"s3://slow/ delivers \d+\.\d KiB/s .* at least 64 KiB/s"):
+        fetch(remote(source, server.root), tmp_path / "out", progress=first)
+    assert first.fetched > 32_000, "pieces of what comes slowly are small"
+    proxy.pause = 0.0
+    then = Progress()
+    found = fetch(remote(source, server.root), tmp_path / "out", progress=then)
+    assert then.fetched == found.size_bytes - first.fetched
     proxy.close()
 
 
@@ -428,8 +452,15 @@ def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, mon
         assert progress.fetched < found.size_bytes
 
 
-def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "refused", "pages"),
+    [("{}", "holds more than 100000 files: name the artifact's own folder", 101), ("{}/README.md", "pages", 201)],
+)
+def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, refused: str, pages: int
+) -> None:
     """`s3://data-lake/` by mistake must not end the agent, which serves the adapters of others too."""
+    monkeypatch.setattr("tuneyard.systems.artifacts.s3.MOST_PAGES", 200)
     asked = 0
 
     class Client:
@@ -439,14 +470,14 @@ def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypat
         def paginate(self, **_: str) -> Iterator[dict[str, object]]:
             nonlocal asked
             for asked in range(1, 1000):
-                keys = (f"{asked}/{n}" for n in range(1000))
+                keys = (name.format(f"{asked}/{n}") for n in range(1000))
                 yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
 
     lake = S3Remote(S3Source(uri="s3://lake/"), None)
     monkeypatch.setattr(lake, "_client", Client)
-    with pytest.raises(ArtifactError, match="holds more than 100000 files: name the artifact's own folder"):
+    with pytest.raises(ArtifactError, match=refused):
         lake.files()
-    assert asked == 101
+    assert asked == pages
 
 
 def test_two_thousand_small_files(server: S3Server, tmp_path: Path) -> None:

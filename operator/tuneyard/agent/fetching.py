@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneyard.agent.obtaining import Obtainer, Told
+from tuneyard.agent.obtaining import Ends, Obtainer, Told, never
 from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
@@ -68,10 +68,10 @@ class Shelf:
     obtainer: Obtainer | None = None
     """Gets what comes over the network; None: nothing does."""
 
-    def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None) -> Prepared:
+    def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None, ends: Ends = never) -> Prepared:
         """Make an adapter's files ready for the engine; raises FetchError, or FetchStopped when the pod leaves.
 
-        `told` hears how far they are while they come over the network.
+        `told` hears how far they are while they come over the network; `ends` ends that, by FetchStopped too.
         """
         if Path(planned.name).name != planned.name or planned.name.startswith("."):
             raise FetchError(Reason.INVALID_SPEC, f"{planned.name!r} is not the name of an adapter")
@@ -91,7 +91,7 @@ class Shelf:
             prepared.append(self._checked(planned, copy, found))
 
         try:
-            with self._found(planned, told) as folder:
+            with self._found(planned, told, ends) as folder:
                 self._look_over(folder)
                 copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
             self._name(scratch, self.adapters / prepared[0].engine_name)
@@ -105,7 +105,7 @@ class Shelf:
         return prepared[0]
 
     @contextmanager
-    def _found(self, planned: PlannedAdapter, told: Told) -> Iterator[Path]:
+    def _found(self, planned: PlannedAdapter, told: Told, ends: Ends) -> Iterator[Path]:
         """The folder with an adapter's files, on a volume or in the cache; raises ArtifactError."""
         volume = planned.source.volume
         if volume is not None:
@@ -113,7 +113,7 @@ class Shelf:
         elif self.obtainer is None or not planned.source.is_known:
             raise ArtifactError(Reason.INVALID_SPEC, "the source is of a kind that this version's agents do not know")
         else:
-            with self.obtainer.obtain(planned.source, planned.digest, told) as held:
+            with self.obtainer.obtain(planned.source, planned.digest, told, ends) as held:
                 yield held.path
 
     def remove(self, engine_name: str) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.agent.obtaining import Obtainer
+from tuneyard.agent.pacing import Pace
 from tuneyard.api.documents import KeepReport, PrewarmPlan, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
@@ -67,6 +69,7 @@ class Keeper:
         self._plan: PrewarmPlan | None = None
         self._held: dict[tuple[str, Source], Held] = {}
         self._told: KeepReport | None = None
+        self._pace = Pace(time.monotonic)
         # an earlier process may have left it, whose locks are gone
         mark.unlink(missing_ok=True)
 
@@ -157,7 +160,8 @@ class Keeper:
             before.release()
 
         def told(transfer: Transfer) -> None:
-            self._say(wanted, transfer=transfer)
+            if self._pace.due({item.what: transfer}):
+                self._say(wanted, transfer=transfer)
 
         self._held[item.what, item.source] = held = self._obtainer.obtain(item.source, digest, told)
         _log.info("keeping %s: %s", item.what, held.digest)

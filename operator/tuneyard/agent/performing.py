@@ -20,7 +20,19 @@ from tuneyard.agent.knowledge import Knowledge
 from tuneyard.api.documents import PlannedAdapter, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
-from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Fetching, Proven, Removed, Unloaded
+from tuneyard.planning.agentstate import (
+    BaseProven,
+    Began,
+    Ended,
+    Failed,
+    Fetched,
+    Fetching,
+    Proven,
+    Removed,
+    Slow,
+    Unloaded,
+)
+from tuneyard.planning.slowfetches import SLOW_AFTER, gives_way
 from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.engines.vllm import (
     Answer,
@@ -110,14 +122,20 @@ class Performer:
         def told(transfer: Transfer) -> None:
             loop.call_soon_threadsafe(self._knowledge.tell, Fetching(name, transfer))
 
+        def ends() -> bool:
+            return gives_way(self._knowledge.state, name, self._clock())
+
+        slow = loop.call_later(SLOW_AFTER, self._knowledge.tell, Slow(name))
         try:
-            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told)
+            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told, ends)
         except FetchStopped:
-            _log.info("fetching %s was stopped; what has come stays in the cache", name)
+            _log.info("fetching %s was stopped or gave way to others; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
         else:
             self._knowledge.tell(Fetched(name, prepared))
+        finally:
+            slow.cancel()
 
     async def _probe_base(self) -> None:
         try:

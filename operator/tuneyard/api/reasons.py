@@ -95,7 +95,7 @@ class Reason(StrEnum):
     )
     SOURCE_UNREACHABLE = (
         "SourceUnreachable",
-        "The source does not answer, or the connection broke; it is tried again.",
+        "The source does not answer, broke off, or delivers too slowly; it is tried again.",
     )
     DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
     CACHE_UNUSABLE = (

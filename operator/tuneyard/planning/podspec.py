@@ -328,17 +328,17 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
 def _served_once() -> list[str]:
     """Fails until the agent has tried every adapter of its share of the plan and published what became of them.
 
-    A rollout must not take the last pod that has them; /report is what others can read, not what the agent knows.
-
+    A rollout must not take the last pod that has them, nor wait for a source that trickles (slowfetches.py); /report is
+    what others can read, not what the agent knows.
     Afterwards it passes for good, because an adapter that is added later makes no pod unready for the others.
     """
     script = f"""
 import json, os, sys, urllib.request
-mark = {SERVED_MARK!r}
+mark, awaited = {SERVED_MARK!r}, lambda a: a["state"] == "Loading" and not a.get("overdue")
 if not os.path.exists(mark):
     report = json.load(urllib.request.urlopen("http://127.0.0.1:{names.AGENT_PORT}/report", timeout=5))
     adapters = report.get("adapters", {{}}).values()
-    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(a["state"] == "Loading" for a in adapters):
+    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(map(awaited, adapters)):
         sys.exit("the engine or an adapter is not ready")
     open(mark, "w").close()
 """

@@ -48,6 +48,7 @@ class Folder:
     name: str
     identity: str = "the tests"
     commit: str | None = None
+    what: str = "the bucket"
 
     def fingerprint(self) -> str:
         return self.name

@@ -14,6 +14,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
 from tuneyard.gateway.world import World
+from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.routes import GRACE, ModelRoutes
 
@@ -55,6 +56,29 @@ def routes(world: World, model: str = "chat", now: float = 0) -> ModelRoutes:
 
 def canary(v1: int = 90, **fields: Any) -> ApiModel:
     return deployment(revisions=TWO, traffic={"v1": v1, "v2": 100 - v1}, **fields)
+
+
+def test_a_pod_that_leaves_serves_what_nobody_else_has_for_a_while() -> None:
+    """A gateway sees no more of a pod than its metadata: one whose node is dead says nothing for ever."""
+    world = world_of(canary())
+    before = routes(world)
+    leaving = raw_pod(pod("a", "v1", "v2"))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    world.put("pod", leaving, 100)
+    assert routes(world) == before
+    assert world.put("pod", raw_pod(pod("b", "v1")), 101) == {"chat"}
+    first, second = ([e.pod for e in r.endpoints] for r in routes(world).revisions)
+    assert (first, second) == (["b"], ["a"])
+    world.put("pod", leaving, 110)
+    assert world.next_expiry() == 100 + LAST_RESORT_SECONDS, "it began when it was first seen to leave"
+    assert world.expire(100 + LAST_RESORT_SECONDS - 0.1) == set()
+    assert world.expire(100 + LAST_RESORT_SECONDS) == {"chat"}
+    assert [len(r.endpoints) for r in routes(world).revisions] == [1, 0]
+    assert world.put("pod", leaving, 150) == set(), "and has ended"
+    assert world.next_expiry() is None
+    world.remove("pod", ("team", "a"), 160)
+    world.put("pod", leaving, 170)
+    assert [len(r.endpoints) for r in routes(world).revisions] == [1, 1], "another one of that name"
 
 
 def test_a_change_touches_the_models_that_it_can_change() -> None:
@@ -108,7 +132,8 @@ def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> Non
     leaving = raw_pod(pod("a", "one", "two"))
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert world.put("pod", leaving, 0) == everyone
-    assert world.remove("pod", ("team", "a"), 0) == set(), "nobody was sent to it any more"
+    assert world.expire(LAST_RESORT_SECONDS) == everyone
+    assert world.remove("pod", ("team", "a"), LAST_RESORT_SECONDS) == set(), "nobody was sent to it any more"
     for done in range(3):
         transfer = Transfer(done_bytes=done, total_bytes=9)
         assert report("one", "two", engine="Starting", base_transfer=transfer) == set()

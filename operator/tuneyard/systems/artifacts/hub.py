@@ -38,6 +38,7 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -45,6 +46,7 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    too_many_pages,
 )
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -91,7 +93,7 @@ class HubRemote:
                 )
                 found = str(self._json(path)[0].get("sha", ""))
                 if not re.match(COMMIT_PATTERN, found):
-                    raise UnreachableError(f"{self._endpoint} gave no commit for {self._what}: is it a hub?")
+                    raise UnreachableError(f"{self._endpoint} gave no commit for {self.what}: is it a hub?")
                 self._commit = found
             return self._commit
 
@@ -101,7 +103,7 @@ class HubRemote:
 
     def files(self) -> list[RemoteFile]:
         """The files of the commit, with the SHA-256 of those that the hub keeps as large files."""
-        return listed(self._what, self._tree())
+        return listed(self.what, self._tree())
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
         """A range of one file, wherever the hub sends us for it."""
@@ -122,13 +124,18 @@ class HubRemote:
         self._client.close()
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The place, for messages."""
         return f"{self._source.repo} at {self._source.revision}"
 
     def _tree(self) -> Iterator[RemoteFile]:
         tree = f"{self._endpoint}/api/models/{self._source.repo}/tree/{self.commit}"
         query: str | None = "recursive=true&expand=false"
+        pages = 0
         while query is not None:
+            pages += 1
+            if pages > MOST_PAGES:
+                raise too_many_pages(self.what)
             entries, following = self._json(f"{tree}?{query}")
             # a mirror may pass on the addresses of what it mirrors, and the token is not for that
             query = None if following is None else urlsplit(following).query
@@ -138,7 +145,7 @@ class HubRemote:
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         """The answer's JSON, and the address of the next page where there is one."""
-        with self._errors(self._what):
+        with self._errors(self.what):
             answer = self._client.get(url)
             hf_raise_for_status(answer)
             following = answer.links.get("next", {}).get("url")

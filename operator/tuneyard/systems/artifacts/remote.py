@@ -28,6 +28,8 @@ CA = "ca.crt"
 """The key of a Secret that holds a private authority's certificates."""
 MOST_FILES = 100_000
 """A listing is held in memory, and a bucket may have millions of objects."""
+MOST_PAGES = 2000
+"""Of a listing: MOST_FILES at 50 a page. A page need not hold a file that counts, and may always name another one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Remote(Protocol):
         """Who asks, for messages: `anonymous`, `the token of Secret hub-token`. Never a secret."""
 
     @property
+    def what(self) -> str:
+        """The place, for messages: `acme/support at main`, `s3://models/support/`."""
+
+    @property
     def commit(self) -> str | None:
         """What a hub's revision is, asked for once; None for sources without commits. Raises ArtifactError."""
 
@@ -166,6 +172,15 @@ def too_many(what: str) -> ArtifactError:
     """The error of a listing that is longer than any artifact's."""
     return ArtifactError(
         Reason.ARTIFACT_UNREADABLE, f"{what} holds more than {MOST_FILES} files: name the artifact's own folder"
+    )
+
+
+def too_many_pages(what: str) -> ArtifactError:
+    """The error of a listing that goes on and on."""
+    return ArtifactError(
+        Reason.ARTIFACT_UNREADABLE,
+        f"the listing of {what} has more than {MOST_PAGES} pages: name the artifact's own folder or repository, or ask "
+        "another server if this one repeats itself",
     )
 
 

@@ -16,6 +16,7 @@ import binascii
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
     MOST_FILES,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -57,10 +59,14 @@ from tuneyard.systems.artifacts.remote import (
     changed,
     listed,
     too_many,
+    too_many_pages,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 _PIECE = 1 << 19
+_SMALL_PIECE = 1 << 14
+_PIECE_SECONDS = 0.5
+"""A piece comes when it is whole, or not at all: of a slow source it is as much as comes in this time."""
 _HEADS = 16
 _DEFAULT_REGION = "us-east-1"
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
@@ -136,8 +142,7 @@ class S3Remote:
                 # Not every server knows If-Match.
                 if answer.get("ETag") != file.version or not str(answer.get("ContentRange")).endswith(f"/{file.size}"):
                     raise changed(file)
-                while piece := body.read(_PIECE):
-                    yield piece
+                yield from _pieces(body)
             finally:
                 body.close()
 
@@ -198,7 +203,9 @@ class S3Remote:
         summed: list[str] = []
         with self._errors(None):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+            for number, page in enumerate(pages.paginate(Bucket=self._bucket, Prefix=self._prefix)):
+                if number == MOST_PAGES:
+                    raise too_many_pages(self.what)
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
                     if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
@@ -277,6 +284,18 @@ class S3Remote:
             f"{self._source.endpoint or 'Amazon S3'} refuses {what} ({code or status}): check endpoint, region and uri"
         )
         return ArtifactError(Reason.SOURCE_UNREACHABLE, text)
+
+
+def _pieces(body: Any) -> Iterator[bytes]:
+    size = _SMALL_PIECE
+    while True:
+        asked = time.monotonic()
+        piece: bytes = body.read(size)
+        if not piece:
+            return
+        in_time = len(piece) * _PIECE_SECONDS / max(time.monotonic() - asked, 1e-6)
+        size = max(_SMALL_PIECE, min(_PIECE, 2 * size, int(in_time)))
+        yield piece
 
 
 def _only_authority(credentials: Credentials) -> bool:
