@@ -69,20 +69,24 @@ def run(args: argparse.Namespace) -> int:
 def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool = False) -> str | None:
     """The manifest with everything pinned. With `check` nothing is asked: None if something is not pinned."""
     pins: list[Pins] = []
+    unpinned = False
     for artifact in artifacts(text):
         what = f"{artifact.kind} {artifact.name}"
         source = _source(artifact, what)
+        given = artifact.spec.get("digest")
         if not source.is_remote:
-            tell(f"{what} is on a volume and skipped: `tuneyard digest DIR` prints its digest")
+            if given is None and not _names_digest(source):
+                tell(f"{what} {_by_hand(source, check)}")
+                unpinned = True
             continue
         hub = source.hugging_face
         moves = hub is not None and not re.match(COMMIT_PATTERN, hub.revision)
-        given = artifact.spec.get("digest")
         if not moves and given is not None:
             continue
         if check:
             tell(f"{what} is not pinned: run `tuneyard pin`")
-            return None
+            unpinned = True
+            continue
         commit, digest = resolve(source, what)
         if given is not None and given != digest:
             raise UserError(
@@ -91,7 +95,28 @@ def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool 
             )
         pins.append(Pins(artifact.position, commit if moves else None, digest if given is None else None))
         tell(f"{what} is pinned to {f'{commit[:12]}, ' if commit and moves else ''}{digest}")
+    if check:
+        return None if unpinned else text
     return pinned(text, pins) if pins else text
+
+
+def _names_digest(source: Source) -> bool:
+    return source.image is not None and "@sha256:" in source.image.reference
+
+
+def _by_hand(source: Source, check: bool) -> str:
+    """What is to be done about a source that only its owner can ask for its digest."""
+    if source.image is not None:
+        image = re.sub(r"(@.*|:[^/:]*)$", "", source.image.reference)
+        if check:
+            return f"is not pinned: a tag names its image, and tags move: write {image}@sha256:…, or spec.digest"
+        return f"comes as an image and is skipped: write {image}@sha256:… yourself, with the image's digest"
+    if check:
+        where = ", `tuneyard digest DIR` of its folder prints it" if source.volume is not None else ""
+        return f"is not pinned: write spec.digest{where}"
+    if source.volume is not None:
+        return "is on a volume and skipped: write spec.digest yourself, `tuneyard digest DIR` of its folder prints it"
+    return "has a source of a kind that this version does not know, and is skipped: write spec.digest yourself"
 
 
 def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None, str]:
