@@ -55,8 +55,10 @@ def artifacts(text: str) -> Iterator[Artifact]:
     try:
         nodes = list(yaml.compose_all(text, yaml.SafeLoader))
         documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise UserError(f"not valid YAML: {error}") from error
+    except RecursionError:
+        raise UserError("not valid YAML: it is nested too deeply") from None
     for number, (node, document) in enumerate(zip(nodes, documents, strict=True)):
         yield from _found((number,), node, document)
 

@@ -11,8 +11,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
-from contextlib import closing
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,25 +43,26 @@ def run(args: argparse.Namespace) -> int:
 
     unpinned = False
     for path in args.files:
+        told: list[str] = []
         try:
             # newline="" keeps \r\n: everything that is not pinned must stay
             with path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
-            changed = pin(text, resolve, partial(_tell, path), args.check)
+            changed = pin(text, resolve, told.append, args.check)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        if changed is None or changed == text:
-            unpinned |= changed is None
-            continue
-        if args.dry_run:
+        unpinned |= changed is None
+        if changed is not None and changed != text and not args.dry_run:
+            _write(path, changed)
+        # only now is true what they say
+        sys.stderr.writelines(f"{path}: {words}\n" for words in told)
+        if changed is not None and args.dry_run:
             lines = difflib.unified_diff(
                 text.splitlines(keepends=True), changed.splitlines(keepends=True), str(path), f"{path} (pinned)"
             )
             sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
-        else:
-            _write(path, changed)
     return 1 if unpinned else 0
 
 
@@ -136,10 +136,6 @@ def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None,
         raise UserError(f"{what} ({error.reason.value}): {error}{hint}") from error
 
 
-def _tell(path: Path, words: str) -> None:
-    sys.stderr.write(f"{path}: {words}\n")
-
-
 def _source(artifact: Artifact, what: str) -> Source:
     try:
         return Source.model_validate(artifact.spec["source"])
@@ -149,9 +145,14 @@ def _source(artifact: Artifact, what: str) -> Source:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file at once, so that an interrupted run leaves the old one."""
+    """Replace the file at once, so that an interrupted run leaves the old one; raises UserError."""
     real = path.resolve()
     new = real.with_name(f".{real.name}.pinned")
-    new.write_bytes(text.encode())
-    new.chmod(real.stat().st_mode & 0o777)
-    new.rename(real)
+    try:
+        new.write_bytes(text.encode())
+        new.chmod(real.stat().st_mode & 0o777)
+        new.rename(real)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise UserError(f"{path} cannot be written, and stays as it was: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,9 @@ def test_an_anchor_stays_and_an_alias_is_refused() -> None:
     ("text", "words"),
     [
         ("a: [", "not valid YAML"),
+        ("trainedAt: 2026-13-45", "not valid YAML: month must be in 1..12"),
+        (f"{'[' * 5000}{']' * 5000}", "not valid YAML: it is nested too deeply"),
+        ("&a {apiVersion: v1, kind: List, items: [*a]}", "Lists within Lists over 16 levels"),
         (
             MANIFEST.replace("repo: meta-llama", "repo: 'a b'  #"),
             "BaseModel llama has a source that the API would refuse",
@@ -278,3 +282,38 @@ def test_the_token_goes_to_no_hub_that_only_the_manifest_names(monkeypatch: pyte
             command.ask(source, "LoRAAdapter acme")
         monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
         assert command.ask(source, "LoRAAdapter acme")[0] == hub.repositories["acme/private"].commit
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_file_that_cannot_be_written_stays_and_nothing_is_called_pinned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(MANIFEST)
+
+    def no_room(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", no_room)
+    with pytest.raises(UserError, match=f"^{path} cannot be written, and stays as it was: No space left on device$"):
+        command.run(arguments(path))
+    assert "is pinned" not in capsys.readouterr().err
+    assert path.read_text() == MANIFEST
+    assert [p.name for p in tmp_path.iterdir()] == ["all.yaml"]
+
+
+def test_nothing_of_a_file_is_called_pinned_when_the_next_source_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(MANIFEST)
+
+    def ask(source: Source, what: str, anonymous: bool) -> tuple[str | None, str]:
+        if source.s3 is not None:
+            raise UserError(f"{what} (AccessDenied): no")
+        return resolve(source, what)
+
+    monkeypatch.setattr(command, "ask", ask)
+    with pytest.raises(UserError, match="LoRAAdapter acme"):
+        command.run(arguments(path))
+    assert "is pinned" not in capsys.readouterr().err

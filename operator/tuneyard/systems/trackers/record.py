@@ -73,7 +73,7 @@ class Record:
         if len(whole) > len(kept):
             left = len(whole) - len(kept)
             self.notes.append(f"{left} of {len(whole)} hyperparameters are left out: choose with --param")
-        self.fill(hyperparameters={k[:_NAME_LENGTH]: clipped(whole[k], VALUE_LENGTH) for k in sorted(kept)})
+        self.fill(hyperparameters={_utf8(k[:_NAME_LENGTH]): clipped(whole[k], VALUE_LENGTH) for k in sorted(kept)})
 
     def add_metrics(self, found: Mapping[str, Any], selection: Selection) -> None:
         """Set evaluations from metrics by name."""
@@ -91,8 +91,8 @@ class Record:
             if holds_credential(evaluation.name):
                 secret.append("an evaluation")
                 continue
-            name = unused(evaluation.name[:_NAME_LENGTH].strip() or "unnamed", evals)
-            dataset = clipped(evaluation.dataset, _SHORT) if evaluation.dataset else None
+            name = unused(_utf8(evaluation.name)[:_NAME_LENGTH].strip() or "unnamed", evals)
+            dataset = clipped(_utf8(evaluation.dataset), _SHORT) if evaluation.dataset else None
             if holds_credential(evaluation.dataset or ""):
                 secret.append(f"the dataset of {name}")
                 dataset = None
@@ -122,7 +122,12 @@ def unused(name: str, taken: Iterable[str]) -> str:
 
 def _fitting(name: str, value: Any) -> Any:
     limits = {"commit": 64, "version": 63, "run": 1024}
-    return clipped(value, limits.get(name, _SHORT)) if isinstance(value, str) else value
+    return clipped(_utf8(value), limits.get(name, _SHORT)) if isinstance(value, str) else value
+
+
+def _utf8(text: str) -> str:
+    """The text without halves of surrogate pairs: JSON can say them, a manifest cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -138,10 +143,10 @@ def value_text(value: Any) -> str:
     if value is None or value in ([], {}, ""):
         return ""
     if isinstance(value, str):
-        return " ".join(value.split())
+        return " ".join(_utf8(value).split())
     if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
         return ", ".join(value_text(v) for v in value)
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return _utf8(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
 
 
 def number(value: Any) -> float | None:
