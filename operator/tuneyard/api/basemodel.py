@@ -98,3 +98,8 @@ class BaseModelResource(ApiModel):
     metadata: ObjectMeta
     spec: BaseModelSpec
     status: BaseModelStatus = BaseModelStatus()
+
+    @property
+    def pinned_digest(self) -> str | None:
+        """The digest that pods must find: the spec's, or the one that the status has."""
+        return self.spec.digest or self.status.digest

@@ -111,11 +111,6 @@ def serves(pod: PodObservation) -> bool:
     return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
 
 
-def pinned_digest(base: BaseModelResource) -> str | None:
-    """The digest that pods must find: the spec's, or the one that the status has."""
-    return base.spec.digest or base.status.digest
-
-
 def listed(users: Sequence[str]) -> list[str] | None:
     """Names for status.usedBy, bounded; None for none."""
     more = len(users) - _USERS_LISTED
@@ -131,7 +126,7 @@ def basemodel_status(
 ) -> tuple[BaseModelStatus, Problem | None]:
     """The whole status, and the problem that stalls the base."""
     reports = _reports(obs.pods)
-    digest = pinned_digest(base) or next((r.digest for r in reports if r.ok and r.digest), None)
+    digest = base.pinned_digest or next((r.digest for r in reports if r.ok and r.digest), None)
     facts = next((r for r in reports if r.ok and r.digest == digest), None)
     mismatch = _digest_mismatch(obs.pods, digest)
     problem = next((s.problem for s in pools if s.problem), None) or mismatch
