@@ -63,11 +63,10 @@ def _facts(made: Made) -> Facts:
     yield "digest", made.digest or Text("not known yet: no pod has read it", style="yellow")
     if made.source:
         yield "source", made.source
-    if isinstance(made, MadeAdapter):
-        if made.promoted_at:
-            yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
-        if made.warning:
-            yield "warning", Text(made.warning, style="yellow")
+    if made.promoted_at:
+        yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
+    if isinstance(made, MadeAdapter) and made.warning:
+        yield "warning", Text(made.warning, style="yellow")
     if made.lineage is not None:
         yield from _record(made.lineage)
     elif isinstance(made, MadeAdapter):

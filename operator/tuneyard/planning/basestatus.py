@@ -23,6 +23,7 @@ from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.prewarm import PrewarmState
+from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named
 from tuneyard.planning.sizes import slowest, transfer_for_people
@@ -135,7 +136,7 @@ def basemodel_status(
         _resolved(pools, reports, digest, mismatch),
         _available(pools, problem),
     ]
-    shared = resolved_serving(base.spec.serving)
+    shared, promoted = resolved_serving(base.spec.serving), promotion(base, obs.deployments)
     status = BaseModelStatus(
         observed_generation=base.metadata.generation,
         digest=digest,
@@ -147,6 +148,8 @@ def basemodel_status(
         progress=_progress(pools),
         prewarmed=prewarming.prewarmed,
         prewarm_progress=prewarming.progress,
+        promoted_at=promoted.at if promoted else None,
+        promoted_by=promoted.by if promoted else None,
         used_by=listed([d.metadata.name for d in referring(base, obs.deployments)]),
         pools=[*(_used_status(s) for s in pools), *(_unused_status(u, obs.now) for u in unused)] or None,
         conditions=list(
