@@ -160,7 +160,7 @@ class World:
         self._borrowed: dict[Key, tuple[LoRAAdapterResource, float]] = {}
         """Adapters that go by the digest of their predecessor: as they really are, and since when."""
         self._users: dict[tuple[str, str, str], set[Key]] = {}
-        """Deployments by what they refer to: (adapter | base | pool, namespace, name)."""
+        """Deployments by what they refer to: (adapter | base | base itself | pool, namespace, name)."""
         self._claims: dict[str, set[Key]] = {}
         """Deployments by model name."""
         self._lines: dict[Kind, dict[Key, str]] = {kind: {} for kind in KINDS}
@@ -266,9 +266,11 @@ class World:
         return touched
 
     def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:
-        known = key in self._bases.present
+        before = self._bases.present.get(key)
         self._bases.put(key, base)
-        return set() if known else self._touching("base", key)
+        if before is None:
+            return self._touching("base", key)
+        return self._touching("base itself", key) if before.pinned_digest != base.pinned_digest else set()
 
     def _put_adapter(self, key: Key, adapter: LoRAAdapterResource, now: float) -> set[str]:
         before = self._adapters.any(key)
@@ -301,6 +303,8 @@ class World:
             found.add(("pool", key[0], pool_of(deployment, revision)))
             if revision.adapter is not None:
                 found.add(("adapter", key[0], revision.adapter))
+            else:
+                found.add(("base itself", key[0], revision.base_model))
         return found
 
     def _index(self, key: Key, deployment: ModelDeploymentResource) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from tuneyard.api import names
 from tuneyard.api.conditions import Finding, merged
-from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import (
     ModelDeploymentResource,
     ModelDeploymentStatus,
@@ -27,7 +26,7 @@ from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
-from tuneyard.planning.promotion import stable_since
+from tuneyard.planning.promotion import Served, stable_since
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, named, with_remedy
 from tuneyard.planning.revisions import (
@@ -93,7 +92,7 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         url=f"{obs.settings.gateway_url.rstrip('/')}/v1",
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
-        rollout=_rollout(serving, obs.adapters, now),
+        rollout=_rollout(serving, (*obs.adapters, *obs.base_models), now),
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
     return Plan(status=status, events=_events(deployment, status, problem))
@@ -207,7 +206,7 @@ def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str |
     return f"{reason.value}: {reason.doc}" if reason else None
 
 
-def _rollout(serving: Serving, adapters: Sequence[LoRAAdapterResource], now: str) -> RolloutStatus:
+def _rollout(serving: Serving, served: Sequence[Served], now: str) -> RolloutStatus:
     spec, split = serving.deployment.spec, serving.split
     before = serving.deployment.status.rollout
     if serving.taken:
@@ -222,7 +221,7 @@ def _rollout(serving: Serving, adapters: Sequence[LoRAAdapterResource], now: str
     return RolloutStatus(
         phase="Completed" if whole else "Progressing",
         stable=split.stable,
-        stable_since=stable_since(serving.deployment, split.stable, adapters, whole=whole, now=now),
+        stable_since=stable_since(serving.deployment, split.stable, served, whole=whole, now=now),
         candidate=candidate,
         weight=split.weights[candidate] if candidate else None,
         target=spec.weight_of(candidate) if candidate else None,

@@ -11,6 +11,7 @@ from tests.builders import BASE, base_model, deployment, digest, loaded, pinned,
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
 from tuneyard.gateway.world import World
@@ -99,6 +100,18 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.remove("pod", ("team", "a"), 0) == {"chat"}
     assert world.put("deployment", raw(canary(model_name="renamed")), 0) == {"chat", "renamed"}
     assert world.namespaces() == {"team"}
+
+
+def test_a_bases_digest_touches_the_models_that_the_base_itself_answers_for() -> None:
+    plain = deployment("plain", revisions=[revision("v1", None)])
+    world = world_of(canary(), plain)
+    assert routes(world, "plain").revisions[0].digest is None
+    read = base_model(status=BaseModelStatus(digest=digest("base")))
+    assert world.put("base", raw(read), 0) == {"plain"}
+    assert routes(world, "plain").revisions[0].digest == digest("base")
+    ready = read.model_copy(update={"status": read.status.model_copy(update={"replicas": "1/1"})})
+    assert world.put("base", raw(ready), 0) == set()
+    assert [r.digest for r in routes(world).revisions] == [digest("v1"), digest("v2")]
 
 
 def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> None:
