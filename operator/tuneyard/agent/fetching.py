@@ -3,7 +3,8 @@
 Blocking; the agent calls it in a thread. Rules:
 - what is checked is the copy, which nobody else can write, not the volume, which others can;
 - the copy holds the two files that an engine needs and nothing else: no pickle ever lies where an engine looks;
-- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest.
+- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest;
+- headers of strangers become many objects in memory: those of one adapter at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violations
+from tuneyard.planning.adapterchecks import WEIGHTS, violations
+from tuneyard.planning.adapterconfig import CONFIG, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
@@ -67,6 +70,7 @@ class Shelf:
     max_rank: int
     obtainer: Obtainer | None = None
     """Gets what comes over the network; None: nothing does."""
+    _examining: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None) -> Prepared:
         """Make an adapter's files ready for the engine; raises FetchError, or FetchStopped when the pod leaves.
@@ -159,13 +163,15 @@ class Shelf:
             with opened(folder, name) as file:
                 if file.seek(0, 2) > most:
                     raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
-        read_header(folder, WEIGHTS)
+        with self._examining:
+            read_header(folder, WEIGHTS)
 
     def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest) -> Prepared:
         """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
-        config = _json(copy, CONFIG)
-        entries = read_header(copy, WEIGHTS)
-        wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
+        with self._examining:
+            config = _json(copy, CONFIG)
+            entries = read_header(copy, WEIGHTS)
+            wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
         self._check_finite(planned, copy, found.digest, entries)
@@ -174,7 +180,7 @@ class Shelf:
             source=planned.source,
             digest=found.digest,
             engine_name=engine_adapter_name(planned.name, found.digest),
-            rank=max([settings.rank, *settings.rank_pattern.values()]),
+            rank=settings.highest_rank,
             target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
         )

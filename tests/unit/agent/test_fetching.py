@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,14 @@ import pytest
 from models import bad
 from models.breaking import MARKER
 from models.tiny import build_tiny
+from tuneyard.agent import fetching
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.systems.artifacts.folder import digest_of
+from tuneyard.systems.artifacts.safetensors import Entry, read_header
 
 REASONS = bad.expected_reasons()
 
@@ -128,3 +132,20 @@ def test_the_pool_s_rank_is_the_limit(shelf: Shelf) -> None:
     with pytest.raises(FetchError) as caught:
         small.fetch(planned("good"))
     assert caught.value.reason == Reason.RANK_TOO_HIGH
+
+
+def test_one_adapter_s_header_is_read_at_a_time(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+    meeting = threading.Barrier(2)
+
+    def counted(folder: Path, path: str) -> list[Entry]:
+        try:
+            meeting.wait(0.05)
+        except threading.BrokenBarrierError:
+            alone.append(True)
+        return read_header(folder, path)
+
+    monkeypatch.setattr(fetching, "read_header", counted)
+    with ThreadPoolExecutor(2) as agents:
+        list(agents.map(lambda n: shelf.fetch(planned("good", name=f"a{n}")), range(2)))
+    assert alone == [True] * 4, "nobody else came while one was reading"
