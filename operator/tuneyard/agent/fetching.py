@@ -228,6 +228,7 @@ def _json(folder: Path, name: str) -> object:
         if len(raw) > _MOST_CONFIG:
             raise ValueError("it is too large")
         found: object = json.loads(raw.decode())
+        json.dumps(found, ensure_ascii=False).encode()  # halves of characters, which no status can hold
     except (ValueError, RecursionError) as error:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
     return found

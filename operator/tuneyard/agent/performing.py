@@ -116,6 +116,10 @@ class Performer:
             _log.info("fetching %s was stopped; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
+        except Exception as error:  # noqa: BLE001
+            # files are input of strangers: what nobody foresaw must reach the adapter's status, and come ever later
+            _log.exception("fetching %s", name)
+            self._fail(step.planned, Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}", None)
         else:
             self._knowledge.tell(Fetched(name, prepared))
 

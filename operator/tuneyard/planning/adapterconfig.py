@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ CONFIG = "adapter_config.json"
 _SAFE_PATTERN = re.compile(r"[\w.\\*+|^$\[\]-]{1,256}")
 _PLAIN_NAME = re.compile(r"[\w.]+")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+_MOST_RANK = 1 << 16
+_MOST_ALPHA = 1e9
 _MOST_REPEATS = 1
 """Two are quadratic in the module's name."""
 _MOST_PATTERNS = 256
@@ -51,7 +52,7 @@ class _Key(Generic[Number]):
     """One key of a pattern setting."""
 
     def __init__(self, pattern: str, value: Number) -> None:
-        self.value = value
+        self.value: Number = value
         self._length = len(pattern) if _PLAIN_NAME.fullmatch(pattern) else None
         self._ending = pattern.rpartition(".")[2]
         self._pattern = re.compile(pattern if self._length else rf"(?:.*\.)?(?:{pattern})")
@@ -70,7 +71,7 @@ class ByModule(Generic[Number]):
 
     def __init__(self, given: Mapping[str, Number] | None = None) -> None:
         self.given: Mapping[str, Number] = dict(given or {})
-        self._keys = [_Key(pattern, value) for pattern, value in self.given.items()]
+        self._keys: list[_Key[Number]] = [_Key(pattern, value) for pattern, value in self.given.items()]
 
     def of(self, module: str, default: Number) -> Number:
         """What a module gets, by its name without `base_model.model.`."""
@@ -134,14 +135,15 @@ def _lacks(name: str, wanted: str) -> InvalidConfigError:
 
 
 def _rank(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _lacks(name, "a rank, a whole number above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_RANK:
+        raise _lacks(name, f"a rank, a whole number from 1 to {_MOST_RANK}")
     return value
 
 
 def _alpha(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _lacks(name, "an alpha, a finite number")
+    # compared, not converted: JSON has whole numbers beyond every float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MOST_ALPHA:
+        raise _lacks(name, f"an alpha, a number up to {_MOST_ALPHA:g}")
     return float(value)
 
 

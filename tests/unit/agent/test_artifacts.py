@@ -102,6 +102,17 @@ def test_links_and_odd_files_are_not_followed(adapter: Path) -> None:
     assert reason_of(digest_of, adapter) == Reason.FILES_MISSING
 
 
+@pytest.mark.parametrize("path", [b"caf\xe9.json", b"caf\xe9/config.json"])
+def test_names_that_are_not_utf_8_are_refused(adapter: Path, path: bytes) -> None:
+    file = adapter / os.fsdecode(path)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"caf\\xe9") as caught:
+        digest_of(adapter)
+    assert caught.value.reason == Reason.UNSAFE_PATH
+    str(caught.value).encode()
+
+
 def test_a_parent_folder_by_mistake_is_told(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}").write_text("x")

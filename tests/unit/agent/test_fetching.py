@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -149,3 +150,14 @@ def test_one_adapter_s_header_is_read_at_a_time(shelf: Shelf, monkeypatch: pytes
     with ThreadPoolExecutor(2) as agents:
         list(agents.map(lambda n: shelf.fetch(planned("good", name=f"a{n}")), range(2)))
     assert alone == [True] * 4, "nobody else came while one was reading"
+
+
+def test_half_characters_in_a_config_reach_no_status(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    config = root / "models" / "good" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "target_modules": "q_proj|\ud800"}))
+    with pytest.raises(FetchError) as caught:
+        Shelf(root, tmp_path / "elsewhere", shelf.base, 16).fetch(planned("good"))
+    assert caught.value.reason == Reason.INVALID_CONFIG
+    str(caught.value).encode()
