@@ -33,6 +33,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("inf-one-tensor", "one weight of one tensor is infinite", by.poisoned(_INF, "v_proj", "lora_A")),
         Case("negative-inf", "every weight is minus infinity", by.poisoned(-_INF)),
         Case("huge", "one weight is 1e6, infinite in float16", by.poisoned(1e6, "v_proj", "lora_B")),
+        Case("huge-when-scaled", "one weight is 70 and lora_alpha 1000 times the rank", by.scaled(70.0, 1000)),
     ),
     # accepted; answers equal the base's and nobody notices
     "AlphaZero": (Case("alpha-zero", "lora_alpha is 0", by.with_config(lora_alpha=0)),),

@@ -114,6 +114,18 @@ def poisoned(value: float, *chosen: str, dtype: str = "BF16") -> Way:
     return way
 
 
+def scaled(value: float, factor: float) -> Way:
+    """One weight of a lora_B is `value`, and engines multiply it by `factor`."""
+    spoil = poisoned(value, "v_proj", "lora_B")
+
+    def way(good: Good, folder: Path) -> None:
+        config = {name: setting for name, setting in good.config.items() if not name.endswith("_pattern")}
+        config |= {"lora_alpha": good.rank * factor, "use_rslora": False}
+        spoil(Good(good.folder, config, good.tensors), folder)
+
+    return way
+
+
 def _cast(values: Float32, dtype: str) -> Tensor:
     if dtype == "BF16":
         return bfloat16(values)

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import WEIGHTS, violations
+from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
 from tuneyard.planning.adapterconfig import CONFIG, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
@@ -45,7 +45,7 @@ _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
 _BASE_HEADER = 64 << 20
-_FINITE, _SCAN = "finite", "1"
+_FINITE, _SCAN = "finite", "2"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
 _MOST_MODULES, _LONGEST_MODULE = 64, 200
 """What is reported of target_modules, which may be thousands of names or one regular expression of any length."""
@@ -174,8 +174,9 @@ class Shelf:
             wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
-        self._check_finite(planned, copy, found.digest, entries)
         settings = read_config(config)
+        factors = multiplied(settings, (entry.tensor for entry in entries))
+        self._check_finite(planned, copy, found.digest, entries, factors)
         return Prepared(
             source=planned.source,
             digest=found.digest,
@@ -185,12 +186,19 @@ class Shelf:
             size_bytes=found.size_bytes,
         )
 
-    def _check_finite(self, planned: PlannedAdapter, copy: Path, digest: str, entries: Sequence[Entry]) -> None:
+    def _check_finite(
+        self,
+        planned: PlannedAdapter,
+        copy: Path,
+        digest: str,
+        entries: Sequence[Entry],
+        factors: Mapping[str, float],
+    ) -> None:
         """Look at every value; of what lies in the cache once per digest and node."""
         store = self.obtainer.store if self.obtainer and planned.source.is_remote else None
         if store is not None and store.marked(digest, _FINITE) == _SCAN:
             return
-        check_finite(copy, WEIGHTS, entries)
+        check_finite(copy, WEIGHTS, entries, factors)
         if store is not None:
             store.mark(digest, _FINITE, _SCAN)
 

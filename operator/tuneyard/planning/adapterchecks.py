@@ -82,6 +82,12 @@ def violations(config: object, tensors: Sequence[Tensor], base: BaseFacts, max_r
     return [Violation(reason, text) for reason, check in CHECKS if (text := check(candidate)) is not None]
 
 
+def multiplied(config: LoRAConfig, tensors: Iterable[Tensor]) -> dict[str, float]:
+    """By how much an engine multiplies tensors when it loads them, by name; the others it takes as they are."""
+    found = ((tensor.name, _TENSOR.fullmatch(tensor.name)) for tensor in tensors)
+    return {name: abs(config.scale_of(match["module"])) for name, match in found if match and match["half"] == "B"}
+
+
 # the checks, in the order of the messages
 
 
@@ -118,8 +124,8 @@ def alpha_zero(candidate: Candidate) -> str | None:
 
 def scale_too_large(candidate: Candidate) -> str | None:
     """Alpha over rank multiplies the weights: finite weights under a gigantic alpha become infinite in the engine."""
-    config = candidate.config
-    scale = max(abs(alpha) for alpha in (config.alpha, *config.alphas.given.values())) / config.rank
+    modules = {half.module for half in candidate.halves}
+    scale = max((abs(candidate.config.scale_of(module)) for module in modules), default=0.0)
     if scale <= _MOST_SCALE:
         return None
     return f"lora_alpha over rank is {scale:.3g}, more than {_MOST_SCALE:g}, which no training uses: correct lora_alpha"

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -89,6 +90,8 @@ class LoRAConfig:
     target_is_pattern: bool = False
     ranks: ByModule[int] = field(default_factory=ByModule)
     alphas: ByModule[float] = field(default_factory=ByModule)
+    rank_stabilised: bool = False
+    """Whether alpha is divided by the root of the rank."""
     features: Mapping[str, Any] = field(default_factory=dict)
     """Settings of PEFT that engines do not implement, where they are switched on."""
 
@@ -100,6 +103,11 @@ class LoRAConfig:
     def rank_of(self, module: str) -> int:
         """The rank PEFT gives a module (its name without `base_model.model.`)."""
         return self.ranks.of(module, self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What a module's lora_B is multiplied by."""
+        rank = self.rank_of(module)
+        return self.alphas.of(module, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
 def read_config(config: object) -> LoRAConfig:
@@ -124,6 +132,7 @@ def read_config(config: object) -> LoRAConfig:
         target_is_pattern=isinstance(modules, str),
         ranks=_by_module(config, "rank_pattern", _rank),
         alphas=_by_module(config, "alpha_pattern", _alpha),
+        rank_stabilised=bool(config.get("use_rslora")),
         features=_features(config),
     )
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import Tensor, violations
+from tuneyard.planning.adapterchecks import Tensor, multiplied, violations
+from tuneyard.planning.adapterconfig import read_config
 from tuneyard.planning.basefacts import Shape, Tail, attention_heads, base_facts, tail_of
 
 BASE_CONFIG = {
@@ -124,6 +125,40 @@ def test_settings_that_engines_know_pass(config: Any) -> None:
 )
 def test_a_wrong_config_is_named(config: Any, reason: Any) -> None:
     assert found(config) == [reason]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_(lora_alpha=8001),
+        with_(lora_alpha=2000, rank_pattern={"v_proj": 1}),
+        with_(lora_alpha=3000, use_rslora=True),
+        with_(alpha_pattern={"v_proj": 8001}),
+        with_(alpha_pattern={"v_proj": -501}, rank_pattern={"v_proj": 1, "q_proj": 8}, use_rslora=True, lora_alpha=1e4),
+    ],
+)
+def test_the_scale_is_the_one_that_an_engine_computes_for_a_module(config: Any) -> None:
+    tensors = good()
+    if "v_proj" in config.get("rank_pattern", {}):
+        pairs = (pair("self_attn.v_proj", 32, 64, 1, layer=layer) for layer in (0, 1))
+        tensors = [*tensors[:4], *(t for both in pairs for t in both)]
+    assert found(config, tensors) == [Reason.INVALID_CONFIG]
+
+
+@pytest.mark.parametrize(
+    "config", [with_(lora_alpha=8000), with_(lora_alpha=2828, use_rslora=True), with_(alpha_pattern={"o_proj": 1e6})]
+)
+def test_scales_up_to_the_limit_pass(config: Any) -> None:
+    assert found(config) == []
+
+
+def test_an_engine_multiplies_b_by_alpha_over_rank() -> None:
+    config = with_(alpha_pattern={"1.self_attn.v_proj": -32}, rank_pattern={"0.self_attn.v_proj": 4})
+    for rslora, expected in ((False, [2, 2, 4, 4]), (True, [16 / 8**0.5, 16 / 8**0.5, 16 / 4**0.5, 32 / 8**0.5])):
+        read = read_config({**config, "use_rslora": rslora})
+        factors = multiplied(read, good())
+        assert list(factors) == [t.name for t in good() if ".lora_B." in t.name]
+        assert list(factors.values()) == pytest.approx(expected)
 
 
 def test_the_rank_may_not_exceed_the_pools() -> None:
