@@ -22,6 +22,7 @@ import numpy as np
 from models.tensors import Float32, Tensor, bfloat16, float32, read_safetensors, write_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
 MARKER = "pickle-was-executed"
 """A file of this name appears in a malicious pickle's folder if anybody unpickles it."""
 

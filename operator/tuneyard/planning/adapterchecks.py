@@ -15,6 +15,7 @@ Values are not looked at here (tuneyard.systems.artifacts.safetensors does, by b
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,7 +32,7 @@ _TENSOR = re.compile(r"base_model\.model\.(?P<module>[\w.]+)\.lora_(?P<half>[AB]
 _LONGEST_NAME = 512
 """Characters; the longest that is known has less than 200."""
 _EXAMPLES = 3
-_LONGEST, _SHOWN = 200, 120
+_LONGEST, _SHOWN = 200, 90
 """Characters of a fact, and of a name in it, that are repeated to people: safetensors and JSON allow any length."""
 _MOST_SCALE = 1000.0
 
@@ -143,10 +144,13 @@ def unexpected_tensor(candidate: Candidate) -> str | None:
     """Each tensor is one half of a pair, for a module in a layer that the base has."""
     if not candidate.tensors:
         return f"{WEIGHTS} holds no weights: save the adapter again"
-    wrong = [*candidate.misfits, *_single_halves(candidate.halves)]
+    wrong = [*candidate.misfits, *_single_halves(candidate.halves), *_doubled(candidate)]
     if not wrong:
         return None
-    return f"{_listed(wrong)}. Only pairs lora_A and lora_B for linear layers of this base can be served"
+    return (
+        f"{_listed(wrong)}. Only pairs lora_A and lora_B for linear layers of this base can be served, under its own "
+        "modules' names: train with the base's class, and save with PEFT's save_pretrained"
+    )
 
 
 def shape_mismatch(candidate: Candidate) -> str | None:
@@ -213,9 +217,11 @@ def _misfit(module: str, base: BaseFacts) -> str | None:
         return "not in one of the base's layers"
     if tail.layer >= base.layers:
         return f"layer {tail.layer} is not there, the base has {base.layers}"
-    if not base.has(module):
-        return f"the base has no linear module {tail.text}"
-    return None
+    if base.has(module):
+        return None
+    if (name := base.names.get(tail)) is not None:
+        return f"the base calls it {name}, an engine would leave it out"
+    return f"the base has no linear module {tail.text}"
 
 
 def _single_halves(found: Iterable[Half]) -> list[str]:
@@ -224,6 +230,12 @@ def _single_halves(found: Iterable[Half]) -> list[str]:
     for _, module, half in found:
         halves.setdefault(module, set()).add(half)
     return [f"base_model.model.{m}.lora_{min(h)}.weight has no other half" for m, h in halves.items() if len(h) == 1]
+
+
+def _doubled(candidate: Candidate) -> list[str]:
+    """Those that an engine would put in the place of another."""
+    places = Counter((candidate.base.name_of(half.module), half.half) for half in candidate.halves)
+    return [f"lora_{half} of {module} is there twice" for (module, half), count in places.items() if count > 1]
 
 
 def _fits(shape: tuple[int, ...], half: str, rank: int, base: Shape | None) -> bool:
