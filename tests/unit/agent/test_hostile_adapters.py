@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -100,3 +102,32 @@ def test_half_of_a_pair_is_told_once_where_its_name_is_wrong_too() -> None:
     told = violations(CONFIG, [*good(), *single], BASE, 16)
     assert [v.reason for v in told] == [Reason.UNEXPECTED_TENSOR]
     assert "other half" not in told[0].message
+
+
+HEADERS = {
+    "lists": b'{"a":[' + b"[]," * 2_796_000 + b"[]]}",
+    "tensors": b"{%s}" % b",".join(b'"%x":{"dtype":"I8","shape":[],"data_offsets":[0,1]}' % n for n in range(150_000)),
+}
+"""The largest that are read, of what takes the most memory for its length."""
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_the_worst_header_leaves_most_of_the_agents_memory(tmp_path: Path, kind: str) -> None:
+    header = HEADERS[kind]
+    assert 8_000_000 < len(header) <= 8 << 20
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    script = f"""
+import resource
+from pathlib import Path
+from tuneyard.systems.artifacts.folder import ArtifactError
+from tuneyard.systems.artifacts.safetensors import read_header
+try:
+    read_header(Path({str(tmp_path)!r}), "w.safetensors")
+except ArtifactError as error:
+    print(error.reason.value)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    reason, megabytes = done.stdout.split()
+    assert reason == Reason.CORRUPT_WEIGHTS.value
+    assert int(megabytes) < 400, "the limit of agents is 1 GiB, and other adapters come at the same time"
