@@ -57,11 +57,12 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("no-tensors", "a safetensors file without tensors", by.no_tensors),
     ),
     "UnsupportedDtype": (Case("int8", "integer weights", by.int8),),
-    # IA3 is accepted; the others are refused by the engine too
+    # IA3 and added tokens are accepted; the others are refused by the engine too
     "UnsupportedAdapter": (
         Case("dora", "DoRA with magnitude vectors", by.with_vectors("lora_magnitude_vector", use_dora=True)),
         Case("bias", "trained biases", by.with_vectors("bias", bias="lora_only")),
         Case("modules-to-save", "a whole lm_head in the adapter", by.saved_head),
+        Case("added-tokens", "a tokenizer with a token that the base lacks", by.added_tokens),
         Case("ia3", "IA3 instead of LoRA", by.ia3),
     ),
     "InvalidConfig": (

@@ -250,6 +250,12 @@ def saved_head(good: Good, folder: Path) -> None:
     _written(folder, good, {**good.tensors, **head}, modules_to_save=["lm_head"])
 
 
+def added_tokens(good: Good, folder: Path) -> None:
+    """A tokenizer beside good weights, with a token that is beyond every base's."""
+    _written(folder, good, good.tensors)
+    (folder / "added_tokens.json").write_text('{"<|acme|>": 10000000}\n', "utf-8")
+
+
 def _constant(*shape: int) -> Tensor:
     return bfloat16(np.full(shape, 0.01, np.float32))
 

@@ -35,7 +35,7 @@ SWALLOWED = {
     *("nan", "nan-one-value", "nan-float32", "nan-float16", "inf-one-tensor", "negative-inf", "huge"),
     "huge-when-scaled",
     *("alpha-zero", "config-rank-higher", "config-rank-lower", "wrong-shapes", "layer-not-there", "missing-prefix"),
-    "wrong-prefix",
+    *("wrong-prefix", "added-tokens"),
     *("int8", "unknown-modules-in-config", "escaping-symlink"),
 }
 """Broken adapters that an engine loads with 200."""

@@ -24,11 +24,13 @@ from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
+from tuneyard.planning import vocabulary
 from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
 from tuneyard.planning.adapterconfig import CONFIG, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
+from tuneyard.planning.vocabulary import added_tokens
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
@@ -92,11 +94,11 @@ class Shelf:
                     f"the files' digest is {digest}, pinned is {planned.digest}: restore the files, or create a new "
                     "LoRAAdapter for the new ones",
                 )
-            prepared.append(self._checked(planned, copy, found))
+            prepared.append(self._checked(planned, copy, found, added))
 
         try:
             with self._found(planned, told) as folder:
-                self._look_over(folder)
+                added = self._look_over(folder)
                 copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
@@ -143,8 +145,11 @@ class Shelf:
         """The folder as the engine sees it."""
         return str(self.adapters / engine_name)
 
-    def _look_over(self, folder: Path) -> None:
-        """What can be said without reading everything, so that a wrong path does not cost minutes."""
+    def _look_over(self, folder: Path) -> dict[str, int]:
+        """What can be said without reading everything, so that a wrong path does not cost minutes.
+
+        Returns the tokens that the adapter's own tokenizer adds; its files are not copied, engines never see them.
+        """
         names = list_files(folder, _MOST_FILES)
         if CONFIG not in names:
             raise ArtifactError(
@@ -165,13 +170,14 @@ class Shelf:
                     raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
         with self._examining:
             read_header(folder, WEIGHTS)
+            return added_tokens({name: _beginning(folder, name) for name in vocabulary.FILES if name in names})
 
-    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest) -> Prepared:
+    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest, added: Mapping[str, int]) -> Prepared:
         """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
         with self._examining:
             config = _json(copy, CONFIG)
             entries = read_header(copy, WEIGHTS)
-            wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
+            wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank, added)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
         settings = read_config(config)
@@ -226,6 +232,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for path in sorted(folder.glob("*.safetensors")):
         for entry in read_header(folder, path.name, _BASE_HEADER):
             yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
+
+
+def _beginning(folder: Path, name: str) -> str:
+    """As much of a file as is looked at."""
+    with opened(folder, name) as file:
+        return file.read(_MOST_CONFIG).decode(errors="replace")
 
 
 def _json(folder: Path, name: str) -> object:

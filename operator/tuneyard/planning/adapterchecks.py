@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,12 +66,17 @@ class Candidate:
     halves: Sequence[Half]
     misfits: Sequence[str]
     """Why the other tensors belong to nothing in this base, each with its name."""
+    added: Mapping[str, int]
+    """The tokens that the adapter's own tokenizer adds, with their numbers."""
 
 
-def violations(config: object, tensors: Sequence[Tensor], base: BaseFacts, max_rank: int) -> list[Violation]:
+def violations(
+    config: object, tensors: Sequence[Tensor], base: BaseFacts, max_rank: int, added: Mapping[str, int] | None = None
+) -> list[Violation]:
     """Every violated fact of an adapter; an empty list means an engine may have it (once its values are finite).
 
-    `config` is adapter_config.json parsed, `tensors` the header of its weights, `max_rank` the pool's limit.
+    `config` is adapter_config.json parsed, `tensors` the header of its weights, `max_rank` the pool's limit,
+    `added` what the adapter's own tokenizer adds (vocabulary.py).
     """
     try:
         read = read_config(config)
@@ -79,7 +84,8 @@ def violations(config: object, tensors: Sequence[Tensor], base: BaseFacts, max_r
         return [error.violation]
     found = [_placed(tensor, base) for tensor in tensors]
     halves = [half for half in found if isinstance(half, Half)]
-    candidate = Candidate(read, tensors, base, max_rank, halves, [why for why in found if isinstance(why, str)])
+    misfits = [why for why in found if isinstance(why, str)]
+    candidate = Candidate(read, tensors, base, max_rank, halves, misfits, added or {})
     return [Violation(reason, text) for reason, check in CHECKS if (text := check(candidate)) is not None]
 
 
@@ -99,6 +105,20 @@ def unsupported_adapter(candidate: Candidate) -> str | None:
         return None
     named = ", ".join(f"{name}={value!s:.40}" for name, value in sorted(features.items()))
     return f"{CONFIG} switches on {named}, which engines do not serve: train plain LoRA, or merge it into the base"
+
+
+def added_tokens(candidate: Candidate) -> str | None:
+    """A token without a row in the base's embedding: engines read prompts with the base's tokenizer."""
+    rows = candidate.base.vocabulary
+    beyond = [
+        f"{content} ({clipped(str(number), 20)})" for content, number in candidate.added.items() if 0 < rows <= number
+    ]
+    if not beyond:
+        return None
+    return (
+        f"the adapter's tokenizer adds {_listed(beyond)}, and the base has {rows} tokens: engines read prompts with "
+        "the base's tokenizer; train without new tokens, or merge adapter and tokenizer into a base model"
+    )
 
 
 def rank_too_high(candidate: Candidate) -> str | None:
@@ -189,6 +209,7 @@ def target_without_weights(candidate: Candidate) -> str | None:
 
 CHECKS: tuple[tuple[Reason, Callable[[Candidate], str | None]], ...] = (
     (Reason.UNSUPPORTED_ADAPTER, unsupported_adapter),
+    (Reason.UNSUPPORTED_ADAPTER, added_tokens),
     (Reason.RANK_TOO_HIGH, rank_too_high),
     (Reason.ALPHA_ZERO, alpha_zero),
     (Reason.INVALID_CONFIG, scale_too_large),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(?P<layer>\d{1,5})\.(?P<rest>[\w.]+)$")
 _TOWER = re.compile(r"(?:^|[._])(?:vision|visual|audio|image|speech)")
 _WEIGHT_SUFFIXES = (".weight", ".qweight", ".weight_packed", ".weight_scale", ".qzeros", ".blocks")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _USUAL = frozenset(
     {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 )
@@ -88,6 +89,8 @@ class BaseFacts:
     names: Mapping[Tail, str] = field(default_factory=dict)
     """What the base's files call them, for people."""
     renames: Renames = ()
+    vocabulary: int = 0
+    """Rows of the embedding, 0 where nothing tells."""
     sizes: Mapping[str, Shape] = field(default_factory=dict)
     """By the rest of a module's name within its layer, from config.json."""
 
@@ -111,7 +114,10 @@ def base_facts(config: Mapping[str, Any], tensors: Iterable[tuple[str, str, tupl
     """The facts of a base: config.json parsed, and (name, dtype, shape) of every tensor of all its files."""
     found: dict[str, Shape | None] = {}
     names: dict[Tail, str] = {}
+    vocabulary = _size(text_config(config), "vocab_size") or 0
     for name, dtype, shape in tensors:
+        if name.endswith(_EMBEDDINGS) and len(shape) == 2 and not _TOWER.search(name):
+            vocabulary = max(vocabulary, shape[0])
         suffix = next((s for s in _WEIGHT_SUFFIXES if name.endswith(s)), None)
         module = name.removesuffix(suffix) if suffix else ""
         tail = tail_of(module)
@@ -122,7 +128,7 @@ def base_facts(config: Mapping[str, Any], tensors: Iterable[tuple[str, str, tupl
         names.setdefault(tail, module)
     renames = _renames(str(config.get("model_type")), found)
     modules = {_renamed(module, renames): shape for module, shape in found.items()}
-    return BaseFacts(layer_count(config), modules, names, renames, _usual_sizes(text_config(config)))
+    return BaseFacts(layer_count(config), modules, names, renames, vocabulary, _usual_sizes(text_config(config)))
 
 
 def _renames(kind: str, modules: Iterable[str]) -> Renames:

@@ -10,6 +10,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import Tensor, multiplied, violations
 from tuneyard.planning.adapterconfig import read_config
 from tuneyard.planning.basefacts import BaseFacts, Shape, Tail, attention_heads, base_facts, tail_of
+from tuneyard.planning.vocabulary import added_tokens
 
 BASE_CONFIG = {
     "model_type": "llama",
@@ -117,6 +118,10 @@ def test_settings_that_engines_know_pass(config: Any) -> None:
         (with_(modules_to_save=["lm_head"]), Reason.UNSUPPORTED_ADAPTER),
         (with_(init_lora_weights="pissa"), Reason.UNSUPPORTED_ADAPTER),
         (with_(layer_replication=[[0, 1]]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(trainable_token_indices=[999]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(trainable_token_indices={"embed_tokens": [999]}), Reason.UNSUPPORTED_ADAPTER),
+        (with_(target_parameters=["mlp.experts.gate_up_proj"]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(modules_to_save=["embed_tokens"]), Reason.UNSUPPORTED_ADAPTER),
         (with_(lora_alpha=0), Reason.ALPHA_ZERO),
         (with_(alpha_pattern={"q_proj": 0}), Reason.ALPHA_ZERO),
         (with_(r=4), Reason.SHAPE_MISMATCH),
@@ -211,6 +216,36 @@ def test_wrong_tensors_are_named(tensors: Any, reason: Any) -> None:
 def test_names_without_peft_s_prefix_are_refused() -> None:
     bare = [t._replace(name=t.name.removeprefix("base_model.model.")) for t in good()]
     assert found(tensors=bare) == [Reason.UNEXPECTED_TENSOR]
+
+
+@pytest.mark.parametrize(
+    ("files", "tokens"),
+    [
+        ({}, {}),
+        ({"added_tokens.json": '{"<a>": 1000, "<b>": true, "<c>": "7"}'}, {"<a>": 1000}),
+        ({"tokenizer.json": '{"added_tokens": [{"id": 1000, "content": "<a>"}, 1, {"id": 3}], "model"'}, {"<a>": 1000}),
+        ({"tokenizer.json": '{"added_tokens": [{"id": 1000, "cont'}, {}),
+        ({"tokenizer.json": '{"model": []}', "added_tokens.json": "["}, {}),
+        ({"added_tokens.json": '{"[PAD]": 1000}', "tokenizer_config.json": '{"pad_token": "[PAD]"}'}, {}),
+        ({"added_tokens.json": '{"<p>": 1}', "special_tokens_map.json": '{"pad_token": {"content": "<p>"}}'}, {}),
+        ({"added_tokens.json": '{"<p>": 1}', "tokenizer_config.json": '{"pad_token": null}'}, {"<p>": 1}),
+        ({"tokenizer.json": '{"added_tokens":' + "[" * 100_000}, {}),
+    ],
+)
+def test_what_a_tokenizer_adds(files: Any, tokens: Any) -> None:
+    assert added_tokens(files) == tokens
+
+
+def test_tokens_that_the_base_lacks_are_refused() -> None:
+    assert BASE.vocabulary == 1000
+    for config, tensors, rows in (({"vocab_size": 500}, [], 500), ({"vocab_size": 500}, BASE_TENSORS, 1000)):
+        assert base_facts({**BASE_CONFIG, **config}, tensors).vocabulary == rows
+    assert violations(CONFIG, good(), BASE, 16, {"<eos>": 2, "<last>": 999}) == []
+    [(reason, message)] = violations(CONFIG, good(), BASE, 16, {"<eos>": 2, "<a>": 1000, "<b>": 10**400})
+    assert reason == Reason.UNSUPPORTED_ADAPTER
+    assert "<a> (1000); <b> (1000" in message
+    unknown = base_facts(BASE_CONFIG, [t for t in BASE_TENSORS if "embed" not in t[0]])
+    assert violations(CONFIG, good(), unknown, 16, {"<a>": 1000}) == []
 
 
 def test_everything_wrong_is_told_at_once() -> None:
