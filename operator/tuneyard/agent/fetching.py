@@ -26,7 +26,7 @@ from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import vocabulary
 from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
-from tuneyard.planning.adapterconfig import CONFIG, read_config
+from tuneyard.planning.adapterconfig import CONFIG, names_another_base, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
@@ -72,6 +72,8 @@ class Shelf:
     max_rank: int
     obtainer: Obtainer | None = None
     """Gets what comes over the network; None: nothing does."""
+    base_repo: str | None = None
+    """The repository that the base came from, where it came from one."""
     _examining: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None) -> Prepared:
@@ -190,6 +192,9 @@ class Shelf:
             rank=settings.highest_rank,
             target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
+            warning=Reason.NAMES_ANOTHER_BASE
+            if self.base_repo is not None and names_another_base(settings, self.base_repo)
+            else None,
         )
 
     def _check_finite(

@@ -202,7 +202,8 @@ class Performer:
             for _ in range(_CANARIES):
                 await self._watch.ask_base()
         else:
-            warning = Reason.ANSWERS_LIKE_BASE if await self._same(name, answer, base) else None
+            same = await self._same(name, answer, base)
+            warning = Reason.ANSWERS_LIKE_BASE if same else step.prepared.warning
             self._knowledge.tell(Proven(step.planned.name, name, warning))
 
     async def _same(self, name: str, answer: Answer, base: Answer) -> bool:

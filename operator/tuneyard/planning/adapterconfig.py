@@ -23,6 +23,8 @@ CONFIG = "adapter_config.json"
 _SAFE_PATTERN = re.compile(r"[\w.\\*+|^$\[\]-]{1,256}")
 _PLAIN_NAME = re.compile(r"[\w.]+")
 _PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_PACKED = re.compile(r"(-unsloth)?-bnb-4bit$")
 _MOST_RANK = 1 << 16
 _MOST_ALPHA = 1e9
 _MOST_REPEATS = 1
@@ -90,6 +92,8 @@ class LoRAConfig:
     target_is_pattern: bool = False
     ranks: ByModule[int] = field(default_factory=ByModule)
     alphas: ByModule[float] = field(default_factory=ByModule)
+    base: str = ""
+    """The base that it was trained on, as the training called it: a repository's name, or a folder's, or nothing."""
     rank_stabilised: bool = False
     """Whether alpha is divided by the root of the rank."""
     features: Mapping[str, Any] = field(default_factory=dict)
@@ -132,9 +136,22 @@ def read_config(config: object) -> LoRAConfig:
         target_is_pattern=isinstance(modules, str),
         ranks=_by_module(config, "rank_pattern", _rank),
         alphas=_by_module(config, "alpha_pattern", _alpha),
+        base=named if isinstance(named := config.get("base_model_name_or_path"), str) else "",
         rank_stabilised=bool(config.get("use_rslora")),
         features=_features(config),
     )
+
+
+def names_another_base(config: LoRAConfig, repo: str) -> bool:
+    """Whether an adapter says that it was trained on another repository than `repo`.
+
+    Shapes do not tell a base from its own fine-tunes. Copies go by the same name under other owners, some of them
+    packed; what is the name of a folder says nothing.
+    """
+    if not _REPOSITORY.fullmatch(config.base):
+        return False
+    named, served = (_PACKED.sub("", name.rpartition("/")[2].lower()) for name in (config.base, repo))
+    return named != served
 
 
 def _lacks(name: str, wanted: str) -> InvalidConfigError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 FILES = ("added_tokens.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What is looked at, if it is there."""
@@ -38,7 +39,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _object(text: str | None) -> dict[str, int]:
+def _object(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text or "{}")
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ import pytest
 
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import Tensor, multiplied, violations
-from tuneyard.planning.adapterconfig import read_config
+from tuneyard.planning.adapterconfig import names_another_base, read_config
 from tuneyard.planning.basefacts import BaseFacts, Shape, Tail, attention_heads, base_facts, tail_of
 from tuneyard.planning.vocabulary import added_tokens
 
@@ -246,6 +246,30 @@ def test_tokens_that_the_base_lacks_are_refused() -> None:
     assert "<a> (1000); <b> (1000" in message
     unknown = base_facts(BASE_CONFIG, [t for t in BASE_TENSORS if "embed" not in t[0]])
     assert violations(CONFIG, good(), unknown, 16, {"<a>": 1000}) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "another"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", False),
+        ("Meta-Llama/llama-3.1-8b-instruct", False),
+        ("mirror/Llama-3.1-8B-Instruct", False),
+        ("unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit", False),
+        ("meta-llama/Llama-3.1-8B", True),
+        ("acme/Llama-3.1-8B-Instruct-Tuned", True),
+        ("/models/base", False),
+        ("./base", False),
+        ("models/llama/base", False),
+        ("base", False),
+        ("", False),
+        (None, False),
+        (["a/b"], False),
+    ],
+)
+def test_another_base_s_name_is_noticed(named: Any, another: bool) -> None:
+    read = read_config(with_(base_model_name_or_path=named))
+    assert names_another_base(read, "meta-llama/Llama-3.1-8B-Instruct") is another
+    assert found(with_(base_model_name_or_path=named)) == [], "a warning, no refusal"
 
 
 def test_everything_wrong_is_told_at_once() -> None:

@@ -161,3 +161,18 @@ def test_half_characters_in_a_config_reach_no_status(shelf: Shelf, volumes: Path
         Shelf(root, tmp_path / "elsewhere", shelf.base, 16).fetch(planned("good"))
     assert caught.value.reason == Reason.INVALID_CONFIG
     str(caught.value).encode()
+
+
+def test_another_base_s_name_is_a_warning(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    config = root / "models" / "good" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "acme/tiny"}))
+
+    def warned(repo: str | None) -> Reason | None:
+        where = tmp_path / str(repo).replace("/", "-")
+        return Shelf(root, where, shelf.base, 16, base_repo=repo).fetch(planned("good")).warning
+
+    assert warned("acme/tiny") is None
+    assert warned("acme/tiny-instruct") is Reason.NAMES_ANOTHER_BASE
+    assert warned(None) is None, "a base on a volume has no name to compare"
