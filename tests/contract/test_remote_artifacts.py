@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -155,9 +155,9 @@ def test_an_adapter_comes_once_for_all_pods_of_a_node(s3: S3Server, node: Node) 
 def test_values_are_looked_at_once_per_node(s3: S3Server, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     scans: list[Path] = []
 
-    def scan(folder: Path, path: str, entries: Sequence[Entry]) -> None:
+    def scan(folder: Path, path: str, entries: Sequence[Entry], factors: Mapping[str, float]) -> None:
         scans.append(folder)
-        check_finite(folder, path, entries)
+        check_finite(folder, path, entries, factors)
 
     monkeypatch.setattr("tuneyard.agent.fetching.check_finite", scan)
     origin = source(s3, upload(s3, build_tiny() / "adapter-a"))

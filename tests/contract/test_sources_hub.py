@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from tests.fakes.hub import Hub, Repository
@@ -310,3 +313,31 @@ def test_a_server_that_is_no_hub(tmp_path: Path) -> None:
         asked = remote(hub)
         with pytest.raises(ArtifactError, match="gave no commit"):
             fetch(asked, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"error": "away"},
+        "text",
+        [1],
+        [{"type": "file", "path": "a"}],
+        [{"type": "file", "path": "a", "oid": "0", "size": None}],
+        [{"type": "file", "path": "a", "oid": "0", "size": -1}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1e999}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1, "lfs": {"size": 1}}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1, "lfs": "x"}],
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("revision", ["main", "0123456789abcdef0123456789abcdef01234567"])
+def test_answers_of_another_kind_are_told(answer: Any, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = opened(HubRemote(HuggingFaceSource(repo="acme/open", revision=revision, endpoint="http://hub"), None))
+    said = httpx2.Response(200, content=json.dumps(answer), request=httpx2.Request("GET", "http://hub"))
+    monkeypatch.setattr(asked._client, "get", lambda _: said)
+    with pytest.raises(ArtifactError) as caught:
+        asked.files()
+    empty = answer == [] and revision != "main"
+    assert caught.value.reason is (Reason.ARTIFACT_NOT_FOUND if empty else Reason.SOURCE_UNREACHABLE)
+    assert empty or "hub?" in str(caught.value)

@@ -3,7 +3,8 @@
 Blocking; the agent calls it in a thread. Rules:
 - what is checked is the copy, which nobody else can write, not the volume, which others can;
 - the copy holds the two files that an engine needs and nothing else: no pickle ever lies where an engine looks;
-- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest.
+- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest;
+- headers of strangers become many objects in memory: those of one adapter at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,13 @@ from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violations
+from tuneyard.planning import vocabulary
+from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
+from tuneyard.planning.adapterconfig import CONFIG, names_another_base, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
+from tuneyard.planning.vocabulary import added_tokens
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
@@ -42,7 +47,7 @@ _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
 _BASE_HEADER = 64 << 20
-_FINITE, _SCAN = "finite", "1"
+_FINITE, _SCAN = "finite", "2"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
 _MOST_MODULES, _LONGEST_MODULE = 64, 200
 """What is reported of target_modules, which may be thousands of names or one regular expression of any length."""
@@ -67,6 +72,9 @@ class Shelf:
     max_rank: int
     obtainer: Obtainer | None = None
     """Gets what comes over the network; None: nothing does."""
+    base_repo: str | None = None
+    """The repository that the base came from, where it came from one."""
+    _examining: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None, ends: Ends = never) -> Prepared:
         """Make an adapter's files ready for the engine; raises FetchError, or FetchStopped when the pod leaves.
@@ -88,11 +96,11 @@ class Shelf:
                     f"the files' digest is {digest}, pinned is {planned.digest}: restore the files, or create a new "
                     "LoRAAdapter for the new ones",
                 )
-            prepared.append(self._checked(planned, copy, found))
+            prepared.append(self._checked(planned, copy, found, added))
 
         try:
             with self._found(planned, told, ends) as folder:
-                self._look_over(folder)
+                added = self._look_over(folder)
                 copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
@@ -139,8 +147,11 @@ class Shelf:
         """The folder as the engine sees it."""
         return str(self.adapters / engine_name)
 
-    def _look_over(self, folder: Path) -> None:
-        """What can be said without reading everything, so that a wrong path does not cost minutes."""
+    def _look_over(self, folder: Path) -> dict[str, int]:
+        """What can be said without reading everything, so that a wrong path does not cost minutes.
+
+        Returns the tokens that the adapter's own tokenizer adds; its files are not copied, engines never see them.
+        """
         names = list_files(folder, _MOST_FILES)
         if CONFIG not in names:
             raise ArtifactError(
@@ -159,32 +170,46 @@ class Shelf:
             with opened(folder, name) as file:
                 if file.seek(0, 2) > most:
                     raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
-        read_header(folder, WEIGHTS)
+        with self._examining:
+            read_header(folder, WEIGHTS)
+            return added_tokens({name: _beginning(folder, name) for name in vocabulary.FILES if name in names})
 
-    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest) -> Prepared:
+    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest, added: Mapping[str, int]) -> Prepared:
         """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
-        config = _json(copy, CONFIG)
-        entries = read_header(copy, WEIGHTS)
-        wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
+        with self._examining:
+            config = _json(copy, CONFIG)
+            entries = read_header(copy, WEIGHTS)
+            wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank, added)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
-        self._check_finite(planned, copy, found.digest, entries)
         settings = read_config(config)
+        factors = multiplied(settings, (entry.tensor for entry in entries))
+        self._check_finite(planned, copy, found.digest, entries, factors)
         return Prepared(
             source=planned.source,
             digest=found.digest,
             engine_name=engine_adapter_name(planned.name, found.digest),
-            rank=max([settings.rank, *settings.rank_pattern.values()]),
+            rank=settings.highest_rank,
             target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
+            warning=Reason.NAMES_ANOTHER_BASE
+            if self.base_repo is not None and names_another_base(settings, self.base_repo)
+            else None,
         )
 
-    def _check_finite(self, planned: PlannedAdapter, copy: Path, digest: str, entries: Sequence[Entry]) -> None:
+    def _check_finite(
+        self,
+        planned: PlannedAdapter,
+        copy: Path,
+        digest: str,
+        entries: Sequence[Entry],
+        factors: Mapping[str, float],
+    ) -> None:
         """Look at every value; of what lies in the cache once per digest and node."""
         store = self.obtainer.store if self.obtainer and planned.source.is_remote else None
         if store is not None and store.marked(digest, _FINITE) == _SCAN:
             return
-        check_finite(copy, WEIGHTS, entries)
+        check_finite(copy, WEIGHTS, entries, factors)
         if store is not None:
             store.mark(digest, _FINITE, _SCAN)
 
@@ -214,6 +239,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
 
 
+def _beginning(folder: Path, name: str) -> str:
+    """As much of a file as is looked at."""
+    with opened(folder, name) as file:
+        return file.read(_MOST_CONFIG).decode(errors="replace")
+
+
 def _json(folder: Path, name: str) -> object:
     """The JSON of a small file; raises ArtifactError (InvalidConfig)."""
     with opened(folder, name) as file:
@@ -222,6 +253,7 @@ def _json(folder: Path, name: str) -> object:
         if len(raw) > _MOST_CONFIG:
             raise ValueError("it is too large")
         found: object = json.loads(raw.decode())
+        json.dumps(found, ensure_ascii=False).encode()  # halves of characters, which no status can hold
     except (ValueError, RecursionError) as error:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
     return found

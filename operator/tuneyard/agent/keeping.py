@@ -119,17 +119,28 @@ class Keeper:
         for item in wanted:
             if self._plan is not plan or self._stopped:
                 return False
-            if self._has(item) and not (look and self._is_lost(item)):
-                continue
-            self._mark.unlink(missing_ok=True)
-            try:
-                self._bring(item, len(wanted))
-            except ArtifactError as error:
+            if (error := self._met(item, len(wanted), look=look)) is not None:
                 _log.warning("%s: %s: %s", item.what, error.reason.value, error)
                 first = first or (item, error)
         if first is None:
             self._mark.touch()
         return self._say(len(wanted), problem=first) and first is None
+
+    def _met(self, item: Wanted, wanted: int, *, look: bool) -> ArtifactError | None:
+        """See that an artifact is held; returns what keeps it. Raises FetchStopped."""
+        try:
+            if not self._has(item) or (look and self._is_lost(item)):
+                self._mark.unlink(missing_ok=True)
+                self._bring(item, wanted)
+        except FetchStopped:
+            raise
+        except ArtifactError as error:
+            return error
+        except Exception as error:  # noqa: BLE001
+            # what nobody foresaw of a stranger's files must not end the keeping of all others
+            _log.exception("%s", item.what)
+            return ArtifactError(Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}")
+        return None
 
     def _release_all_but(self, wanted: list[Wanted]) -> None:
         keys = {(item.what, item.source): item for item in wanted}

@@ -132,6 +132,10 @@ class Performer:
             _log.info("fetching %s was stopped or gave way to others; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
+        except Exception as error:  # noqa: BLE001
+            # files are input of strangers: what nobody foresaw must reach the adapter's status, and come ever later
+            _log.exception("fetching %s", name)
+            self._fail(step.planned, Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}", None)
         else:
             self._knowledge.tell(Fetched(name, prepared))
         finally:
@@ -216,7 +220,8 @@ class Performer:
             for _ in range(_CANARIES):
                 await self._watch.ask_base()
         else:
-            warning = Reason.ANSWERS_LIKE_BASE if await self._same(name, answer, base) else None
+            same = await self._same(name, answer, base)
+            warning = Reason.ANSWERS_LIKE_BASE if same else step.prepared.warning
             self._knowledge.tell(Proven(step.planned.name, name, warning))
 
     async def _same(self, name: str, answer: Answer, base: Answer) -> bool:

@@ -136,6 +136,10 @@ class Reason(StrEnum):
         "The adapter loaded but the engine could not produce a token with it.",
     )
     ANSWERS_LIKE_BASE = ("AnswersLikeBase", "A warning: the adapter's probe answer equals the base model's.")
+    NAMES_ANOTHER_BASE = (
+        "NamesAnotherBase",
+        "A warning: base_model_name_or_path in adapter_config.json is another repository than the base model's.",
+    )
     POOL_FULL = ("PoolFull", "More adapters are wanted than serving.lora.maxCpuLoras allows.")
 
     # traffic and its events

@@ -49,6 +49,8 @@ class Prepared:
     rank: int
     target_modules: tuple[str, ...]
     size_bytes: int
+    warning: Reason | None = None
+    """What its files leave in doubt; it is served all the same."""
 
     def serves(self, planned: PlannedAdapter) -> bool:
         """Whether this is what the plan asks for."""

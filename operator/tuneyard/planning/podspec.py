@@ -26,6 +26,7 @@ from tuneyard.planning.podparts import (
     BASE_LINK,
     RUN,
     base_digest,
+    bounded,
     cache_mount,
     cache_volume,
     container,
@@ -187,7 +188,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *fetch,
         ],
         env=env,
-        resources=requests("100m", "128Mi"),
+        resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
 
@@ -239,7 +240,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             "timeoutSeconds": 15,
             "failureThreshold": 4,
         },
-        resources=requests("50m", "128Mi"),
+        resources=bounded("50m", "128Mi", settings),
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
             *_base_mounts(base),

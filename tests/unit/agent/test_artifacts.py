@@ -102,6 +102,17 @@ def test_links_and_odd_files_are_not_followed(adapter: Path) -> None:
     assert reason_of(digest_of, adapter) == Reason.FILES_MISSING
 
 
+@pytest.mark.parametrize("path", [b"caf\xe9.json", b"caf\xe9/config.json"])
+def test_names_that_are_not_utf_8_are_refused(adapter: Path, path: bytes) -> None:
+    file = adapter / os.fsdecode(path)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"caf\\xe9") as caught:
+        digest_of(adapter)
+    assert caught.value.reason == Reason.UNSAFE_PATH
+    str(caught.value).encode()
+
+
 def test_a_parent_folder_by_mistake_is_told(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}").write_text("x")
@@ -180,9 +191,9 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
     assert reason_of(safetensors.read_header, tmp_path, "x", 99) == Reason.CORRUPT_WEIGHTS
 
 
-def scan(tmp_path: Path, tensor: RawTensor) -> None:
+def scan(tmp_path: Path, tensor: RawTensor, factor: float = 1.0) -> None:
     write_safetensors(tmp_path / "x", {"other": float32(np.ones(3, np.float32)), "t": tensor})
-    safetensors.check_finite(tmp_path, "x", safetensors.read_header(tmp_path, "x"))
+    safetensors.check_finite(tmp_path, "x", safetensors.read_header(tmp_path, "x"), {"t": factor})
 
 
 def as_tensor(values: npt.NDArray[Any], dtype: str) -> RawTensor:
@@ -219,6 +230,16 @@ def test_every_nan_is_found(tmp_path: Path, bits: Any) -> None:
 def test_what_is_infinite_in_float16_is_refused(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(ArtifactError, match="65504"):
         scan(tmp_path, as_tensor(np.array([1e6]), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_becomes_infinite_by_its_scale_is_refused(tmp_path: Path, dtype: str, sign: int) -> None:
+    scan(tmp_path, as_tensor(np.array([0.5, 64.0 * sign]), dtype), 1000.0)
+    scan(tmp_path, as_tensor(np.array([0.5, 60_000.0 * sign]), dtype), 0.5)
+    with pytest.raises(ArtifactError, match="70 times its scale of 1000") as caught:
+        scan(tmp_path, as_tensor(np.array([0.5, 70.0 * sign]), dtype), 1000.0)
+    assert caught.value.reason == Reason.NON_FINITE_VALUES
 
 
 def test_every_float16_pattern_is_judged_as_numpy_judges(tmp_path: Path) -> None:

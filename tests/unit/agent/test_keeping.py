@@ -30,6 +30,8 @@ class Bucket:
     """Artifacts by the last part of their source's URI; what is in `denied` is refused."""
 
     denied: set[str] = field(default_factory=set)
+    odd: set[str] = field(default_factory=set)
+    """These raise what no code foresaw."""
     reads: list[str] = field(default_factory=list)
     held_up: threading.Event | None = None
     """Reads wait for it, where there is one."""
@@ -56,6 +58,8 @@ class Folder:
     def files(self) -> list[RemoteFile]:
         if self.name in self.bucket.denied:
             raise ArtifactError(Reason.ACCESS_DENIED, "the key of Secret s3 is refused")
+        if self.name in self.bucket.odd:
+            raise OverflowError("odd")
         found = sorted(contents(self.name).items())
         return [RemoteFile(path, len(data), None, self.name) for path, data in found]
 
@@ -172,6 +176,17 @@ def test_what_fails_is_told_and_comes_without_being_asked_for_again(bucket: Buck
         bucket.denied.clear()
         wait_until(lambda: complete(node, 3))
     assert bucket.reads.count("v2") == bucket.reads.count("v1"), "nothing came twice"
+
+
+def test_what_nobody_foresaw_ends_nothing(bucket: Bucket, node: Node) -> None:
+    bucket.odd = {"v1"}
+    with node.keeper() as keeper:
+        keeper.follow(plan("v1", "v2"))
+        wait_until(lambda: bool(node.told) and node.told[-1].reason == "ArtifactUnreadable")
+        assert node.told[-1].message == "adapter v1: OverflowError: odd"
+        assert node.in_use() == {"llama", "v2"}
+        bucket.odd.clear()
+        wait_until(lambda: complete(node, 3))
 
 
 def test_a_base_that_is_refused_holds_no_adapter_up(bucket: Bucket, node: Node) -> None:

@@ -94,7 +94,7 @@ def list_files(folder: Path, most: int = 100_000) -> list[str]:
         for name in folders:
             if (Path(here) / name).is_symlink():
                 raise ArtifactError(Reason.UNSAFE_PATH, f"{prefix}{name} is a link to a folder: copy with cp -rL")
-        found += [prefix + name for name in files if matters_for_serving(prefix + name)]
+        found += [_told_apart(prefix + name) for name in files if matters_for_serving(prefix + name)]
         if len(found) > most:
             raise ArtifactError(
                 Reason.ARTIFACT_UNREADABLE, f"more than {most} files: the path names a parent folder of the artifact"
@@ -102,6 +102,16 @@ def list_files(folder: Path, most: int = 100_000) -> list[str]:
     if not found:
         raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, f"{folder.name} holds no files: copy the artifact there")
     return sorted(found)
+
+
+def _told_apart(path: str) -> str:
+    """The path, if a digest can name it; raises ArtifactError."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise ArtifactError(Reason.UNSAFE_PATH, f"the name {shown} is not UTF-8: rename or remove it") from error
+    return path
 
 
 @contextmanager
