@@ -174,9 +174,9 @@ def test_files_that_are_not_what_is_said_of_them_get_no_place(
         if lie == "another digest":
             return FolderDigest("sha256:" + "0" * 64, found.size_bytes, found.files)
         if lie == "a file too few":
-            (target / "more" / "tokens.bin").unlink()
+            (target / "more" / "tokens.txt").unlink()
         else:
-            (target / "more" / "tokens.bin").write_bytes(b"short")
+            (target / "more" / "tokens.txt").write_bytes(b"short")
         return found
 
     assert reason_of(lambda: store.obtain("s", None, fetch))[0] is Reason.ARTIFACT_UNREADABLE
@@ -216,7 +216,7 @@ def link_away(files: Path) -> None:
 
 
 def link_a_folder_away(files: Path) -> None:
-    (files / "more" / "tokens.bin").unlink()
+    (files / "more" / "tokens.txt").unlink()
     (files / "more").rmdir()
     (files / "more").symlink_to("/etc")
 
@@ -250,8 +250,8 @@ DAMAGES = {
     half_a_manifest: "manifest",
     manifest_of_another: "another artifact",
     path_out_of_the_artifact: "not the path",
-    lambda files: (files / "more" / "tokens.bin").unlink(): "more/tokens.bin is missing",
-    lambda files: overwrite(files / "more" / "tokens.bin", b"short"): "5 bytes instead of",
+    lambda files: (files / "more" / "tokens.txt").unlink(): "more/tokens.txt is missing",
+    lambda files: overwrite(files / "more" / "tokens.txt", b"short"): "5 bytes instead of",
     lambda files: (files / "more" / "evil.py").write_bytes(b"x"): "more/evil.py does not belong",
 }
 

@@ -60,15 +60,16 @@ class Arriving:
     def recover(self, there: Path | None, going_on: Callable[[], None]) -> int:
         """Take over what an earlier process left: the whole file at `there`, or a part. Returns how many bytes.
 
-        `going_on` is called now and then and raises if it is to end. Raises ArtifactError.
+        A file at `there` that is not the whole one is removed, and nothing is there afterwards. `going_on` is called now and then and raises if it is to end. Raises ArtifactError.
         """
         with self._order:
-            if there is not None and self._take(there, going_on):
-                if self.at == self.file.size and self._wrong() is None:
+            if there is not None:
+                if self._take(there, going_on) and self.at == self.file.size and self._wrong() is None:
                     self._finished = True
                     self.recovered = self.at
                     return self.at
                 there.unlink()
+                self._forget()  # what was hashed of it is not on the disk any more
             part = self.part
             if part is not None and part.exists() and not self._take(part, going_on):
                 part.unlink()
@@ -106,7 +107,7 @@ class Arriving:
 
     def _take(self, path: Path, going_on: Callable[[], None]) -> bool:
         """Hash a file of an earlier process; False, and nothing hashed, if it is longer than it can be."""
-        self.at, self._sha256, self._blob = 0, hashlib.sha256(), _blob_hash(self.file)
+        self._forget()
         if path.stat().st_size > self.file.size:
             return False
         with path.open("rb", buffering=0) as old:
@@ -114,6 +115,9 @@ class Arriving:
                 going_on()
                 self._hash(piece)
         return True
+
+    def _forget(self) -> None:
+        self.at, self._sha256, self._blob = 0, hashlib.sha256(), _blob_hash(self.file)
 
     def _hash(self, piece: bytes | memoryview) -> None:
         self._sha256.update(piece)

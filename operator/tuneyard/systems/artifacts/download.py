@@ -119,7 +119,7 @@ def _fetch(
     digests = run.all([*arriving, *hashed], found)
     for file in kept:
         place = tree / file.path
-        if found[file.path] != place:
+        if not place.is_file():  # one that was there already, and right, has its name
             place.parent.mkdir(parents=True, exist_ok=True)
             wholes[file.path].rename(place)
         place.chmod(0o444)
