@@ -21,8 +21,8 @@ from tuneyard.api import names
 from tuneyard.api.documents import Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
-from tuneyard.systems.artifacts.download import FetchStopped, fetch
-from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest, digest_of
+from tuneyard.systems.artifacts.download import FetchStopped, fetch, take_up
+from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest
 from tuneyard.systems.artifacts.progress import Progress
 from tuneyard.systems.artifacts.remote import Credentials, Remote, RemoteFile, listing_key, remote_of
 from tuneyard.systems.artifacts.store import Held, Store
@@ -73,9 +73,8 @@ class Obtainer:
 
     def _through_the_store(self, remote: Remote, files: list[RemoteFile], pinned: str | None, told: Told) -> Held:
         def bring(target: Path) -> FolderDigest:
-            if target.exists():
-                # whole: folders appear under this name when they are; its process died before it said so
-                return digest_of(target)
+            if target.exists():  # its process died before it said what it had
+                take_up(remote, files, target)
             _log.info("fetching %s as %s", remote.fingerprint(), remote.identity)
             progress = Progress()
             with _telling(told, progress):

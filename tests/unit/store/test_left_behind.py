@@ -1,4 +1,4 @@
-"""What an earlier process left of a transfer, damaged since: used as far as it is right, and fetched where it is not."""
+"""What an earlier process left of a transfer, damaged since: used where it is right, fetched where it is not."""
 
 from __future__ import annotations
 

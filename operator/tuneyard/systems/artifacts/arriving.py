@@ -60,7 +60,8 @@ class Arriving:
     def recover(self, there: Path | None, going_on: Callable[[], None]) -> int:
         """Take over what an earlier process left: the whole file at `there`, or a part. Returns how many bytes.
 
-        A file at `there` that is not the whole one is removed, and nothing is there afterwards. `going_on` is called now and then and raises if it is to end. Raises ArtifactError.
+        A file at `there` that is not the whole one is removed. `going_on` is called now and then and raises if it is to
+        end. Raises ArtifactError.
         """
         with self._order:
             if there is not None:

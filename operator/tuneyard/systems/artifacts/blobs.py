@@ -39,11 +39,13 @@ from tuneyard.systems.artifacts.storefolders import (
     Folders,
     Stamp,
     backdate,
+    keep_only,
     listed,
     open_file,
     open_folder,
     read_file,
     remove,
+    replace_file,
     scan,
     seal,
     stamp_of,
@@ -122,7 +124,7 @@ class Blobs:
                 if name != FILES:
                     remove(folder, name)
             with _files(folder) as files:
-                _keep_only(files, found.files)
+                keep_only(files, [file.path for file in found.files])
                 seal(files)
                 manifest = manifest_of(found, scan(files), time.time())
             touch(folder, USED)
@@ -134,14 +136,15 @@ class Blobs:
     def sealed(self, partial: str) -> Manifest | None:
         """What was sealed by a process that died before it gave it a place; else the files are ready to be written."""
         with self._folders.opened(PARTIALS, partial) as folder:
-            with suppress(ManifestError, ValueError, CorruptError):
+            with suppress(ManifestError, ValueError, LookupError, TypeError, CorruptError):
                 text = read_file(folder, MANIFEST, MOST_MANIFEST)
                 if text is None:
                     self._reopen(folder)
                     return None
                 return self._open(PARTIALS, partial, _digest_in(text), hashed=False)
+            # They were whole and are not any more: nobody may go on with them. The manifest goes last: till then it says so.
+            remove(folder, FILES)
             remove(folder, MANIFEST)
-            self._reopen(folder)
         return None
 
     def place(
@@ -228,9 +231,9 @@ class Blobs:
             ):
                 unseal(fresh)
                 unseal(files)
-                _keep_only(files, manifest.files)
+                keep_only(files, [file.path for file in manifest.files])
                 for file in manifest.files:
-                    _replace(fresh, files, file.path)
+                    replace_file(fresh, files, file.path)
                 seal(files)
                 mended = manifest.rechecked(scan(files))
                 write_file(target, MANIFEST, write_manifest(mended))
@@ -340,43 +343,6 @@ def _hashed(files: int, wanted: FileDigest) -> Stamp:
     if found != wanted.sha256:
         raise ValueError(f"{wanted.path} has SHA-256 {found} instead of {wanted.sha256}")
     return before
-
-
-def _keep_only(files: int, wanted: tuple[FileDigest, ...]) -> None:
-    """Remove everything below a folder that is neither one of the files nor a folder on the way to one."""
-    paths = {file.path for file in wanted}
-    parents = {path[:at] for path in paths for at in range(len(path)) if path[at] == "/"}
-    for here, folders, names, handle in os.fwalk(".", dir_fd=files):
-        prefix = "" if here == "." else here.removeprefix("./") + "/"
-        for name in folders + names:
-            is_folder = name in folders and not _is_link(handle, name)
-            if prefix + name not in (parents if is_folder else paths):
-                remove(handle, name)
-        folders[:] = [name for name in folders if prefix + name in parents and not _is_link(handle, name)]
-
-
-def _is_link(folder: int, name: str) -> bool:
-    try:
-        os.readlink(name, dir_fd=folder)
-    except OSError:
-        return False
-    return True
-
-
-def _replace(source: int, target: int, path: str) -> None:
-    """Rename a file over the one of the same path below another folder."""
-    *parents, name = path.split("/")
-    handles = [os.dup(source), os.dup(target)]
-    try:
-        for parent in parents:
-            for at, create in ((0, False), (1, True)):
-                below = open_folder(handles[at], parent, create)
-                os.close(handles[at])
-                handles[at] = below
-        os.rename(name, name, src_dir_fd=handles[0], dst_dir_fd=handles[1])
-    finally:
-        for handle in handles:
-            os.close(handle)
 
 
 def _mark_name(name: str) -> str:
