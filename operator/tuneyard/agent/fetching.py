@@ -26,10 +26,10 @@ from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violat
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
+from tuneyard.systems.artifacts.copying import copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
-    copy_checked,
     find_folder,
     list_files,
     opened,
@@ -192,7 +192,8 @@ class Shelf:
         if target.exists():
             _log.info("%s lies in the pod already", target.name)  # an agent that was killed had got this far
             return
-        scratch.rename(target)
+        with writing(target, 0):
+            scratch.rename(target)
 
 
 def read_base(folder: Path) -> BaseFacts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,10 +22,11 @@ from models.tensors import bfloat16, float32, write_safetensors
 from models.tiny import build_tiny
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts import safetensors
+from tuneyard.systems.artifacts.arriving import unwritable
+from tuneyard.systems.artifacts.copying import copy_checked
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
-    copy_checked,
     digest_of,
     find_folder,
     list_files,
@@ -129,6 +131,15 @@ def test_a_copy_is_whole_or_not_there(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         copy_checked(adapter, ["adapter_model.safetensors"], tmp_path / "adapters" / "b-1", refuse)
     assert [p.name for p in target.parent.iterdir()] == ["a-123"]
+
+
+def test_a_quota_is_a_full_disk_too(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        found = unwritable(tmp_path / "not" / "there", "x", 7, OSError(number, "full"))
+        assert found.reason is Reason.DISK_FULL
+        assert "7 bytes are needed" in str(found)
+    other = unwritable(tmp_path, "x", 7, OSError(errno.EROFS, "read-only"))
+    assert (other.reason, str(other)) == (Reason.ARTIFACT_UNREADABLE, "x cannot be written: read-only")
 
 
 @pytest.mark.parametrize(

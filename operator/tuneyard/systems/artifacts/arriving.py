@@ -22,6 +22,7 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import RemoteFile
 
 _CHUNK = 1 << 20
+_CACHE_REMEDY = "give serving.cache more room or delete objects that nobody uses"
 _SLICE = 1 << 18
 """Written at once: 1 MiB and more took eight times as long in the page cache, which looks for as large a folio."""
 
@@ -198,25 +199,28 @@ class Arriving:
             self._handle = None
 
 
-def disk_full(folder: Path, needed: int) -> ArtifactError:
+def disk_full(folder: Path, needed: int, *, disk: str = "the disk", remedy: str = _CACHE_REMEDY) -> ArtifactError:
     """The error of a disk that has no room for `needed` more bytes."""
     return ArtifactError(
         Reason.DISK_FULL,
-        f"the disk is full: {needed} bytes are needed, {free_bytes(folder)} are free; give serving.cache more room or "
-        "delete objects that nobody uses",
+        f"{disk} is full: {needed} bytes are needed, {free_bytes(folder)} are free; {remedy}",
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written on the disk of a folder that exists."""
+    """What may still be written on the disk of a folder, which need not be there yet."""
+    while not folder.exists():
+        folder = folder.parent
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 
-def unwritable(folder: Path, name: str, left: int, error: OSError) -> ArtifactError:
+def unwritable(
+    folder: Path, name: str, left: int, error: OSError, *, disk: str = "the disk", remedy: str = _CACHE_REMEDY
+) -> ArtifactError:
     """The error of a file or folder `name` that cannot be written; `left` bytes of it are still to come."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(folder, left)
+        return disk_full(folder, left, disk=disk, remedy=remedy)
     return ArtifactError(Reason.ARTIFACT_UNREADABLE, f"{name} cannot be written: {error.strerror or error}")
 
 

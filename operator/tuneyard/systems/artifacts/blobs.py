@@ -142,7 +142,7 @@ class Blobs:
                     self._reopen(folder)
                     return None
                 return self._open(PARTIALS, partial, _digest_in(text), hashed=False)
-            # They were whole and are not any more: nobody may go on with them. The manifest goes last: till then it says so.
+            # They were whole and are not any more: nobody may go on with them. The manifest, which says so, goes last.
             remove(folder, FILES)
             remove(folder, MANIFEST)
         return None
