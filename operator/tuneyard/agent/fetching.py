@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
+_MOST_FOLDER = 2 * _MOST_WEIGHTS
+"""Of all files, which are hashed for the digest whatever an engine needs of them."""
 _BASE_HEADER = 64 << 20
 _FINITE, _SCAN = "finite", "1"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
@@ -93,7 +95,7 @@ class Shelf:
         try:
             with self._found(planned, told) as folder:
                 self._look_over(folder)
-                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
+                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check, most=_MOST_FOLDER, going_on=self._go_on)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
             raise FetchError(error.reason, str(error), digest) from error
@@ -103,6 +105,10 @@ class Shelf:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return prepared[0]
+
+    def _go_on(self) -> None:
+        if self.obtainer is not None:
+            self.obtainer.go_on()
 
     @contextmanager
     def _found(self, planned: PlannedAdapter, told: Told) -> Iterator[Path]:

@@ -54,6 +54,11 @@ class Obtainer:
             files = remote.files()
             return self._through_the_store(remote, files, pinned, told)
 
+    def go_on(self) -> None:
+        """Raises FetchStopped when the pod leaves."""
+        if self.stopped.is_set():
+            raise FetchStopped
+
     def _given(self, source: Source) -> Credentials | None:
         """The credentials that the source names, if they may go where it says; raises ArtifactError.
 
@@ -91,8 +96,7 @@ class Obtainer:
 
         def heard(done: int, total: int | None) -> None:
             nonlocal due
-            if self.stopped.is_set():
-                raise FetchStopped
+            self.go_on()
             if time.monotonic() >= due:
                 due = time.monotonic() + _TOLD_SECONDS
                 told(Transfer(done_bytes=done, total_bytes=done if total is None else total))

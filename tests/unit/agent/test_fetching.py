@@ -11,11 +11,14 @@ from models import bad
 from models.breaking import MARKER
 from models.tiny import build_tiny
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
+from tuneyard.agent.obtaining import Obtainer
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source, VolumeSource
+from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.artifacts.folder import digest_of
+from tuneyard.systems.artifacts.store import Store
 
 REASONS = bad.expected_reasons()
 
@@ -128,3 +131,22 @@ def test_the_pool_s_rank_is_the_limit(shelf: Shelf) -> None:
     with pytest.raises(FetchError) as caught:
         small.fetch(planned("good"))
     assert caught.value.reason == Reason.RANK_TOO_HIGH
+
+
+def test_a_folder_without_end_holds_nobody_up(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    """It would keep one of the few that look at volumes, and the end of the agent, for days."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    with (root / "models" / "good" / "optimizer.safetensors").open("wb") as sparse:
+        sparse.truncate(1 << 43)
+    with pytest.raises(FetchError, match="name the adapter's own folder") as caught:
+        Shelf(root, tmp_path / "adapters", shelf.base, 16).fetch(planned("good"))
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+
+
+def test_an_agent_that_ends_copies_nothing_any_more(shelf: Shelf, tmp_path: Path) -> None:
+    obtainer = Obtainer(Store(tmp_path / "cache"), lambda _: pytest.fail("a volume has no credentials"))
+    obtainer.stopped.set()
+    with pytest.raises(FetchStopped):
+        Shelf(shelf.volumes, shelf.adapters, shelf.base, 16, obtainer).fetch(planned("good"))
+    assert list(shelf.adapters.iterdir()) == []
