@@ -188,6 +188,19 @@ def test_what_is_not_there(server: S3Server, tmp_path: Path, place: str, words: 
     assert words in str(error)
 
 
+@pytest.mark.parametrize(
+    "files", [["adapter_model.bin"], ["adapter_config.json", "adapter_model.bin", "a/b.safetensors"]]
+)
+def test_pickles_alone_are_refused_as_what_they_are(server: S3Server, tmp_path: Path, files: list[str]) -> None:
+    prefix = f"pickles-{len(files)}"
+    for name in files:
+        server.client.put_object(Bucket="models", Key=f"{prefix}/{name}", Body=b"x")
+    error = refused(server.source(f"models/{prefix}"), server.root, tmp_path / "out")
+    assert error.reason is Reason.NOT_SAFETENSORS
+    assert "adapter_model.bin" in str(error)
+    assert "safe_serialization=True" in str(error)
+
+
 @contextmanager
 def answering(status: int, code: str) -> Iterator[str]:
     """A server that refuses everything in S3's words."""

@@ -63,6 +63,27 @@ def test_a_file_twice_and_none_at_all() -> None:
     assert caught.value.reason is Reason.ARTIFACT_NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("paths", "refused"),
+    [
+        (["adapter_config.json", "adapter_model.bin"], True),
+        (["pytorch_model-00001.bin", "config.json", "onnx/model.safetensors"], True),
+        (["adapter_model.pt"], True),
+        (["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"], False),
+        (["config.json", "checkpoint-1/optimizer.pt"], False),
+        (["model.Q4_K_M.gguf", "imatrix.bin"], False),
+    ],
+)
+def test_weights_that_are_nothing_but_pickles_are_told_as_that(paths: list[str], refused: bool) -> None:
+    """What does not count is not listed, and what is left looks like something half copied."""
+    if not refused:
+        assert all(not f.path.endswith((".bin", ".pt")) for f in listed("it", map(file, paths)))
+        return
+    with pytest.raises(ArtifactError, match=r"it holds no weights but \S+, which is a pickle") as caught:
+        listed("it", map(file, paths))
+    assert caught.value.reason is Reason.NOT_SAFETENSORS
+
+
 def test_secrets_are_in_no_repr() -> None:
     given = Credentials.of_secret("hub-token", {"token": b"hf_secret\n"})
     assert given.data["token"] == "hf_secret"

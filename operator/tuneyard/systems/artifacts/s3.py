@@ -56,6 +56,7 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    pickle_beside,
     too_many,
 )
 
@@ -116,11 +117,11 @@ class S3Remote:
 
     def files(self) -> list[RemoteFile]:
         """All objects under the prefix, with the SHA-256 of those of which the server knows it as a whole."""
-        found, summed = self._list()
+        found, summed, pickle = self._list()
         with ThreadPoolExecutor(_HEADS) as pool:
             known = dict(zip(summed, pool.map(self._sha256, [found[path] for path in summed]), strict=True))
         files = [RemoteFile(path, size, known.get(path), version) for path, (_, size, version) in found.items()]
-        return listed(self.what, files)
+        return listed(self.what, files, pickle)
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
         """A range of one object, if it still has the ETag that was listed."""
@@ -192,15 +193,17 @@ class S3Remote:
         self._authority.write_text(self._private)
         return name
 
-    def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str]]:
-        """(key, size, ETag) of every object by path, and the paths whose SHA-256 the server may know."""
+    def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str], str | None]:
+        """(key, size, ETag) of every object by path, the paths whose SHA-256 the server may know, and a pickle."""
         found: dict[str, tuple[str, int, str]] = {}
         summed: list[str] = []
+        pickle: str | None = None
         with self._errors(None):
             pages = self._client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
+                    pickle = pickle or pickle_beside(path)
                     if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
                         continue  # such as what consoles leave where somebody made a folder
                     found[path] = (entry["Key"], entry["Size"], entry["ETag"])
@@ -208,7 +211,7 @@ class S3Remote:
                         summed.append(path)
                 if len(found) > MOST_FILES:
                     raise too_many(self.what)
-        return found, summed
+        return found, summed, pickle
 
     def _sha256(self, found: tuple[str, int, str]) -> str | None:
         """The SHA-256 of a whole object as hex, where the server has it and it covers the object."""
