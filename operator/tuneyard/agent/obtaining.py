@@ -4,6 +4,7 @@ Blocking; called in threads. Rules:
 - a pinned artifact that is in the cache needs neither network nor credentials;
 - credentials are read anew for every fetch, and given to nobody but the source's client;
 - what is in the cache goes by the versions that the source lists, so that changed objects are other artifacts;
+- what is in the cache and was not hashed for a week is hashed before it is handed out;
 - how far it is, is told every `_TOLD_SECONDS` at most, also while another pod is the one that fetches.
 """
 
@@ -30,6 +31,8 @@ from tuneyard.systems.artifacts.store import Held, Store
 _log = logging.getLogger(__name__)
 
 _TOLD_SECONDS = 2.0
+HASHED_WITHIN = 7 * 86400.0
+"""A disk that returns other bytes than were written shows it by no stamp: after so long all are hashed again."""
 
 Told = Callable[[Transfer], None]
 """Hears how far a fetch is; called from any thread."""
@@ -47,12 +50,16 @@ class Obtainer:
 
     def obtain(self, source: Source, pinned: str | None, told: Told) -> Held:
         """The artifact, which stays in the cache until the caller releases it; raises ArtifactError, FetchStopped."""
-        if pinned is not None and (held := self.store.find(pinned)) is not None:
+        if pinned is not None and (held := self.look(pinned)) is not None:
             return held
         given = self._given(source)
         with closing(remote_of(source, given)) as remote:
             files = remote.files()
             return self._through_the_store(remote, files, pinned, told)
+
+    def look(self, digest: str) -> Held | None:
+        """The artifact if it is in the cache and right; raises ArtifactError, FetchStopped."""
+        return self.store.find(digest, hashed_within=HASHED_WITHIN, going_on=self.go_on)
 
     def go_on(self) -> None:
         """Raises FetchStopped when the pod leaves."""
@@ -87,7 +94,13 @@ class Obtainer:
                 return fetch(remote, target, files=files, progress=progress, stopped=self.stopped)
 
         return self.store.obtain(
-            listing_key(remote, files), pinned, bring, size=sum(f.size for f in files), on_wait=self._waiting(told)
+            listing_key(remote, files),
+            pinned,
+            bring,
+            size=sum(f.size for f in files),
+            on_wait=self._waiting(told),
+            hashed_within=HASHED_WITHIN,
+            going_on=self.go_on,
         )
 
     def _waiting(self, told: Told) -> Callable[[int, int | None], None]:

@@ -330,6 +330,78 @@ def test_verify_finds_what_no_stamp_shows(
     store.obtain("s", None, never).release()
 
 
+def unseen_damage(path: Path) -> None:
+    """As a disk does it that returns other bytes than were written: no stamp shows it."""
+    was = path.stat()
+    flip_a_byte(path.parent)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def hashed_before(root: Path, digest: str, seconds: float) -> None:
+    """Move the time when every byte was last hashed."""
+    path = blob(root, digest) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "hashedAt": manifest["hashedAt"] - seconds}))
+
+
+def test_bytes_that_were_hashed_long_ago_are_hashed_again(
+    store: Store, root: Path, source: Source, told: list[tuple[str, str]]
+) -> None:
+    store.obtain("s", None, source.fetch).release()
+    unseen_damage(blob(root, source.digest) / "files" / "adapter_model.safetensors")
+    with store.obtain("s", None, never, hashed_within=60):
+        assert not told, "they were hashed when they came"
+    hashed_before(root, source.digest, 3600)
+    store.obtain("s", None, never, hashed_within=7200).release()
+    with store.obtain("s", None, source.fetch, hashed_within=60) as held:
+        assert read_all(held.path) == source.files
+    assert [digest for digest, _ in told] == [source.digest]
+
+
+def test_bytes_are_hashed_once_for_all_who_come(
+    store: Store, root: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.obtain("s", None, source.fetch).release()
+    hashed_before(root, source.digest, 3600)
+    heard: list[int] = []
+    for again in (store, Store(root)):
+        found = again.find(source.digest, hashed_within=60, going_on=lambda: heard.append(1))
+        assert found is not None
+        found.release()
+    assert len(heard) == len(source.files), "one piece a file, once"
+
+
+def test_a_clock_that_was_ahead_puts_nothing_off(store: Store, root: Path, source: Source) -> None:
+    store.obtain("s", None, source.fetch).release()
+    unseen_damage(blob(root, source.digest) / "files" / "adapter_model.safetensors")
+    hashed_before(root, source.digest, -3600)
+    assert store.find(source.digest, hashed_within=60) is None
+
+
+def test_a_cache_of_an_older_version_knows_when_its_bytes_came(store: Store, root: Path, source: Source) -> None:
+    store.obtain("s", None, source.fetch).release()
+    path = blob(root, source.digest) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["hashedAt"]
+    path.write_text(json.dumps(manifest))
+    store.obtain("s", None, never, hashed_within=60).release()
+    path.write_text(json.dumps({**manifest, "madeAt": manifest["madeAt"] - 3600}))
+    store.obtain("s", None, never, hashed_within=60).release()
+    assert json.loads(path.read_text())["hashedAt"] > manifest["madeAt"]
+
+
+def test_hashing_ends_when_it_is_told_to(store: Store, root: Path, source: Source) -> None:
+    def stop() -> None:
+        raise KeyError
+
+    store.obtain("s", None, source.fetch).release()
+    hashed_before(root, source.digest, 3600)
+    with pytest.raises(KeyError):
+        store.find(source.digest, hashed_within=60, going_on=stop)
+    assert [e.in_use for e in store.entries()] == [False]
+    store.obtain("s", None, never).release()
+
+
 def test_verify_of_what_is_not_here(store: Store, source: Source) -> None:
     assert reason_of(lambda: store.verify(source.digest))[0] is Reason.ARTIFACT_NOT_FOUND
 

@@ -59,6 +59,9 @@ USED = "used"
 _MARKS = "marks"
 _MARK = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_MARK = 16 << 20
+_PIECE = 1 << 20
+_AHEAD = 60.0
+"""Seconds that nodes' clocks may differ by; a time further ahead is not believed, or it would put hashing off."""
 _WORKERS = 2
 _THERE_ALREADY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
@@ -80,12 +83,13 @@ class Blobs:
         self._folders = folders
         self._locks = locks
 
-    def open(self, key: str, hashed: bool = False) -> Manifest | None:
-        """The manifest of an artifact whose files are right (`hashed`: every byte of them), None if there is none.
+    def open(self, key: str, hashed_since: float = 0.0, going_on: Callable[[], None] = lambda: None) -> Manifest | None:
+        """The manifest of an artifact whose files are right, None if there is none.
 
-        Raises CorruptError, and ArtifactError (CacheUnusable) for a newer format.
+        They are hashed unless every byte of them was since then. `going_on` is called meanwhile, from other threads,
+        and raises if it is to end. Raises CorruptError, and ArtifactError (CacheUnusable) for a newer format.
         """
-        return self._open(BLOBS, key, f"sha256:{key}", hashed)
+        return self._open(BLOBS, key, f"sha256:{key}", hashed_since, going_on)
 
     def drop(self, key: str, wrong: CorruptError) -> bool:
         """Trash a corrupt artifact; False if somebody uses it, or has put it right. The caller's lock is free."""
@@ -115,7 +119,7 @@ class Blobs:
         """Have everyone who opens the artifact hash it again."""
         with suppress(FileNotFoundError, ManifestError, ValueError), self._folders.opened(BLOBS, key) as blob:
             manifest = _manifest(blob, f"sha256:{key}")
-            write_file(blob, MANIFEST, write_manifest(manifest.rechecked({})))
+            write_file(blob, MANIFEST, write_manifest(manifest.distrusted()))
 
     def seal(self, partial: str, found: FolderDigest) -> Manifest:
         """Make fetched files an artifact that lacks only its place; ArtifactError where they are not as `found`."""
@@ -141,7 +145,7 @@ class Blobs:
                 if text is None:
                     self._reopen(folder)
                     return None
-                return self._open(PARTIALS, partial, _digest_in(text), hashed=False)
+                return self._open(PARTIALS, partial, _digest_in(text), 0.0, lambda: None)
             # They were whole and are not any more: nobody may go on with them. The manifest, which says so, goes last.
             remove(folder, FILES)
             remove(folder, MANIFEST)
@@ -207,15 +211,17 @@ class Blobs:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _open(self, area: str, name: str, digest: str, hashed: bool) -> Manifest | None:
+    def _open(
+        self, area: str, name: str, digest: str, hashed_since: float, going_on: Callable[[], None]
+    ) -> Manifest | None:
         try:
             with self._folders.opened(area, name) as folder:
-                if not hashed and (manifest := _unchanged(folder, digest)) is not None:
+                if (manifest := _unchanged(folder, digest, hashed_since)) is not None:
                     return manifest
                 with self._locks.alone(f"check-{name}"):
-                    if not hashed and (manifest := _unchanged(folder, digest)) is not None:
+                    if (manifest := _unchanged(folder, digest, hashed_since)) is not None:
                         return manifest  # another process has just hashed it
-                    return _rehashed(folder, digest)
+                    return _rehashed(folder, digest, going_on)
         except FileNotFoundError:
             return None
 
@@ -235,7 +241,7 @@ class Blobs:
                 for file in manifest.files:
                     replace_file(fresh, files, file.path)
                 seal(files)
-                mended = manifest.rechecked(scan(files))
+                mended = manifest.rechecked(scan(files), manifest.hashed_at)
                 write_file(target, MANIFEST, write_manifest(mended))
         except FileNotFoundError:
             return None
@@ -278,8 +284,8 @@ def _digest_in(text: str) -> str:
     return str(json.loads(text)["digest"])
 
 
-def _unchanged(folder: int, digest: str) -> Manifest | None:
-    """The manifest, if all the files have the stamps and sizes that it has of them."""
+def _unchanged(folder: int, digest: str, hashed_since: float) -> Manifest | None:
+    """The manifest, if all the files have the stamps and sizes that it has of them, and were hashed since then."""
     try:
         manifest = _manifest(folder, digest)
         with _files(folder) as files:
@@ -292,18 +298,20 @@ def _unchanged(folder: int, digest: str) -> Manifest | None:
         return None
     sizes = {path: stamp.size for path, stamp in stamps.items()}
     fits = stamps == manifest.checked and sizes == {f.path: f.size for f in manifest.files}
-    return manifest if fits else None
+    return (
+        manifest if fits and (not hashed_since or hashed_since <= manifest.hashed_at <= time.time() + _AHEAD) else None
+    )
 
 
-def _rehashed(folder: int, digest: str) -> Manifest:
+def _rehashed(folder: int, digest: str, going_on: Callable[[], None]) -> Manifest:
     """The manifest after hashing every file."""
-    seen = _identity(folder)
+    seen, begun = _identity(folder), time.time()
     try:
         manifest = _manifest(folder, digest)
         with _files(folder) as files:
             _same_names(manifest, scan(files))
             with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-                stamps = dict(pool.map(lambda file: (file.path, _hashed(files, file)), manifest.files))
+                stamps = dict(pool.map(lambda file: (file.path, _hashed(files, file, going_on)), manifest.files))
     except ArtifactError as error:
         if error.reason is Reason.CACHE_UNUSABLE:
             raise
@@ -316,7 +324,7 @@ def _rehashed(folder: int, digest: str) -> Manifest:
         if error.errno != errno.EIO:
             raise
         raise CorruptError("the disk cannot read it", seen) from error
-    manifest = manifest.rechecked(stamps)
+    manifest = manifest.rechecked(stamps, begun)
     write_file(folder, MANIFEST, write_manifest(manifest))
     return manifest
 
@@ -332,12 +340,16 @@ def _same_names(manifest: Manifest, stamps: Mapping[str, Stamp]) -> None:
             raise ValueError(f"{path} has {stamps[path].size} bytes instead of {size}")
 
 
-def _hashed(files: int, wanted: FileDigest) -> Stamp:
+def _hashed(files: int, wanted: FileDigest, going_on: Callable[[], None]) -> Stamp:
     """The stamp of a file whose bytes are right; of the very file that was read, whatever is renamed over it."""
     with os.fdopen(open_file(files, wanted.path), "rb", buffering=0) as file:
         backdate(file.fileno())
         before = stamp_of(os.fstat(file.fileno()))
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        state, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+        while count := file.readinto(buffer):
+            going_on()
+            state.update(buffer[:count])
+        found = state.hexdigest()
         if stamp_of(os.fstat(file.fileno())) != before:
             raise ValueError(f"{wanted.path} changed while it was read")
     if found != wanted.sha256:
