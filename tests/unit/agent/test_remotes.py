@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tuneyard.api.documents import Transfer
@@ -121,12 +123,27 @@ def test_who_asks(kind: dict[str, object], data: dict[str, str] | None, identity
     remote.close()
 
 
-def test_a_service_account_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
-    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/reader")
-    assert (
-        remote_of(Source.model_validate(S3), None).identity == "the pod's service account (arn:aws:iam::1:role/reader)"
-    )
+@pytest.mark.parametrize(
+    ("environment", "identity"),
+    [
+        (
+            {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "AWS_ROLE_ARN": "arn:aws:iam::1:role/reader"},
+            "the pod's service account (arn:aws:iam::1:role/reader)",
+        ),
+        (
+            {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"},
+            "the pod's service account (EKS Pod Identity)",
+        ),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, "access key AKIA...MPLE of the environment"),
+        ({}, "the AWS identity of this machine"),
+    ],
+)
+def test_who_asks_without_a_secret(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], identity: str) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert remote_of(Source.model_validate(S3), None).identity == identity
 
 
 @pytest.mark.parametrize("kind", [HUB, S3])

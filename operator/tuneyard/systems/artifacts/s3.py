@@ -44,6 +44,7 @@ from urllib3.exceptions import HTTPError
 from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
+from tuneyard.systems.artifacts.awsidentity import asked_identity, shown, told_identity
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
@@ -93,6 +94,7 @@ class S3Remote:
             self._prefix += "/"  # `v1` is not `v10`
         self._authority: Path | None = None
         self._made: Any = None
+        self._session: Any = None
         self._making = threading.Lock()
 
     @property
@@ -101,10 +103,8 @@ class S3Remote:
         if self._anonymous:
             return "anonymous"
         if self._keys and self._credentials is not None:
-            return f"access key {_shown(self._keys['aws_access_key_id'])} of {self._credentials.origin}"
-        if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-            return f"the pod's service account ({os.environ.get('AWS_ROLE_ARN', 'IRSA')})"
-        return "the AWS identity of this machine"
+            return f"access key {shown(self._keys['aws_access_key_id'])} of {self._credentials.origin}"
+        return told_identity()
 
     @property
     def commit(self) -> str | None:
@@ -174,7 +174,7 @@ class S3Remote:
             config["s3"] = {"addressing_style": "path"}
         if self._anonymous:
             config["signature_version"] = UNSIGNED
-        session = boto3.session.Session(region_name=self._source.region, **self._keys)
+        self._session = session = boto3.session.Session(region_name=self._source.region, **self._keys)
         return session.client(
             "s3",
             endpoint_url=self._source.endpoint,
@@ -227,6 +227,13 @@ class S3Remote:
             return None
         return raw.hex() if len(raw) == 32 else None
 
+    @property
+    def _who(self) -> str:
+        """Whose signature was refused, with what AWS calls it."""
+        if self._anonymous or self._keys or self._session is None:
+            return self.identity
+        return asked_identity(self._session, self._source.endpoint)
+
     @contextmanager
     def _errors(self, file: RemoteFile | None) -> Iterator[None]:
         """Make ArtifactErrors of whatever goes wrong; `file` was asked for, or the listing."""
@@ -259,7 +266,7 @@ class S3Remote:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in _EXPIRED:
-            text = f"the credentials have expired ({code}): {self.identity} may not read {what}; renew them"
+            text = f"the credentials have expired ({code}): {self._who} may not read {what}; renew them"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         if code in _CHANGED and file is not None:
             return changed(file)
@@ -271,10 +278,10 @@ class S3Remote:
         if code in _PASSING or status in (429, 408) or status >= 500:
             return UnreachableError(f"{self._source.endpoint or 'Amazon S3'} answers {code or status} ({what})")
         if status in (401, 403) or code in _WRONG:
-            put_right = "correct the Secret, or its rights"
+            put_right = "correct the Secret, or its rights" if self._keys else "give it the right, or name a Secret"
             if self._anonymous:
                 put_right = "let everybody read it, or name a Secret in place of anonymous"
-            text = f"{self.identity} may not read {what} ({code or status}): {put_right}"
+            text = f"{self._who} may not read {what} ({code or status}): {put_right}"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         text = (
             f"{self._source.endpoint or 'Amazon S3'} refuses {what} ({code or status}): check endpoint, region and uri"
@@ -284,11 +291,6 @@ class S3Remote:
 
 def _only_authority(credentials: Credentials) -> bool:
     return CA in credentials.data and not {_KEY_ID, _SECRET_KEY} & credentials.data.keys()
-
-
-def _shown(key_id: str) -> str:
-    """An access key's id, recognisable but not whole."""
-    return f"{key_id[:4]}...{key_id[-4:]}" if len(key_id) > 10 else f"{key_id[:2]}..."
 
 
 def _why(error: Exception) -> str:
