@@ -217,7 +217,7 @@ class S3Remote:
         """The SHA-256 of a whole object as hex, where the server has it and it covers the object."""
         key, _, version = found
         with self._errors(None):
-            head = self._client().head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+            head = self._head(key)
         text = head.get("ChecksumSHA256", "")
         if head.get("ChecksumType") != "FULL_OBJECT" or head.get("ETag") != version or "-" in text:
             return None
@@ -226,6 +226,18 @@ class S3Remote:
         except binascii.Error:
             return None
         return raw.hex() if len(raw) == 32 else None
+
+    def _head(self, key: str) -> dict[str, Any]:
+        """What HEAD says of an object; raises ClientError that has words."""
+        try:
+            found: dict[str, Any] = self._client().head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 400:
+                raise
+            # A refusal without a body: whether it is an expired token only the answer to GET says.
+            self._client().get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")["Body"].close()
+            return {}
+        return found
 
     @property
     def _who(self) -> str:
