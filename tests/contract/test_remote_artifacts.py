@@ -173,9 +173,7 @@ def test_what_is_broken_is_refused_from_there_too(s3: S3Server, node: Node, tmp_
     for pod in ("a", "b"):
         with pytest.raises(FetchError) as caught:
             node.shelf(pod).fetch(planned(origin))
-        # of a pickle nothing comes at all
-        expected = "FilesMissing" if case == "pickle-only" else bad.expected_reasons()[case]
-        assert caught.value.reason.value == expected, str(caught.value)
+        assert caught.value.reason.value == bad.expected_reasons()[case], str(caught.value)
         assert not list((node.folder / pod / "adapters").glob("*"))
 
 

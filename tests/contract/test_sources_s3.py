@@ -188,6 +188,19 @@ def test_what_is_not_there(server: S3Server, tmp_path: Path, place: str, words: 
     assert words in str(error)
 
 
+@pytest.mark.parametrize(
+    "files", [["adapter_model.bin"], ["adapter_config.json", "adapter_model.bin", "a/b.safetensors"]]
+)
+def test_pickles_alone_are_refused_as_what_they_are(server: S3Server, tmp_path: Path, files: list[str]) -> None:
+    prefix = f"pickles-{len(files)}"
+    for name in files:
+        server.client.put_object(Bucket="models", Key=f"{prefix}/{name}", Body=b"x")
+    error = refused(server.source(f"models/{prefix}"), server.root, tmp_path / "out")
+    assert error.reason is Reason.NOT_SAFETENSORS
+    assert "adapter_model.bin" in str(error)
+    assert "safe_serialization=True" in str(error)
+
+
 @contextmanager
 def answering(status: int, code: str) -> Iterator[str]:
     """A server that refuses everything in S3's words."""
@@ -225,6 +238,61 @@ def test_what_servers_say(tmp_path: Path, status: int, code: str, reason: Reason
         error = refused(asked, secret("AKIAIOSFODNN7EXAMPLE", "k", AWS_SESSION_TOKEN="t"), tmp_path / "out")
     assert error.reason is reason
     assert words in str(error)
+
+
+ROLE = "arn:aws:sts::123456789012:assumed-role/models-reader/pod"
+
+
+@contextmanager
+def amazon() -> Iterator[tuple[str, list[str]]]:
+    """EKS's agent of pod identities, an S3 that refuses, and the service that tells who one is; what was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path.startswith("/credentials"):
+                key = {"AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "hidden-key", "Token": "hidden-token"}
+                return self.answer(200, json.dumps({**key, "Expiration": "2099-01-01T00:00:00Z"}))
+            return self.answer(403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+
+        def do_POST(self) -> None:
+            asked.append("who am I")
+            result = f"<GetCallerIdentityResult><Arn>{ROLE}</Arn></GetCallerIdentityResult>"
+            self.answer(200, f"<GetCallerIdentityResponse>{result}</GetCallerIdentityResponse>")
+
+        def answer(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}", asked
+        httpd.shutdown()
+
+
+def test_a_pod_without_a_secret_is_named_as_aws_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with amazon() as (url, asked):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/credentials")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        error = refused(S3Source(uri="s3://models/x"), None, tmp_path / "out")
+        assert asked[-1] == "who am I"
+        assert error.reason is Reason.ACCESS_DENIED
+        assert f"the pod's service account (EKS Pod Identity), {ROLE}, may not read s3://models/x/" in str(error)
+        assert "hidden" not in str(error)
+        asked.clear()
+        elsewhere = refused(S3Source(uri="s3://models/x", endpoint=url), None, tmp_path / "out")
+        assert "who am I" not in asked, "a server of one's own has no ARNs"
+        assert str(elsewhere).startswith("the pod's service account (EKS Pod Identity) may not read")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
+        apart = refused(S3Source(uri="s3://models/x"), None, tmp_path / "out")
+        assert str(apart).startswith("the pod's service account (EKS Pod Identity) may not read")
 
 
 class Meddling(Progress):

@@ -31,10 +31,10 @@ from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
+from tuneyard.systems.artifacts.copying import copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
-    copy_checked,
     find_folder,
     list_files,
     opened,
@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
+_MOST_FOLDER = 2 * _MOST_WEIGHTS
+"""Of all files, which are hashed for the digest whatever an engine needs of them."""
 _BASE_HEADER = 64 << 20
 _FINITE, _SCAN = "finite", "2"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
@@ -101,7 +103,7 @@ class Shelf:
         try:
             with self._found(planned, told, ends) as folder:
                 added = self._look_over(folder)
-                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
+                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check, most=_MOST_FOLDER, going_on=self._go_on)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
             raise FetchError(error.reason, str(error), digest) from error
@@ -111,6 +113,10 @@ class Shelf:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return prepared[0]
+
+    def _go_on(self) -> None:
+        if self.obtainer is not None:
+            self.obtainer.go_on()
 
     @contextmanager
     def _found(self, planned: PlannedAdapter, told: Told, ends: Ends) -> Iterator[Path]:
@@ -217,7 +223,8 @@ class Shelf:
         if target.exists():
             _log.info("%s lies in the pod already", target.name)  # an agent that was killed had got this far
             return
-        scratch.rename(target)
+        with writing(target, 0):
+            scratch.rename(target)
 
 
 def read_base(folder: Path) -> BaseFacts:

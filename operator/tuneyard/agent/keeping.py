@@ -4,7 +4,7 @@ One thread works (`run`); plans and the end come from others. Rules:
 - what is no longer wanted is released before anything comes, so that it can make room;
 - what fails holds nothing else up: it is told, and tried again until it comes or is not wanted any more;
 - the mark file is there only while everything that is wanted is held: it is what makes the pod ready;
-- what is held is looked at now and then: what somebody has deleted or damaged comes again.
+- what is held is looked at now and then, and all of its bytes once a week: what is gone or damaged comes again.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Keeper:
     def _is_lost(self, item: Wanted) -> bool:
         """Whether what is held is not there any more as it should be."""
         try:
-            found = self._obtainer.store.find(self._held[item.what, item.source].digest)
+            found = self._obtainer.look(self._held[item.what, item.source].digest)
         except ArtifactError as error:
             _log.warning("%s cannot be looked at: %s", item.what, error)
             return True

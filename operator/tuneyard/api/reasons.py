@@ -97,7 +97,10 @@ class Reason(StrEnum):
         "SourceUnreachable",
         "The source does not answer, broke off, or delivers too slowly; it is tried again.",
     )
-    DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
+    DISK_FULL = (
+        "DiskFull",
+        "The cache, or the pod's disk, has no room for the artifact; needed and free bytes are named.",
+    )
     CACHE_UNUSABLE = (
         "CacheUnusable",
         "The cache's volume cannot be written, has no file locks, or holds files of a newer version.",

@@ -15,12 +15,15 @@ from models.breaking import MARKER
 from models.tiny import build_tiny
 from tuneyard.agent import fetching
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
+from tuneyard.agent.obtaining import Obtainer
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source, VolumeSource
+from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.artifacts.safetensors import Entry, read_header
+from tuneyard.systems.artifacts.store import Store
 
 REASONS = bad.expected_reasons()
 
@@ -176,3 +179,22 @@ def test_another_base_s_name_is_a_warning(shelf: Shelf, volumes: Path, tmp_path:
     assert warned("acme/tiny") is None
     assert warned("acme/tiny-instruct") is Reason.NAMES_ANOTHER_BASE
     assert warned(None) is None, "a base on a volume has no name to compare"
+
+
+def test_a_folder_without_end_holds_nobody_up(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    """It would keep one of the few that look at volumes, and the end of the agent, for days."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    with (root / "models" / "good" / "optimizer.safetensors").open("wb") as sparse:
+        sparse.truncate(1 << 43)
+    with pytest.raises(FetchError, match="name the adapter's own folder") as caught:
+        Shelf(root, tmp_path / "adapters", shelf.base, 16).fetch(planned("good"))
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+
+
+def test_an_agent_that_ends_copies_nothing_any_more(shelf: Shelf, tmp_path: Path) -> None:
+    obtainer = Obtainer(Store(tmp_path / "cache"), lambda _: pytest.fail("a volume has no credentials"))
+    obtainer.stopped.set()
+    with pytest.raises(FetchStopped):
+        Shelf(shelf.volumes, shelf.adapters, shelf.base, 16, obtainer).fetch(planned("good"))
+    assert list(shelf.adapters.iterdir()) == []

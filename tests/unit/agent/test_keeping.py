@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Generator, Iterator
@@ -241,6 +242,24 @@ def test_what_somebody_deletes_comes_again(bucket: Bucket, node: Node) -> None:
         (blob / "files").chmod(0o700)
         shutil.rmtree(blob)
         wait_until(lambda: bucket.reads.count("v1") > before and complete(node, 2))
+        assert node.in_use() == {"llama", "v1"}
+
+
+def test_what_a_disk_returns_wrong_comes_again_when_all_is_hashed(
+    bucket: Bucket, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with node.keeper(look_seconds=0.05) as keeper:
+        keeper.follow(plan("v1"))
+        wait_until(lambda: complete(node, 2))
+        path = node.folder / "cache" / "blobs" / digest("v1").removeprefix("sha256:") / "files" / "adapter_config.json"
+        was, before = path.stat(), bucket.reads.count("v1")
+        path.chmod(0o644)
+        path.write_bytes(b"x" * was.st_size)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        monkeypatch.setattr(obtaining, "HASHED_WITHIN", 0.0)
+        wait_until(lambda: bucket.reads.count("v1") > before and complete(node, 2))
+        monkeypatch.setattr(obtaining, "HASHED_WITHIN", 86400.0)
+        assert path.read_bytes() == contents("v1")["adapter_config.json"]
         assert node.in_use() == {"llama", "v1"}
 
 

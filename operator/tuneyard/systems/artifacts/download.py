@@ -89,6 +89,17 @@ def fetch(
             raise unwritable(target.parent, target.name, 0, error) from error
 
 
+def take_up(remote: Remote, files: Sequence[RemoteFile], target: Path) -> None:
+    """Have `fetch` begin with the folder that lies at `target`, of the same listing: what is right of it stays.
+
+    It was whole when it got there. What it is now only its files tell.
+    """
+    tree = _tree(target, listing_key(remote, files))
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.parent.mkdir(exist_ok=True)
+    target.rename(tree)
+
+
 def digest_of_remote(
     remote: Remote, *, workers: int = WORKERS, progress: Progress | None = None, stopped: Event | None = None
 ) -> FolderDigest:
@@ -105,8 +116,8 @@ def _fetch(
     key = run.patiently(lambda: listing_key(remote, files))
     wanted = {file.path for file in files} if names is None else set(names)
     kept = [file for file in files if file.path in wanted]
-    scratch = target.with_name(f".{target.name}.fetching")
-    tree = scratch / f"tree-{key}"
+    tree = _tree(target, key)
+    scratch = tree.parent
     tree.mkdir(parents=True, exist_ok=True)
     wholes = {file.path: scratch / _name(remote, file) for file in kept}
     _remove_strangers(scratch, {tree.name, *(whole.name for whole in wholes.values())})
@@ -121,7 +132,7 @@ def _fetch(
     digests = run.all([*arriving, *hashed], found)
     for file in kept:
         place = tree / file.path
-        if found[file.path] != place:
+        if not place.is_file():  # one that was there already, and right, has its name
             place.parent.mkdir(parents=True, exist_ok=True)
             wholes[file.path].rename(place)
         place.chmod(0o444)
@@ -317,6 +328,11 @@ def _chunks(arriving: Iterable[Arriving]) -> Iterator[tuple[Arriving, int, int]]
 def _chunks_of(each: Arriving) -> Iterator[tuple[Arriving, int, int]]:
     for begin in range(each.at, each.file.size, CHUNK):
         yield each, begin, min(begin + CHUNK, each.file.size)
+
+
+def _tree(target: Path, key: str) -> Path:
+    """Where the files of a listing get their names before the folder gets its own."""
+    return target.with_name(f".{target.name}.fetching") / f"tree-{key}"
 
 
 def _name(remote: Remote, file: RemoteFile) -> str:
