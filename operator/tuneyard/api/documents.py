@@ -7,6 +7,7 @@ Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters o
 Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
+Demand report (gateway -> operator): GET /v1/demand there, in the same way.
 
 Readers ignore fields they do not know; `version` changes only when a reader must refuse.
 """
@@ -185,3 +186,35 @@ class AppliedReport(ApiModel):
     version: int
     """Grows with every acknowledged change; GET /v1/applied?after=N answers when it is above N, or after 20 s."""
     deployments: dict[str, AppliedDeployment] = {}
+
+
+class RevisionDemand(ApiModel):
+    """What one gateway sent to one revision."""
+
+    requests: int = 0
+    """Whole requests that were begun since the gateway process did."""
+    in_flight: float = 0.0
+    """Requests under way, the mean over the last interval; it falls to 0 with the last answer."""
+
+
+class DeploymentDemand(ApiModel):
+    """What is asked of one ModelDeployment by way of one gateway."""
+
+    idle_seconds: float = 0.0
+    """Since its last request ended, or since the gateway process began, if that is later; 0 while one is under way."""
+    waiting: int = 0
+    """Requests that are held until an adapter of it is loaded."""
+    revisions: dict[str, RevisionDemand] = {}
+    """Those that were asked since the gateway process began."""
+
+
+class DemandReport(ApiModel):
+    """What is asked of one gateway, by `namespace/name` of the ModelDeployment.
+
+    A deployment that is missing is one that the gateway does not route.
+    """
+
+    gateway: str
+    version: int
+    """Another one whenever there is something new; GET /v1/demand?after=N answers when it is not N, or after 20 s."""
+    deployments: dict[str, DeploymentDemand] = {}
