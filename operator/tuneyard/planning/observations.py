@@ -164,6 +164,8 @@ class PoolPlaces:
     """Adapters of the revisions that use it, whether they exist or not."""
     refused: Mapping[str, Problem]
     """By adapter name."""
+    grown: Mapping[str, int] = field(default_factory=dict)
+    """Pods that should have an adapter, where that are more."""
 
 
 @dataclass(frozen=True)
