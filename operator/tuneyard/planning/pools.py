@@ -189,6 +189,11 @@ def holders(plan: PoolPlan | None) -> tuple[str, ...]:
     return tuple(a.name for a in plan.adapters) if plan else ()
 
 
+def grown_copies(plan: PoolPlan | None) -> dict[str, int]:
+    """The adapters that more pods have than have the others: how many."""
+    return {a.name: a.copies for a in plan.adapters if a.copies is not None} if plan else {}
+
+
 def capacity(serving: Serving) -> int:
     """How many adapters the pods of a pool hold together; scaled to 0 it plans for what a single pod would hold."""
     pods = max(1, serving.replicas)
@@ -269,7 +274,8 @@ def places(
         unused = still - placed.refused.keys() - {a.metadata.name for a in placed.planned}
         wanted = copies(pool.serving, len(placed.planned), plan, len(unused))
         pods = pool.serving.replicas if wanted is None else wanted
-        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused))
+        more = grown_copies(plan)
+        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused, more))
     return tuple(found)
 
 

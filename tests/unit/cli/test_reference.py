@@ -47,6 +47,14 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
     guide = (ROOT / "docs/howto/what-a-reason-means.md").read_text()
     well = ("Ready", "Reconciling", "Resolved", "Available", "Accepted", "Compatible", "Loaded", "Applied", "NotUsed")
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
-    events = ("WeightChanged", "AdapterLoaded", "PoolCreated", "PoolDeleted", "DigestPinned", "Promoted")
+    events = (
+        "WeightChanged",
+        "AdapterLoaded",
+        "PoolCreated",
+        "PoolDeleted",
+        "DigestPinned",
+        "Promoted",
+        "AdapterSpread",
+    )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []
