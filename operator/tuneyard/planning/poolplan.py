@@ -7,6 +7,7 @@ Rules:
 - a pod counts as soon as it is there: it fetches its share while its engine starts, and is ready only with it
   (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
   report that came late, would move its adapters twice;
+- one that only idle ModelDeployments name leaves the plan at once: its pods withdraw it, and its files stay with them;
 - an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
   or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
 """
@@ -65,7 +66,7 @@ def wanted_plan(
     known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
     wanted = [a.metadata.name for a in placed.planned]
     # who has no place has none for a while either
-    others = known.keys() - placed.refused.keys() - set(wanted)
+    others = known.keys() - placed.refused.keys() - set(wanted) - pool.idle
     unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
     number, room = copies(pool.serving, len(wanted), before), pool.serving.lora.max_cpu_loras
