@@ -194,16 +194,19 @@ class RevisionDemand(ApiModel):
     """What one gateway sent to one revision."""
 
     requests: int = 0
-    """Whole requests that were begun since the gateway process did."""
+    """Sent to engines since the gateway process began; one that was tried on another pod counts for each."""
     in_flight: float = 0.0
-    """Requests under way, the mean over the last interval; it falls to 0 with the last answer."""
+    """Under way, smoothed over some seconds."""
 
 
 class DeploymentDemand(ApiModel):
     """What is asked of one ModelDeployment by way of one gateway."""
 
     idle_seconds: float = 0.0
-    """Since its last request ended, or since the gateway process began, if that is later; 0 while one is under way."""
+    """Since its last request ended, or since the gateway began to look, if that is later; 0 while one is under way.
+
+    Only what was looked at counts: it does not grow while the gateway's Envoy does not say what it does.
+    """
     waiting: int = 0
     """Requests that are held until an adapter of it is loaded."""
     revisions: dict[str, RevisionDemand] = {}
@@ -213,7 +216,7 @@ class DeploymentDemand(ApiModel):
 class DemandReport(ApiModel):
     """What is asked of one gateway, by `namespace/name` of the ModelDeployment.
 
-    A deployment that is missing is one that the gateway does not route.
+    Of a deployment that is missing the gateway knows nothing: it is not routed, or not looked at yet.
     """
 
     gateway: str

@@ -25,6 +25,7 @@ from aiohttp import web
 
 from tuneyard.api import names
 from tuneyard.gateway import snapshot
+from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.options import Options, options
@@ -35,6 +36,7 @@ from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
+from tuneyard.systems.envoy.loads import LoadReports
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -53,6 +55,11 @@ class Gateway:
         self.metrics = Metrics()
         self.world = World()
         self.publisher = Publisher(given.name, self.world, partial(names.engine_key, master), self.metrics)
+        self.demand = Demand(given.name, lambda: self.publisher.routed)
+        clock = asyncio.get_running_loop().time
+        self._loads = LoadReports(
+            lambda: self.demand.begin(clock()), lambda loads: self.demand.reported(clock(), loads)
+        )
         self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
         self.watches = Watches(
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
@@ -78,7 +85,7 @@ class Gateway:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
-        await self.publisher.ads.start(self._given.ads_socket)
+        await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -125,6 +132,7 @@ class Gateway:
     async def _serve(self) -> web.AppRunner:
         app = application(
             self.publisher,
+            self.demand,
             self._token,
             alive=self.watches.alive,
             ready=lambda: self.ready,

@@ -23,6 +23,7 @@ from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodRep
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.settings import Settings
@@ -148,6 +149,7 @@ class BaseModelObservation:
     unreadable: tuple[str, ...] = ()
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""
+    demand: DemandView = field(default_factory=DemandView)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ class ModelDeploymentObservation:
     """Names of gateways that did not answer."""
     settings: Settings
     now: datetime
+    demand: DemandView = field(default_factory=DemandView)
 
 
 def parsed(document: type[_Document], text: str | None) -> _Document | None:

@@ -12,7 +12,8 @@ Rules of the chain, in its order:
 5. `answer` watches the response for the access log; 6. `router`.
 Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
 Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
-them. The admin interface is a Unix socket too: nothing outside the pod reaches /config_dump, which holds engine keys.
+them. It tells over the same socket what it sends where (loads.py). The admin interface is a Unix socket too: nothing
+outside the pod reaches /config_dump, which holds engine keys.
 """
 
 from __future__ import annotations
@@ -298,6 +299,13 @@ def bootstrap(
         "static_resources": {
             "listeners": [listener],
             "clusters": [_ads_cluster(ads_socket), holding, nowhere],
+        },
+        "cluster_manager": {
+            "load_stats_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": ADS_CLUSTER}}],
+            },
         },
         "dynamic_resources": {
             "ads_config": {

@@ -60,6 +60,12 @@ def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
     return f"{model.namespace}/{model.deployment}/{revision.name}/{identity}".replace(".", "~")
 
 
+def revision_of(cluster: str) -> tuple[str, str] | None:
+    """`namespace/name` of the ModelDeployment and the revision of a cluster; None for one that is no revision's."""
+    parts = cluster.replace("~", ".").split("/")
+    return (f"{parts[0]}/{parts[1]}", parts[2]) if len(parts) == 4 else None
+
+
 def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
