@@ -28,6 +28,8 @@ from tuneyard.systems.envoy.bootstrap import HOLD_MODEL_HEADER, HOLD_PATH, HOLD_
 
 ROOM_GRACE = 3.0
 """Seconds for which a pool has to be full before nobody waits for it any more."""
+_LOOK = 1.0
+"""Seconds between two looks at all who wait: an Envoy that connects again says nothing of what it has already."""
 
 
 class Outcome(StrEnum):
@@ -84,6 +86,7 @@ class Holding:
         """By ModelDeployment."""
         self._full_since: dict[str, float] = {}
         """Models that wait for room in a pool."""
+        self._looking = False
 
     @property
     def held(self) -> int:
@@ -116,6 +119,8 @@ class Holding:
         waiter = _Waiter(model, revision, asyncio.get_running_loop().create_future())
         self._waiters.setdefault(model, set()).add(waiter)
         self._count(deployment, 1)
+        if not self._looking:
+            self._look()
         try:
             async with asyncio.timeout(limits.seconds):
                 return await waiter.answer
@@ -126,6 +131,13 @@ class Holding:
             if not self._waiters[model]:
                 del self._waiters[model]
             self._count(deployment, -1)
+
+    def _look(self) -> None:
+        for model in list(self._waiters):
+            self.changed(model)
+        self._looking = bool(self._waiters)
+        if self._looking:
+            asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _count(self, deployment: str, more: int) -> None:
         self._held[deployment] += more
