@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import is_true
-from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
@@ -144,6 +144,15 @@ def next_sleep(
     if found.for_(timeout) or makes_room:
         return Sleep(idle_since=now, wait=_LONGEST_LOOK)
     return Sleep(wait=_LONGEST_LOOK if found.quiet is None else max(1.0, timeout - found.quiet))
+
+
+def look_again(sleep: Sleep, deployment: ModelDeploymentResource, status: ModelDeploymentStatus) -> float | None:
+    """Seconds after which time alone may change the plan, when this status is written.
+
+    What has come to rest only now is looked at soon: whether it is asked for counted for nothing until then.
+    """
+    rests = is_true(status.conditions, "Ready") and not is_true(deployment.status.conditions, "Ready")
+    return min(sleep.wait, LOOK) if sleep.wait is not None and rests else sleep.wait
 
 
 def idle_words(sleep: Sleep) -> Problem:

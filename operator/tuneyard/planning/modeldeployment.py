@@ -24,7 +24,7 @@ from tuneyard.api.modeldeployment import (
 )
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.endpoints import ready_endpoints
-from tuneyard.planning.idling import Sleep, idle_words, next_sleep, with_adapters
+from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
@@ -107,7 +107,11 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
-    return Plan(status=status, events=_events(deployment, status, problem), requeue_after=serving.sleep.wait)
+    return Plan(
+        status=status,
+        events=_events(deployment, status, problem),
+        requeue_after=look_again(serving.sleep, deployment, status),
+    )
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
