@@ -163,6 +163,11 @@ class IdlingWorld:
         for model in models or self._models:
             await self.until(lambda m=model: self.condition(m) == ("True", "Ready"), f"{model} is ready")  # type: ignore[misc]
 
+    def said(self) -> object:
+        """What everybody says, for when it is not what is expected."""
+        told = {m: self.cluster.status("ModelDeployment", m) for m in self._models}
+        return {"loaded": self.loaded, **told}
+
     async def until_awake(self, model: str) -> None:
         """Until nothing is left of its sleep."""
 
@@ -175,6 +180,5 @@ class IdlingWorld:
     async def until(self, holds: Any, what: str, within: float = 60.0) -> None:
         deadline = time.monotonic() + within
         while not await asyncio.to_thread(holds):
-            said = {m: self.condition(m) for m in self._models}
-            assert time.monotonic() < deadline, f"not within {within} s: {what}; {said}, loaded {self.loaded}"
+            assert time.monotonic() < deadline, f"not within {within} s: {what}; {self.said()}"
             await asyncio.sleep(0.05)

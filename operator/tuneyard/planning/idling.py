@@ -131,15 +131,16 @@ def next_sleep(
     if timeout is None and not status.waking_since:
         return Sleep()
     unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
-    if timeout is not None and _finds_no_room(deployment, unloaded, ready) and found.for_(0.0):
+    without_room = timeout is not None and _finds_no_room(deployment, unloaded, ready)
+    if without_room and found.for_(0.0):
         return Sleep(idle_since=now, wait=_LONGEST_LOOK)
     if status.waking_since and _is_awaited(obs, deployment, unloaded):
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
         return Sleep()
     if not _settled(deployment, unloaded):
-        # what it waits for comes as a change, but for a place in a full pool
-        return Sleep(wait=_LONGEST_LOOK)
+        # what it waits for comes as a change, but for a gateway's word that nobody waits
+        return Sleep(wait=LOOK if without_room else _LONGEST_LOOK)
     makes_room = _makes_room(obs, deployment) and found.for_(_early(timeout))
     if found.for_(timeout) or makes_room:
         return Sleep(idle_since=now, wait=_LONGEST_LOOK)
