@@ -161,7 +161,7 @@ class IdlingWorld:
 
     async def until_ready(self, *models: str) -> None:
         for model in models or self._models:
-            await self.until(lambda m=model: self.condition(m) == ("True", "Ready"), f"{model} is ready")  # type: ignore[misc]
+            await self.until(lambda m=model: self.condition(m) == ("True", "Ready"), f"{model} is ready")
 
     def said(self) -> object:
         """What everybody says, for when it is not what is expected."""

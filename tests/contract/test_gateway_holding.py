@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ async def pod() -> AsyncIterator[Upstream]:
 
 
 @pytest.fixture
-def team(apiserver: ApiServer) -> AsyncIterator[Team]:
+def team(apiserver: ApiServer) -> Iterator[Team]:
     team = Team(apiserver, f"holding-{next(_numbers)}")
     team.make_base()
-    yield team  # type: ignore[misc]
+    yield team
     team.clear()
 
 

@@ -61,7 +61,7 @@ async def test_a_full_pool_serves_more_adapters_than_it_holds(server: ApiServer,
         stop = asyncio.Event()
         busy = asyncio.create_task(world.keep_busy(stop))
         for model in ("one", "two", "one"):
-            await world.until(lambda m=model: world.condition(m) == ("True", "Idle"), f"{model} is idle")  # type: ignore[misc]
+            await world.until(lambda m=model: world.condition(m) == ("True", "Idle"), f"{model} is idle")
             while (answer := await world.ask(model))[0] != 200:
                 assert "full" in answer[1] or "first time" in answer[1], (answer, world.said())
                 await asyncio.sleep(0.5)
