@@ -1,7 +1,7 @@
 """An adapter that nobody asked for is asked for again: how long its first request takes, and what others notice.
 
-Operator, gateway, Envoy and API server are processes of their own, the pod is a real agent and front before a fake engine
-with the real one's rules for adapters; their files are in the pod's cache, as after any idle time.
+Operator, gateway, Envoy and API server are processes of their own, the pod is a real agent and front before a fake
+engine with the real one's rules for adapters; their files are in the pod's cache, as after any idle time.
 
 python -m benchmarks.cold_adapter [--models N] [--together N]
 """
@@ -47,6 +47,7 @@ async def _run(given: argparse.Namespace, folder: Path, server: ApiServer) -> Se
     models = [f"tenant-{number}" for number in range(given.models)]
     async with IdlingWorld(server, folder, models, places=given.models + 1) as world:
         await world.until(lambda: len(world.loaded) == given.models + 1, "all are loaded", within=120)
+        await world.until_ready("busy")
         stop = asyncio.Event()
         busy = asyncio.create_task(world.keep_busy(stop))
         for model in models:
@@ -59,6 +60,7 @@ async def _run(given: argparse.Namespace, folder: Path, server: ApiServer) -> Se
         seen.together = time.monotonic() - began
         stop.set()
         await busy
+        print(*world.failures[:5], sep="\n", end="")
         seen.failed_of_others, seen.requests_of_others = len(world.failures), world.busy_requests
     return seen
 
@@ -86,8 +88,8 @@ def main(arguments: list[str]) -> int:
         },
         dict.fromkeys(("cold_seconds", "cold_seconds_max", "warm_seconds", "together_seconds"), "s"),
         targets={"cold_seconds": "<= 1", "failed_requests": "0", "failed_requests_of_others": "0"},
-        note=f"{len(seen.cold)} idle adapters one after the other, then one for {given.together} requests at once; fake "
-        "engine, files in the pod's cache",
+        note=f"{len(seen.cold)} idle adapters one after the other, then one for {given.together} requests at once; "
+        "fake engine, files in the pod's cache",
     )
     return 1 if seen.failed or seen.failed_of_others else 0
 

@@ -1,4 +1,4 @@
-"""An adapter that nobody asks for is unloaded from a real engine, and loaded again for the request that waits for it."""
+"""An adapter that nobody asks for is unloaded from a real engine, and loaded again for the request that waits."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_an_adapter_idles_and_comes_back_for_the_next_request(world):
     client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
 
     def ask(**more):
-        messages = [{"role": "user", "content": "hello"}]
-        return client.chat.completions.create(model=IDLE, messages=messages, max_tokens=2, **more)
+        asked = {"model": IDLE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        return client.chat.completions.create(**asked, **more)
 
     try:
         traffic = [{"revision": "v1", "weight": 100}]
