@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -39,7 +40,7 @@ def test_an_adapter_idles_and_comes_back_for_the_next_request(world):
     client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
 
     def ask(**more):
-        asked = {"model": IDLE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        asked: dict[str, Any] = {"model": IDLE, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
         return client.chat.completions.create(**asked, **more)
 
     try:
