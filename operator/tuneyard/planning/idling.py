@@ -30,12 +30,14 @@ from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
 from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
 from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work
-from tuneyard.planning.timestamps import parsed_time, rfc3339
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 LEAST_IDLE = 10.0
 """Seconds that an idle timeout has at least: gateways tell of a request within about a second."""
 LEAST_BEFORE_MAKING_ROOM = 60.0
 """Seconds without a request before a deployment goes early."""
+ROOM_SECONDS = 30.0
+"""How long requests for one revision wait for room in its pool while another revision serves."""
 LOOK = 5.0
 """Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
 _LONGEST_LOOK = 60.0
@@ -131,10 +133,12 @@ def next_sleep(
     if timeout is None and not status.waking_since:
         return Sleep()
     unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
-    without_room = timeout is not None and _finds_no_room(deployment, unloaded, ready)
+    serves = any(ready[r.name] for r in deployment.spec.revisions if deployment.spec.weight_of(r.name))
+    full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
+    without_room = timeout is not None and full and not serves
     if without_room and found.for_(0.0):
         return Sleep(idle_since=now, wait=_LONGEST_LOOK)
-    if status.waking_since and _is_awaited(obs, deployment, unloaded):
+    if status.waking_since and _is_awaited(obs, deployment, unloaded, serves=serves):
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
         return Sleep()
@@ -204,21 +208,21 @@ def _used_since(idle_since: str, found: Asked, obs: ModelDeploymentObservation) 
     return found.used is not None and found.used < (obs.now - since).total_seconds() - _OLDEST_REPORT
 
 
-def _finds_no_room(
-    deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem], ready: Mapping[str, int]
-) -> bool:
-    """Whether a full pool is why nothing of it serves."""
-    serves = any(ready[r.name] for r in deployment.spec.revisions if deployment.spec.weight_of(r.name))
-    return not serves and any(c.reason is Reason.POOL_FULL for c in unloaded.values())
-
-
 def _is_awaited(
-    obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem]
+    obs: ModelDeploymentObservation,
+    deployment: ModelDeploymentResource,
+    unloaded: Mapping[str, Problem],
+    *,
+    serves: bool,
 ) -> bool:
     """Whether what is being loaded again still is, or gateways do not know yet that it is there."""
     getting = {r: c for r, c in unloaded.items() if deployment.spec.weight_of(r)}
-    if any(is_obstacle(c) for c in getting.values()):
+    if any(is_obstacle(c) or c.reason is Reason.NO_READY_ENDPOINT for c in getting.values()):
         return False
+    since = parsed_time(deployment.status.waking_since) or obs.now
+    if serves and remaining(since, ROOM_SECONDS, obs.now) <= 0:
+        # what has a place serves, and takes the share of what has none
+        getting = {r: c for r, c in getting.items() if c.reason is not Reason.POOL_FULL}
     if getting or any(is_work(c) for c in unloaded.values()):
         return True
     key = "/".join(deployment.metadata.key)

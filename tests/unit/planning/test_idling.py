@@ -312,6 +312,26 @@ def test_waiting_in_vain_for_room_ends_in_idleness() -> None:
     assert (state(status), has_no_room(chat(status))) == ("idle", False)
 
 
+def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves() -> None:
+    """Then it goes to stable, as ever."""
+    adapters, waiting = (pinned("v1"), full("v2")), demand(said(0, waiting=1), said(3))
+    waking = chat(known(waking_since=stamp(0)))
+    status, _ = planned(waking, waiting, adapters=adapters, loaded=("v1",), minutes=0.4)
+    assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("waking", {"v1": 90, "v2": 10})
+    status, _ = planned(waking, waiting, adapters=adapters, loaded=("v1",), minutes=0.6)
+    assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("awake", {"v1": 100, "v2": 0})
+
+
+def test_nobody_waits_for_a_pool_without_pods() -> None:
+    lora = LoRASettings(idle_timeout=TIMEOUT)
+    none = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=0))
+    waking = chat(known(waking_since=stamp(0)))
+    situation = Situation(bases=(none,), adapters=(pinned("v1"), pinned("v2")), deployments=(waking,))
+    plan = plan_modeldeployment(replace(situation.deployment(), demand=demand(said(0, waiting=1))))
+    assert isinstance(plan.status, ModelDeploymentStatus)
+    assert state(plan.status) == "awake"
+
+
 def quiet_one(name: str, **fields: Any) -> ModelDeploymentResource:
     return deployment(name, revisions=[revision("v1", name)], status=known(**fields))
 
