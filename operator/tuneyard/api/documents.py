@@ -41,6 +41,8 @@ class PlannedAdapter(ApiModel):
     """Pinned digest; None while nobody has read the artifact: then the agent reports what it computes."""
     pods: list[str] | None = None
     """Names of the pods that should have it; None: all of the pool."""
+    copies: int | None = None
+    """How many pods should have it in the end, where more should than have the others."""
 
 
 class PoolPlan(ApiModel):

@@ -155,6 +155,7 @@ class Reason(StrEnum):
     # events
     ADAPTER_LOADED = ("AdapterLoaded", "A pod has loaded an adapter and proven that it answers.")
     ADAPTER_LOAD_FAILED = ("AdapterLoadFailed", "A pod could not load an adapter; it is tried again.")
+    ADAPTER_SPREAD = ("AdapterSpread", "More pods get an adapter, because many requests to it are under way.")
     POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
     POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")

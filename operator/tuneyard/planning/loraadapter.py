@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneyard.api import names
@@ -101,7 +101,7 @@ class Spread:
 
     @property
     def wanted(self) -> int:
-        """How many pods should have it."""
+        """How many pods should have it in any case: what it has beyond that, because it is hot, may come and go."""
         return sum(p.copies for p in self.pools)
 
     @property
@@ -114,12 +114,24 @@ class Spread:
     @property
     def loaded(self) -> int:
         """How many of the wanted pods have it, with the pinned bytes; while pods are replaced, more may have it."""
+        return self._loaded({})
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """For people: how many pods have it, of how many that should, also because it is hot."""
+        more = {
+            p.name: p.grown[self.adapter.metadata.name] for p in self.pools if self.adapter.metadata.name in p.grown
+        }
+        return self._loaded(more), sum(more.get(p.name, p.copies) for p in self.pools)
+
+    def _loaded(self, more: Mapping[str, int]) -> int:
+        """How many pods have it, of each pool at most its copies, or as many as `more` says."""
         if self.digest is None:
             return 0
         engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
         having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
         return sum(
-            min(pool.copies, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            min(more.get(pool.name, pool.copies), sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
 
@@ -193,7 +205,7 @@ def _problem(spread: Spread) -> Problem | None:
 def _work(spread: Spread) -> Problem | None:
     if spread.loaded >= spread.wanted:
         return None
-    counted = f"{spread.loaded} of {spread.wanted} pods have loaded it"
+    counted = _counted(spread)
     if not spread.said:
         return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
     if spread.progress:
@@ -206,7 +218,12 @@ def _done(spread: Spread) -> Problem:
         return Problem(Reason.IDLE, f"not loaded, nobody asks for {', '.join(spread.users)}; the next request loads it")
     if not spread.users:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
-    return Problem(Reason.READY, f"{spread.wanted} of {spread.wanted} pods have loaded it")
+    return Problem(Reason.READY, _counted(spread))
+
+
+def _counted(spread: Spread) -> str:
+    loaded, wanted = spread.counted
+    return f"{loaded} of {wanted} pods have loaded it"
 
 
 def _resolved(spread: Spread) -> Finding:
@@ -249,7 +266,7 @@ def _loaded(spread: Spread, wrong: Problem | None) -> Finding:
         return Finding(type="Loaded", status="False", reason=Reason.NO_READY_ENDPOINT, message=words)
     warnings = {s.report.warning for s in spread.said if s.report.warning}
     warned = "".join(f"; {w}: {(reason_of(w) or Reason.LOADED).doc}" for w in sorted(warnings))
-    words = f"{spread.loaded} of {spread.wanted} pods have loaded it{warned}"
+    words = f"{_counted(spread)}{warned}"
     return Finding(type="Loaded", status="True", reason=Reason.LOADED, message=words)
 
 
@@ -275,7 +292,7 @@ def _status(spread: Spread, conditions: Sequence[Condition], promoted: Promotion
         target_modules=facts.target_modules or before.target_modules,
         size_bytes=size,
         size=None if size is None else size_for_people(size),
-        loaded=f"{spread.loaded}/{spread.wanted}",
+        loaded="{}/{}".format(*spread.counted),
         progress=spread.progress,
         used_by=listed(spread.users),
         promoted_at=promoted.at if promoted else None,

@@ -164,6 +164,8 @@ class PoolPlaces:
     """Adapters of the revisions that use it, whether they exist or not, without the idle ones."""
     refused: Mapping[str, Problem]
     """By adapter name."""
+    grown: Mapping[str, int] = field(default_factory=dict)
+    """Pods that should have an adapter, where that are more."""
     idle: frozenset[str] = frozenset()
     """Those that only idle ModelDeployments name."""
 

@@ -197,6 +197,11 @@ def holders(plan: PoolPlan | None) -> tuple[str, ...]:
     return tuple(a.name for a in plan.adapters) if plan else ()
 
 
+def grown_copies(plan: PoolPlan | None) -> dict[str, int]:
+    """The adapters that more pods have than have the others: how many."""
+    return {a.name: a.copies for a in plan.adapters if a.copies is not None} if plan else {}
+
+
 def capacity(serving: Serving) -> int:
     """How many adapters the pods of a pool hold together; scaled to 0 it plans for what a single pod would hold."""
     pods = max(1, serving.replicas)
@@ -272,7 +277,8 @@ def places(
         placed = placement(pool, adapters, holders(plan))
         wanted = copies(pool.serving, len(placed.planned), plan)
         pods = pool.serving.replicas if wanted is None else wanted
-        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused, pool.idle))
+        more = grown_copies(plan)
+        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused, more, pool.idle))
     return tuple(found)
 
 

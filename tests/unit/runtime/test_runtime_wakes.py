@@ -10,6 +10,7 @@ from kubernetes.client.configuration import Configuration
 
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY
+from tuneyard.planning.children import ANNOTATION_GROWN
 from tuneyard.planning.observations import PoolPlaces
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.gather import Reads
@@ -58,8 +59,8 @@ class Scene:
         informer._tell(change, json.loads(json.dumps(item)))
         return set(self.others)
 
-    def base(self, name: str, change: Change = "ADDED", **metadata: Any) -> set[Key]:
-        spec = {"source": {"volume": {"name": "v", "path": name}}}
+    def base(self, name: str, change: Change = "ADDED", serving: Object | None = None, **metadata: Any) -> set[Key]:
+        spec = {"source": {"volume": {"name": "v", "path": name}}, **({"serving": serving} if serving else {})}
         item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec}
         return self.tell(self.world.base_models.informer, change, item)
 
@@ -280,13 +281,18 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
 
 
-def plan_of(scene: Scene, *adapters: str, copies: int | None = None) -> set[Key]:
-    """The pool's plan as it holds these adapters now; returns who was woken."""
+def plan_of(scene: Scene, *adapters: str, copies: int | None = None, **grown: int) -> set[Key]:
+    """The pool's plan as it holds these adapters now, some with more copies; returns who was woken."""
     source = {"volume": {"name": "v", "path": "p"}}
     plan = {"pool": "base", "baseModel": "base", "maxRank": 8, "copies": copies}
-    data = {PLAN_KEY: json.dumps({**plan, "adapters": [{"name": a, "source": source} for a in adapters]})}
-    labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base"}
-    item = {"metadata": {"name": "base-plan", "labels": labels}, "data": data}
+    listed = [{"name": a, "source": source, "copies": grown.get(a)} for a in adapters]
+    labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base", names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    metadata = {
+        "name": "base-plan",
+        "labels": labels,
+        "annotations": {ANNOTATION_GROWN: json.dumps({a: str(number) for a, number in grown.items()})},
+    }
+    item = {"metadata": metadata, "data": {PLAN_KEY: json.dumps({**plan, "adapters": listed})}}
     return scene.tell(scene.world.children["v1", "ConfigMap"].informer, "MODIFIED", item)
 
 
@@ -299,6 +305,9 @@ def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) 
     everybody = {base("base"), adapter("one"), adapter("two"), adapter("unused")}
     assert plan_of(scene, "one", "two", copies=2) == everybody, "each has another number to reach"
     assert plan_of(scene, "one", "two", copies=2) == {base("base")}
+    assert plan_of(scene, "one", "two", copies=2, one=3) == {base("base"), adapter("one")}
+    assert plan_of(scene, "one", "two", copies=2, one=4) == {base("base"), adapter("one")}
+    assert plan_of(scene, "one", "two", copies=2, two=3) == {base("base"), adapter("one"), adapter("two")}
 
 
 def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:
