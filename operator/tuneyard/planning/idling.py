@@ -41,6 +41,8 @@ ROOM_SECONDS = 30.0
 LOOK = 5.0
 """Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
 _LONGEST_LOOK = 60.0
+_IDLE_LOOK = 300.0
+"""The same for what is idle: requests that wait are told at once, and thousands may be idle."""
 _OLDEST_REPORT = 25.0
 """Seconds: a gateway that has nothing new to tell is heard every 20 s."""
 
@@ -129,7 +131,7 @@ def next_sleep(
         wanted = (
             timeout is None or _changed(deployment) or found.waiting > 0 or _used_since(status.idle_since, found, obs)
         )
-        return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=_LONGEST_LOOK)
+        return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=_IDLE_LOOK)
     if timeout is None and not status.waking_since:
         return Sleep()
     unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
@@ -137,7 +139,7 @@ def next_sleep(
     full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
     without_room = timeout is not None and full and not serves
     if without_room and found.for_(0.0):
-        return Sleep(idle_since=now, wait=_LONGEST_LOOK)
+        return Sleep(idle_since=now, wait=_IDLE_LOOK)
     if status.waking_since and _is_awaited(obs, deployment, unloaded, serves=serves):
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
@@ -147,7 +149,7 @@ def next_sleep(
         return Sleep(wait=LOOK if without_room else _LONGEST_LOOK)
     makes_room = _makes_room(obs, deployment) and found.for_(_early(timeout))
     if found.for_(timeout) or makes_room:
-        return Sleep(idle_since=now, wait=_LONGEST_LOOK)
+        return Sleep(idle_since=now, wait=_IDLE_LOOK)
     return Sleep(wait=_LONGEST_LOOK if found.quiet is None else max(1.0, timeout - found.quiet))
 
 

@@ -147,7 +147,7 @@ def test_what_nobody_asks_for_goes_idle_and_says_so() -> None:
     assert status.reason == "Idle"
     assert {t.revision: (t.weight, t.withheld) for t in status.traffic} == {"v1": (90, None), "v2": (10, None)}
     again, wait = planned(chat(status), QUIET, loaded=(), minutes=5)
-    assert (again.idle_since, again.reason, wait) == (stamp(0), "Idle", 60.0)
+    assert (again.idle_since, again.reason, wait) == (stamp(0), "Idle", 300.0)
     assert {t.revision: (t.weight, t.ready_endpoints) for t in again.traffic} == {"v1": (90, 0), "v2": (10, 0)}
     assert again.rollout == status.rollout
 
