@@ -223,10 +223,17 @@ class Cluster:
             name, {"phase": "Running", "initContainerStatuses": [{**container, "state": {"terminated": ended}}]}
         )
 
-    def report(self, name: str, base: str, adapters: dict[str, str] | None = None, engine: str = "Ready") -> None:
+    def report(
+        self,
+        name: str,
+        base: str,
+        adapters: dict[str, str] | None = None,
+        engine: str = "Ready",
+        address: str = "10.0.0.9:8080",
+    ) -> None:
         """The pod's agent says what it has: adapter name -> digest, all of them loaded."""
         said = {
-            "address": "10.0.0.9:8080",
+            "address": address,
             "engine": engine,
             "baseModel": base,
             "adapters": {

@@ -256,6 +256,21 @@ def test_hot_adapters_take_free_room_only_and_give_it_back(toy: Toy, data: st.Da
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(3, 9), st.data())
+def test_of_a_hot_adapter_no_copy_goes_before_as_many_as_it_should_have_are_loaded(
+    number: int, data: st.DataObject
+) -> None:
+    names = [f"pod-{n}" for n in range(number)]
+    loaded = data.draw(st.sets(st.sampled_from(names), min_size=1))
+    copies = data.draw(st.integers(2, number))
+    hosts = [Host(n, loaded=frozenset({"hot"} if n in loaded else ())) for n in names]
+    found = set(spread(Wish(["hot"], (), 1, 4, number, {"hot": copies}), hosts, {"hot": names})["hot"])
+    assert len(found & loaded) >= min(copies, len(loaded))
+    # the best one is kept in any case; others that are not loaded only where loaded ones are too few
+    assert len(found - loaded) <= max(1, copies - len(loaded))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(pools(), st.data())
 def test_whoever_lacks_a_place_gets_it_before_a_hot_adapter(toy: Toy, data: st.DataObject) -> None:
     toy.more = dict.fromkeys(data.draw(st.lists(st.sampled_from(toy.adapters), min_size=1, max_size=6)), 9)

@@ -227,19 +227,22 @@ class _Board:
             self._due_load[worse[-1]] -= 1
 
     def grow(self, adapter: str, copies: int, held: Collection[str]) -> None:
-        """Keep and add copies until so many pods serve it, as far as there is room."""
-        places = self._places[adapter]
+        """Keep copies until so many pods offer it, and add some until so many are to, as far as there is room."""
+        places, there = self._places[adapter], self._there(adapter, held)
         serving = sum(self._hosts[h].serves for h in places)
-        there = self._there(adapter, held)
-        order = self._order(adapter)
-        kept = sorted((h for h in order if h in there), key=lambda h: adapter not in self._hosts[h].loaded)
-        new = (h for h in order if h not in there and self._hosts[h].stays and self._hosts[h].serves)
-        for host in (*kept, *new):
-            if serving >= copies:
-                break
-            if host not in places and self._load[host] < self._room:
+        offering = sum(adapter in self._hosts[h].loaded for h in places)
+        free = [h for h in self._order(adapter) if h not in places and self._load[h] < self._room]
+        for host in sorted((h for h in free if h in there), key=lambda h: adapter not in self._hosts[h].loaded):
+            known = self._hosts[host]
+            offers = adapter in known.loaded
+            if (offers and offering < copies) or serving < copies:
                 self._put(adapter, host)
-                serving += self._hosts[host].serves
+                serving += known.serves
+                offering += offers
+        for host in (h for h in free if h not in there and self._hosts[h].stays and self._hosts[h].serves):
+            if serving < copies:
+                self._put(adapter, host)
+                serving += 1
 
     def keep_idle(self, adapter: str, held: Collection[str]) -> None:
         """Keep what is there, as far as there is room."""
