@@ -58,6 +58,14 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "Idle",
     )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
-    events = ("WeightChanged", "AdapterLoaded", "PoolCreated", "PoolDeleted", "DigestPinned", "Promoted")
+    events = (
+        "WeightChanged",
+        "AdapterLoaded",
+        "PoolCreated",
+        "PoolDeleted",
+        "DigestPinned",
+        "Promoted",
+        "AdapterSpread",
+    )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []
