@@ -153,10 +153,16 @@ class IdlingWorld:
             await asyncio.sleep(0.2)
 
     async def until_idle(self, model: str, within: float = 60.0) -> float:
-        """Wait until it says so and its adapter is unloaded; returns the seconds that it took."""
+        """Wait until it says so and the gateway holds its requests; returns the seconds that it took.
+
+        Before that the pod still answers, as one does that withdraws.
+        """
         began = time.monotonic()
         await self.until(lambda: self.condition(model) == ("True", "Idle"), f"{model} is idle", within)
-        await self.until(lambda: model not in self.loaded, f"{model} is withdrawn", within)
+        report, key = await self.gateway.applied(), f"{self.cluster.namespace}/{model}"
+        async with asyncio.timeout(within):
+            while report.deployments[key].held != ["v1"]:
+                report = await self.gateway.applied(report.version)
         return time.monotonic() - began
 
     async def until_ready(self, *models: str) -> None:

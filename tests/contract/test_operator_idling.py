@@ -41,9 +41,11 @@ async def test_from_idle_and_back_also_while_the_operator_is_away(server: ApiSer
         await world.until_idle("quiet")
         world.operator.kill()
         waiting = asyncio.create_task(world.ask("quiet"))
+        quiet = f"{world.cluster.namespace}/quiet"
         await world.gateway.demands(
-            lambda r: r.deployments[f"{world.cluster.namespace}/quiet"].waiting == 1, "the request is held"
+            lambda r: waiting.done() or r.deployments[quiet].waiting == 1, "the request is held"
         )
+        assert not waiting.done(), (waiting.result(), world.said())
         assert (await world.ask("busy"))[0] == 200
         world.operator.start()
         assert (await waiting)[0] == 200
