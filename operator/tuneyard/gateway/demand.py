@@ -106,9 +106,12 @@ class Demand:
     def report(self) -> DemandReport:
         """What is asked now."""
         deployments = {
-            name: told.model_copy(update={"idle_seconds": self._idle(name)}) for name, told in self._told.items()
+            name: DeploymentDemand.model_construct(
+                idle_seconds=self._idle(name), waiting=told.waiting, revisions=told.revisions
+            )
+            for name, told in self._told.items()
         }
-        return DemandReport(gateway=self._name, version=self._version.number, deployments=deployments)
+        return DemandReport.model_construct(gateway=self._name, version=self._version.number, deployments=deployments)
 
     async def report_after(self, version: int, within: float) -> DemandReport:
         """The report as soon as its version is another than `version`, or after `within` seconds."""
@@ -128,10 +131,13 @@ class Demand:
         """Make it a new version, if it is one."""
         revisions: dict[str, dict[str, RevisionDemand]] = {}
         for (deployment, revision), counted in self._revisions.items():
-            said = RevisionDemand(requests=counted.requests, in_flight=round(counted.in_flight, 1))
+            # all of it is as it should be: to check that again for thousands, every second, takes a while
+            said = RevisionDemand.model_construct(requests=counted.requests, in_flight=round(counted.in_flight, 1))
             revisions.setdefault(deployment, {})[revision] = said
         told = {
-            name: DeploymentDemand(waiting=self._waiting.get(name, 0), revisions=revisions.get(name, {}))
+            name: DeploymentDemand.model_construct(
+                waiting=self._waiting.get(name, 0), revisions=revisions.get(name, {})
+            )
             for name in sorted(self._used.keys() | self._waiting.keys())
         }
         if told != self._told:

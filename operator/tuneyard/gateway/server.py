@@ -47,7 +47,8 @@ def application(
         except ValueError:
             return web.json_response({"error": "after must be a number"}, status=400)
         report = await report_after(after, WAIT)
-        return web.json_response(report.to_dict())
+        text = report.model_dump_json(by_alias=True, exclude_none=True)
+        return web.Response(text=text, content_type="application/json")
 
     async def applied(request: web.Request) -> web.Response:
         return await answer(request, publisher.report_after)

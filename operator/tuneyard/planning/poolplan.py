@@ -84,6 +84,7 @@ def wanted_plan(
     waits: list[float] = []
     counted: list[str] | None = None
     grown: dict[str, growth.Grown] = {}
+    more: dict[str, int] = {}
     loads = growth.Loads()
     if number is None:
         having: Mapping[str, Sequence[str] | None] = dict.fromkeys([*wanted, *unused][: max(room, len(wanted))])
@@ -98,9 +99,11 @@ def wanted_plan(
         loads = growth.pool_loads(obs.deployments, obs.demand).get((pool.namespace, pool.name), loads)
         had, limits = growth.remembered(marks_of(config_map, ANNOTATION_GROWN)), growth.bounds(pool.serving, number)
         grown = growth.grown(wanted, loads, had, limits, known=obs.demand.known, now=obs.now)
-        more = {name: g.copies for name, g in grown.items()}
-        wish = Wish(wanted, list(unused), number, room, pool.serving.replicas, more)
+        wish = Wish(
+            wanted, list(unused), number, room, pool.serving.replicas, {name: g.copies for name, g in grown.items()}
+        )
         found = spread(wish, hosts, _held(before, counted))
+        more = _more(wish, found)
         having = {name: pods for name, pods in found.items() if pods or name not in unused}
     plan = PoolPlan(
         pool=pool.name,
@@ -108,7 +111,7 @@ def wanted_plan(
         max_rank=pool.serving.lora.max_rank,
         copies=number,
         pods=counted,
-        adapters=[_planned(known[n], having[n], _more(grown.get(n), having[n], number)) for n in sorted(having)],
+        adapters=[_planned(known[n], having[n], more.get(n)) for n in sorted(having)],
     )
     stays = {name: since for name, since in unused.items() if name in having}
     waits += [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
@@ -130,12 +133,10 @@ def _grew(before: PoolPlan | None, plan: PoolPlan, loads: growth.Loads) -> dict[
     }
 
 
-def _more(grown: growth.Grown | None, pods: Sequence[str] | None, number: int | None) -> int | None:
-    """How many pods should have a hot adapter: as many as it deserves and there was room for."""
-    if grown is None or pods is None or number is None:
-        return None
-    found = min(grown.copies, len(pods))
-    return found if found > number else None
+def _more(wish: Wish, found: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many pods should have each hot adapter: as many as it deserves and there was room for."""
+    there = {name: min(copies, len(found.get(name, ()))) for name, copies in wish.more.items()}
+    return {name: copies for name, copies in there.items() if copies > wish.copies}
 
 
 def pods_seen(

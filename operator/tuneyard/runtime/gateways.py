@@ -112,8 +112,16 @@ class Gateways:
         http, headers, url = self._http, self._headers, f"http://{address}/v1"
         return _Followed(
             address,
-            Poll(http, f"{url}/applied", headers, AppliedReport.from_dict, lambda r: self._hear_applied(name, r)),
-            Poll(http, f"{url}/demand", headers, DemandReport.from_dict, lambda r: self._hear_demand(name, r)),
+            Poll(
+                http,
+                f"{url}/applied",
+                headers,
+                AppliedReport.model_validate_json,
+                lambda r: self._hear_applied(name, r),
+            ),
+            Poll(
+                http, f"{url}/demand", headers, DemandReport.model_validate_json, lambda r: self._hear_demand(name, r)
+            ),
         )
 
     def _asked(self) -> DemandView:

@@ -1,14 +1,19 @@
 """Whom it concerns how much is asked of them: the BaseModels of pools in which an adapter deserves more copies now.
 
 Gateways tell something new every second. Nearly always it changes no plan, and a pass over a base with thousands of
-adapters takes a while: so only those are woken whose plan would be another one, found by the rule that plans follow
-(planning/growth.py). That an adapter deserves fewer copies its base sees by itself, some seconds later.
+adapters takes a while. Rules:
+- only those are woken whose plan would be another one, found by the rule that plans follow (planning/growth.py);
+- it is looked at most every LOOKING seconds, however many gateways speak: a load that rises is told again in the next
+  second, because gateways smooth it;
+- that an adapter deserves fewer copies its base sees by itself, some seconds later.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tuneyard.api import names
@@ -20,6 +25,8 @@ from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.pools import holders, plan_of, pool_of, serving_of
 from tuneyard.runtime.keys import BASE_MODEL, Key
 from tuneyard.runtime.world import CONFIG_MAP, World
+
+LOOKING = 0.9
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,20 @@ class _Known:
 class Growing:
     """Looks at what gateways say; safe to use from many threads."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, clock: Callable[[], float] = time.monotonic) -> None:
         self._world = world
+        self._clock = clock
+        self._looked = -math.inf
         self._lock = threading.Lock()
         self._known: dict[growth.PoolKey, _Known] = {}
 
     def concerned(self, demand: DemandView) -> list[Key]:
         """The BaseModels that should look again."""
+        with self._lock:
+            now = self._clock()
+            if now - self._looked < LOOKING:
+                return []
+            self._looked = now
         asked = self._world.deployments.all(d for d in demand.asked() if self._world.in_scope(d[0]))
         loads = {pool: load for pool, load in growth.pool_loads(asked, demand).items() if load.hottest > growth.QUIET}
         keys = (self._grows(pool, load, asked) for pool, load in loads.items())

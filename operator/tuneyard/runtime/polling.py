@@ -8,13 +8,12 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import urllib3
 from pydantic import ValidationError
@@ -60,10 +59,10 @@ class Poll(Generic[Report]):
         http: urllib3.PoolManager,
         url: str,
         headers: Mapping[str, str],
-        read: Callable[[dict[str, Any]], Report],
+        read: Callable[[bytes], Report],
         hear: Callable[[Report | None], None],
     ) -> None:
-        """`read` makes a report of an answer's JSON; `hear` gets every report, or None for a failure."""
+        """`read` makes a report of JSON or raises ValidationError; `hear` gets every report, or None for a failure."""
         self._http = http
         self._url = url
         self._headers = headers
@@ -100,7 +99,7 @@ class Poll(Generic[Report]):
             if answer.status != 200:
                 _log.info("%s answered %d", self._url, answer.status)
                 return None
-            return self._read(json.loads(answer.data))
-        except (urllib3.exceptions.HTTPError, ValueError, ValidationError) as error:
+            return self._read(answer.data)
+        except (urllib3.exceptions.HTTPError, ValidationError) as error:
             _log.info("%s does not answer: %s", self._url, type(error).__name__)
             return None
