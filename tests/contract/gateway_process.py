@@ -100,6 +100,10 @@ class Team:
             "modeldeployments", "ModelDeployment", name, {"revisions": revisions, "traffic": targets, **spec}
         )
 
+    def sleep(self, name: str, **told: str | None) -> None:
+        """What the operator says of idleness: idleSince, wakingSince, reason."""
+        self._status("modeldeployments", name, {"idleSince": None, "wakingSince": None, "reason": None, **told})
+
     def set_traffic(self, name: str, **traffic: int) -> Json:
         """The edit of a canary; returns the object."""
         targets = [{"revision": r, "weight": w} for r, w in traffic.items()]
@@ -152,7 +156,14 @@ class GatewayProcess:
     """`tuneyard gateway` and its Envoy; `rig` sends requests through it."""
 
     def __init__(
-        self, server: ApiServer, folder: Path, *, name: str = "gateway-0", settings: Json | None = None, token: str = ""
+        self,
+        server: ApiServer,
+        folder: Path,
+        *,
+        name: str = "gateway-0",
+        settings: Json | None = None,
+        token: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder / name
         self.folder.mkdir(parents=True)
@@ -173,6 +184,7 @@ class GatewayProcess:
             "TUNEYARD_DRAIN_DELAY": "0.2",
             "POD_NAME": name,
             "PYTHONPATH": str(ROOT / "operator"),
+            **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 

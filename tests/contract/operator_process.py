@@ -56,7 +56,10 @@ class OperatorProcess:
         host: str | None = None,
         gateways: str = "",
         settings: Object | None = None,
+        prelude: str = "",
     ) -> None:
+        """`prelude`: Python that its process runs first."""
+        self._prelude = prelude
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{identity}.log"
@@ -79,7 +82,7 @@ class OperatorProcess:
         command = [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from tuneyard.handlers.main import run;",
+            self._prelude + "import sys; from pathlib import Path; from tuneyard.handlers.main import run;",
         ]
         command[-1] += "sys.exit(run(Path(sys.argv[1])))"
         with self.log.open("ab") as log:

@@ -181,6 +181,8 @@ class AppliedDeployment(ApiModel):
     generation: int
     weights: dict[str, int]
     """Effective weight per revision; a revision that is missing gets none."""
+    held: list[str] = []
+    """Revisions whose requests are held until a pod has loaded their adapter."""
 
 
 class AppliedReport(ApiModel):

@@ -30,6 +30,10 @@ class Reason(StrEnum):
     LOADED = ("Loaded", "Every pod that should have the adapter has proven that it answers.")
     APPLIED = ("Applied", "Every gateway serves these weights.")
     NOT_USED = ("NotUsed", "No ModelDeployment refers to the object, so nothing runs for it.")
+    IDLE = (
+        "Idle",
+        "Nobody has asked for it for serving.lora.idleTimeout, or its pool is full: the next request loads it.",
+    )
 
     # still going on
     RESOLVING = ("Resolving", "The first pod is reading the artifact and computing its digest.")

@@ -55,6 +55,14 @@ class LoRASettings(ApiModel):
             "every adapter, else as many as fit with one pod away, at least 1.",
         ),
     ] = None
+    idle_timeout: Annotated[
+        Duration | None,
+        Field(
+            description="How long nobody has to ask for a ModelDeployment until its adapters are unloaded, 10s at "
+            "least; the next request is held while they are loaded again. Of a deployment over several pools the longest "
+            "counts. Default: never."
+        ),
+    ] = None
     max_copies: Annotated[
         int | None,
         Field(

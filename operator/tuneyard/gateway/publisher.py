@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.gateway.metrics import Metrics
@@ -37,6 +37,8 @@ class Publisher:
         self._key = key
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Gets the name of a model whose routes are others, or have come into force."""
         self._routes: dict[str, ModelRoutes] = {}
         self._marked: set[str] = set()
         self._scheduled = False
@@ -91,6 +93,7 @@ class Publisher:
             self._routes[model] = routes
             self.ads.put(model, model_resources(routes, self._key))
         self._unconfirmed.add(model)
+        self.on_change(model)
 
     # -- from Envoy ----------------------------------------------------------------------------------------------
 
@@ -109,8 +112,12 @@ class Publisher:
             routes = self._routes.get(model)
             if routes is not None:
                 # last in, so that of a deployment's old and new model name the new one is told
-                applied = AppliedDeployment(uid=routes.uid, generation=routes.generation, weights=routes.weights)
+                held = [r.name for r in routes.revisions if r.held]
+                applied = AppliedDeployment(
+                    uid=routes.uid, generation=routes.generation, weights=routes.weights, held=held
+                )
                 self._applied[model] = (f"{routes.namespace}/{routes.deployment}", applied)
+            self.on_change(model)
         told = dict(self._applied.values())
         if told != self._told:
             self._told = told
@@ -124,6 +131,10 @@ class Publisher:
         """The report as soon as its version is another than `version`, or after `within` seconds."""
         await self._version.other_than(version, within)
         return self.report()
+
+    def routes(self, model: str) -> ModelRoutes | None:
+        """The routes of a model as Envoy should have them."""
+        return self._routes.get(model)
 
     @property
     def routed(self) -> dict[str, frozenset[str]]:

@@ -21,6 +21,7 @@ from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
+from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import WantedPlan, wanted_plan
@@ -52,7 +53,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         steps, wanted = _pool_actions(obs, base, state, mine)
         shared = wanted.plan.adapters if wanted and pool.deployment is None else shared
         actions += steps
-        waits += wanted.waits if wanted else ()
+        waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ())]
         events += _growth_events(obs, wanted)
         if state.deployment is None and any(_is_deployment(a) for a in steps):
             message = f"created pool {pool.name} of {pool.serving.replicas} pods"
@@ -117,6 +118,7 @@ def _state(
         wanted=wanted,
         deployment=_found(mine, "Deployment", names.pool_deployment(pool.name)),
         pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
+        makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
     )
 
 

@@ -6,7 +6,8 @@ Rules:
   with it loaded. It never changes afterwards: pods that read other bytes say DigestMismatch;
 - a pod's report is input: reasons that are not known are passed on in words;
 - promotion is recorded once (promotion.py); a parent that is an adapter is warned of and hinders nothing;
-- an adapter that is not referred to is Ready with the reason NotUsed: nothing was asked for that is not there.
+- an adapter that is not referred to is Ready with the reason NotUsed, one that only idle ModelDeployments name with the
+  reason Idle: nothing was asked for that is not there.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ class Spread:
     """Those of its pools that are not leaving, the oldest first."""
     said: tuple[Said, ...]
     """What they report of it."""
+    idle: bool = False
+    """Only idle ModelDeployments name it."""
 
     @property
     def wanted(self) -> int:
@@ -175,6 +178,8 @@ def _spread(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> Spread
     if obs.base is None or not users:
         return Spread(adapter, obs.base is not None, users, (), (), (), ())
     pools = tuple(p for p in obs.pools if name in p.wanted)
+    if not pools and any(name in p.idle for p in obs.pools):
+        return Spread(adapter, True, users, (), (), (), (), idle=True)
     refusals = [p.refused.get(name) for p in pools]
     mine = {(p.namespace, p.name) for p in pools}
     pods = [p for p in obs.pods if (p.namespace, p.pool) in mine and not p.deleted]
@@ -188,7 +193,7 @@ def _problem(spread: Spread) -> Problem | None:
     base = spread.adapter.spec.base_model
     if not spread.base_exists:
         return Problem(Reason.BASE_MODEL_NOT_FOUND, f"BaseModel {base} does not exist")
-    if spread.users and not spread.pools:
+    if spread.users and not spread.pools and not spread.idle:
         words = f"its base model is {base}; the revisions of {', '.join(spread.users)} use it with another"
         return Problem(Reason.BASE_MODEL_MISMATCH, clipped(words))
     failed = next((s.problem for s in spread.said if s.problem), None) or next(iter(spread.refusals), None)
@@ -209,6 +214,8 @@ def _work(spread: Spread) -> Problem | None:
 
 
 def _done(spread: Spread) -> Problem:
+    if spread.idle:
+        return Problem(Reason.IDLE, f"not loaded, nobody asks for {', '.join(spread.users)}; the next request loads it")
     if not spread.users:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
     return Problem(Reason.READY, _counted(spread))
@@ -238,21 +245,22 @@ def _compatible(spread: Spread) -> Finding:
             return Finding(type="Compatible", status="False", reason=problem.reason, message=problem.message)
     # Pods give an engine name only after they have checked the files. Without pods the last verdict stands.
     checked = any(s.report.engine_name for s in spread.said)
-    if checked or (spread.pools and is_true(spread.adapter.status.conditions, "Compatible")):
+    if checked or ((spread.pools or spread.idle) and is_true(spread.adapter.status.conditions, "Compatible")):
         return Finding(type="Compatible", status="True", reason=Reason.COMPATIBLE, message=Reason.COMPATIBLE.doc)
     return _unknown("Compatible", spread)
 
 
 def _unknown(type_: str, spread: Spread) -> Finding:
-    reason = Reason.RESOLVING if spread.users else Reason.NOT_USED
+    reason = Reason.IDLE if spread.idle else Reason.RESOLVING if spread.users else Reason.NOT_USED
     return Finding(type=type_, status="Unknown", reason=reason, message=reason.doc)
 
 
 def _loaded(spread: Spread, wrong: Problem | None) -> Finding:
     if wrong:
         return Finding(type="Loaded", status="False", reason=wrong.reason, message=with_remedy(wrong))
-    if not spread.users:
-        return Finding(type="Loaded", status="False", reason=Reason.NOT_USED, message=Reason.NOT_USED.doc)
+    if not spread.users or spread.idle:
+        done = _done(spread)
+        return Finding(type="Loaded", status="False", reason=done.reason, message=clipped(done.message))
     if not spread.wanted:
         words = "its pools have 0 replicas"
         return Finding(type="Loaded", status="False", reason=Reason.NO_READY_ENDPOINT, message=words)

@@ -23,6 +23,7 @@ from tuneyard.api.modeldeployment import (
 )
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.endpoints import ready_endpoints
+from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
@@ -33,6 +34,7 @@ from tuneyard.planning.revisions import (
     RevisionState,
     cause,
     first_wrong_reference,
+    is_obstacle,
     is_work,
     revision_states,
     withheld_for,
@@ -54,16 +56,22 @@ class Serving:
     """Why its model name is not its own."""
     applied: Mapping[str, bool]
     """Per revision: every gateway says that it serves this weight."""
+    sleep: Sleep
+    """Whether its adapters are wanted."""
 
     @property
     def causes(self) -> dict[str, Problem]:
-        """Why revisions that should get traffic are served by no pod."""
+        """Why revisions that should get traffic are served by no pod; of idle ones what loading them would not cure."""
         spec = self.deployment.spec
-        return {
+        found = {
             s.revision.name: cause(s)
             for s in self.states
             if spec.weight_of(s.revision.name) and not self.ready[s.revision.name]
         }
+        if not self.sleep.idle_since:
+            return found
+        unloaded = with_adapters(self.deployment)
+        return {r: c for r, c in found.items() if r not in unloaded or is_obstacle(c)}
 
 
 def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
@@ -78,14 +86,15 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     unapplied = _unapplied(obs, serving)
     work = next(iter(causes.values()), None) or unapplied
     done = Problem(Reason.READY, "every revision gets its weight")
+    done = idle_words(serving.sleep) if serving.sleep.idle_since else done
     findings = [
         *readiness(problem, work, done),
         _accepted(rejected),
-        _available(serving, problem or work),
+        _available(serving, problem or work, done),
         _traffic_applied(serving, unapplied),
     ]
     now, generation = rfc3339(obs.now), deployment.metadata.generation
-    wrong = problem or work
+    wrong = problem or work or (done if serving.sleep.idle_since else None)
     status = ModelDeploymentStatus(
         observed_generation=generation,
         model_name=deployment.model_name,
@@ -93,26 +102,40 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
         rollout=_rollout(serving, (*obs.adapters, *obs.base_models), now),
+        idle_since=serving.sleep.idle_since,
+        waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
-    return Plan(status=status, events=_events(deployment, status, problem))
+    return Plan(
+        status=status,
+        events=_events(deployment, status, problem),
+        requeue_after=look_again(serving.sleep, deployment, status),
+    )
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
     endpoints = ready_endpoints(deployment, obs.adapters, obs.base_models, obs.pods)
     ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
     before = deployment.status.rollout
-    split = effective(deployment.spec, ready, stable=before.stable if before else None)
+    states = revision_states(obs, deployment)
+    sleep = next_sleep(obs, deployment, states, ready)
+    split = effective(
+        deployment.spec,
+        ready,
+        stable=before.stable if before else None,
+        on_demand=with_adapters(deployment) if sleep.idle_since or sleep.waking_since else (),
+    )
     taken = _model_name_taken(obs, deployment)
     if taken:
         split = Split(split.stable, dict.fromkeys(split.weights, 0), split.withheld, 100)
     return Serving(
         deployment=deployment,
-        states=revision_states(obs, deployment),
+        states=states,
         ready=ready,
         split=split,
         taken=taken,
         applied=_applied(obs, deployment, split),
+        sleep=sleep,
     )
 
 
@@ -157,9 +180,11 @@ def _accepted(rejected: Problem | None) -> Finding:
     return Finding(type="Accepted", status="True", reason=Reason.ACCEPTED, message=Reason.ACCEPTED.doc)
 
 
-def _available(serving: Serving, wrong: Problem | None) -> Finding:
-    """Whether every request finds a pod."""
+def _available(serving: Serving, wrong: Problem | None, done: Problem) -> Finding:
+    """Whether every request finds a pod, or one that is loaded for it."""
     split = serving.split
+    if not split.unserved and not wrong and serving.sleep.idle_since:
+        return Finding(type="Available", status="True", reason=done.reason, message=done.message)
     if not split.unserved:
         served = ", ".join(f"{r} {w} %" for r, w in split.weights.items() if w)
         return Finding(type="Available", status="True", reason=Reason.AVAILABLE, message=served)
@@ -251,5 +276,9 @@ def _events(
     now = status.rollout.stable if status.rollout else None
     if was is not None and now is not None and was != now and new.get(now) == 100:
         events.append(Event("Normal", Reason.PROMOTED, f"{now} serves all traffic and is stable, after {was}", about))
+    if status.idle_since and not before.idle_since:
+        events.append(
+            Event("Normal", Reason.IDLE, "nobody asks for it: its adapters are unloaded until somebody does", about)
+        )
     events += stalled_event(before.conditions, problem, about)
     return tuple(events)

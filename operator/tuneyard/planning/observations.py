@@ -166,11 +166,13 @@ class PoolPlaces:
     copies: int
     """Pods that should have each adapter."""
     wanted: frozenset[str]
-    """Adapters of the revisions that use it, whether they exist or not."""
+    """Adapters of the revisions that use it, whether they exist or not, without the idle ones."""
     refused: Mapping[str, Problem]
     """By adapter name."""
     grown: Mapping[str, int] = field(default_factory=dict)
     """Pods that should have an adapter, where that are more."""
+    idle: frozenset[str] = frozenset()
+    """Those that only idle ModelDeployments name."""
 
 
 @dataclass(frozen=True)

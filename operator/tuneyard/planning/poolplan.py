@@ -8,6 +8,7 @@ Rules:
   (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
   report that came late, would move its adapters twice;
 - an adapter that many requests are under way to gets more copies than the others (growth.py), as far as there is room;
+- one that only idle ModelDeployments name leaves the plan at once: its pods withdraw it, and its files stay with them;
 - an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
   or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
 """
@@ -76,7 +77,7 @@ def wanted_plan(
     known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
     wanted = [a.metadata.name for a in placed.planned]
     # who has no place has none for a while either
-    others = known.keys() - placed.refused.keys() - set(wanted)
+    others = known.keys() - placed.refused.keys() - set(wanted) - pool.idle
     unused = _unused_since(obs, before, marks_of(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
     number, room = copies(pool.serving, len(wanted), before, len(unused)), pool.serving.lora.max_cpu_loras

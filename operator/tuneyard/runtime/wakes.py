@@ -348,16 +348,21 @@ def _identity(item: Object) -> tuple[object, ...]:
 
 
 def _references(item: Object) -> object:
-    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights."""
-    spec, metadata = item.get("spec") or {}, item["metadata"]
+    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
+
+    Of its status only whether its adapters are wanted, and whether requests wait for them.
+    """
+    spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
     used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
-    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), json.dumps(used, sort_keys=True)
+    sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
+    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
 
 
 def _signature(item: Object) -> object:
     """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
     status = item.get("status") or {}
-    pools = tuple((p.get("name"), p.get("progress")) for p in status.get("pools") or ())
+    told = ("name", "progress", "makesRoom")
+    pools = tuple(tuple(str(p.get(field)) for field in told) for p in status.get("pools") or ())
     conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
     return _identity(item), status.get("digest"), pools, conditions
 

@@ -141,6 +141,27 @@ def test_a_weight_edit_wakes_nobody_else(scene: Scene) -> None:
     assert scene.itself == {deployment("plain")}
 
 
+def test_a_deployment_that_idles_or_wakes_wakes_its_base_and_its_adapters(scene: Scene) -> None:
+    for status in ({"idleSince": "2026-01-01T00:00:00Z"}, {"wakingSince": "2026-01-01T00:01:00Z"}, {}):
+        woken = scene.deployment("chat", {"v1": ("base", "one")}, "MODIFIED", status=status)
+        assert {base("base"), adapter("one")} <= woken, status
+    assert scene.deployment("chat", {"v1": ("base", "one")}, "MODIFIED", status={"reason": "Applying"}) == set()
+
+
+def test_who_is_to_make_room_is_woken(scene: Scene) -> None:
+    pools = [{"name": "base", "makesRoom": ["chat"]}]
+    woken = scene.tell(
+        scene.world.base_models.informer,
+        "MODIFIED",
+        {
+            "metadata": {"name": "base", "generation": 1},
+            "spec": {"source": {"volume": {"name": "v", "path": "base"}}},
+            "status": {"pools": pools},
+        },
+    )
+    assert {deployment("m"), deployment("plain")} <= woken
+
+
 def test_what_a_deployment_no_longer_names_is_woken_too(scene: Scene) -> None:
     woken = scene.deployment("m", {"v0": ("base", None), "v2": ("base", "two")}, "MODIFIED", generation=2)
     assert woken == {base("base"), adapter("one"), adapter("two")}
