@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneyard.cli.manifests import Pins, artifacts, pinned
@@ -40,7 +40,6 @@ def documents(draw: st.DrawFn) -> str:
     return "\n".join([*draw(between), *head, f"spec:{draw(comments)}", *(line for part in parts for line in part)])
 
 
-@settings(deadline=None)
 @given(st.lists(documents(), min_size=1, max_size=3), line_ends, st.booleans(), st.data())
 def test_only_the_pins_are_new(found: list[str], end: str, last: bool, data: st.DataObject) -> None:
     text = ("\n---\n".join(found) + ("\n" if last else "")).replace("\n", end)
