@@ -33,6 +33,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "allowedCacheHostPaths": ["/var/cache/tuneyard"],
         "watchNamespaces": ["models"],
         "agentMemoryLimit": "768Mi",
+        "hubEndpoint": "https://hub.example.com",
         "gatewayUrl": "https://models.example.com/",
         "masterSecret": {"existing": "mine"},
         "gateway": {"service": {"type": "LoadBalancer", "loadBalancerClass": "x.example/y", "annotations": {"a": "b"}}},
@@ -69,6 +70,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
+        ('hubEndpoint="hub.example.com"', "hubEndpoint"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:
@@ -150,6 +152,7 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "allowedHostPathPrefixes": ["/var/lib/models"],
             "allowedCacheHostPaths": ["/var/cache/tuneyard"],
             "agentMemoryLimit": "768Mi",
+            "hubEndpoint": "https://hub.example.com",
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
         }

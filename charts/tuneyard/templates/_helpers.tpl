@@ -87,6 +87,7 @@ allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 allowedCacheHostPaths: {{ toJson .Values.allowedCacheHostPaths }}
 agentServiceAccountAnnotations: {{ toJson .Values.agentServiceAccountAnnotations }}
 agentMemoryLimit: {{ .Values.agentMemoryLimit | quote }}
+hubEndpoint: {{ .Values.hubEndpoint | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

@@ -93,12 +93,14 @@ def _identity() -> list[dict[str, Any]]:
     return [_field(name, path) for name, path in fields.items()]
 
 
-def fetching(cache: ArtifactCache) -> list[dict[str, Any]]:
-    """What a process is told that fetches into the cache: who its pod is, how much the cache may hold, and where a
-    private authority's certificate can lie while a client reads it, for the root file system is read-only.
+def fetching(cache: ArtifactCache, settings: Settings) -> list[dict[str, Any]]:
+    """What a process is told that fetches into the cache: who its pod is, how much the cache may hold, which mirror
+    stands for the public hub, and where a private authority's certificate can lie while a client reads it, for the root
+    file system is read-only.
     """
     limit = [] if cache.size_limit is None else [value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
-    return [*_identity(), *limit, value("TMPDIR", RUN)]
+    mirror = [value("HF_ENDPOINT", settings.hub_endpoint)] if settings.hub_endpoint else []
+    return [*_identity(), *limit, *mirror, value("TMPDIR", RUN)]
 
 
 def base_digest(config_map: str) -> dict[str, Any]:

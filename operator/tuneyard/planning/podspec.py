@@ -170,7 +170,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     )
     if source.is_remote:
         fetch = ["--source", source_text(source)]
-        env += fetching(pool.serving.cache)
+        env += fetching(pool.serving.cache, settings)
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
         mounts += _base_mounts(base)
@@ -216,7 +216,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         restartPolicy="Always",
         command=["tuneyard", "agent", "run"],
         env=[
-            *fetching(serving.cache),
+            *fetching(serving.cache, settings),
             value("TUNEYARD_POOL", pool.name),
             value("TUNEYARD_BASE_MODEL", literal(pool.base_model)),
             value("TUNEYARD_BASE_PATH", literal(base_path(base))),

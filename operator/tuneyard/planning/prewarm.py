@@ -233,7 +233,7 @@ def _verify(base: BaseModelResource, serving: Serving, settings: Settings) -> Js
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--source", source_text(base.spec.source)),
         ],
-        env=[base_digest(names.prewarm(base.metadata.name)), *fetching(serving.cache)],
+        env=[base_digest(names.prewarm(base.metadata.name)), *fetching(serving.cache, settings)],
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=[
             cache_mount(base.metadata.namespace, serving.cache),
@@ -253,7 +253,7 @@ def _keep(base: BaseModelResource, serving: Serving, settings: Settings) -> Json
         settings,
         command=["tuneyard", "agent", "keep"],
         env=[
-            *fetching(serving.cache),
+            *fetching(serving.cache, settings),
             value("TUNEYARD_PREWARM_PLAN", names.prewarm(base.metadata.name)),
         ],
         readinessProbe={

@@ -38,6 +38,8 @@ class Settings(ApiModel):
     """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
     agent_memory_limit: str = "1Gi"
     """Of each container that fetches, verifies or checks artifacts."""
+    hub_endpoint: str = ""
+    """The mirror that stands for huggingface.co where a source names no endpoint; empty: huggingface.co itself."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
     """Base URL that clients in the cluster use, without /v1."""
     watch_namespaces: list[str] = []

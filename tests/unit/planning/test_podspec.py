@@ -51,6 +51,10 @@ def mounts(spec: dict[str, Any], name: str) -> dict[str, bool]:
     return {m["mountPath"]: m.get("readOnly", False) for m in container(spec, name)["volumeMounts"]}
 
 
+def having_env(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [c for c in [*spec["initContainers"], *spec["containers"]] if "env" in c]
+
+
 def test_containers_start_in_order_and_sidecars_outlive_the_engine():
     _, spec = pool_with()
     assert [(c["name"], c.get("restartPolicy")) for c in spec["initContainers"]] == [
@@ -174,6 +178,16 @@ def test_what_reads_artifacts_has_a_memory_limit_that_the_chart_gives():
             "verify": {"memory": given},
             "agent": {"memory": given},
         }
+
+
+def test_a_mirror_of_the_chart_reaches_what_fetches_and_nothing_else():
+    source = Source.from_dict({"huggingFace": {"repo": "acme/tiny", "revision": "0" * 40}})
+    (pool,) = pools_of(base := base_model(source=source), [deployment(revisions=[revision("v1")])])
+    mirror = "https://hub.example.com"
+    for given, told in ((None, Settings()), (mirror, Settings(hub_endpoint=mirror))):
+        spec = pod_template(pool, base, told)["spec"]
+        found = {c["name"]: e["value"] for c in having_env(spec) for e in c["env"] if e["name"] == "HF_ENDPOINT"}
+        assert found == ({"verify": mirror, "agent": mirror} if given else {})
 
 
 def test_the_token_is_in_the_agent_alone():
