@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
-from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of

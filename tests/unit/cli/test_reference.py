@@ -47,6 +47,17 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
     guide = (ROOT / "docs/howto/what-a-reason-means.md").read_text()
     well = ("Ready", "Reconciling", "Resolved", "Available", "Accepted", "Compatible", "Loaded", "Applied", "NotUsed")
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
-    events = ("WeightChanged", "AdapterLoaded", "PoolCreated", "PoolDeleted", "DigestPinned", "Promoted")
+    events = (
+        "StepCompleted",
+        "RolledBack",
+        "CommandAccepted",
+        "CommandRefused",
+        "WeightChanged",
+        "AdapterLoaded",
+        "PoolCreated",
+        "PoolDeleted",
+        "DigestPinned",
+        "Promoted",
+    )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []

@@ -12,7 +12,8 @@ from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.documents import AdapterReport, Transfer
-from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
+from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.gateway.world import World
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.routes import GRACE, ModelRoutes

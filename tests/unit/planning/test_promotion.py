@@ -10,7 +10,8 @@ import pytest
 from tests.builders import Situation, adapter, at, base_model, deployment, pinned, pod, revision, stamp
 from tuneyard.api.lineage import Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.promotion import Promotion, promotion
