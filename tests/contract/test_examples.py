@@ -28,6 +28,12 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
     ]
 
 
+def test_a_rollout_by_steps_after_its_beginning(apiserver: ApiServer) -> None:
+    namespace = apiserver.namespace("examples-rollout")
+    said = [apply(apiserver, namespace, EXAMPLES / "rollout" / f"{name}.yaml") for name in ("before", "by-steps")]
+    assert [line.split()[-1] for text in said for line in text.splitlines()] == ["created", "configured"]
+
+
 @pytest.mark.parametrize("folder", ["tensor-parallel", "persistent-volume", "gpu", "own-pods", "remote-sources"])
 def test_a_folder_at_once(apiserver: ApiServer, folder: str) -> None:
     namespace = apiserver.namespace(f"examples-{folder}")

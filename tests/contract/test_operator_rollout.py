@@ -202,8 +202,10 @@ def test_the_record_of_a_deployment_that_is_gone_is_marked_and_taken_up_again(sc
     scene.until(lambda r: r.get("stable") == "v1", "v1 is stable")
     eventually(lambda: names.ANNOTATION_UNUSED_SINCE not in marks(), "in use again")
     old = {"metadata": {"annotations": {names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"}}}
+    scene.operator.kill()
     scene.cluster.delete("ModelDeployment", "m")
-    eventually(lambda: names.ANNOTATION_UNUSED_SINCE in marks(), "unused again")
+    scene.operator.start()
+    eventually(lambda: names.ANNOTATION_UNUSED_SINCE in marks(), "an operator that begins finds it unused")
     where = f"/api/v1/namespaces/{scene.cluster.namespace}/configmaps/m-verdicts"
     scene.cluster.api.request("PATCH", where, body=old, content_type=MERGE)
     eventually(lambda: scene.cluster.child("configmaps/m-verdicts") is None, "removed after a week")

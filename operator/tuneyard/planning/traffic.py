@@ -61,16 +61,17 @@ def choose_stable(
 def by_claim(spec: ModelDeploymentSpec, previous: str | None, allowed: Mapping[str, int]) -> list[str]:
     """The revisions, who should be the stable one first: the highest spec weight, of equals the first one listed.
 
-    In mode Progressive a revision that is to get everything, of whose steps nothing is known, comes after all others:
-    it is the candidate. Those with a verdict come last.
+    In mode Progressive a revision that is to get everything, of whose steps nothing is known, comes after those that
+    spec.traffic names beside it: it is the candidate. Those with a verdict come last.
     """
     names = [r.name for r in spec.revisions]
+    named = {t.revision for t in spec.traffic}
     unknown = spec.progressive and previous is None
 
-    def claim(name: str) -> tuple[bool, bool, int, int]:
+    def claim(name: str) -> tuple[bool, bool, bool, int, int]:
         weight = spec.weight_of(name)
-        steps_before_it = unknown and weight == 100
-        return allowed.get(name) == 0, steps_before_it, -weight, names.index(name)
+        has_steps_to_take = unknown and weight == 100
+        return allowed.get(name) == 0, name not in named, has_steps_to_take, -weight, names.index(name)
 
     return sorted(names, key=claim)
 

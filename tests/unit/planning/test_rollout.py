@@ -406,3 +406,16 @@ def test_the_record_goes_a_week_after_the_deployment():
     world.record = waiting
     world.settle()
     assert names.ANNOTATION_UNUSED_SINCE not in world.record.annotations, "a new deployment takes it up"
+
+
+def test_a_new_deployment_begins_with_what_its_traffic_names():
+    world = RolloutWorld()
+    world.stored, world.record = None, None
+    world.ready = {"v1": True, "v2": True, "base": True}
+    world.spec({"v1": 100}, listed=["base", "v1"])
+    world.settle()
+    assert (world.status.stable, world.weights) == ("v1", {"v1": 100}), "base can be asked for, and takes nothing"
+    world.stored, world.record = None, None
+    world.spec(WHOLE)
+    world.settle()
+    assert (world.status.stable, world.weights) == ("v1", {"v1": 95, "v2": 5}), "a new object begins at step 0"

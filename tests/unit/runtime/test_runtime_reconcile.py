@@ -371,3 +371,27 @@ def test_nothing_of_a_pool_goes_while_the_api_server_has_its_deployment(scene: S
     scene.store(pool_deployment())
     scene.reconciler.reconcile(BASE)
     assert not [w for w in scene.api.written() if w[0] == "DELETE"]
+
+
+def record_of_gone(**annotations: str) -> Object:
+    labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_COMPONENT: names.ROLLOUT_RECORD}
+    data = {"record.json": json.dumps({"deployment": "m"})}
+    found = metadata("m-verdicts", labels=labels, annotations=annotations)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": found, "data": data}
+
+
+def test_what_a_deployment_leaves_is_marked_and_goes_a_week_later(scene: Scene) -> None:
+    scene.see(record_of_gone())
+    assert scene.reconciler.reconcile(M) == 7 * 86400
+    assert scene.api.written() == [("PATCH", "configmaps/m-verdicts")]
+    assert scene.api.writes[-1][2]["metadata"]["annotations"][names.ANNOTATION_UNUSED_SINCE] == "2026-01-01T12:00:00Z"
+    scene.see(record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2025-12-25T11:59:59Z"}))
+    assert scene.reconciler.reconcile(M) is None
+    assert scene.api.written()[-1] == ("DELETE", "configmaps/m-verdicts")
+
+
+def test_nothing_a_deployment_left_is_touched_while_the_api_server_has_it(scene: Scene) -> None:
+    scene.see(record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"}))
+    scene.store(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
+    scene.reconciler.reconcile(M)
+    assert not [w for w in scene.api.written() if w[0] == "DELETE"]
