@@ -167,19 +167,19 @@ def test_a_candidate_takes_over_by_steps_and_the_way_back_is_open(world, traffic
 
 def test_an_aborted_candidate_stays_off_when_its_deployment_is_created_again(world, traffic):
     held = {"mode": "Progressive", "steps": [{"weight": 20, "hold": "10m"}]}
-    manifest = deployment({"v1": 0, "v2": 100}, rollout=held)
+    manifest = deployment({"v1": 0, "base": 100}, rollout=held)
     world.apply(manifest)
-    world.served({"v1": 80, "v2": 20})
-    command = '{"id": "story", "action": "abort", "revision": "v2"}'
+    world.served({"v1": 80, "base": 20})
+    command = '{"id": "story", "action": "abort", "revision": "base"}'
     world.kubectl("-n", MODELS_NAMESPACE, "annotate", "mdep", MODEL, f"tuneyard.dev/command={command}")
-    world.served({"v1": 100, "v2": 0})
+    world.served({"v1": 100, "base": 0})
     world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", MODEL, "--wait=true")
     world.apply(manifest)
-    seen = world.served({"v1": 100, "v2": 0})
-    assert [v["revision"] for v in seen["status"]["rollout"]["verdicts"]] == ["v2"]
+    seen = world.served({"v1": 100, "base": 0})
+    assert [v["revision"] for v in seen["status"]["rollout"]["verdicts"]] == ["base"]
     assert reason_of(seen, "Stalled") == "CandidateRejected"
-    world.apply(deployment({"v1": 0, "v2": 100}, rollout={**held, "retryToken": "once more"}))
-    world.served({"v1": 80, "v2": 20})
+    world.apply(deployment({"v1": 0, "base": 100}, rollout={**held, "retryToken": "once more"}))
+    world.served({"v1": 80, "base": 20})
     traffic.wait_for(4)
     told = traffic.summary()
     assert told.failed == told.cut == 0, told

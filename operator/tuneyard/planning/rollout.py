@@ -236,9 +236,10 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
 
 
 def _proven(seen: Seen, status: RolloutStatus, revision: str) -> bool:
-    """Whether these contents have been stable before."""
+    """Whether these contents have been stable before, and were not rejected since."""
     found = seen.hashes[revision]
-    return any(o.outcome == "Stable" and o.content_hash == found for o in status.history or ())
+    last = next((o.outcome for o in reversed(status.history or ()) if o.content_hash == found), None)
+    return last == "Stable"
 
 
 def _with_history(seen: Seen, status: RolloutStatus) -> RolloutStatus:

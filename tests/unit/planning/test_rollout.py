@@ -106,6 +106,19 @@ def test_a_spec_that_goes_back_is_followed_without_the_operator_and_without_step
     assert world.status.verdicts is None
 
 
+def test_what_was_rejected_after_it_had_been_stable_begins_with_steps_again():
+    world = finished()
+    world.spec({"v1": 99, "v2": 1})
+    world.settle()
+    assert (world.status.candidate, world.weights) == ("v1", {"v1": 99, "v2": 1})
+    world.command("abort", "v1")
+    world.settle()
+    assert world.weights == {"v2": 100}
+    world.command("retry", "v1", id_="two")
+    world.settle()
+    assert world.weights == {"v1": 5, "v2": 95}
+
+
 def test_a_candidate_that_was_taken_back_begins_anew():
     world = canary()
     later(world, 5)
