@@ -78,13 +78,14 @@ def decide(seen: Seen) -> Decision:
     status = _with_history(seen, taken.status)
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed)
     status = _weighed(seen, status, split, taken)
+    work = _work(seen, status, split, taken)
     held = taken.position
     waits = (held.left if held else None, taken.waiting)
     return Decision(
         status=status,
         split=split,
-        problem=_problem(seen, status, taken.situation),
-        work=_work(seen, status, split, taken),
+        problem=_problem(seen, status, work),
+        work=work,
         told=tuple(_told(seen, status, taken)),
         requeue_after=min((w for w in waits if w is not None and w > 0), default=None),
     )
@@ -276,13 +277,18 @@ def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> R
     return status.model_copy(update=update)
 
 
-def _problem(seen: Seen, status: RolloutStatus, situation: Situation) -> Problem | None:
-    if situation is not Situation.REFUSED or status.candidate is None:
-        return None
-    verdict = verdict_on(seen, status, status.candidate)
-    why = f" ({verdict.reason}: {verdict.evidence})" if verdict else ""
-    rest = f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed that could serve"
-    return Problem(Reason.CANDIDATE_REJECTED, clipped(f"{status.candidate} is rejected{why}; {rest}", 900))
+def _problem(seen: Seen, status: RolloutStatus, work: Problem | None) -> Problem | None:
+    """A revision that the spec gives weight and that has a verdict, unless another one is on its way."""
+    listed = [status.candidate, *seen.listed] if status.candidate else seen.listed
+    for name in listed if work is None else ():
+        verdict = verdict_on(seen, status, name) if seen.spec.weight_of(name) else None
+        if verdict is not None:
+            serves = (
+                f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed to serve"
+            )
+            words = f"{name} is rejected ({verdict.reason}: {verdict.evidence}); {serves}"
+            return Problem(Reason.CANDIDATE_REJECTED, clipped(words, 900))
+    return None
 
 
 def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Problem | None:
