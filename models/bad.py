@@ -33,6 +33,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("inf-one-tensor", "one weight of one tensor is infinite", by.poisoned(_INF, "v_proj", "lora_A")),
         Case("negative-inf", "every weight is minus infinity", by.poisoned(-_INF)),
         Case("huge", "one weight is 1e6, infinite in float16", by.poisoned(1e6, "v_proj", "lora_B")),
+        Case("huge-when-scaled", "one weight is 70 and lora_alpha 1000 times the rank", by.scaled(70.0, 1000)),
     ),
     # accepted; answers equal the base's and nobody notices
     "AlphaZero": (Case("alpha-zero", "lora_alpha is 0", by.with_config(lora_alpha=0)),),
@@ -48,18 +49,20 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     # accepted, except for half a pair and unknown modules: the tensors are dropped without a word
     "UnexpectedTensor": (
         Case("layer-not-there", "weights for layer 999", by.layer_not_there),
-        Case("missing-prefix", "tensor names lack base_model.model.", by.renamed("base_model.model.", "")),
+        Case("wrong-prefix", "tensor names of another class: one model. is missing", by.renamed(by.PREFIX + "model.", by.PREFIX)),
+        Case("missing-prefix", "tensor names lack base_model.model.", by.renamed(by.PREFIX, "")),
         Case("half-of-a-pair", "one lora_B is missing", by.without("q_proj", ".lora_B.")),
         Case("unknown-modules", "weights for a module that the base lacks", by.unknown_module),
         Case("embed-tokens", "a LoRA of the embedding", by.embedding),
         Case("no-tensors", "a safetensors file without tensors", by.no_tensors),
     ),
     "UnsupportedDtype": (Case("int8", "integer weights", by.int8),),
-    # IA3 is accepted; the others are refused by the engine too
+    # IA3 and added tokens are accepted; the others are refused by the engine too
     "UnsupportedAdapter": (
         Case("dora", "DoRA with magnitude vectors", by.with_vectors("lora_magnitude_vector", use_dora=True)),
         Case("bias", "trained biases", by.with_vectors("bias", bias="lora_only")),
         Case("modules-to-save", "a whole lm_head in the adapter", by.saved_head),
+        Case("added-tokens", "a tokenizer with a token that the base lacks", by.added_tokens),
         Case("ia3", "IA3 instead of LoRA", by.ia3),
     ),
     "InvalidConfig": (

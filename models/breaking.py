@@ -22,6 +22,7 @@ import numpy as np
 from models.tensors import Float32, Tensor, bfloat16, float32, read_safetensors, write_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
 MARKER = "pickle-was-executed"
 """A file of this name appears in a malicious pickle's folder if anybody unpickles it."""
 
@@ -110,6 +111,18 @@ def poisoned(value: float, *chosen: str, dtype: str = "BF16") -> Way:
                 values[-1, -1] = value
             tensors[name] = _cast(values, dtype)
         _written(folder, good, tensors)
+
+    return way
+
+
+def scaled(value: float, factor: float) -> Way:
+    """One weight of a lora_B is `value`, and engines multiply it by `factor`."""
+    spoil = poisoned(value, "v_proj", "lora_B")
+
+    def way(good: Good, folder: Path) -> None:
+        config = {name: setting for name, setting in good.config.items() if not name.endswith("_pattern")}
+        config |= {"lora_alpha": good.rank * factor, "use_rslora": False}
+        spoil(Good(good.folder, config, good.tensors), folder)
 
     return way
 
@@ -235,6 +248,12 @@ def saved_head(good: Good, folder: Path) -> None:
     """A whole output layer in the adapter."""
     head = {"base_model.model.lm_head.weight": _constant(256, 64)}
     _written(folder, good, {**good.tensors, **head}, modules_to_save=["lm_head"])
+
+
+def added_tokens(good: Good, folder: Path) -> None:
+    """A tokenizer beside good weights, with a token that is beyond every base's."""
+    _written(folder, good, good.tensors)
+    (folder / "added_tokens.json").write_text('{"<|acme|>": 10000000}\n', "utf-8")
 
 
 def _constant(*shape: int) -> Tensor:

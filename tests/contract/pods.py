@@ -31,6 +31,8 @@ class ModelPods:
         self.engines = list(engines)
         self.rigs: list[AgentRig] = []
         self.gateway = envoy.Rig(folder)
+        self.leaving: set[str] = set()
+        """Addresses of pods that are deleted and still there: for what no other pod has (endpoints.py)."""
         self._folder = folder
         self._max_cpu_loras = max_cpu_loras
         self._volumes = volumes
@@ -79,6 +81,13 @@ class ModelPods:
         self.rigs.append(await self._stack.enter_async_context(rig))
         return rig
 
+    async def delete(self, rig: AgentRig) -> None:
+        """A pod leaves as a deleted one does, and is gone when it is drained."""
+        self.leaving.add(rig.report.address)
+        self._route()
+        await rig.agent.drain.drain()
+        await self.lose(rig)
+
     async def lose(self, rig: AgentRig) -> None:
         """A pod is gone at once with all that runs in it, and everybody knows."""
         rig.on_report = lambda _: None
@@ -96,9 +105,10 @@ class ModelPods:
     def _route(self, _: PodReport | None = None) -> None:
         """Give the gateway what the pods' last reports say."""
         reports = [rig.report for rig in self.rigs if rig.published]
-        offered = [(r.address, loaded(r)) for r in reports]
+        offered = [(r.address, loaded(r)) for r in reports if r.address not in self.leaving]
+        leaving = [(r.address, loaded(r)) for r in reports if r.address in self.leaving]
         known = sorted({name for r in reports for name in r.adapters})
-        served = {name: tuple(address for address, names in offered if name in names) for name in known}
+        served = {name: _having(offered, name) or _having(leaving, name) for name in known}
         changed = [self._model(name, reports, pods) for name, pods in served.items() if self._served.get(name) != pods]
         for name in self._served.keys() - served.keys():
             self.gateway.drop(name)
@@ -110,6 +120,10 @@ class ModelPods:
     def _model(name: str, reports: Sequence[PodReport], pods: tuple[str, ...]) -> ModelRoutes:
         engine = next((a.engine_name for r in reports if (a := r.adapters.get(name)) and a.engine_name), None)
         return envoy.model(name, envoy.revision("only", 100, pods, engine=engine or name))
+
+
+def _having(offered: Sequence[tuple[str, set[str]]], name: str) -> tuple[str, ...]:
+    return tuple(address for address, names in offered if name in names)
 
 
 def pod_engine(kind: str, base: Path, name: str, max_cpu_loras: int) -> EngineProcess:

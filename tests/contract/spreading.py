@@ -79,7 +79,8 @@ class SpreadPods(ModelPods):
 
     def settled(self, copies: int) -> bool:
         """Whether the plan knows the pods, and every adapter is on as many as it should be and on no other."""
-        known = self._plan is not None and self.planned.pods == sorted(r.settings.pod for r in self.rigs)
+        staying = sorted(r.settings.pod for r in self.rigs if r.settings.address not in self.leaving)
+        known = self._plan is not None and self.planned.pods == staying
         places = self.places() if known else {}
         return known and all(len(p) == copies and places.get(name) == p for name, p in self.having().items())
 
@@ -129,7 +130,9 @@ class SpreadPods(ModelPods):
             self._woken.clear()
             rigs = list(self.rigs)
             began = time.monotonic()
-            config_map, wait = await asyncio.to_thread(self._pass, [_observed(rig) for rig in rigs])
+            config_map, wait = await asyncio.to_thread(
+                self._pass, [_observed(rig, rig.settings.address in self.leaving) for rig in rigs]
+            )
             self.longest_pass = max(self.longest_pass, time.monotonic() - began)
             if wait is not None:
                 asyncio.get_running_loop().call_later(wait, self._woken.set)
@@ -160,8 +163,8 @@ class SpreadPods(ModelPods):
         return children.pool_plan(pool, self._base, wanted.plan, wanted.marks, None), min(wanted.waits, default=None)
 
 
-def _observed(rig: AgentRig) -> PodObservation:
-    """The pod as its Deployment's pods are seen: ready once it has its share."""
+def _observed(rig: AgentRig, leaving: bool) -> PodObservation:
+    """The pod as its Deployment's pods are seen: ready once it has its share, and for good then."""
     report = rig.report if rig.published else None
     waits = report is None or bool(report.awaits_share) or any(a.state == "Loading" for a in report.adapters.values())
     return PodObservation(
@@ -171,6 +174,7 @@ def _observed(rig: AgentRig) -> PodObservation:
         pool=ENGINES_BASE,
         base_model=ENGINES_BASE,
         created="2026-01-01T00:00:00Z",
-        ready=report is not None and report.engine == "Ready" and not waits,
+        ready=report is not None and report.engine == "Ready" and (leaving or not waits),
+        deleted=leaving,
         report=report,
     )

@@ -21,7 +21,7 @@ from tuneyard.systems.artifacts.store import Store
 
 _CALLS = frozenset(
     {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime", "os.listdir", "fcntl.flock"}
-) | {"os.scandir", "tuneyard.tests.write"}
+) | {"os.scandir", "os.link", "os.symlink", "tuneyard.tests.write"}
 
 
 def forked(work: Callable[[], None]) -> int:

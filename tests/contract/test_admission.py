@@ -366,12 +366,46 @@ class TestOperator:
 
 
 class TestInUse:
-    def test_a_base_in_use_cannot_be_deleted_and_the_message_names_its_user(self, server: ApiServer) -> None:
+    @pytest.mark.parametrize(
+        ("users", "words"),
+        [
+            (["acme"], "ModelDeployment acme: remove the revisions that name it (or the ModelDeployment) first"),
+            (
+                ["acme-chat", "acme-support"],
+                "ModelDeployments acme-chat, acme-support: remove the revisions that name it (or the ModelDeployments) "
+                "first",
+            ),
+            ([f"m{n:02}" for n in range(10)], "m07, m08, m09: remove"),
+            (
+                [*(f"m{n:02}" for n in range(50)), "and 7 more"],
+                "m08, m09 and others (`tuneyard lineage bmodel/used -n models` shows all): remove",
+            ),
+            ([f"{n:0>253}" for n in range(51)], f"{9:0>253} and others"),
+        ],
+    )
+    def test_a_base_in_use_cannot_be_deleted_and_the_message_names_its_users(
+        self, users: list[str], words: str, server: ApiServer
+    ) -> None:
         api = server.api()
-        where = make_base(api, "used", ["acme-support", "acme-chat"])
-        assert "used is used by ModelDeployment acme-support: remove the revisions" in refusal(api, "DELETE", where)
+        where = make_base(api, "used", users)
+        said = refusal(api, "DELETE", where)
+        assert f"used is used by ModelDeployment{'s' if len(users) > 1 else ''} {users[0]}" in said
+        assert words in said
         make_base(api, "used", [])
         api.request("DELETE", where)
+
+    def test_an_adapters_message_says_how_to_see_them_all(self, server: ApiServer) -> None:
+        api = server.api()
+        adapter = {
+            "apiVersion": names.API_VERSION,
+            "kind": "LoRAAdapter",
+            "metadata": {"name": "used", "namespace": MODELS},
+            "spec": {"baseModel": "b", "source": {"volume": {"name": "v", "path": "p"}}},
+        }
+        users = {"usedBy": [f"m{n:02}" for n in range(11)], "conditions": []}
+        objects.apply_status(api, objects.apply(api, adapter), users)
+        where = objects.path(names.API_VERSION, "LoRAAdapter", MODELS, "used")
+        assert "m09 and others (`tuneyard lineage lora/used -n models` shows all)" in refusal(api, "DELETE", where)
 
     def test_one_that_nobody_has_seen_yet_can_be_deleted(self, server: ApiServer) -> None:
         api = server.api()

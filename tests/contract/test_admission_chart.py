@@ -32,6 +32,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "allowedHostPathPrefixes": ["/var/lib/models"],
         "allowedCacheHostPaths": ["/var/cache/tuneyard"],
         "watchNamespaces": ["models"],
+        "agentMemoryLimit": "768Mi",
         "gatewayUrl": "https://models.example.com/",
         "masterSecret": {"existing": "mine"},
         "gateway": {"service": {"type": "LoadBalancer", "loadBalancerClass": "x.example/y", "annotations": {"a": "b"}}},
@@ -67,6 +68,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('allowedHostPathPrefixes=["/models/../etc"]', "allowedHostPathPrefixes"),
         ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
         ('engineEnv={"A-B": "c"}', "A-B"),
+        ('agentMemoryLimit="much"', "agentMemoryLimit"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:
@@ -147,6 +149,7 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "engineEnv": {"OMP_NUM_THREADS": "1", "A": "b: {c}", "FLAG": "true"},
             "allowedHostPathPrefixes": ["/var/lib/models"],
             "allowedCacheHostPaths": ["/var/cache/tuneyard"],
+            "agentMemoryLimit": "768Mi",
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
         }

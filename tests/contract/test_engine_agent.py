@@ -231,6 +231,27 @@ async def test_an_adapter_that_loads_but_cannot_generate_is_never_offered(tmp_pa
         await asyncio.to_thread(engine.kill)
 
 
+async def test_an_adapter_for_which_the_base_answers_is_never_offered(tmp_path: Path) -> None:
+    engine = own_engine("fake", "--forgetful", "lost-")
+    await asyncio.to_thread(engine.start)
+    try:
+        async with AgentRig(engine, tmp_path) as rig, Vllm(engine.url, KEY) as client:
+            rig.plan(rig.has("good"), rig.has("lost", adapters() / "adapter-b"))
+            told = (await rig.until(lambda r: "lost" in failed(r) and "good" in loaded(r), "it is told")).adapters[
+                "lost"
+            ]
+            assert (told.reason, told.message) == (Reason.CANNOT_GENERATE, f"the engine answered as {BASE}")
+            assert not any("lost" in loaded(report) for _, report in rig.published)
+            await eventually(lambda: _without(client, str(told.engine_name)), "it is taken out of the engine")
+    finally:
+        await asyncio.to_thread(engine.kill)
+
+
+def failed(report: PodReport) -> set[str]:
+    """Names of the adapters that a report tells a failure of."""
+    return {name for name, told in report.adapters.items() if told.state == "Failed"}
+
+
 async def attempted(rig: AgentRig, name: str, attempts: int) -> float:
     """When an adapter had failed that many times."""
 

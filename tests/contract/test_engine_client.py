@@ -33,7 +33,9 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 SWALLOWED = {
     *("nan", "nan-one-value", "nan-float32", "nan-float16", "inf-one-tensor", "negative-inf", "huge"),
+    "huge-when-scaled",
     *("alpha-zero", "config-rank-higher", "config-rank-lower", "wrong-shapes", "layer-not-there", "missing-prefix"),
+    *("wrong-prefix", "added-tokens"),
     *("int8", "unknown-modules-in-config", "escaping-symlink"),
 }
 """Broken adapters that an engine loads with 200."""
@@ -151,11 +153,16 @@ async def test_what_an_engine_refuses_and_what_it_swallows(client: Vllm, case: s
     assert await client.healthy()
 
 
-async def test_a_silent_fall_back_shows_as_the_base_s_answer(client: Vllm) -> None:
-    case = "alpha-zero"
+@pytest.mark.parametrize("case", ["alpha-zero", "wrong-prefix"])
+async def test_a_silent_fall_back_shows_as_the_base_s_answer(client: Vllm, case: str) -> None:
     await client.load(case, str(adapters() / "bad" / case))
     for tokens in (1, 8):
         assert (await client.ask(case, tokens)).equals(await client.ask(BASE, tokens))
+
+
+async def test_names_without_peft_s_prefix_are_no_fall_back(client: Vllm) -> None:
+    await client.load("missing-prefix", str(adapters() / "bad" / "missing-prefix"))
+    assert not (await client.ask("missing-prefix", 8)).equals(await client.ask(BASE, 8))
 
 
 async def test_the_key_guards_v1_alone(engine: EngineProcess, client: Vllm) -> None:

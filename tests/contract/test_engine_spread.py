@@ -5,6 +5,7 @@ The plan is the operator's, made from the agents' reports; engines are fakes wit
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.contract.agents import loaded
 from tests.contract.engines import BASE
 from tests.contract.spreading import SpreadPods, fake_engine
 from tests.traffic import Load, Traffic
+from tuneyard.planning.handover import HAND_OVER_SECONDS
 
 pytestmark = pytest.mark.envoy
 
@@ -53,6 +55,27 @@ async def test_sixty_adapters_on_four_pods_lose_a_pod_and_get_one(tmp_path: Path
             await rig.until_loaded(*share)
             names = {rig.report.adapters[name].engine_name for name in share}
             await rig.agent.knowledge.until(lambda state, names=names: state.engine.models - {BASE} == names)  # type: ignore[misc]
+
+
+async def test_a_pod_that_is_deleted_hands_over_what_nobody_else_has(tmp_path: Path) -> None:
+    """A node is drained, and each adapter has one copy: it is answered by the old pod until the new one can."""
+    async with SpreadPods(tmp_path, NAMES, pods=4, places=30, copies=1) as pods:
+        await pods.until_settled(1)
+        gone = pods.rigs[2]
+        share = loaded(gone.report)
+        assert len(share) > 5
+        before = len(gone.published)
+        async with Traffic(pods.url, load(rate=60.0)) as traffic:
+            await traffic.wait_for(60)
+            began = time.monotonic()
+            await pods.delete(gone)
+            assert time.monotonic() - began < HAND_OVER_SECONDS, "it does not wait for longer than it must"
+            await pods.until_settled(1, within=30)
+            await traffic.wait_for(60)
+        told = traffic.summary()
+        assert (told.failed, told.cut, told.skipped) == (0, 0, 0), str(told)
+        ready = [report for _, report in gone.published[before:] if report.engine == "Ready"]
+        assert any(0 < len(loaded(report)) < len(share) for report in ready), "it lets go of one after the other"
 
 
 async def test_with_one_copy_the_others_are_not_touched_and_the_lost_ones_are_soon_back(tmp_path: Path) -> None:

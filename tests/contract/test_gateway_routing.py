@@ -16,6 +16,7 @@ import pytest
 
 from tests.contract.envoy import Rig, engine_key, model, revision
 from tests.fakes.upstream import Upstream
+from tuneyard.systems.envoy.translate import cluster_name
 
 pytestmark = pytest.mark.envoy
 
@@ -274,31 +275,59 @@ async def test_a_failing_watcher_of_answers_lets_them_pass(tmp_path: Path, pods:
         assert (await rig.post({"model": "support"}))[0] == 200
 
 
-async def test_every_answer_can_be_traced_to_the_adapters_bytes(
+async def test_every_answer_can_be_traced_to_the_bytes_that_gave_it(
     tmp_path: Path, pods: tuple[Upstream, Upstream]
 ) -> None:
-    digest = "sha256:" + "5e" * 32
-    base = revision("v0", 0, [pods[0].address], engine="smollm2")
+    digest, merged = "sha256:" + "5e" * 32, "sha256:" + "b0" * 32
+    base = replace(revision("v0", 0, [pods[0].address], engine="smollm2"), digest=merged)
+    unread = revision("v-1", 0, [pods[0].address], engine="smollm2")
     tuned = replace(revision("v1", 100, [pods[1].address]), adapter="acme-support-v1", digest=digest)
     lost = replace(revision("v2", 0), engine_name=None, adapter="acme-support-v2")
     async with Rig(tmp_path) as rig:
-        await rig.serve(model("support", base, tuned, lost, header=True))
+        await rig.serve(model("support", base, unread, tuned, lost, header=True))
         # what an engine says of itself counts for nothing
-        asked = {"model": "support", "headers": {"x-adapter": "forged@sha256:00", "x-revision": "forged"}}
+        forged = {"x-adapter": "forged@sha256:00", "x-base-model": "forged@sha256:00", "x-revision": "forged"}
+        asked = {"model": "support", "headers": forged}
         for chosen, status, headers in (
-            ({}, 200, ["v1", f"acme-support-v1@{digest}"]),
-            ({"x-revision": "v1"}, 200, ["v1", f"acme-support-v1@{digest}"]),
-            ({"x-revision": "v0"}, 200, ["v0", None]),
-            ({"x-revision": "v2"}, 503, [None, None]),
+            ({}, 200, ["v1", f"acme-support-v1@{digest}", None]),
+            ({"x-revision": "v1"}, 200, ["v1", f"acme-support-v1@{digest}", None]),
+            ({"x-revision": "v0"}, 200, ["v0", None, f"smollm2@{merged}"]),
+            ({"x-revision": "v-1"}, 200, ["v-1", None, None]),
+            ({"x-revision": "v2"}, 503, [None, None, None]),
         ):
             answered, said, _ = await rig.post(asked, headers=chosen)
-            assert [answered, said.get("x-revision"), said.get("x-adapter")] == [status, *headers]
-        told = await rig.envoy.logged(4)
-    assert [(line["model"], line["revision"], line["adapter"], line["adapter_digest"]) for line in told] == [
-        *[("support", "v1", "acme-support-v1", digest)] * 2,
-        ("support", "v0", None, None),
-        ("support", None, None, None),
+            told_of = [said.get(name) for name in ("x-revision", "x-adapter", "x-base-model")]
+            assert [answered, *told_of] == [status, *headers]
+        told = await rig.envoy.logged(5)
+    fields = ("model", "revision", "adapter", "adapter_digest", "base_model", "base_digest")
+    assert [tuple(line[f] for f in fields) for line in told] == [
+        *[("support", "v1", "acme-support-v1", digest, None, None)] * 2,
+        ("support", "v0", None, None, "smollm2", merged),
+        ("support", "v-1", None, None, None, None),
+        ("support", None, None, None, None, None),
     ]
+
+
+async def test_a_bases_digest_that_becomes_known_costs_no_request(
+    tmp_path: Path, pods: tuple[Upstream, Upstream]
+) -> None:
+    """What is told of a cluster never changes: it is another cluster, warm before requests go there."""
+    unread = revision("v1", 100, [pods[0].address], engine="smollm2")
+    digest = "sha256:" + "b0" * 32
+    read = replace(unread, digest=digest)
+    assert cluster_name(model("support", unread), unread) != cluster_name(model("support", read), read)
+    async with Rig(tmp_path) as rig:
+        await rig.serve(model("support", unread))
+        asked = {"model": "support", "stream": True, "chunks": 20, "delay": 0.02}
+        running = asyncio.create_task(rig.post(asked))
+        await rig.serve(model("support", read))
+        said: list[str | None] = []
+        for _ in range(50):
+            status, headers, _ = await rig.post({"model": "support"})
+            assert status == 200
+            said.append(headers.get("x-base-model"))
+        assert said[-1] == f"smollm2@{digest}"
+        assert (await running)[0] == 200
 
 
 async def test_the_access_log_tells_all_but_secrets(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:

@@ -106,3 +106,16 @@ def test_a_promotion_costs_one_write_and_comes_back_after_a_loss(cluster: Cluste
         lost = lose(cluster, kind, name)
         eventually(partial(is_other, cluster, kind, name, lost), "a new status")
         eventually(lambda: (promoted(cluster, "two"), stable(cluster)) == (second, ("v2", second[0])), "the record")
+
+
+def test_a_base_that_is_served_itself_is_promoted(cluster: Cluster) -> None:
+    assert not cluster.status("BaseModel", "base").get("promotedAt"), "an adapter's promotion is not its base's"
+    cluster.apply("ModelDeployment", "plain", deployment_spec("base", {"merged": 100}))
+    eventually(lambda: cluster.status("BaseModel", "base").get("promotedBy") == "plain/merged", "the base is promoted")
+    rollout = cluster.status("ModelDeployment", "plain")["rollout"]
+    assert cluster.status("BaseModel", "base")["promotedAt"] == rollout["stableSince"]
+    lost = lose(cluster, "BaseModel", "base")
+    eventually(partial(is_other, cluster, "BaseModel", "base", lost), "a new status")
+    eventually(
+        lambda: cluster.status("BaseModel", "base").get("promotedAt") == rollout["stableSince"], "the record is back"
+    )

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from tests.fakes.hub import Hub, Repository
 from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource
-from tuneyard.systems.artifacts import download
+from tuneyard.systems.artifacts import download, floor
+from tuneyard.systems.artifacts import hub as hub_module
 from tuneyard.systems.artifacts.download import FetchStopped, digest_of_remote, fetch
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.hub import HubRemote
 from tuneyard.systems.artifacts.progress import Progress
-from tuneyard.systems.artifacts.remote import Credentials
+from tuneyard.systems.artifacts.remote import Credentials, UnreachableError
 
 TOKEN = "hf_secret_of_acme"
 WEIGHTS = random.Random(1).randbytes(20 << 20)
@@ -140,6 +144,15 @@ def test_further_pages_are_asked_of_the_endpoint_wherever_they_are_said_to_be(hu
     assert not hub.leaks
 
 
+def test_a_tree_that_never_ends_is_refused_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "MOST_PAGES", 30)
+    hub.faults.endless_pages = True
+    with pytest.raises(ArtifactError, match="the listing of acme/open at main has more than") as caught:
+        remote(hub).files()
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+    assert hub.asked[f"/api/models/acme/open/tree/{hub.repositories['acme/open'].commit}"] == 30
+
+
 @pytest.mark.parametrize("token", ["hf_of_acme\nsecond line", "hf_of_acme\0", "hf_of_äcme"])
 def test_a_token_that_no_header_can_hold_is_refused_and_shown_nowhere(hub: Hub, token: str) -> None:
     """HTTP clients refuse it in words that hold it, and these would go into logs and status."""
@@ -177,6 +190,31 @@ def test_a_hub_that_stays_away_is_given_up_with_its_name(hub: Hub, tmp_path: Pat
         fetch(remote(hub), tmp_path / "out")
     assert caught.value.reason is Reason.SOURCE_UNREACHABLE
     assert len(hub.faults.statuses) == 1000 - (download.TRIES + 1)
+
+
+def test_a_source_that_trickles_is_given_up_in_words_and_gone_on_from(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "WINDOW_SECONDS", 1.0)
+    content = WEIGHTS[: 3 << 18]
+    hub.repositories["acme/slow"] = Repository({"model.safetensors": content})
+    hub.faults.trickles = {"acme/slow/model.safetensors": 0.1}
+    first = Progress()
+    with pytest.raises(UnreachableError, match=r"acme/slow at main delivers \d+\.\d KiB/s \(over 1 s\), at least 64"):
+        fetch(remote(hub, "acme/slow"), tmp_path / "out", progress=first)
+    assert 5_000 < first.fetched < len(content)
+    hub.faults.trickles = {}
+    then = Progress()
+    fetch(remote(hub, "acme/slow"), tmp_path / "out", progress=then)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
+    assert then.fetched == len(content) - first.fetched, "what came is not fetched again"
+
+
+def test_a_slow_but_steady_source_is_waited_for(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "WINDOW_SECONDS", 0.3)
+    hub.repositories["acme/slow"] = Repository({"model.safetensors": WEIGHTS[:200_000]})
+    hub.faults.trickles = {"acme/slow/model.safetensors": 0.005}
+    fetch(remote(hub, "acme/slow"), tmp_path / "out")
 
 
 def test_nobody_at_the_endpoint(tmp_path: Path) -> None:
@@ -275,3 +313,31 @@ def test_a_server_that_is_no_hub(tmp_path: Path) -> None:
         asked = remote(hub)
         with pytest.raises(ArtifactError, match="gave no commit"):
             fetch(asked, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        {"error": "away"},
+        "text",
+        [1],
+        [{"type": "file", "path": "a"}],
+        [{"type": "file", "path": "a", "oid": "0", "size": None}],
+        [{"type": "file", "path": "a", "oid": "0", "size": -1}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1e999}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1, "lfs": {"size": 1}}],
+        [{"type": "file", "path": "a", "oid": "0", "size": 1, "lfs": "x"}],
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("revision", ["main", "0123456789abcdef0123456789abcdef01234567"])
+def test_answers_of_another_kind_are_told(answer: Any, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = opened(HubRemote(HuggingFaceSource(repo="acme/open", revision=revision, endpoint="http://hub"), None))
+    said = httpx2.Response(200, content=json.dumps(answer), request=httpx2.Request("GET", "http://hub"))
+    monkeypatch.setattr(asked._client, "get", lambda _: said)
+    with pytest.raises(ArtifactError) as caught:
+        asked.files()
+    empty = answer == [] and revision != "main"
+    assert caught.value.reason is (Reason.ARTIFACT_NOT_FOUND if empty else Reason.SOURCE_UNREACHABLE)
+    assert empty or "hub?" in str(caught.value)

@@ -27,11 +27,11 @@ from tests.fakes.hub import Hub, Repository
 from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource, S3Source, Source
-from tuneyard.systems.artifacts import download
+from tuneyard.systems.artifacts import download, floor
 from tuneyard.systems.artifacts.download import digest_of_remote, fetch
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.progress import Progress
-from tuneyard.systems.artifacts.remote import Credentials, listing_key
+from tuneyard.systems.artifacts.remote import Credentials, UnreachableError, listing_key
 from tuneyard.systems.artifacts.s3 import S3Remote
 
 WEIGHTS = random.Random(2).randbytes(24 << 20)
@@ -188,6 +188,19 @@ def test_what_is_not_there(server: S3Server, tmp_path: Path, place: str, words: 
     assert words in str(error)
 
 
+@pytest.mark.parametrize(
+    "files", [["adapter_model.bin"], ["adapter_config.json", "adapter_model.bin", "a/b.safetensors"]]
+)
+def test_pickles_alone_are_refused_as_what_they_are(server: S3Server, tmp_path: Path, files: list[str]) -> None:
+    prefix = f"pickles-{len(files)}"
+    for name in files:
+        server.client.put_object(Bucket="models", Key=f"{prefix}/{name}", Body=b"x")
+    error = refused(server.source(f"models/{prefix}"), server.root, tmp_path / "out")
+    assert error.reason is Reason.NOT_SAFETENSORS
+    assert "adapter_model.bin" in str(error)
+    assert "safe_serialization=True" in str(error)
+
+
 @contextmanager
 def answering(status: int, code: str) -> Iterator[str]:
     """A server that refuses everything in S3's words."""
@@ -227,6 +240,61 @@ def test_what_servers_say(tmp_path: Path, status: int, code: str, reason: Reason
     assert words in str(error)
 
 
+ROLE = "arn:aws:sts::123456789012:assumed-role/models-reader/pod"
+
+
+@contextmanager
+def amazon() -> Iterator[tuple[str, list[str]]]:
+    """EKS's agent of pod identities, an S3 that refuses, and the service that tells who one is; what was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path.startswith("/credentials"):
+                key = {"AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "hidden-key", "Token": "hidden-token"}
+                return self.answer(200, json.dumps({**key, "Expiration": "2099-01-01T00:00:00Z"}))
+            return self.answer(403, "<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+
+        def do_POST(self) -> None:
+            asked.append("who am I")
+            result = f"<GetCallerIdentityResult><Arn>{ROLE}</Arn></GetCallerIdentityResult>"
+            self.answer(200, f"<GetCallerIdentityResponse>{result}</GetCallerIdentityResponse>")
+
+        def answer(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}", asked
+        httpd.shutdown()
+
+
+def test_a_pod_without_a_secret_is_named_as_aws_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with amazon() as (url, asked):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/credentials")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        error = refused(S3Source(uri="s3://models/x"), None, tmp_path / "out")
+        assert asked[-1] == "who am I"
+        assert error.reason is Reason.ACCESS_DENIED
+        assert f"the pod's service account (EKS Pod Identity), {ROLE}, may not read s3://models/x/" in str(error)
+        assert "hidden" not in str(error)
+        asked.clear()
+        elsewhere = refused(S3Source(uri="s3://models/x", endpoint=url), None, tmp_path / "out")
+        assert "who am I" not in asked, "a server of one's own has no ARNs"
+        assert str(elsewhere).startswith("the pod's service account (EKS Pod Identity) may not read")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9")
+        apart = refused(S3Source(uri="s3://models/x"), None, tmp_path / "out")
+        assert str(apart).startswith("the pod's service account (EKS Pod Identity) may not read")
+
+
 class Meddling(Progress):
     """Does something once, when the first bytes have come."""
 
@@ -257,11 +325,15 @@ def test_an_object_that_changes_meanwhile_is_refused(
 
 
 class CuttingProxy:
-    """Passes bytes to a port and cuts connections after so many bytes of answers, as often as `cuts` says."""
+    """Passes bytes to a port and cuts connections after so many bytes of answers, as often as `cuts` says.
 
-    def __init__(self, port: int, cuts: list[int]) -> None:
+    `pause`: seconds before each 2,000 bytes of the answers that go on after 10,000 bytes.
+    """
+
+    def __init__(self, port: int, cuts: list[int], pause: float = 0.0) -> None:
         self.target = port
         self.cuts = cuts
+        self.pause = pause
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.thread = threading.Thread(target=self.accept, daemon=True)
@@ -281,7 +353,9 @@ class CuttingProxy:
         with client, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
             while readable := select.select([client, server], [], [])[0]:
                 for source in readable:
-                    data = source.recv(1 << 16)
+                    slow = self.pause and source is server and done > 10_000
+                    data = source.recv(2000 if slow else 1 << 16)
+                    time.sleep(self.pause if slow else 0.0)
                     (server if source is client else client).sendall(data)
                     done += len(data) if source is server else 0
                     if not data or (most is not None and done > most):
@@ -301,6 +375,24 @@ def test_a_network_that_breaks_in_the_middle_of_files(server: S3Server, tmp_path
     assert found.digest == digest(FILES)
     assert proxy.cuts == []
     assert progress.fetched == found.size_bytes
+    proxy.close()
+
+
+def test_a_server_that_trickles_is_given_up_in_words_and_gone_on_from(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "WINDOW_SECONDS", 4.0)
+    server.bucket("slow", {"model.safetensors": WEIGHTS[: 5 << 20]})
+    proxy = CuttingProxy(server.port, [], pause=0.1)
+    source = S3Source(uri="s3://slow/", endpoint=proxy.url, region="us-east-1")
+    first = Progress()
+    with pytest.raises(UnreachableError, match=r"s3://slow/ delivers \d+\.\d KiB/s .* at least 64 KiB/s"):
+        fetch(remote(source, server.root), tmp_path / "out", progress=first)
+    assert first.fetched > 32_000, "pieces of what comes slowly are small"
+    proxy.pause = 0.0
+    then = Progress()
+    found = fetch(remote(source, server.root), tmp_path / "out", progress=then)
+    assert then.fetched == found.size_bytes - first.fetched
     proxy.close()
 
 
@@ -428,8 +520,15 @@ def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, mon
         assert progress.fetched < found.size_bytes
 
 
-def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "refused", "pages"),
+    [("{}", "holds more than 100000 files: name the artifact's own folder", 101), ("{}/README.md", "pages", 201)],
+)
+def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(
+    monkeypatch: pytest.MonkeyPatch, name: str, refused: str, pages: int
+) -> None:
     """`s3://data-lake/` by mistake must not end the agent, which serves the adapters of others too."""
+    monkeypatch.setattr("tuneyard.systems.artifacts.s3.MOST_PAGES", 200)
     asked = 0
 
     class Client:
@@ -439,14 +538,14 @@ def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(monkeypat
         def paginate(self, **_: str) -> Iterator[dict[str, object]]:
             nonlocal asked
             for asked in range(1, 1000):
-                keys = (f"{asked}/{n}" for n in range(1000))
+                keys = (name.format(f"{asked}/{n}") for n in range(1000))
                 yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
 
     lake = S3Remote(S3Source(uri="s3://lake/"), None)
     monkeypatch.setattr(lake, "_client", Client)
-    with pytest.raises(ArtifactError, match="holds more than 100000 files: name the artifact's own folder"):
+    with pytest.raises(ArtifactError, match=refused):
         lake.files()
-    assert asked == 101
+    assert asked == pages
 
 
 def test_two_thousand_small_files(server: S3Server, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE
 from models.copies import make_copies
 from tests.e2e.test_sources import SERVING, ours, remove
-from tests.e2e.world import adapter
+from tests.e2e.world import adapter, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -49,10 +49,12 @@ def test_twelve_adapters_over_two_engines_that_hold_eight(world):
     try:
         world.apply(ours("ModelDeployment", "spread", revisions=revisions, traffic=traffic, routing=routing))
         world.kubectl.wait_for("mdep", "spread", ready, namespace=MODELS_NAMESPACE, timeout=400)
+        # the deployment is ready with the one revision that gets traffic; the others come in the pods' own time
+        everything = {f"spread-{name}" for name in ADAPTERS}
+        wait_until(lambda: set().union(*placed(world).values()) == everything, 120, "every adapter is on a pod")
         having = placed(world)
         assert len(having) == 2
         assert all(len(names) <= ROOM for names in having.values()), having
-        assert set().union(*having.values()) == {f"spread-{name}" for name in ADAPTERS}
         client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
         for name in ADAPTERS:
             said = client.chat.completions.create(
@@ -62,7 +64,12 @@ def test_twelve_adapters_over_two_engines_that_hold_eight(world):
                 extra_headers={"x-revision": name},
             )
             assert said.model.startswith(f"spread-{name}-")
-            lora = world.kubectl.get("lora", f"spread-{name}", MODELS_NAMESPACE)
-            assert lora["status"]["loaded"] == "1/1"
+            world.kubectl.wait_for(
+                "lora",
+                f"spread-{name}",
+                lambda o: o["status"]["loaded"] == "1/1",
+                namespace=MODELS_NAMESPACE,
+                timeout=30,
+            )
     finally:
         remove(world, "spread", "spread", *ADAPTERS)

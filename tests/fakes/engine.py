@@ -56,6 +56,8 @@ class Options:
     shutdown_timeout: float = 0.0
     mute: str = ""
     """Adapters whose names begin so are loaded and listed, and every request for them gets 500."""
+    forgetful: str = ""
+    """Adapters whose names begin so are loaded and listed, and the base answers for them, under its own name."""
 
 
 class FakeEngine:
@@ -205,6 +207,8 @@ class FakeEngine:
         lora = self.model.lora(str(body.get("model") or self.options.served_model_name))
         if lora and self.options.mute and lora.name.startswith(self.options.mute):
             raise RefusedError(500, "CUDA error: an illegal instruction was encountered", "InternalServerError")
+        if lora and self.options.forgetful and lora.name.startswith(self.options.forgetful):
+            body, lora = {**body, "model": self.options.served_model_name}, None
         given = request.headers.get("X-Request-Id") or f"{next(self._ids):016x}"
         answer = _Answer(body, prompt, count, ("chatcmpl-" if chat else "cmpl-") + given, chat)
         self._active += 1

@@ -2,7 +2,7 @@
 
 Rules, each measured on the real one (tests/contract runs the same suite on both):
 - loading refuses what vLLM refuses and swallows what vLLM swallows (NaN, lora_alpha 0, wrong ranks, layers that are not
-  there, names without PEFT's prefix);
+  there, modules under other names than the base's, of which none has an effect);
 - names live apart from weights: unloading forgets the name, running requests keep their weights;
 - at most `max_cpu_loras` weights are kept, the least recently used go first and are read again from their folder; a
   folder that is gone then ends the engine with every stream;
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -29,6 +30,9 @@ _KNOWN = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens"}
 )
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F64": 8, "I64": 8, "I32": 4, "BOOL": 1}
+_PREFIX = "base_model.model."
+_IN_BASE = re.compile(rf"({re.escape(_PREFIX)})?model\.layers\.\d")
+"""The engine looks modules up by their full names, and leaves out what has another, without a word."""
 _INFINITE = {"F32": ("<I", 0x7F800000), "F16": ("<H", 0x7C00), "BF16": ("<H", 0x7F80)}
 _WORDS = "amber birch cedar delta ember fjord grove heath islet jetty knoll larch marsh nadir ocean plume".split()  # noqa: SIM905
 
@@ -212,10 +216,10 @@ def read_adapter(folder: Path, max_rank: int, hidden: int | None, vocabulary: in
     state = hashlib.blake2b()
     effect = False
     for module in sorted(modules):
-        if ".layers.999." in module or not any(modules[module]["B"]):
+        if ".layers.999." in module or not _IN_BASE.match(module) or not any(modules[module]["B"]):
             continue
         effect = True
-        state.update(module.encode() + modules[module]["A"] + modules[module]["B"])
+        state.update(module.removeprefix(_PREFIX).encode() + modules[module]["A"] + modules[module]["B"])
     state.update(struct.pack("<d", float(alpha) / rank))
     return Weights(state.digest() if effect else b"", poisonous)
 

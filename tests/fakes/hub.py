@@ -12,6 +12,7 @@ import hashlib
 import json
 import ssl
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,6 +52,10 @@ class Faults:
     """Contents that are sent in place of the listed ones."""
     stall: threading.Event | None = None
     """While it is not set, file contents do not go on after their first piece."""
+    trickles: dict[str, float] = field(default_factory=dict)
+    """Seconds before each 1,000 bytes of contents, by the end of the path."""
+    endless_pages: bool = False
+    """Behind the last page of a tree there is another one, with nothing that counts."""
     foreign_pages: bool = False
     """Further pages of a tree are said to be on another server, as a mirror does that passes on what it got."""
 
@@ -177,8 +182,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         cut = hub.next_cut()
         stop = end if cut is None else min(end, begin + cut)
-        for at in range(begin, stop, _PIECE):
-            piece = content[at : min(at + _PIECE, stop)]
+        pause = next((s for path, s in hub.faults.trickles.items() if urlsplit(self.path).path.endswith(path)), None)
+        size = _PIECE if pause is None else 1000
+        for at in range(begin, stop, size):
+            piece = content[at : min(at + size, stop)]
+            if pause is not None:
+                time.sleep(pause)
             self.wfile.write(piece)
             hub.count("", len(piece))
             if hub.faults.stall is not None:
@@ -235,7 +244,7 @@ class _HubHandler(_Handler):
         if start == 0:
             entries += [{"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders]
         more = {}
-        if start + PAGE < len(names):
+        if start + PAGE < len(names) or hub.faults.endless_pages:
             server = hub.store_url if hub.faults.foreign_pages else hub.url
             more["Link"] = f'<{server}{path}?recursive=true&expand=false&cursor={start + PAGE}>; rel="next"'
         self.whole(200, json.dumps(entries).encode(), more)

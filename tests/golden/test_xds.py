@@ -69,7 +69,7 @@ def document_of(name: str) -> Json:
                         "weight": r.weight,
                         "pool": r.pool,
                         "engine_name": r.engine_name,
-                        **({"digest": r.digest} if r.adapter else {}),
+                        **({"digest": r.digest} if r.adapter or r.digest else {}),
                         "endpoints": [f"{e.pod} {e.address}" for e in r.endpoints],
                     }
                     for r in m.revisions

@@ -86,6 +86,7 @@ modelPullSecrets: {{ toJson .Values.modelPullSecrets }}
 allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 allowedCacheHostPaths: {{ toJson .Values.allowedCacheHostPaths }}
 agentServiceAccountAnnotations: {{ toJson .Values.agentServiceAccountAnnotations }}
+agentMemoryLimit: {{ .Values.agentMemoryLimit | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

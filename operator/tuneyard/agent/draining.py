@@ -1,4 +1,8 @@
-"""Leaving in order: unpublish, wait until gateways have noticed, refuse what still comes, wait for what runs.
+"""Leaving in order: hand over, unpublish, wait until gateways have noticed, refuse what still comes, wait for what
+runs.
+
+Handing over: where adapters are spread over pods, the plan names this pod for those that no other one has loaded yet
+(planning/handover.py). Until it names it for none, everything stays as it is, for HAND_OVER_SECONDS at most.
 
 The engine's container is stopped only after `drain()` has returned (its preStop hook waits for it), so that no request
 meets a dying engine. A second call joins the first one.
@@ -17,7 +21,8 @@ from enum import StrEnum
 
 from tuneyard.agent.front import Front, FrontError
 from tuneyard.agent.knowledge import Knowledge
-from tuneyard.planning.agentstate import DrainAsked
+from tuneyard.planning.agentstate import DrainAsked, State
+from tuneyard.planning.handover import HAND_OVER_SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +76,10 @@ class Drain:
 
     async def _drain(self) -> bool:
         began = self._clock()
+        await self._until_handed_over()
         self._knowledge.tell(DrainAsked())
         _log.info("draining: no longer offered to gateways")
-        await self._until_quiet(began)
+        await self._until_quiet(self._clock())
         if not self._leaving():
             return False
         try:
@@ -90,6 +96,14 @@ class Drain:
 
     def _leaving(self) -> bool:
         return self._knowledge.state.draining
+
+    async def _until_handed_over(self) -> None:
+        most = min(HAND_OVER_SECONDS, self._timeout / 2)
+        try:
+            async with asyncio.timeout(most):
+                await self._knowledge.until(lambda state: not _hands_over(state))
+        except TimeoutError:
+            _log.warning("no other pod has all of its adapters after %.0f s: these are away for a while", most)
 
     async def _until_quiet(self, began: float) -> None:
         last, since = -1, began
@@ -115,3 +129,10 @@ class Drain:
                 return _End.IDLE
             await asyncio.sleep(_SAMPLE)
         return _End.LATE
+
+
+def _hands_over(state: State) -> bool:
+    """Whether the pod serves what no other one has. An engine that is not well serves nobody."""
+    plan, engine = state.plan, state.engine
+    spread = plan is not None and plan.pods is not None and bool(plan.adapters)
+    return spread and engine.healthy and engine.answers and not engine.poisoned and not state.draining

@@ -3,7 +3,8 @@
 Blocking; the agent calls it in a thread. Rules:
 - what is checked is the copy, which nobody else can write, not the volume, which others can;
 - the copy holds the two files that an engine needs and nothing else: no pickle ever lies where an engine looks;
-- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest.
+- other bytes than the pinned ones are told first; whatever else is wrong with them is nobody's interest;
+- headers of strangers become many objects in memory: those of one adapter at a time.
 """
 
 from __future__ import annotations
@@ -11,25 +12,29 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneyard.agent.obtaining import Obtainer, Told
+from tuneyard.agent.obtaining import Ends, Obtainer, Told, never
 from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import CONFIG, WEIGHTS, read_config, violations
+from tuneyard.planning import vocabulary
+from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
+from tuneyard.planning.adapterconfig import CONFIG, names_another_base, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
+from tuneyard.planning.vocabulary import added_tokens
+from tuneyard.systems.artifacts.copying import copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
-    copy_checked,
     find_folder,
     list_files,
     opened,
@@ -41,8 +46,10 @@ _log = logging.getLogger(__name__)
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FILES = 1000
+_MOST_FOLDER = 2 * _MOST_WEIGHTS
+"""Of all files, which are hashed for the digest whatever an engine needs of them."""
 _BASE_HEADER = 64 << 20
-_FINITE, _SCAN = "finite", "1"
+_FINITE, _SCAN = "finite", "2"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
 _MOST_MODULES, _LONGEST_MODULE = 64, 200
 """What is reported of target_modules, which may be thousands of names or one regular expression of any length."""
@@ -67,11 +74,14 @@ class Shelf:
     max_rank: int
     obtainer: Obtainer | None = None
     """Gets what comes over the network; None: nothing does."""
+    base_repo: str | None = None
+    """The repository that the base came from, where it came from one."""
+    _examining: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
-    def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None) -> Prepared:
+    def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None, ends: Ends = never) -> Prepared:
         """Make an adapter's files ready for the engine; raises FetchError, or FetchStopped when the pod leaves.
 
-        `told` hears how far they are while they come over the network.
+        `told` hears how far they are while they come over the network; `ends` ends that, by FetchStopped too.
         """
         if Path(planned.name).name != planned.name or planned.name.startswith("."):
             raise FetchError(Reason.INVALID_SPEC, f"{planned.name!r} is not the name of an adapter")
@@ -88,12 +98,12 @@ class Shelf:
                     f"the files' digest is {digest}, pinned is {planned.digest}: restore the files, or create a new "
                     "LoRAAdapter for the new ones",
                 )
-            prepared.append(self._checked(planned, copy, found))
+            prepared.append(self._checked(planned, copy, found, added))
 
         try:
-            with self._found(planned, told) as folder:
-                self._look_over(folder)
-                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check)
+            with self._found(planned, told, ends) as folder:
+                added = self._look_over(folder)
+                copy_checked(folder, (CONFIG, WEIGHTS), scratch, check, most=_MOST_FOLDER, going_on=self._go_on)
             self._name(scratch, self.adapters / prepared[0].engine_name)
         except ArtifactError as error:
             raise FetchError(error.reason, str(error), digest) from error
@@ -104,8 +114,12 @@ class Shelf:
             shutil.rmtree(scratch, ignore_errors=True)
         return prepared[0]
 
+    def _go_on(self) -> None:
+        if self.obtainer is not None:
+            self.obtainer.go_on()
+
     @contextmanager
-    def _found(self, planned: PlannedAdapter, told: Told) -> Iterator[Path]:
+    def _found(self, planned: PlannedAdapter, told: Told, ends: Ends) -> Iterator[Path]:
         """The folder with an adapter's files, on a volume or in the cache; raises ArtifactError."""
         volume = planned.source.volume
         if volume is not None:
@@ -113,7 +127,7 @@ class Shelf:
         elif self.obtainer is None or not planned.source.is_known:
             raise ArtifactError(Reason.INVALID_SPEC, "the source is of a kind that this version's agents do not know")
         else:
-            with self.obtainer.obtain(planned.source, planned.digest, told) as held:
+            with self.obtainer.obtain(planned.source, planned.digest, told, ends) as held:
                 yield held.path
 
     def remove(self, engine_name: str) -> None:
@@ -139,8 +153,11 @@ class Shelf:
         """The folder as the engine sees it."""
         return str(self.adapters / engine_name)
 
-    def _look_over(self, folder: Path) -> None:
-        """What can be said without reading everything, so that a wrong path does not cost minutes."""
+    def _look_over(self, folder: Path) -> dict[str, int]:
+        """What can be said without reading everything, so that a wrong path does not cost minutes.
+
+        Returns the tokens that the adapter's own tokenizer adds; its files are not copied, engines never see them.
+        """
         names = list_files(folder, _MOST_FILES)
         if CONFIG not in names:
             raise ArtifactError(
@@ -159,32 +176,46 @@ class Shelf:
             with opened(folder, name) as file:
                 if file.seek(0, 2) > most:
                     raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
-        read_header(folder, WEIGHTS)
+        with self._examining:
+            read_header(folder, WEIGHTS)
+            return added_tokens({name: _beginning(folder, name) for name in vocabulary.FILES if name in names})
 
-    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest) -> Prepared:
+    def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest, added: Mapping[str, int]) -> Prepared:
         """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
-        config = _json(copy, CONFIG)
-        entries = read_header(copy, WEIGHTS)
-        wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank)
+        with self._examining:
+            config = _json(copy, CONFIG)
+            entries = read_header(copy, WEIGHTS)
+            wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank, added)
         if wrong:
             raise ArtifactError(wrong[0].reason, ". ".join(v.message for v in wrong))
-        self._check_finite(planned, copy, found.digest, entries)
         settings = read_config(config)
+        factors = multiplied(settings, (entry.tensor for entry in entries))
+        self._check_finite(planned, copy, found.digest, entries, factors)
         return Prepared(
             source=planned.source,
             digest=found.digest,
             engine_name=engine_adapter_name(planned.name, found.digest),
-            rank=max([settings.rank, *settings.rank_pattern.values()]),
+            rank=settings.highest_rank,
             target_modules=tuple(clipped(name, _LONGEST_MODULE) for name in settings.target_modules[:_MOST_MODULES]),
             size_bytes=found.size_bytes,
+            warning=Reason.NAMES_ANOTHER_BASE
+            if self.base_repo is not None and names_another_base(settings, self.base_repo)
+            else None,
         )
 
-    def _check_finite(self, planned: PlannedAdapter, copy: Path, digest: str, entries: Sequence[Entry]) -> None:
+    def _check_finite(
+        self,
+        planned: PlannedAdapter,
+        copy: Path,
+        digest: str,
+        entries: Sequence[Entry],
+        factors: Mapping[str, float],
+    ) -> None:
         """Look at every value; of what lies in the cache once per digest and node."""
         store = self.obtainer.store if self.obtainer and planned.source.is_remote else None
         if store is not None and store.marked(digest, _FINITE) == _SCAN:
             return
-        check_finite(copy, WEIGHTS, entries)
+        check_finite(copy, WEIGHTS, entries, factors)
         if store is not None:
             store.mark(digest, _FINITE, _SCAN)
 
@@ -192,7 +223,8 @@ class Shelf:
         if target.exists():
             _log.info("%s lies in the pod already", target.name)  # an agent that was killed had got this far
             return
-        scratch.rename(target)
+        with writing(target, 0):
+            scratch.rename(target)
 
 
 def read_base(folder: Path) -> BaseFacts:
@@ -214,6 +246,12 @@ def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
 
 
+def _beginning(folder: Path, name: str) -> str:
+    """As much of a file as is looked at."""
+    with opened(folder, name) as file:
+        return file.read(_MOST_CONFIG).decode(errors="replace")
+
+
 def _json(folder: Path, name: str) -> object:
     """The JSON of a small file; raises ArtifactError (InvalidConfig)."""
     with opened(folder, name) as file:
@@ -222,6 +260,7 @@ def _json(folder: Path, name: str) -> object:
         if len(raw) > _MOST_CONFIG:
             raise ValueError("it is too large")
         found: object = json.loads(raw.decode())
+        json.dumps(found, ensure_ascii=False).encode()  # halves of characters, which no status can hold
     except (ValueError, RecursionError) as error:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
     return found

@@ -4,7 +4,7 @@ One thread works (`run`); plans and the end come from others. Rules:
 - what is no longer wanted is released before anything comes, so that it can make room;
 - what fails holds nothing else up: it is told, and tried again until it comes or is not wanted any more;
 - the mark file is there only while everything that is wanted is held: it is what makes the pod ready;
-- what is held is looked at now and then: what somebody has deleted or damaged comes again.
+- what is held is looked at now and then, and all of its bytes once a week: what is gone or damaged comes again.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.agent.obtaining import Obtainer
+from tuneyard.agent.pacing import Pace
 from tuneyard.api.documents import KeepReport, PrewarmPlan, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
@@ -67,6 +69,7 @@ class Keeper:
         self._plan: PrewarmPlan | None = None
         self._held: dict[tuple[str, Source], Held] = {}
         self._told: KeepReport | None = None
+        self._pace = Pace(time.monotonic)
         # an earlier process may have left it, whose locks are gone
         mark.unlink(missing_ok=True)
 
@@ -116,17 +119,28 @@ class Keeper:
         for item in wanted:
             if self._plan is not plan or self._stopped:
                 return False
-            if self._has(item) and not (look and self._is_lost(item)):
-                continue
-            self._mark.unlink(missing_ok=True)
-            try:
-                self._bring(item, len(wanted))
-            except ArtifactError as error:
+            if (error := self._met(item, len(wanted), look=look)) is not None:
                 _log.warning("%s: %s: %s", item.what, error.reason.value, error)
                 first = first or (item, error)
         if first is None:
             self._mark.touch()
         return self._say(len(wanted), problem=first) and first is None
+
+    def _met(self, item: Wanted, wanted: int, *, look: bool) -> ArtifactError | None:
+        """See that an artifact is held; returns what keeps it. Raises FetchStopped."""
+        try:
+            if not self._has(item) or (look and self._is_lost(item)):
+                self._mark.unlink(missing_ok=True)
+                self._bring(item, wanted)
+        except FetchStopped:
+            raise
+        except ArtifactError as error:
+            return error
+        except Exception as error:  # noqa: BLE001
+            # what nobody foresaw of a stranger's files must not end the keeping of all others
+            _log.exception("%s", item.what)
+            return ArtifactError(Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}")
+        return None
 
     def _release_all_but(self, wanted: list[Wanted]) -> None:
         keys = {(item.what, item.source): item for item in wanted}
@@ -140,7 +154,7 @@ class Keeper:
     def _is_lost(self, item: Wanted) -> bool:
         """Whether what is held is not there any more as it should be."""
         try:
-            found = self._obtainer.store.find(self._held[item.what, item.source].digest)
+            found = self._obtainer.look(self._held[item.what, item.source].digest)
         except ArtifactError as error:
             _log.warning("%s cannot be looked at: %s", item.what, error)
             return True
@@ -157,7 +171,8 @@ class Keeper:
             before.release()
 
         def told(transfer: Transfer) -> None:
-            self._say(wanted, transfer=transfer)
+            if self._pace.due({item.what: transfer}):
+                self._say(wanted, transfer=transfer)
 
         self._held[item.what, item.source] = held = self._obtainer.obtain(item.source, digest, told)
         _log.info("keeping %s: %s", item.what, held.digest)

@@ -110,7 +110,9 @@ async def _run(settings: Settings) -> None:
     if settings.base_path.is_symlink():
         held = await asyncio.to_thread(hold_base, obtainer, settings.base_source, settings.base_path)
     base = await asyncio.to_thread(read_base, settings.base_path)
-    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer)
+    origin = settings.base_source.hugging_face if settings.base_source else None
+    repo = origin.repo if origin else None
+    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer, repo)
     async with running_agent(settings, shelf, on_own_pod(api, settings)) as agent:
         informer = follow_plan(api, settings, agent.knowledge)
         try:

@@ -20,7 +20,19 @@ from tuneyard.agent.knowledge import Knowledge
 from tuneyard.api.documents import PlannedAdapter, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
-from tuneyard.planning.agentstate import BaseProven, Began, Ended, Failed, Fetched, Fetching, Proven, Removed, Unloaded
+from tuneyard.planning.agentstate import (
+    BaseProven,
+    Began,
+    Ended,
+    Failed,
+    Fetched,
+    Fetching,
+    Proven,
+    Removed,
+    Slow,
+    Unloaded,
+)
+from tuneyard.planning.slowfetches import SLOW_AFTER, gives_way
 from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.engines.vllm import (
     Answer,
@@ -110,14 +122,24 @@ class Performer:
         def told(transfer: Transfer) -> None:
             loop.call_soon_threadsafe(self._knowledge.tell, Fetching(name, transfer))
 
+        def ends() -> bool:
+            return gives_way(self._knowledge.state, name, self._clock())
+
+        slow = loop.call_later(SLOW_AFTER, self._knowledge.tell, Slow(name))
         try:
-            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told)
+            prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told, ends)
         except FetchStopped:
-            _log.info("fetching %s was stopped; what has come stays in the cache", name)
+            _log.info("fetching %s was stopped or gave way to others; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
+        except Exception as error:  # noqa: BLE001
+            # files are input of strangers: what nobody foresaw must reach the adapter's status, and come ever later
+            _log.exception("fetching %s", name)
+            self._fail(step.planned, Reason.ARTIFACT_UNREADABLE, f"{type(error).__name__}: {error}", None)
         else:
             self._knowledge.tell(Fetched(name, prepared))
+        finally:
+            slow.cancel()
 
     async def _probe_base(self) -> None:
         try:
@@ -198,7 +220,8 @@ class Performer:
             for _ in range(_CANARIES):
                 await self._watch.ask_base()
         else:
-            warning = Reason.ANSWERS_LIKE_BASE if await self._same(name, answer, base) else None
+            same = await self._same(name, answer, base)
+            warning = Reason.ANSWERS_LIKE_BASE if same else step.prepared.warning
             self._knowledge.tell(Proven(step.planned.name, name, warning))
 
     async def _same(self, name: str, answer: Answer, base: Answer) -> bool:

@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 from tuneyard.agent.knowledge import Knowledge
+from tuneyard.agent.pacing import Pace
 from tuneyard.agent.settings import PodIdentity
 from tuneyard.api import names
 from tuneyard.api.documents import KeepReport, PodReport, Transfer
@@ -47,8 +49,11 @@ def telling_of_base(api: Api, pod: PodIdentity, base_model: str) -> Callable[[Tr
 
     An API server that is away keeps no base from coming.
     """
+    pace = Pace(time.monotonic)
 
     def tell(transfer: Transfer) -> None:
+        if not pace.due({base_model: transfer}):
+            return
         report = PodReport(address=pod.address, engine="Starting", base_model=base_model, base_transfer=transfer)
         try:
             _annotate(api, pod, as_text(report))

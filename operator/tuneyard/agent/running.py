@@ -22,6 +22,7 @@ from tuneyard.agent.fetching import Shelf
 from tuneyard.agent.front import Front
 from tuneyard.agent.healthswitch import keep_health_switch
 from tuneyard.agent.knowledge import Knowledge
+from tuneyard.agent.pacing import Pace
 from tuneyard.agent.performing import Performer
 from tuneyard.agent.publishing import Publisher, Write
 from tuneyard.agent.server import application
@@ -86,11 +87,14 @@ async def _decide(
     With hundreds of adapters a report and a snapshot take milliseconds each, and most changes are in neither.
     """
     told: object = None
+    pace, transfers = Pace(clock), knowledge.state.transfers
     while True:
         knowledge.changed.clear()
         for step in next_steps(knowledge.state, clock()):
             performer.begin(step)
-        if told != (told := _told(knowledge.state)):
+        if knowledge.state.transfers != transfers and pace.due(knowledge.state.transfers):
+            transfers = knowledge.state.transfers
+        if told != (told := (_told(knowledge.state), transfers)):
             publisher.offer(pod_report(knowledge.state))
             snapshot.save(knowledge.state)
         now = clock()
@@ -104,7 +108,7 @@ async def _decide(
 def _told(state: State) -> tuple[object, ...]:
     """What of the state a report or a snapshot is made of: not what is under way, nor who has requests."""
     engine = replace(state.engine, busy=None)
-    return state.plan, state.prepared, state.proven, state.failures, engine, state.draining
+    return state.plan, state.prepared, state.proven, state.failures, state.slow, engine, state.draining
 
 
 @asynccontextmanager

@@ -83,6 +83,7 @@ def _prepared(prepared: Prepared) -> dict[str, Any]:
         "rank": prepared.rank,
         "targetModules": list(prepared.target_modules),
         "sizeBytes": prepared.size_bytes,
+        "warning": prepared.warning and prepared.warning.value,
     }
 
 
@@ -108,6 +109,7 @@ def _restored(state: State, document: dict[str, Any], on_disk: frozenset[str]) -
             rank=item["rank"],
             target_modules=tuple(item["targetModules"]),
             size_bytes=item["sizeBytes"],
+            warning=reason_of(item.get("warning") or ""),
         )
         for name, item in document["prepared"].items()
         if item["engineName"] in on_disk

@@ -130,7 +130,7 @@ def _architecture(config: dict[str, Any]) -> str:
     named = config.get("architectures")
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise ArtifactError(Reason.INVALID_CONFIG, "config.json names no architectures: copy the model again")
-    return named[0][:200]
+    return _sendable(named[0], 200)
 
 
 def _weights(folder: Path, files: list[str]) -> None:
@@ -174,5 +174,11 @@ def _progress(folder: Path, files: list[str]) -> Callable[[int], None]:
 
 def _failed(reason: Reason, message: str, architecture: str | None = None) -> BaseReport:
     # a termination message has at most 4,096 bytes, JSON included
-    short = message.encode()[:_MOST_MESSAGE].decode(errors="ignore")
-    return BaseReport(ok=False, reason=reason.value, message=short, architecture=architecture)
+    return BaseReport(
+        ok=False, reason=reason.value, message=_sendable(message, _MOST_MESSAGE), architecture=architecture
+    )
+
+
+def _sendable(text: str, most: int) -> str:
+    """The text in at most so many bytes of UTF-8: JSON of strangers may hold half a surrogate pair."""
+    return text.encode(errors="replace")[:most].decode(errors="ignore")

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
-from tuneyard.api.lineage import LINEAGE_STAYS, LineageField
+from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
@@ -84,6 +84,14 @@ class BaseModelStatus(ApiModel):
     prewarm_progress: Annotated[
         Text | None, Field(description="How far the other nodes are, or what keeps them from it.")
     ] = None
+    promoted_at: Annotated[
+        Moment | None,
+        Field(
+            description="When a ModelDeployment first gave the base itself, without an adapter, all traffic as its stable "
+            "revision; kept for ever."
+        ),
+    ] = None
+    promoted_by: Annotated[str | None, Field(description="By which one: ModelDeployment/revision.")] = None
     used_by: list[str] | None = None
     pools: list[PoolStatus] | None = None
     conditions: Annotated[
@@ -98,3 +106,8 @@ class BaseModelResource(ApiModel):
     metadata: ObjectMeta
     spec: BaseModelSpec
     status: BaseModelStatus = BaseModelStatus()
+
+    @property
+    def pinned_digest(self) -> str | None:
+        """The digest that pods must find: the spec's, or the one that the status has."""
+        return self.spec.digest or self.status.digest

@@ -63,6 +63,8 @@ KINDS = (
             Column("PROGRESS", ".status.progress"),
             AGE,
             Column("PREWARMED", ".status.prewarmed", priority=1),
+            Column("PROMOTED", ".status.promotedAt", "date", priority=1),
+            Column("BY", ".status.promotedBy", priority=1),
         ),
     ),
     Kind(

@@ -126,6 +126,8 @@ class AdapterReport(ApiModel):
     """A Reason that does not keep the adapter from serving (AnswersLikeBase)."""
     transfer: Transfer | None = None
     """Only while its files come."""
+    overdue: bool | None = None
+    """Its files have been coming for so long that the pod's readiness does not wait for them."""
 
 
 class PodReport(ApiModel):

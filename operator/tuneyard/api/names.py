@@ -58,6 +58,8 @@ MODEL_HEADER = "x-model"
 REVISION_HEADER = "x-revision"
 ADAPTER_HEADER = "x-adapter"
 """On answers of a revision with an adapter: `name@sha256:<hex>`, the bytes that answered."""
+BASE_HEADER = "x-base-model"
+"""On answers of a base itself: the same of the BaseModel."""
 
 _MAX_NAME = 63
 

@@ -95,9 +95,12 @@ class Reason(StrEnum):
     )
     SOURCE_UNREACHABLE = (
         "SourceUnreachable",
-        "The source does not answer, or the connection broke; it is tried again.",
+        "The source does not answer, broke off, or delivers too slowly; it is tried again.",
     )
-    DISK_FULL = ("DiskFull", "The cache has no room for the artifact; needed and free bytes are named.")
+    DISK_FULL = (
+        "DiskFull",
+        "The cache, or the pod's disk, has no room for the artifact; needed and free bytes are named.",
+    )
     CACHE_UNUSABLE = (
         "CacheUnusable",
         "The cache's volume cannot be written, has no file locks, or holds files of a newer version.",
@@ -136,6 +139,10 @@ class Reason(StrEnum):
         "The adapter loaded but the engine could not produce a token with it.",
     )
     ANSWERS_LIKE_BASE = ("AnswersLikeBase", "A warning: the adapter's probe answer equals the base model's.")
+    NAMES_ANOTHER_BASE = (
+        "NamesAnotherBase",
+        "A warning: base_model_name_or_path in adapter_config.json is another repository than the base model's.",
+    )
     POOL_FULL = ("PoolFull", "More adapters are wanted than serving.lora.maxCpuLoras allows.")
 
     # traffic and its events

@@ -26,7 +26,9 @@ from tuneyard.systems.trackers.adapterfolder import folder_record
 from tuneyard.systems.trackers.record import EVALUATIONS, Record, Selection
 from tuneyard.systems.trackers.server import Server, TrackerError, basic
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_OBJECT_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
+_NAMESPACE = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
 _VERSION = re.compile(r"-(v?[0-9][0-9.]*)$")
 
 
@@ -63,8 +65,7 @@ def _common_arguments(parser: argparse.ArgumentParser, *, needs_source: bool) ->
 
 def run(args: argparse.Namespace) -> int:
     """Write the manifest; raises UserError where there is nothing to write one from."""
-    if not _NAME.fullmatch(args.name):
-        raise UserError(f"--name {args.name}: lower-case letters, digits, - and . only, as for every object")
+    _check_names(args)
     selection = Selection(tuple(args.eval or EVALUATIONS), tuple(args.param or ("*",)))
     try:
         record: Record = _TRACKERS[args.tracker][2](args, selection)
@@ -84,6 +85,20 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{args.file} cannot be written: {error.strerror}") from error
     return 0
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    """The API server refuses an object of another name, and nothing could ever be found under one."""
+    for option in ("name", "base_model", "credentials", "namespace"):
+        given, is_namespace = getattr(args, option), option == "namespace"
+        if given is not None and not (_NAMESPACE if is_namespace else _OBJECT_NAME).fullmatch(given):
+            letters = (
+                "lower-case letters, digits and - only" if is_namespace else "lower-case letters, digits, - and . only"
+            )
+            raise UserError(
+                f"--{option.replace('_', '-')} {given}: {letters}, each part with a letter or digit at either end, as "
+                "for every object"
+            )
 
 
 def _comment(args: argparse.Namespace) -> str:

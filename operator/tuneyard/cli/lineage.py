@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from tuneyard.cli.errors import UserError
-from tuneyard.cli.lineagerender import render_lineage
+from tuneyard.cli.lineagerender import UNFOLDED, render_lineage
 from tuneyard.cli.lineageview import KIND_WORDS, SHORT, Kind, found_kinds, lineage_view
 from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
 from tuneyard.cli.statusread import open_cluster, read_registry
@@ -38,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         sys.stdout.write(machine_readable(view, args.output))
     else:
-        show(console_for(sys.stdout), render_lineage(view))
+        console = console_for(sys.stdout)
+        tree = render_lineage(view, console.width)
+        console.width = UNFOLDED
+        show(console, tree)
     return 0
 
 

@@ -2,14 +2,16 @@
 
 Rules:
 - the chain is in the branches, the facts of each link are its first lines;
-- nothing is shortened: a digest that is cut proves nothing. Narrow terminals fold it.
+- nothing is shortened: a digest that is cut proves nothing;
+- words are folded to the terminal's width; what people copy (digests, addresses) is not, however narrow that is: a
+  terminal that wraps a line by itself copies it whole.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -17,6 +19,11 @@ from tuneyard.api.lineage import Evaluation, Lineage
 from tuneyard.cli.lineageview import LineageView, Made, MadeAdapter, ServedRevision
 
 Facts = Iterator[tuple[str, str | Text]]
+UNFOLDED = 8192
+"""Width of the console that the tree is printed to, so that it folds nothing more."""
+_WORDS = frozenset({"missing", "warning", "with", "lineage"})
+_INDENT = 4
+"""Columns that a branch is set in."""
 
 
 def _headline(word: str, name: str, *more: str) -> Text:
@@ -63,33 +70,49 @@ def _facts(made: Made) -> Facts:
     yield "digest", made.digest or Text("not known yet: no pod has read it", style="yellow")
     if made.source:
         yield "source", made.source
-    if isinstance(made, MadeAdapter):
-        if made.promoted_at:
-            yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
-        if made.warning:
-            yield "warning", Text(made.warning, style="yellow")
+    if made.promoted_at:
+        yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
+    if isinstance(made, MadeAdapter) and made.warning:
+        yield "warning", Text(made.warning, style="yellow")
     if made.lineage is not None:
         yield from _record(made.lineage)
     elif isinstance(made, MadeAdapter):
         yield "lineage", Text("nothing was recorded; `tuneyard import` does for the next version", style="dim")
 
 
-def _link(tree: Tree, word: str, made: Made) -> Tree:
+def _link(tree: Tree, word: str, made: Made, depth: int, width: int) -> Tree:
+    """Add a link of the chain; `depth`: how many branches are above it."""
     version = made.lineage.version if made.lineage else None
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in _facts(made):
-        table.add_row(key, value)
+    facts = list(_facts(made))
+    keys = max(len(key) for key, _ in facts) + 2
+    room = max(width - _INDENT * (depth + 2) - keys, 20)
+    block = Text("\n").join(
+        Text.assemble(((key if first else "").ljust(keys), "dim"), line)
+        for key, value in facts
+        for first, line in _lines(key, value, room)
+    )
     branch = tree.add(_headline(word, made.name, version or ""))
-    branch.add(table)
+    branch.add(block)
     return branch
+
+
+def _lines(key: str, value: str | Text, room: int) -> Iterator[tuple[bool, Text]]:
+    """The lines of a fact, each with whether it is the first."""
+    text = Text(value) if isinstance(value, str) else value
+    lines = [Text(line, text.style) for line in _folded(text.plain, room)] if key in _WORDS else text.split("\n")
+    for number, line in enumerate(lines):
+        yield number == 0, line
+
+
+def _folded(text: str, room: int) -> list[str]:
+    """Folded between words only: `2e-4` is one."""
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def _gets(revision: ServedRevision) -> str:
     if revision.weight is None or revision.weight == revision.spec_weight:
         return f"{revision.spec_weight} %"
-    return f"{revision.weight} of {revision.spec_weight} %"
+    return f"{revision.weight} % now, {revision.spec_weight} % in spec"
 
 
 def _revision_line(revision: ServedRevision, name: str) -> Text:
@@ -97,25 +120,25 @@ def _revision_line(revision: ServedRevision, name: str) -> Text:
     return _headline("revision", name, _gets(revision), role)
 
 
-def render_lineage(view: LineageView) -> Tree:
-    """The whole tree."""
+def render_lineage(view: LineageView, width: int) -> Tree:
+    """The whole tree, its words folded at `width`; to be printed UNFOLDED."""
     word = {"ModelDeployment": "deployment", "LoRAAdapter": "adapter", "BaseModel": "base"}[view.kind]
     tree = Tree(_headline(word, f"{view.namespace}/{view.name}"), guide_style="dim")
     if view.kind == "ModelDeployment":
         for revision in view.revisions:
             branch = tree.add(_revision_line(revision, revision.name))
             if revision.adapter is not None:
-                branch = _link(branch, "adapter", revision.adapter)
-            _link(branch, "base", revision.base)
+                branch = _link(branch, "adapter", revision.adapter, 1, width)
+            _link(branch, "base", revision.base, 2 if revision.adapter else 1, width)
         return tree
     for revision in view.revisions:
         if view.adapter is not None or revision.adapter is None:
             tree.add(_revision_line(revision, f"{revision.deployment}/{revision.name}"))
     if not view.revisions:
         tree.add(Text("no revision serves it", style="yellow"))
-    branch = _link(tree, "adapter", view.adapter) if view.adapter is not None else tree
+    branch = _link(tree, "adapter", view.adapter, 0, width) if view.adapter is not None else tree
     if view.base is not None:
-        branch = _link(branch, "base", view.base)
+        branch = _link(branch, "base", view.base, 1 if view.adapter is not None else 0, width)
     for adapter in view.adapters:
-        _link(branch, "adapter", adapter)
+        _link(branch, "adapter", adapter, 1, width)
     return tree

@@ -37,6 +37,8 @@ class Made(ApiModel):
     missing: bool = False
     digest: str | None = None
     source: str | None = None
+    promoted_at: str | None = None
+    promoted_by: str | None = None
     lineage: Lineage | None = None
 
 
@@ -44,8 +46,6 @@ class MadeAdapter(Made):
     """An adapter; `warning`: what is wrong with its descent."""
 
     base_model: str | None = None
-    promoted_at: str | None = None
-    promoted_by: str | None = None
     warning: str | None = None
 
 
@@ -93,8 +93,14 @@ def _base(name: str, read: Read) -> Made:
     base = next((b for b in read.base_models if b.metadata.name == name), None)
     if base is None:
         return Made(name=name, missing=True)
-    digest = base.spec.digest or base.status.digest
-    return Made(name=name, digest=digest, source=source_text(base.spec.source), lineage=base.spec.lineage)
+    return Made(
+        name=name,
+        digest=base.pinned_digest,
+        source=source_text(base.spec.source),
+        promoted_at=base.status.promoted_at,
+        promoted_by=base.status.promoted_by,
+        lineage=base.spec.lineage,
+    )
 
 
 def _adapter(name: str, read: Read) -> MadeAdapter:

@@ -149,7 +149,9 @@ def build_parser(program: str, chosen: Command | None) -> argparse.ArgumentParse
     parser.add_argument("--version", action="version", version=f"tuneyard {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        added = commands.add_parser(command.name, help=command.help, description=f"{command.help.capitalize()}.")
+        added = commands.add_parser(
+            command.name, help=command.help, description=f"{command.help[0].upper()}{command.help[1:]}."
+        )
         if command is chosen:
             command.add_arguments(added)
     return parser

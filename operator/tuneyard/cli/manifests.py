@@ -4,6 +4,7 @@ Rules:
 - Places come from the YAML parser's marks; the text around them is copied, never printed anew: comments, order,
   quotes, anchors and line ends are the user's.
 - A changed text is parsed again and must be the old document with exactly the wanted changes, or it is refused.
+- What `kubectl apply` would take out of a List is found in it, also in a List of Lists.
 """
 
 from __future__ import annotations
@@ -14,31 +15,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tuneyard.cli.errors import UserError
 
 KINDS = ("BaseModel", "LoRAAdapter")
+_DEEPEST = 16
+"""Lists within Lists that are followed: an alias can lead round in a circle."""
+_OTHER_LAYOUT = "the pins do not fit into this layout: write source and digest as plain YAML blocks"
 _NUMBER = re.compile(r"[0-9]+(e[0-9]+)?\Z")
+
+Position = tuple[int, ...]
+"""A document's number, and in a List the number of the item, at each level."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A document of a manifest that has a source: its place among the documents, and what it says."""
+    """An object of a manifest that has a source: where it is, and what it says."""
 
-    position: int
+    position: Position
     kind: str
     name: str
     spec: dict[str, Any]
-    node: MappingNode
-    """Of spec."""
+    node: MappingNode | None
+    """Of spec; None where it does not stand in the object itself."""
 
 
 @dataclass(frozen=True)
 class Pins:
-    """What is to be written into one document; None for nothing."""
+    """What is to be written into one object; None for nothing."""
 
-    position: int
+    position: Position
     revision: str | None = None
     digest: str | None = None
 
@@ -48,16 +55,35 @@ def artifacts(text: str) -> Iterator[Artifact]:
     try:
         nodes = list(yaml.compose_all(text, yaml.SafeLoader))
         documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise UserError(f"not valid YAML: {error}") from error
-    for position, (node, document) in enumerate(zip(nodes, documents, strict=True)):
-        if not isinstance(document, dict) or document.get("kind") not in KINDS or not _is_ours(document):
-            continue
-        spec = _value(node, "spec")
-        if isinstance(spec, MappingNode) and isinstance(document["spec"].get("source"), dict):
-            metadata = document.get("metadata")
+    except RecursionError:
+        raise UserError("not valid YAML: it is nested too deeply") from None
+    for number, (node, document) in enumerate(zip(nodes, documents, strict=True)):
+        yield from _found((number,), node, document)
+
+
+def _found(
+    position: Position, node: Node | None, content: Any, typed: tuple[str, str] = ("", "")
+) -> Iterator[Artifact]:
+    """The artifacts in one document or item; `typed`: version and kind of what says neither."""
+    if not isinstance(content, dict):
+        return
+    version, kind = (str(content.get(key, default)) for key, default in zip(("apiVersion", "kind"), typed, strict=True))
+    items = content.get("items")
+    if kind.endswith("List") and isinstance(items, list):
+        if len(position) > _DEEPEST:
+            raise UserError(f"it holds Lists within Lists over {_DEEPEST} levels")
+        listed = _value(node, "items")
+        nodes = listed.value if isinstance(listed, SequenceNode) else [None] * len(items)
+        for number, (inner, item) in enumerate(zip(nodes, items, strict=True)):
+            yield from _found((*position, number), inner, item, (version, kind.removesuffix("List")))
+    elif kind in KINDS and version.startswith("tuneyard.dev/"):
+        spec, metadata = content.get("spec"), content.get("metadata")
+        if isinstance(spec, dict) and isinstance(spec.get("source"), dict):
             name = str(metadata.get("name")) if isinstance(metadata, dict) else "?"
-            yield Artifact(position, document["kind"], name, document["spec"], spec)
+            place = _value(node, "spec")
+            yield Artifact(position, kind, name, spec, place if isinstance(place, MappingNode) else None)
 
 
 def pinned(text: str, pins: Sequence[Pins]) -> str:
@@ -68,7 +94,8 @@ def pinned(text: str, pins: Sequence[Pins]) -> str:
         spec = found[pin.position].node
         if pin.revision is not None:
             node = _value(_value(_value(spec, "source"), "huggingFace"), "revision")
-            assert isinstance(node, ScalarNode)  # noqa: S101 -- the specification was read by the API's own classes
+            if not isinstance(node, ScalarNode):  # it is merged in from elsewhere
+                raise UserError(_OTHER_LAYOUT)
             begin, end = node.start_mark.index, node.end_mark.index
             if text[begin] in "&!":  # an anchor or a tag, which the mark includes
                 begin = text.rindex(" ", begin, end) + 1
@@ -76,15 +103,11 @@ def pinned(text: str, pins: Sequence[Pins]) -> str:
         if pin.digest is not None:
             edits.append(_insertion(text, spec, pin.digest))
     changed = text
-    for begin, end, new in sorted(edits, reverse=True):
+    for begin, end, new in sorted(set(edits), reverse=True):  # one object may be listed twice, by an alias
         changed = changed[:begin] + new + changed[end:]
     if _loaded(changed) != _wanted(text, pins):
-        raise UserError("the pins do not fit into this layout: write source and digest as plain YAML blocks")
+        raise UserError(_OTHER_LAYOUT)
     return changed
-
-
-def _is_ours(document: dict[str, Any]) -> bool:
-    return str(document.get("apiVersion", "")).startswith("tuneyard.dev/") and isinstance(document.get("spec"), dict)
 
 
 def _value(node: Node | None, key: str) -> Node | None:
@@ -101,9 +124,12 @@ def _like(node: ScalarNode, text: str) -> str:
     return f"{quote}{text}{quote}"
 
 
-def _insertion(text: str, spec: MappingNode, digest: str) -> tuple[int, int, str]:
+def _insertion(text: str, spec: MappingNode | None, digest: str) -> tuple[int, int, str]:
     """Where and how `digest` is written: behind `source`."""
-    name, source = next((n, v) for n, v in spec.value if n.value == "source")
+    place = next(((n, v) for n, v in spec.value if n.value == "source"), None) if spec is not None else None
+    if spec is None or place is None:
+        raise UserError(_OTHER_LAYOUT)
+    name, source = place
     end = _last(source).end_mark.index
     if spec.flow_style:
         return end, end, f", digest: {digest}"
@@ -132,7 +158,10 @@ def _loaded(text: str) -> list[Any] | None:
 def _wanted(text: str, pins: Sequence[Pins]) -> list[Any]:
     documents = list(yaml.safe_load_all(text))
     for pin in pins:
-        spec = documents[pin.position]["spec"]
+        found = documents[pin.position[0]]
+        for number in pin.position[1:]:
+            found = found["items"][number]
+        spec = found["spec"]
         if pin.revision is not None:
             spec["source"]["huggingFace"]["revision"] = pin.revision
         if pin.digest is not None:

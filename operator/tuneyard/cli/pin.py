@@ -11,8 +11,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable
-from contextlib import closing
-from functools import partial
+from contextlib import closing, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -44,45 +43,50 @@ def run(args: argparse.Namespace) -> int:
 
     unpinned = False
     for path in args.files:
+        told: list[str] = []
         try:
             # newline="" keeps \r\n: everything that is not pinned must stay
             with path.open(encoding="utf-8", newline="") as file:
                 text = file.read()
-            changed = pin(text, resolve, partial(_tell, path), args.check)
+            changed = pin(text, resolve, told.append, args.check)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        if changed is None or changed == text:
-            unpinned |= changed is None
-            continue
-        if args.dry_run:
+        unpinned |= changed is None
+        if changed is not None and changed != text and not args.dry_run:
+            _write(path, changed)
+        # only now is true what they say
+        sys.stderr.writelines(f"{path}: {words}\n" for words in told)
+        if changed is not None and args.dry_run:
             lines = difflib.unified_diff(
                 text.splitlines(keepends=True), changed.splitlines(keepends=True), str(path), f"{path} (pinned)"
             )
             sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
-        else:
-            _write(path, changed)
     return 1 if unpinned else 0
 
 
 def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool = False) -> str | None:
     """The manifest with everything pinned. With `check` nothing is asked: None if something is not pinned."""
     pins: list[Pins] = []
+    unpinned = False
     for artifact in artifacts(text):
         what = f"{artifact.kind} {artifact.name}"
         source = _source(artifact, what)
+        given = artifact.spec.get("digest")
         if not source.is_remote:
-            tell(f"{what} is on a volume and skipped: `tuneyard digest DIR` prints its digest")
+            if given is None and not _names_digest(source):
+                tell(f"{what} {_by_hand(source, check)}")
+                unpinned = True
             continue
         hub = source.hugging_face
         moves = hub is not None and not re.match(COMMIT_PATTERN, hub.revision)
-        given = artifact.spec.get("digest")
         if not moves and given is not None:
             continue
         if check:
             tell(f"{what} is not pinned: run `tuneyard pin`")
-            return None
+            unpinned = True
+            continue
         commit, digest = resolve(source, what)
         if given is not None and given != digest:
             raise UserError(
@@ -91,7 +95,28 @@ def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool 
             )
         pins.append(Pins(artifact.position, commit if moves else None, digest if given is None else None))
         tell(f"{what} is pinned to {f'{commit[:12]}, ' if commit and moves else ''}{digest}")
+    if check:
+        return None if unpinned else text
     return pinned(text, pins) if pins else text
+
+
+def _names_digest(source: Source) -> bool:
+    return source.image is not None and "@sha256:" in source.image.reference
+
+
+def _by_hand(source: Source, check: bool) -> str:
+    """What is to be done about a source that only its owner can ask for its digest."""
+    if source.image is not None:
+        image = re.sub(r"(@.*|:[^/:]*)$", "", source.image.reference)
+        if check:
+            return f"is not pinned: a tag names its image, and tags move: write {image}@sha256:…, or spec.digest"
+        return f"comes as an image and is skipped: write {image}@sha256:… yourself, with the image's digest"
+    if check:
+        where = ", `tuneyard digest DIR` of its folder prints it" if source.volume is not None else ""
+        return f"is not pinned: write spec.digest{where}"
+    if source.volume is not None:
+        return "is on a volume and skipped: write spec.digest yourself, `tuneyard digest DIR` of its folder prints it"
+    return "has a source of a kind that this version does not know, and is skipped: write spec.digest yourself"
 
 
 def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None, str]:
@@ -111,10 +136,6 @@ def ask(source: Source, what: str, anonymous: bool = False) -> tuple[str | None,
         raise UserError(f"{what} ({error.reason.value}): {error}{hint}") from error
 
 
-def _tell(path: Path, words: str) -> None:
-    sys.stderr.write(f"{path}: {words}\n")
-
-
 def _source(artifact: Artifact, what: str) -> Source:
     try:
         return Source.model_validate(artifact.spec["source"])
@@ -124,9 +145,14 @@ def _source(artifact: Artifact, what: str) -> Source:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file at once, so that an interrupted run leaves the old one."""
+    """Replace the file at once, so that an interrupted run leaves the old one; raises UserError."""
     real = path.resolve()
     new = real.with_name(f".{real.name}.pinned")
-    new.write_bytes(text.encode())
-    new.chmod(real.stat().st_mode & 0o777)
-    new.rename(real)
+    try:
+        new.write_bytes(text.encode())
+        new.chmod(real.stat().st_mode & 0o777)
+        new.rename(real)
+    except OSError as error:
+        with suppress(OSError):
+            new.unlink()
+        raise UserError(f"{path} cannot be written, and stays as it was: {error.strerror}") from error

@@ -25,7 +25,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.statuschanges import changes
 from tuneyard.cli.statusread import Cluster, open_cluster, read_all, read_one
-from tuneyard.cli.statusrender import render_deployment, render_overview
+from tuneyard.cli.statusrender import Look, render_deployment, render_overview
 from tuneyard.cli.statusview import DeploymentView, Overview, deployment_view, overview
 
 WATCH_SECONDS = 1.0
@@ -98,12 +98,12 @@ def machine_readable(view: ApiModel, output: str) -> str:
 
 
 def _rendered(view: View, namespace: str | None, console: Console) -> RenderableType:
+    look = Look(console.width, plain=not console.encoding.startswith("utf"), bars=console.is_terminal)
     if isinstance(view, DeploymentView):
-        plain = not console.encoding.startswith("utf")
-        return render_deployment(view, width=console.width, plain=plain)
+        return render_deployment(view, look)
     if not (view.deployments or view.base_models or view.adapters):
         return Text(f"nothing of Tuneyard in {f'namespace {namespace}' if namespace else 'any namespace'}")
-    return render_overview(view, everywhere=namespace is None)
+    return render_overview(view, look, everywhere=namespace is None)
 
 
 def console_for(file: TextIO) -> Console:

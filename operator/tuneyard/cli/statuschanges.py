@@ -37,8 +37,9 @@ def _pod(name: str, before: PodView | None, after: PodView) -> Iterator[str]:
         shown = f"{before.state} -> " if before else ""
         problem = f" ({after.problem})" if after.problem else ""
         yield f"{name}: pod {after.name} {shown}{after.state}{problem}"
-    known = {a.adapter: a for a in before.adapters} if before else {}
-    for adapter in after.adapters:
+    # how far files are changes all the time, and is no event
+    known = {a.adapter: a.model_copy(update={"progress": None}) for a in before.adapters} if before else {}
+    for adapter in (a.model_copy(update={"progress": None}) for a in after.adapters):
         if known.get(adapter.adapter) != adapter and (before is not None or adapter.state != "Waiting"):
             yield f"{name}: pod {after.name} {_adapter_line(adapter)}"
 

@@ -3,6 +3,7 @@
 Rules:
 - one bar shows both weights: full cells are what a revision gets, light cells what its spec would give it beyond;
 - the first line says whether it is ready and why not, so that `| head -1` is an answer;
+- files that are coming have a bar on a terminal (`Look.bars`), and words alone elsewhere;
 - no meaning by colour alone: every state stands there as a word;
 - 80 columns are enough: only the last column of a table may wrap, and bars are shorter below 100 columns.
 """
@@ -10,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -27,6 +29,7 @@ from tuneyard.cli.statusview import (
     PodView,
     RevisionView,
 )
+from tuneyard.planning.sizes import percent_said
 
 WIDE = 100
 _STATES = {
@@ -61,6 +64,23 @@ def bar(weight: int, spec_weight: int, *, plain: bool = False, cells: int = 20) 
     filled = min(cells, max(1, round(weight * cells / 100))) if weight else 0
     wanted = min(cells, max(1, round(spec_weight * cells / 100))) if spec_weight else 0
     return (full * filled + light * max(0, wanted - filled)).ljust(cells)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a view is shown. `width`: columns; `plain`: only ASCII in bars; `bars`: whether transfers have any."""
+
+    width: int = WIDE
+    plain: bool = False
+    bars: bool = False
+
+    def progress(self, words: str) -> str:
+        """What is said of a transfer, with a bar in place of its first word."""
+        said = percent_said(words) if self.bars else None
+        if said is None:
+            return words
+        percent, rest = said
+        return f"{bar(percent, 100, plain=self.plain, cells=10)} {percent} % {rest}"
 
 
 def _state(word: str, *, problem: bool = False) -> Text:
@@ -120,13 +140,13 @@ def _remark(revision: RevisionView) -> Text | None:
     return Text(f"{revision.name}: not every gateway has confirmed {revision.weight} % yet", style="yellow")
 
 
-def _revisions(revisions: Sequence[RevisionView], *, plain: bool, width: int) -> RenderableType:
+def _revisions(revisions: Sequence[RevisionView], look: Look) -> RenderableType:
     rows = table("REVISION", "ROLE", "WEIGHT", "GETS", "SPEC", "PODS", "SERVES")
     for index in (3, 4, 5):
         rows.columns[index].justify = "right"
     for revision in revisions:
         weight = revision.weight or 0
-        cells = bar(weight, revision.spec_weight, plain=plain, cells=20 if width >= WIDE else 10)
+        cells = bar(weight, revision.spec_weight, plain=look.plain, cells=20 if look.width >= WIDE else 10)
         rows.add_row(
             revision.name,
             revision.role,
@@ -140,19 +160,20 @@ def _revisions(revisions: Sequence[RevisionView], *, plain: bool, width: int) ->
     return Group(section("Revisions", rows), *remarks)
 
 
-def _adapter_words(adapter: AdapterOnPodView) -> Text:
+def _adapter_words(adapter: AdapterOnPodView, look: Look) -> Text:
     words = Text.assemble(f"{adapter.adapter} ", _state(adapter.state))
-    told = ": ".join(part for part in (adapter.reason, adapter.message) if part)
+    progress = look.progress(adapter.progress) if adapter.progress else None
+    told = progress or ": ".join(part for part in (adapter.reason, adapter.message) if part)
     if told:
         words.append(f" {told}", style="red" if adapter.state == "Failed" else "yellow")
     return words
 
 
-def _pods(pods: Sequence[PodView]) -> RenderableType:
+def _pods(pods: Sequence[PodView], look: Look) -> RenderableType:
     rows = table("POD", "STATE", "AGE", "ADAPTERS")
     for pod in pods:
         lines = [Text(pod.problem, style="red")] if pod.problem else []
-        lines += [_adapter_words(adapter) for adapter in pod.adapters]
+        lines += [_adapter_words(adapter, look) for adapter in pod.adapters]
         words = Text("\n").join(lines) if lines else Text("-")
         rows.add_row(pod.name, _state(pod.state, problem=pod.problem is not None), duration(pod.seconds_old), words)
     if not pods:
@@ -184,10 +205,10 @@ def _events(events: Sequence[EventView]) -> RenderableType:
     return section("Last events", rows)
 
 
-def render_deployment(view: DeploymentView, *, width: int, plain: bool = False) -> RenderableType:
-    """One ModelDeployment in full. `width`: columns of the terminal; `plain`: only ASCII in bars."""
+def render_deployment(view: DeploymentView, look: Look) -> RenderableType:
+    """One ModelDeployment in full."""
     parts: list[RenderableType] = [_headline(view), *_remarks(view)]
-    parts += [_revisions(view.revisions, plain=plain, width=width), _pods(view.pods)]
+    parts += [_revisions(view.revisions, look), _pods(view.pods, look)]
     if view.conditions:
         parts.append(_conditions(view.conditions))
     if view.events:
@@ -232,30 +253,36 @@ def _deployments_table(views: Sequence[DeploymentView], *, everywhere: bool) -> 
     return section("Model deployments", rows)
 
 
-def _base_models_table(views: Sequence[BaseModelView], *, everywhere: bool) -> RenderableType:
+def _prewarmed(view: BaseModelView, look: Look) -> str:
+    more = f": {look.progress(view.prewarm_progress)}" if view.prewarm_progress else ""
+    return f"prewarmed on {view.prewarmed or '?'} nodes{more}"
+
+
+def _base_models_table(views: Sequence[BaseModelView], look: Look, *, everywhere: bool) -> RenderableType:
     rows = table("NAME", "READY", "ENGINE", "TP", "PODS", "POOLS")
     for view in views:
-        pools = Text("\n").join(
-            Text(
-                f"{pool.name} {pool.ready_replicas}/{pool.replicas}"
-                + (f" (own pods of {pool.deployment})" if pool.deployment else "")
-                + (f" {pool.progress}" if pool.progress else "")
-            )
+        lines = [
+            f"{pool.name} {pool.ready_replicas}/{pool.replicas}"
+            + (f" (own pods of {pool.deployment})" if pool.deployment else "")
+            + (f" {look.progress(pool.progress)}" if pool.progress else "")
             for pool in view.pools
-        )
+        ]
+        if view.prewarmed or view.prewarm_progress:
+            lines.append(_prewarmed(view, look))
         rows.add_row(
             _place(view.namespace, view.name, everywhere=everywhere),
             _readiness(ready=view.ready, reason=view.reason),
             view.engine or "-",
             str(view.tensor_parallel_size or "-"),
             view.replicas or "-",
-            pools or Text("-"),
+            Text("\n".join(lines) or "-"),
         )
     return section("Base models", rows)
 
 
-def _adapters_table(views: Sequence[AdapterView], *, everywhere: bool) -> RenderableType:
-    rows = table("NAME", "READY", "LOADED", "RANK", "SIZE", "BASE")
+def _adapters_table(views: Sequence[AdapterView], look: Look, *, everywhere: bool) -> RenderableType:
+    coming = any(view.progress for view in views)
+    rows = table("NAME", "READY", "LOADED", "RANK", "SIZE", "BASE", *(["PROGRESS"] if coming else []))
     for view in views:
         rows.add_row(
             _place(view.namespace, view.name, everywhere=everywhere),
@@ -264,11 +291,12 @@ def _adapters_table(views: Sequence[AdapterView], *, everywhere: bool) -> Render
             str(view.rank or "-"),
             view.size or "-",
             view.base_model,
+            *([look.progress(view.progress) if view.progress else ""] if coming else []),
         )
     return section("Adapters", rows)
 
 
-def render_overview(view: Overview, *, everywhere: bool = False) -> RenderableType:
+def render_overview(view: Overview, look: Look, *, everywhere: bool = False) -> RenderableType:
     """All objects, one line each; `everywhere` shows namespaces."""
     ready = sum(d.ready for d in view.deployments)
     parts: list[RenderableType] = [
@@ -277,7 +305,7 @@ def render_overview(view: Overview, *, everywhere: bool = False) -> RenderableTy
     if view.deployments:
         parts.append(_deployments_table(view.deployments, everywhere=everywhere))
     if view.base_models:
-        parts.append(_base_models_table(view.base_models, everywhere=everywhere))
+        parts.append(_base_models_table(view.base_models, look, everywhere=everywhere))
     if view.adapters:
-        parts.append(_adapters_table(view.adapters, everywhere=everywhere))
+        parts.append(_adapters_table(view.adapters, look, everywhere=everywhere))
     return Group(*parts)

@@ -23,6 +23,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.cli.rolloutview import rollout_view, summary
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.pools import pool_of
+from tuneyard.planning.sizes import transfer_for_people
 from tuneyard.planning.timestamps import parsed_time
 
 EVENTS_SHOWN = 8
@@ -63,6 +64,8 @@ class AdapterOnPodView(ApiModel):
     """Loading, Loaded, Failed, or Waiting where the pod has said nothing of it."""
     reason: str | None = None
     message: str | None = None
+    progress: str | None = None
+    """How far its files are, while they come over the network."""
 
 
 class PodView(ApiModel):
@@ -112,6 +115,10 @@ class BaseModelView(ApiModel):
     tensor_parallel_size: int | None = None
     replicas: str | None = None
     progress: str | None = None
+    prewarmed: str | None = None
+    """Nodes whose cache holds what it should, of those chosen; none without serving.cache.prewarm."""
+    prewarm_progress: str | None = None
+    """How far the other nodes are, or what keeps them from it."""
     used_by: list[str] = []
     seconds_old: int | None = None
     pools: list[PoolView] = []
@@ -136,6 +143,8 @@ class AdapterView(ApiModel):
     reason: str | None = None
     base_model: str
     loaded: str | None = None
+    progress: str | None = None
+    """How far pods are with fetching it, while they are."""
     rank: int | None = None
     size: str | None = None
     seconds_old: int | None = None
@@ -224,7 +233,10 @@ def _on_pod(adapter: str, report: AdapterReport | None) -> AdapterOnPodView:
     if report is None:
         return AdapterOnPodView(adapter=adapter, state="Waiting")
     reason = report.reason or report.warning
-    return AdapterOnPodView(adapter=adapter, state=report.state, reason=reason, message=report.message)
+    progress = transfer_for_people(report.transfer) if report.transfer else None
+    return AdapterOnPodView(
+        adapter=adapter, state=report.state, reason=reason, message=report.message, progress=progress
+    )
 
 
 def _pod_state(pod: PodObservation) -> str:
@@ -307,6 +319,8 @@ def base_model_view(base: BaseModelResource, now: datetime) -> BaseModelView:
         tensor_parallel_size=status.tensor_parallel_size,
         replicas=status.replicas,
         progress=status.progress,
+        prewarmed=status.prewarmed,
+        prewarm_progress=status.prewarm_progress,
         used_by=list(status.used_by or ()),
         seconds_old=age(base.metadata.creation_timestamp, now),
         pools=[PoolView.model_validate(p.model_dump()) for p in status.pools or ()],
@@ -323,6 +337,7 @@ def adapter_view(adapter: LoRAAdapterResource, now: datetime) -> AdapterView:
         reason=_reason(status.conditions),
         base_model=adapter.spec.base_model,
         loaded=status.loaded,
+        progress=status.progress,
         rank=status.rank,
         size=status.size,
         seconds_old=age(adapter.metadata.creation_timestamp, now),

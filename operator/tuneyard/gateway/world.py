@@ -25,6 +25,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.routes import (
@@ -60,6 +61,8 @@ class Pod:
     pool: str
     deleted: bool
     report: PodReport | None
+    hands_over: bool = False
+    """It is leaving since a short time (handover.py)."""
 
 
 @dataclass
@@ -122,7 +125,8 @@ def pod_of(raw: Json) -> Pod:
 
 def _takes_requests(pod: Pod | None) -> bool:
     """Whether routes may lead to the pod."""
-    return pod is not None and not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
+    there = pod is not None and (not pod.deleted or pod.hands_over)
+    return there and pod is not None and pod.report is not None and pod.report.engine == "Ready"
 
 
 def _changed_adapters(before: Pod | None, after: Pod | None) -> set[str] | None:
@@ -152,10 +156,12 @@ class World:
         self._pods: dict[Key, Pod] = {}
         self._pools: dict[Key, dict[str, Pod]] = {}
         """Pods by (namespace, pool), then by name."""
+        self._leaving: dict[Key, float] = {}
+        """Pods that hand over, and since when."""
         self._borrowed: dict[Key, tuple[LoRAAdapterResource, float]] = {}
         """Adapters that go by the digest of their predecessor: as they really are, and since when."""
         self._users: dict[tuple[str, str, str], set[Key]] = {}
-        """Deployments by what they refer to: (adapter | base | pool, namespace, name)."""
+        """Deployments by what they refer to: (adapter | base | base itself | pool, namespace, name)."""
         self._claims: dict[str, set[Key]] = {}
         """Deployments by model name."""
         self._lines: dict[Kind, dict[Key, str]] = {kind: {} for kind in KINDS}
@@ -175,7 +181,7 @@ class World:
 
     def _put(self, kind: Kind, key: Key, raw: Json, now: float) -> set[str]:
         if kind == "pod":
-            return self._put_pod(key, pod_of(raw))
+            return self._put_pod(key, self._handing_over(key, pod_of(raw), now))
         if kind == "deployment":
             return self._put_deployment(key, readable_deployment(raw))
         if kind == "adapter":
@@ -186,6 +192,7 @@ class World:
         """An object is gone."""
         self._lines[kind].pop(key, None)
         if kind == "pod":
+            self._leaving.pop(key, None)
             return self._put_pod(key, None)
         known = {"deployment": self._deployments, "adapter": self._adapters, "base": self._bases}[kind]
         known.remove(key, now)  # type: ignore[attr-defined]
@@ -204,8 +211,10 @@ class World:
         return set().union(*(self.remove(kind, key, now) for key in sorted(gone)))
 
     def expire(self, now: float) -> set[str]:
-        """Forget what vanished GRACE seconds ago."""
+        """Forget what vanished GRACE seconds ago, and give up pods that have been leaving for long."""
         touched: set[str] = set()
+        for key in [key for key in self._leaving if self._pods[key].hands_over]:
+            touched |= self._put_pod(key, self._handing_over(key, self._pods[key], now))
         for key in self._adapters.expired(now):
             touched |= self._touching("adapter", key)
         for key in self._bases.expired(now):
@@ -228,7 +237,16 @@ class World:
             since for known in (self._deployments, self._adapters, self._bases) for _, since in known.vanished.values()
         ]
         times += [since for _, since in self._borrowed.values()]
-        return min(times) + GRACE if times else None
+        ends = [since + LAST_RESORT_SECONDS for key, since in self._leaving.items() if self._pods[key].hands_over]
+        return min([*(t + GRACE for t in times), *ends], default=None)
+
+    def _handing_over(self, key: Key, pod: Pod, now: float) -> Pod:
+        """The pod as it counts now if it is leaving."""
+        if not pod.deleted:
+            self._leaving.pop(key, None)
+            return pod
+        since = self._leaving.setdefault(key, now)
+        return replace(pod, hands_over=now - since < LAST_RESORT_SECONDS)
 
     def _put_pod(self, key: Key, pod: Pod | None) -> set[str]:
         before = self._pods.pop(key, None)
@@ -249,9 +267,11 @@ class World:
         return touched
 
     def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:
-        known = key in self._bases.present
+        before = self._bases.present.get(key)
         self._bases.put(key, base)
-        return set() if known else self._touching("base", key)
+        if before is None:
+            return self._touching("base", key)
+        return self._touching("base itself", key) if before.pinned_digest != base.pinned_digest else set()
 
     def _put_adapter(self, key: Key, adapter: LoRAAdapterResource, now: float) -> set[str]:
         before = self._adapters.any(key)
@@ -285,6 +305,8 @@ class World:
             found.add(("pool", key[0], pool_of(deployment, revision)))
             if revision.adapter is not None:
                 found.add(("adapter", key[0], revision.adapter))
+            else:
+                found.add(("base itself", key[0], revision.base_model))
         return found
 
     def _index(self, key: Key, deployment: ModelDeploymentResource) -> None:

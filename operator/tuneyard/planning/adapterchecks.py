@@ -7,42 +7,34 @@ Rules:
 - The truth about shapes are the base's own tensors; config.json fills in where these are packed by quantisation.
 - A check returns what is wrong, in words and with the remedy, or None. All checks run, so that the user reads
   everything at once; only a config that cannot be read stops the chain.
-- Regular expressions out of an adapter's config are input of strangers: only such are evaluated as cannot explode.
+- Names are input of strangers: a name that no module of this base has is looked at once, and its length is bounded.
 
 Values are not looked at here (tuneyard.systems.artifacts.safetensors does, by bit patterns).
 """
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.adapterconfig import CONFIG, InvalidConfigError, LoRAConfig, Violation, read_config
 from tuneyard.planning.basefacts import BaseFacts, Shape, tail_of
 from tuneyard.planning.remedies import clipped
 
 DTYPES = ("F32", "F16", "BF16")
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>[\w.]+)\.lora_(?P<half>[AB])\.weight")
-_SAFE_PATTERN = re.compile(r"[\w.\\*+|^$\[\]-]{1,256}")
-_PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+_LONGEST_NAME = 512
+"""Characters; the longest that is known has less than 200."""
 _EXAMPLES = 3
-_MOST_REPEATS = 3
-_LONGEST = 200
-"""Characters of a name that are repeated to people: safetensors and JSON allow names of any length."""
+_LONGEST, _SHOWN = 200, 90
+"""Characters of a fact, and of a name in it, that are repeated to people: safetensors and JSON allow any length."""
 _MOST_SCALE = 1000.0
-
-
-class Violation(NamedTuple):
-    """A violated fact: its reason, and a sentence with the remedy."""
-
-    reason: Reason
-    message: str
 
 
 class Tensor(NamedTuple):
@@ -53,26 +45,14 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class LoRAConfig:
-    """The part of adapter_config.json that decides how the weights are used."""
+class Half(NamedTuple):
+    """A tensor that is one half of a pair for a module of the base."""
 
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
-    """Names, or one regular expression (PEFT allows a string), which is reported and never evaluated."""
-    target_is_pattern: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    features: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of PEFT that engines do not implement, where they are switched on."""
-
-    def rank_of(self, module: str) -> int:
-        """The rank PEFT gives a module (its name without `base_model.model.`)."""
-        for pattern, rank in self.rank_pattern.items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                return rank
-        return self.rank
+    tensor: Tensor
+    module: str
+    """The module's name, without `base_model.model.`."""
+    half: str
+    """A or B."""
 
 
 @dataclass(frozen=True)
@@ -83,122 +63,36 @@ class Candidate:
     tensors: Sequence[Tensor]
     base: BaseFacts
     max_rank: int
+    halves: Sequence[Half]
+    misfits: Sequence[str]
+    """Why the other tensors belong to nothing in this base, each with its name."""
+    added: Mapping[str, int]
+    """The tokens that the adapter's own tokenizer adds, with their numbers."""
 
 
-class InvalidConfigError(ValueError):
-    """adapter_config.json cannot be used; `violation` says why."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.violation = Violation(reason, message)
-
-
-def violations(config: object, tensors: Sequence[Tensor], base: BaseFacts, max_rank: int) -> list[Violation]:
+def violations(
+    config: object, tensors: Sequence[Tensor], base: BaseFacts, max_rank: int, added: Mapping[str, int] | None = None
+) -> list[Violation]:
     """Every violated fact of an adapter; an empty list means an engine may have it (once its values are finite).
 
-    `config` is adapter_config.json parsed, `tensors` the header of its weights, `max_rank` the pool's limit.
+    `config` is adapter_config.json parsed, `tensors` the header of its weights, `max_rank` the pool's limit,
+    `added` what the adapter's own tokenizer adds (vocabulary.py).
     """
     try:
         read = read_config(config)
     except InvalidConfigError as error:
         return [error.violation]
-    candidate = Candidate(read, tensors, base, max_rank)
+    found = [_placed(tensor, base) for tensor in tensors]
+    halves = [half for half in found if isinstance(half, Half)]
+    misfits = [why for why in found if isinstance(why, str)]
+    candidate = Candidate(read, tensors, base, max_rank, halves, misfits, added or {})
     return [Violation(reason, text) for reason, check in CHECKS if (text := check(candidate)) is not None]
 
 
-def read_config(config: object) -> LoRAConfig:
-    """The settings of an adapter; raises InvalidConfigError where they are missing, of another type, or not LoRA."""
-    if not isinstance(config, dict):
-        raise InvalidConfigError(Reason.INVALID_CONFIG, f"{CONFIG} is not a JSON object: write the adapter again")
-    kind = config.get("peft_type")
-    if kind is None:
-        raise _lacks("peft_type", "LORA")
-    if str(kind).upper() != "LORA":
-        raise InvalidConfigError(
-            Reason.UNSUPPORTED_ADAPTER, f"peft_type is {kind!s:.40}: only LORA adapters can be served; train one"
-        )
-    modules = config.get("target_modules")
-    names = (modules,) if isinstance(modules, str) else tuple(modules) if isinstance(modules, list) else ()
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise _lacks("target_modules", "a list of module names")
-    return LoRAConfig(
-        rank=_positive(config, "r"),
-        alpha=_number(config.get("lora_alpha"), "lora_alpha"),
-        target_modules=names,
-        target_is_pattern=isinstance(modules, str),
-        rank_pattern={key: _positive(value, key) for key, value in _patterns(config, "rank_pattern")},
-        alpha_pattern={key: _number(value[key], key) for key, value in _patterns(config, "alpha_pattern")},
-        features=_features(config),
-    )
-
-
-def _lacks(name: str, wanted: str) -> InvalidConfigError:
-    return InvalidConfigError(
-        Reason.INVALID_CONFIG, f"{CONFIG} needs {name} ({wanted}): save the adapter with PEFT's save_pretrained"
-    )
-
-
-def _positive(values: Mapping[str, Any], name: str) -> int:
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _lacks(name, "a rank, a whole number above 0")
-    return value
-
-
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _lacks(name, "an alpha, a finite number")
-    return float(value)
-
-
-def _patterns(config: Mapping[str, Any], name: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The keys of a pattern setting, each with the mapping it stands in; a pattern that might explode is refused."""
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
-        raise _lacks(name, "an object of module names")
-    for key in found:
-        if not _is_harmless(key):
-            raise InvalidConfigError(
-                Reason.INVALID_CONFIG,
-                f"{name} has the key {key:.60}: write the names of modules instead of this pattern",
-            )
-        yield key, found
-
-
-def _is_harmless(pattern: str) -> bool:
-    """Whether a regular expression is short, without groups (no nested repetition) and valid."""
-    if not _SAFE_PATTERN.fullmatch(pattern) or pattern.count("*") + pattern.count("+") > _MOST_REPEATS:
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _features(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is switched on and not implemented by engines."""
-    found = {
-        name: config[name]
-        for name in (
-            "use_dora",
-            "lora_bias",
-            "modules_to_save",
-            "alora_invocation_tokens",
-            "layer_replication",
-            "use_bdlora",
-            "use_qalora",
-            "target_parameters",
-            "trainable_token_indices",
-        )
-        if config.get(name)
-    }
-    if config.get("bias", "none") not in ("none", None):
-        found["bias"] = config["bias"]
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        found["init_lora_weights"] = init
-    return found
+def multiplied(config: LoRAConfig, tensors: Iterable[Tensor]) -> dict[str, float]:
+    """By how much an engine multiplies tensors when it loads them, by name; the others it takes as they are."""
+    found = ((tensor.name, _TENSOR.fullmatch(tensor.name)) for tensor in tensors)
+    return {name: abs(config.scale_of(match["module"])) for name, match in found if match and match["half"] == "B"}
 
 
 # the checks, in the order of the messages
@@ -213,9 +107,23 @@ def unsupported_adapter(candidate: Candidate) -> str | None:
     return f"{CONFIG} switches on {named}, which engines do not serve: train plain LoRA, or merge it into the base"
 
 
+def added_tokens(candidate: Candidate) -> str | None:
+    """A token without a row in the base's embedding: engines read prompts with the base's tokenizer."""
+    rows = candidate.base.vocabulary
+    beyond = [
+        f"{content} ({clipped(str(number), 20)})" for content, number in candidate.added.items() if 0 < rows <= number
+    ]
+    if not beyond:
+        return None
+    return (
+        f"the adapter's tokenizer adds {_listed(beyond)}, and the base has {rows} tokens: engines read prompts with "
+        "the base's tokenizer; train without new tokens, or merge adapter and tokenizer into a base model"
+    )
+
+
 def rank_too_high(candidate: Candidate) -> str | None:
     """An engine reserves memory for ranks up to its maximum."""
-    highest = max([candidate.config.rank, *candidate.config.rank_pattern.values()])
+    highest = candidate.config.highest_rank
     if highest <= candidate.max_rank:
         return None
     return (
@@ -227,7 +135,7 @@ def rank_too_high(candidate: Candidate) -> str | None:
 def alpha_zero(candidate: Candidate) -> str | None:
     """With alpha 0 the adapter does nothing, and nobody would notice."""
     config = candidate.config
-    zero = [name for name, alpha in config.alpha_pattern.items() if alpha == 0]
+    zero = [name for name, alpha in config.alphas.given.items() if alpha == 0]
     if config.alpha == 0:
         zero.insert(0, "lora_alpha")
     if not zero:
@@ -237,8 +145,8 @@ def alpha_zero(candidate: Candidate) -> str | None:
 
 def scale_too_large(candidate: Candidate) -> str | None:
     """Alpha over rank multiplies the weights: finite weights under a gigantic alpha become infinite in the engine."""
-    config = candidate.config
-    scale = max(abs(alpha) for alpha in (config.alpha, *config.alpha_pattern.values())) / config.rank
+    modules = {half.module for half in candidate.halves}
+    scale = max((abs(candidate.config.scale_of(module)) for module in modules), default=0.0)
     if scale <= _MOST_SCALE:
         return None
     return f"lora_alpha over rank is {scale:.3g}, more than {_MOST_SCALE:g}, which no training uses: correct lora_alpha"
@@ -256,37 +164,42 @@ def unexpected_tensor(candidate: Candidate) -> str | None:
     """Each tensor is one half of a pair, for a module in a layer that the base has."""
     if not candidate.tensors:
         return f"{WEIGHTS} holds no weights: save the adapter again"
-    wrong = [f"{t.name}: {why}" for t in candidate.tensors if (why := _misfit(t.name, candidate.base)) is not None]
-    wrong += [f"{name} has no other half" for name in _single_halves(candidate.tensors)]
+    wrong = [*candidate.misfits, *_single_halves(candidate.halves), *_doubled(candidate)]
     if not wrong:
         return None
-    return f"{_listed(wrong)}. Only pairs lora_A and lora_B for linear layers of this base can be served"
+    return (
+        f"{_listed(wrong)}. Only pairs lora_A and lora_B for linear layers of this base can be served, under its own "
+        "modules' names: train with the base's class, and save with PEFT's save_pretrained"
+    )
 
 
 def shape_mismatch(candidate: Candidate) -> str | None:
     """A is [rank, inputs] and B [outputs, rank]: by the config's rank and the base's own shapes."""
     wrong = []
-    for tensor in candidate.tensors:
-        match = _TENSOR.fullmatch(tensor.name)
-        if match is None or _misfit(tensor.name, candidate.base) is not None:
-            continue  # told by unexpected_tensor
-        rank = candidate.config.rank_of(match["module"])
-        shape = candidate.base.shape_of(match["module"])
-        if not _fits(tensor.shape, match["half"], rank, shape):
-            wrong.append(f"{tensor.name} is {list(tensor.shape)}, needed is {_needed(match['half'], rank, shape)}")
+    for tensor, module, half in candidate.halves:
+        rank = candidate.config.rank_of(module)
+        shape = candidate.base.shape_of(module)
+        if not _fits(tensor.shape, half, rank, shape):
+            wrong.append(f"{tensor.name} is {list(tensor.shape)}, needed is {_needed(half, rank, shape)}")
     if not wrong:
         return None
     return f"{_listed(wrong)}: the adapter was trained on another base model, or {CONFIG} names another rank"
 
 
 def target_without_weights(candidate: Candidate) -> str | None:
-    """A module that only the config names was not trained, or its weights are lost."""
-    if candidate.config.target_is_pattern:
+    """A module that only the config names was not trained, or its weights are lost.
+
+    Where some tensors belong to nothing, they may be its weights: that is told by unexpected_tensor.
+    """
+    targets = candidate.config.target_modules
+    if candidate.config.target_is_pattern or candidate.misfits or not candidate.halves:
         return None
-    modules = {m["module"] for t in candidate.tensors if (m := _TENSOR.fullmatch(t.name))}
-    ends = {".".join(parts[i:]) for parts in (m.split(".") for m in modules) for i in range(len(parts))}
-    missing = [name for name in candidate.config.target_modules if name not in ends]
-    if not missing or not modules:
+    modules = [parts.split(".") for parts in {half.module for half in candidate.halves}]
+    longest = max(len(parts) for parts in modules)
+    depths = {depth for name in targets if (depth := name.count(".") + 1) <= longest}
+    ends = {".".join(parts[-depth:]) for parts in modules for depth in depths if depth <= len(parts)}
+    missing = [name for name in targets if name not in ends]
+    if not missing:
         return None
     return (
         f"target_modules names {_listed(missing)}, but {WEIGHTS} has no weights for it: save the adapter again, or "
@@ -296,6 +209,7 @@ def target_without_weights(candidate: Candidate) -> str | None:
 
 CHECKS: tuple[tuple[Reason, Callable[[Candidate], str | None]], ...] = (
     (Reason.UNSUPPORTED_ADAPTER, unsupported_adapter),
+    (Reason.UNSUPPORTED_ADAPTER, added_tokens),
     (Reason.RANK_TOO_HIGH, rank_too_high),
     (Reason.ALPHA_ZERO, alpha_zero),
     (Reason.INVALID_CONFIG, scale_too_large),
@@ -306,28 +220,43 @@ CHECKS: tuple[tuple[Reason, Callable[[Candidate], str | None]], ...] = (
 )
 
 
-def _misfit(name: str, base: BaseFacts) -> str | None:
-    """Why a tensor cannot belong to this base, or None."""
+def _placed(tensor: Tensor, base: BaseFacts) -> Half | str:
+    """Where a tensor belongs, or why it cannot belong to this base."""
+    name = tensor.name
+    if len(name) > _LONGEST_NAME:
+        return f"{clipped(name, _SHOWN)}: a name of {len(name)} characters"
     match = _TENSOR.fullmatch(name)
     if match is None:
-        return "not named base_model.model.<module>.lora_A.weight or lora_B.weight"
-    tail = tail_of(match["module"])
+        return f"{clipped(name, _SHOWN)}: not named base_model.model.<module>.lora_A.weight or lora_B.weight"
+    why = _misfit(match["module"], base)
+    return Half(tensor, match["module"], match["half"]) if why is None else f"{clipped(name, _SHOWN)}: {why}"
+
+
+def _misfit(module: str, base: BaseFacts) -> str | None:
+    tail = tail_of(module)
     if tail is None:
         return "not in one of the base's layers"
     if tail.layer >= base.layers:
         return f"layer {tail.layer} is not there, the base has {base.layers}"
-    if not base.has(match["module"]):
-        return f"the base has no linear module {tail.text}"
-    return None
+    if base.has(module):
+        return None
+    if (name := base.names.get(tail)) is not None:
+        return f"the base calls it {name}, an engine would leave it out"
+    return f"the base has no linear module {tail.text}"
 
 
-def _single_halves(tensors: Iterable[Tensor]) -> list[str]:
-    """Names of the tensors whose pair is incomplete."""
+def _single_halves(found: Iterable[Half]) -> list[str]:
+    """Those whose pair is incomplete."""
     halves: dict[str, set[str]] = {}
-    for tensor in tensors:
-        if match := _TENSOR.fullmatch(tensor.name):
-            halves.setdefault(match["module"], set()).add(match["half"])
-    return [f"base_model.model.{m}.lora_{min(h)}.weight" for m, h in halves.items() if len(h) == 1]
+    for _, module, half in found:
+        halves.setdefault(module, set()).add(half)
+    return [f"base_model.model.{m}.lora_{min(h)}.weight has no other half" for m, h in halves.items() if len(h) == 1]
+
+
+def _doubled(candidate: Candidate) -> list[str]:
+    """Those that an engine would put in the place of another."""
+    places = Counter((candidate.base.name_of(half.module), half.half) for half in candidate.halves)
+    return [f"lora_{half} of {module} is there twice" for (module, half), count in places.items() if count > 1]
 
 
 def _fits(shape: tuple[int, ...], half: str, rank: int, base: Shape | None) -> bool:

@@ -2,7 +2,8 @@
 
 Rules:
 - files are read and checked before the engine hears of an adapter; also while the engine starts;
-- downloads take as long as their source likes, so they wait for each other and hold up no adapter of a volume;
+- downloads take as long as their source likes, so they wait for each other and hold up no adapter of a volume, and slow
+  ones no quick one (slowfetches.py);
 - a new adapter goes Fetch -> Load -> Probe; each step begins only when the one before is seen to have worked;
 - an engine is offered to others only when its base has answered once (some die at their first request);
 - what the plan no longer asks for goes the other way: the report without it is published, gateways get `GRACE` to drop
@@ -137,7 +138,8 @@ def _forward(state: State, now: float) -> Iterator[Step]:
     fetches = _free_fetches(state)
     engine_steps = _MOST_ENGINE_STEPS - sum(kind == "engine" for kind, _ in state.working)
     room = state.max_cpu_loras - len(_held(state))
-    for planned in state.plan.adapters if state.plan else []:
+    adapters = state.plan.adapters if state.plan else []
+    for planned in sorted(adapters, key=lambda a: a.name in state.slow):
         if planned.name not in served or _waits(state, planned, now):
             continue
         prepared = current(state, planned)

@@ -49,6 +49,8 @@ class Prepared:
     rank: int
     target_modules: tuple[str, ...]
     size_bytes: int
+    warning: Reason | None = None
+    """What its files leave in doubt; it is served all the same."""
 
     def serves(self, planned: PlannedAdapter) -> bool:
         """Whether this is what the plan asks for."""
@@ -112,6 +114,8 @@ class State:
     """(kind of instruction, name) of what is under way."""
     transfers: Mapping[str, Transfer] = field(default_factory=_empty)
     """By adapter name, how far the files are that are coming over the network."""
+    slow: frozenset[str] = frozenset()
+    """Names of adapters whose files have been coming for long (slowfetches.py)."""
     draining: bool = False
     published: PodReport | None = None
     """What others can read: the last report that this agent has written, as it was written."""
@@ -168,6 +172,13 @@ class Fetching:
 
     name: str
     transfer: Transfer
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An adapter's files have been coming for long."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -250,6 +261,7 @@ Event = (
     | ReferenceHeard
     | BaseProven
     | Fetching
+    | Slow
     | Fetched
     | Proven
     | Failed
@@ -283,14 +295,16 @@ def learned(state: State, event: Event) -> State:
             return _after_step(state, event)
 
 
-def _after_step(state: State, event: Fetching | Fetched | Proven | Failed | Unloaded | Removed) -> State:
+def _after_step(state: State, event: Fetching | Slow | Fetched | Proven | Failed | Unloaded | Removed) -> State:
     """What a step has found out or done."""
     match event:
         case Fetching(name, transfer):
             return replace(state, transfers={**state.transfers, name: transfer})
+        case Slow(name):
+            return replace(state, slow=state.slow | {name})
         case Fetched(name, prepared):
-            known = {**state.prepared, name: prepared}
-            return replace(state, prepared=known, on_disk=state.on_disk | {prepared.engine_name})
+            known, on_disk = {**state.prepared, name: prepared}, state.on_disk | {prepared.engine_name}
+            return replace(state, prepared=known, on_disk=on_disk, slow=state.slow - {name})
         case Proven(name, engine_name, warning):
             if engine_name not in state.engine.models:
                 return state  # it began anew meanwhile
@@ -326,7 +340,9 @@ def _after_plan(state: State, plan: PoolPlan) -> State:
     """Another plan is another chance for every adapter whose entry changed; failures of the unchanged stay."""
     planned = {adapter.name: adapter for adapter in plan.adapters}
     failures = {name: failure for name, failure in state.failures.items() if _same_wish(failure, planned.get(name))}
-    return replace(state, plan=plan, failures=failures)
+    before = {adapter.name: adapter.source for adapter in (state.plan.adapters if state.plan else [])}
+    slow = frozenset(name for name in state.slow if name in planned and planned[name].source == before.get(name))
+    return replace(state, plan=plan, failures=failures, slow=slow)
 
 
 def _same_wish(failed: Failure, planned: PlannedAdapter | None) -> bool:

@@ -20,7 +20,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
-from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, pinned_digest
+from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import wanted_plan
@@ -64,7 +64,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
-    prewarming = prewarm_state(obs, base, mine, shared, pinned_digest(base))
+    prewarming = prewarm_state(obs, base, mine, shared, base.pinned_digest)
     # last: whatever the API server says of it, the pools are as they should be
     actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
     status, problem = basemodel_status(obs, base, states, unused, prewarming)
@@ -131,7 +131,7 @@ def _pool_actions(
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
     wanted = wanted_plan(obs, pool, before, state.wanted)
-    plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, pinned_digest(base))
+    plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, base.pinned_digest)
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
     steps = actions + _unless_there((plan, *companions, state.wanted), mine)
     return steps, list(wanted.waits), wanted.plan.adapters

@@ -23,6 +23,7 @@ from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.prewarm import PrewarmState
+from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named
 from tuneyard.planning.sizes import slowest, transfer_for_people
@@ -111,11 +112,6 @@ def serves(pod: PodObservation) -> bool:
     return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
 
 
-def pinned_digest(base: BaseModelResource) -> str | None:
-    """The digest that pods must find: the spec's, or the one that the status has."""
-    return base.spec.digest or base.status.digest
-
-
 def listed(users: Sequence[str]) -> list[str] | None:
     """Names for status.usedBy, bounded; None for none."""
     more = len(users) - _USERS_LISTED
@@ -131,7 +127,7 @@ def basemodel_status(
 ) -> tuple[BaseModelStatus, Problem | None]:
     """The whole status, and the problem that stalls the base."""
     reports = _reports(obs.pods)
-    digest = pinned_digest(base) or next((r.digest for r in reports if r.ok and r.digest), None)
+    digest = base.pinned_digest or next((r.digest for r in reports if r.ok and r.digest), None)
     facts = next((r for r in reports if r.ok and r.digest == digest), None)
     mismatch = _digest_mismatch(obs.pods, digest)
     problem = next((s.problem for s in pools if s.problem), None) or mismatch
@@ -140,7 +136,7 @@ def basemodel_status(
         _resolved(pools, reports, digest, mismatch),
         _available(pools, problem),
     ]
-    shared = resolved_serving(base.spec.serving)
+    shared, promoted = resolved_serving(base.spec.serving), promotion(base, obs.deployments)
     status = BaseModelStatus(
         observed_generation=base.metadata.generation,
         digest=digest,
@@ -152,6 +148,8 @@ def basemodel_status(
         progress=_progress(pools),
         prewarmed=prewarming.prewarmed,
         prewarm_progress=prewarming.progress,
+        promoted_at=promoted.at if promoted else None,
+        promoted_by=promoted.by if promoted else None,
         used_by=listed([d.metadata.name for d in referring(base, obs.deployments)]),
         pools=[*(_used_status(s) for s in pools), *(_unused_status(u, obs.now) for u in unused)] or None,
         conditions=list(

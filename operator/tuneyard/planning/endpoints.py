@@ -1,7 +1,8 @@
 """Which pods can serve a revision now: the one function that operator and gateways share.
 
 Rules:
-- a pod counts when it is not leaving, its report can be read, its engine is Ready and serves the revision's base;
+- a pod counts when its report can be read, its engine is Ready and serves the revision's base; one that is leaving only
+  for what no other pod serves, and for a while (handover.py);
 - with an adapter it counts only when it says Loaded under exactly the engine name that the adapter's known digest
   gives: while nobody knows the digest, or after it changed under the same name, no pod counts;
 - pods count for nothing while the BaseModel or the LoRAAdapter object is missing, or the adapter is another base's;
@@ -42,6 +43,10 @@ class ReportingPod(Protocol):
     @property
     def deleted(self) -> bool:
         """Whether the pod is leaving."""
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it is leaving and still serves what nobody else does."""
 
     @property
     def report(self) -> PodReport | None:
@@ -117,23 +122,30 @@ def ready_pods(
     namespace = deployment.metadata.namespace
     known = {a.metadata.name: a for a in adapters if a.metadata.namespace == namespace}
     bases = {b.metadata.name for b in base_models if b.metadata.namespace == namespace}
-    alive = [p for p in pods if p.namespace == namespace and not p.deleted]
+    there = [p for p in pods if p.namespace == namespace]
+    alive, leaving = [p for p in there if not p.deleted], [p for p in there if p.deleted and p.hands_over]
     result: dict[str, tuple[Endpoint, ...]] = {}
     for revision in deployment.spec.revisions:
         asked_for = engine_name(revision, known.get(revision.adapter or ""))
         pool = pool_of(deployment, revision)
-        result[revision.name] = (
-            tuple(
-                sorted(
-                    Endpoint(pod.report.address, pod.name)
-                    for pod in alive
-                    if pod.pool == pool and pod.report is not None and _serves(pod.report, revision, asked_for)
-                )
-            )
-            if asked_for is not None and revision.base_model in bases
-            else ()
+        if asked_for is None or revision.base_model not in bases:
+            result[revision.name] = ()
+            continue
+        result[revision.name] = _serving(alive, pool, revision, asked_for) or _serving(
+            leaving, pool, revision, asked_for
         )
     return result
+
+
+def _serving(pods: Iterable[ReportingPod], pool: str, revision: Revision, asked_for: str) -> tuple[Endpoint, ...]:
+    """Those of the pods that serve the revision."""
+    return tuple(
+        sorted(
+            Endpoint(pod.report.address, pod.name)
+            for pod in pods
+            if pod.pool == pool and pod.report is not None and _serves(pod.report, revision, asked_for)
+        )
+    )
 
 
 def ready_endpoints(

@@ -22,7 +22,7 @@ from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
-from tuneyard.planning.promotion import stable_since
+from tuneyard.planning.promotion import Served, stable_since
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, named, with_remedy
 from tuneyard.planning.revisions import (
@@ -253,7 +253,8 @@ def _rollout(serving: Serving, obs: ModelDeploymentObservation, now: str) -> Rol
     if decided.stable is None or decided.stable not in split.weights:
         return decided
     whole = deployment.spec.weight_of(decided.stable) == 100 and split.weights[decided.stable] == 100
-    since = stable_since(deployment, decided.stable, obs.adapters, whole=whole, now=now)
+    served: tuple[Served, ...] = (*obs.adapters, *obs.base_models)
+    since = stable_since(deployment, decided.stable, served, whole=whole, now=now)
     return decided.model_copy(update={"stable_since": since})
 
 

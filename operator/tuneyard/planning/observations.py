@@ -79,6 +79,11 @@ class PodObservation:
     base_report: BaseReport | None = None
     problem: Problem | None = None
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether it leaves and still serves (handover.py). A report outlives its pod's node: Kubernetes must agree."""
+        return self.deleted and self.ready and self.report is not None and self.report.engine == "Ready"
+
 
 @dataclass(frozen=True)
 class ChildObservation:

@@ -63,6 +63,11 @@ def requests(cpu: str, memory: str) -> dict[str, Any]:
     return {"requests": {"cpu": cpu, "memory": memory}}
 
 
+def bounded(cpu: str, memory: str, settings: Settings) -> dict[str, Any]:
+    """Resources of a process that reads artifacts, with a limit: what strangers write must not take a node's memory."""
+    return {**requests(cpu, memory), "limits": {"memory": settings.agent_memory_limit}}
+
+
 def literal(text: str) -> str:
     """Text that the kubelet does not expand as $(VARIABLE)."""
     return text.replace("$(", "$$(")

@@ -114,7 +114,8 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
     if prepared is None:
         transfer = state.transfers.get(planned.name)
         reason = Reason.FETCHING if transfer else Reason.RESOLVING
-        return AdapterReport(state="Loading", digest=planned.digest, reason=reason, transfer=transfer)
+        overdue = True if planned.name in state.slow else None
+        return AdapterReport(state="Loading", digest=planned.digest, reason=reason, transfer=transfer, overdue=overdue)
     known = AdapterReport(
         state="Loading",
         digest=prepared.digest,

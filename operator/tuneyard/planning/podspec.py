@@ -26,6 +26,7 @@ from tuneyard.planning.podparts import (
     BASE_LINK,
     RUN,
     base_digest,
+    bounded,
     cache_mount,
     cache_volume,
     container,
@@ -187,7 +188,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *fetch,
         ],
         env=env,
-        resources=requests("100m", "128Mi"),
+        resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
 
@@ -239,7 +240,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             "timeoutSeconds": 15,
             "failureThreshold": 4,
         },
-        resources=requests("50m", "128Mi"),
+        resources=bounded("50m", "128Mi", settings),
         volumeMounts=[
             *_artifact_mounts(serving.artifact_volumes),
             *_base_mounts(base),
@@ -328,17 +329,17 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
 def _served_once() -> list[str]:
     """Fails until the agent has tried every adapter of its share of the plan and published what became of them.
 
-    A rollout must not take the last pod that has them; /report is what others can read, not what the agent knows.
-
+    A rollout must not take the last pod that has them, nor wait for a source that trickles (slowfetches.py); /report is
+    what others can read, not what the agent knows.
     Afterwards it passes for good, because an adapter that is added later makes no pod unready for the others.
     """
     script = f"""
 import json, os, sys, urllib.request
-mark = {SERVED_MARK!r}
+mark, awaited = {SERVED_MARK!r}, lambda a: a["state"] == "Loading" and not a.get("overdue")
 if not os.path.exists(mark):
     report = json.load(urllib.request.urlopen("http://127.0.0.1:{names.AGENT_PORT}/report", timeout=5))
     adapters = report.get("adapters", {{}}).values()
-    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(a["state"] == "Loading" for a in adapters):
+    if report.get("engine") != "Ready" or report.get("awaitsShare") or any(map(awaited, adapters)):
         sys.exit("the engine or an adapter is not ready")
     open(mark, "w").close()
 """

@@ -22,6 +22,7 @@ from tuneyard.api import names
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS, Json
+from tuneyard.planning.handover import with_leaving
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
 from tuneyard.planning.placing import Host, Wish, spread
 from tuneyard.planning.pools import (
@@ -68,7 +69,7 @@ def wanted_plan(
     others = known.keys() - placed.refused.keys() - set(wanted)
     unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
-    number, room = copies(pool.serving, len(wanted), before), pool.serving.lora.max_cpu_loras
+    number, room = copies(pool.serving, len(wanted), before, len(unused)), pool.serving.lora.max_cpu_loras
     seen: dict[str, str] = {}
     waits: list[float] = []
     counted: list[str] | None = None
@@ -83,7 +84,8 @@ def wanted_plan(
         hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
         counted = sorted(h.name for h in hosts)
         wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
-        found = spread(wish, hosts, _held(before, counted))
+        leaving = hosts_of([p for p in obs.pods if p.pool == pool.name and p.hands_over], {}, known, obs.now, before)
+        found = with_leaving(spread(wish, hosts, _held(before, counted)), hosts, leaving)
         having = {name: pods for name, pods in found.items() if pods or name not in unused}
     plan = PoolPlan(
         pool=pool.name,

@@ -12,7 +12,8 @@ Rules:
   adapter would take an adapter away from another tenant while it serves. More `lora.copies` than there is room for put
   nobody out either: then there are fewer copies, and nobody new;
 - while every pod has room for every adapter, every pod has them all. Else there are as many copies as fit with one pod
-  away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others;
+  away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others.
+  Therefore, too, nobody gets more copies in place of an adapter that has gone until ADAPTER_GRACE is over;
 - an adapter that nothing refers to any more stays for ADAPTER_GRACE seconds while there is room, and a pool for
   POOL_GRACE: a ModelDeployment that is deleted and created again finds everything as it was.
 """
@@ -198,16 +199,24 @@ def _all_places(serving: Serving) -> int:
     return max(1, serving.replicas) * serving.lora.max_cpu_loras
 
 
-def copies(serving: Serving, adapters: int, before: PoolPlan | None) -> int | None:
-    """How many pods should have each of so many adapters; None: all of them. `before`: the plan until now."""
+def copies(serving: Serving, adapters: int, before: PoolPlan | None, unused: int = 0) -> int | None:
+    """How many pods should have each of so many adapters; None: all of them. `before`: the plan until now.
+
+    `unused`: how many have just lost their last reference. They may come back: nothing grows into their room yet.
+    """
     pods = serving.replicas
-    if serving.lora.copies is not None:
-        asked = min(serving.lora.copies, max(1, _all_places(serving) // max(1, adapters)))
-        return None if asked >= pods else asked
     until_now = pods if before is None or before.copies is None else before.copies
-    most, surely = _fitting(serving, adapters, 1.0), _fitting(serving, adapters, _SLACK)
+    if serving.lora.copies is None:
+        most, surely = _fitting(serving, adapters, 1.0), _fitting(serving, adapters + unused, _SLACK)
+    else:
+        most, surely = _asked_for(serving, adapters), _asked_for(serving, adapters + unused)
     found = min(max(until_now, surely), most)
     return None if found >= pods else found
+
+
+def _asked_for(serving: Serving, adapters: int) -> int:
+    """`lora.copies`, or as many as there is room for. One less for all makes room for nobody new (`capacity`)."""
+    return min(serving.lora.copies or 1, max(1, _all_places(serving) // max(1, adapters)))
 
 
 def _fitting(serving: Serving, adapters: int, share: float) -> int:
@@ -256,7 +265,9 @@ def places(
     for pool in pools_of(base, deployments):
         plan = plan_of(known.get(names.pool_plan(pool.name)))
         placed = placement(pool, adapters, holders(plan))
-        wanted = copies(pool.serving, len(placed.planned), plan)
+        still = {a.metadata.name for a in adapters if belongs(pool, a)}.intersection(holders(plan))
+        unused = still - placed.refused.keys() - {a.metadata.name for a in placed.planned}
+        wanted = copies(pool.serving, len(placed.planned), plan, len(unused))
         pods = pool.serving.replicas if wanted is None else wanted
         found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused))
     return tuple(found)

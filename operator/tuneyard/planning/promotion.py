@@ -1,8 +1,9 @@
-"""When a revision, and with it its adapter, took over: `stableSince` of a deployment, `promotedAt` of an adapter.
+"""When a revision, and with it what it serves, took over: `stableSince` of a deployment, `promotedAt` of an adapter.
 
 Rules:
 - a revision is stable since the first moment it gets all traffic after it became the stable one; a later canary beside
   it, a lost pod or a stolen model name change nothing of that;
+- what is said of adapters holds for a base too, as far as revisions without an adapter serve the base itself;
 - an adapter is promoted once: the first deployment that is seen to give it all traffic counts, of several the one that
   did so first. Later promotions, rollbacks and the end of that deployment change nothing;
 - either status restores the other when it is lost: a deployment takes `stableSince` from the adapter that names it as
@@ -16,8 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+
+Served = LoRAAdapterResource | BaseModelResource
+"""What a revision serves."""
 
 
 class Promotion(NamedTuple):
@@ -33,9 +38,12 @@ def promoter(deployment: ModelDeploymentResource, revision: str) -> str:
 
 
 def stable_since(
-    deployment: ModelDeploymentResource, stable: str, adapters: Iterable[LoRAAdapterResource], *, whole: bool, now: str
+    deployment: ModelDeploymentResource, stable: str, served: Iterable[Served], *, whole: bool, now: str
 ) -> str | None:
-    """Since when `stable` has been the stable revision; `whole`: it gets all traffic now."""
+    """Since when `stable` has been the stable revision; `whole`: it gets all traffic now.
+
+    `served`: adapters and bases, those that the deployment names at least.
+    """
     before = deployment.status.rollout
     if before is not None and before.stable == stable and before.stable_since:
         return before.stable_since
@@ -43,33 +51,39 @@ def stable_since(
         return None
     # without a word of who was stable before, nothing says that it has only now become so
     lost = before is None or before.stable in (None, stable)
-    return (_recorded(deployment, stable, adapters) if lost else None) or now
+    return (_recorded(deployment, stable, served) if lost else None) or now
 
 
-def _recorded(
-    deployment: ModelDeploymentResource, revision: str, adapters: Iterable[LoRAAdapterResource]
-) -> str | None:
-    """What the revision's adapter says of its promotion by just this revision."""
-    name = next((r.adapter for r in deployment.spec.revisions if r.name == revision), None)
-    key = (deployment.metadata.namespace, name)
-    adapter = next((a for a in adapters if a.metadata.key == key), None)
-    if adapter is None or adapter.status.promoted_by != promoter(deployment, revision):
-        return None
-    return adapter.status.promoted_at
+def _recorded(deployment: ModelDeploymentResource, stable: str, served: Iterable[Served]) -> str | None:
+    """What the object that the revision serves says of its promotion by just this revision."""
+    by = promoter(deployment, stable)
+    return next(
+        (s.status.promoted_at for s in served if s.status.promoted_by == by and _serves(deployment, stable, s)), None
+    )
 
 
-def promotion(adapter: LoRAAdapterResource, deployments: Iterable[ModelDeploymentResource]) -> Promotion | None:
-    """The adapter's first promotion: the recorded one, else the earliest that these deployments tell of."""
-    status = adapter.status
+def promotion(served: Served, deployments: Iterable[ModelDeploymentResource]) -> Promotion | None:
+    """The object's first promotion: the recorded one, else the earliest that these deployments tell of."""
+    status = served.status
     if status.promoted_at and status.promoted_by:
         return Promotion(status.promoted_at, status.promoted_by)
-    return min((p for d in deployments if (p := _promoted_by(adapter, d))), default=None)
+    return min((p for d in deployments if (p := _promoted_by(served, d))), default=None)
 
 
-def _promoted_by(adapter: LoRAAdapterResource, deployment: ModelDeploymentResource) -> Promotion | None:
+def _promoted_by(served: Served, deployment: ModelDeploymentResource) -> Promotion | None:
     rollout = deployment.status.rollout
-    if rollout is None or not rollout.stable_since or deployment.metadata.namespace != adapter.metadata.namespace:
+    if rollout is None or not rollout.stable or not rollout.stable_since:
         return None
-    name = adapter.metadata.name
-    found = next((r for r in deployment.spec.revisions if r.name == rollout.stable and r.adapter == name), None)
-    return None if found is None else Promotion(rollout.stable_since, promoter(deployment, found.name))
+    if not _serves(deployment, rollout.stable, served):
+        return None
+    return Promotion(rollout.stable_since, promoter(deployment, rollout.stable))
+
+
+def _serves(deployment: ModelDeploymentResource, name: str, served: Served) -> bool:
+    """Whether the revision of that name serves just this object: an adapter, or without one the base itself."""
+    revision = next((r for r in deployment.spec.revisions if r.name == name), None)
+    if revision is None or served.metadata.namespace != deployment.metadata.namespace:
+        return False
+    if isinstance(served, LoRAAdapterResource):
+        return revision.adapter == served.metadata.name
+    return revision.adapter is None and revision.base_model == served.metadata.name

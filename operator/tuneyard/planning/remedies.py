@@ -31,7 +31,8 @@ REMEDIES: dict[Reason, str] = {
 
 
 def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
-    """The text, cut so that the API takes it."""
+    """The text, cut so that the API takes it, and without halves of characters, which it gives back as others."""
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

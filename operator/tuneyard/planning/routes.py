@@ -48,7 +48,7 @@ class RevisionRoute:
     adapter: str | None = None
     """The LoRAAdapter that it serves, None for the base itself."""
     digest: str | None = None
-    """The adapter's digest, as far as it is known."""
+    """The digest of the adapter, or without one of the base, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def model_routes(
     pods: Iterable[ReportingPod],
 ) -> ModelRoutes:
     """The routes of one deployment, as if it owned its model name."""
-    known = list(adapters)
-    ready = ready_pods(deployment, known, base_models, pods)
+    known, bases = list(adapters), list(base_models)
+    ready = ready_pods(deployment, known, bases, pods)
     rollout = deployment.status.rollout or RolloutStatus()
     split = effective(
         deployment.spec,
@@ -161,6 +161,9 @@ def model_routes(
         allowed=rollout.allowed,
     )
     by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
+    base_digests = {
+        b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
+    }
     routing = deployment.spec.routing
     return ModelRoutes(
         model=deployment.model_name,
@@ -177,7 +180,11 @@ def model_routes(
                 weight=split.weights[revision.name],
                 endpoints=ready[revision.name],
                 adapter=revision.adapter,
-                digest=adapter_digest(revision, by_name.get(revision.adapter or "")),
+                digest=(
+                    adapter_digest(revision, by_name.get(revision.adapter))
+                    if revision.adapter
+                    else base_digests.get(revision.base_model)
+                ),
             )
             for revision in deployment.spec.revisions
         ),

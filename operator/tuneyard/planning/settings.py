@@ -36,6 +36,8 @@ class Settings(ApiModel):
     has a folder that no other may read."""
     agent_service_account_annotations: dict[str, str] = {}
     """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
+    agent_memory_limit: str = "1Gi"
+    """Of each container that fetches, verifies or checks artifacts."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
     """Base URL that clients in the cluster use, without /v1."""
     watch_namespaces: list[str] = []

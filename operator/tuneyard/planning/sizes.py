@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from tuneyard.api.documents import Transfer
 
+_TRANSFER = re.compile(r"fetching: (\d+) % (.*)", re.DOTALL)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -23,6 +25,12 @@ def transfer_for_people(transfer: Transfer) -> str:
     percent = min(100, 100 * done // total) if total else 100
     rate = f" at {size_for_people(transfer.bytes_per_second)}/s" if transfer.bytes_per_second > 0 else ""
     return f"fetching: {percent} % of {size_for_people(total)}{rate}"
+
+
+def percent_said(words: str) -> tuple[int, str] | None:
+    """Percent and the rest of what `transfer_for_people` said; None for other words."""
+    found = _TRANSFER.match(words)
+    return (int(found[1]), found[2]) if found else None
 
 
 def slowest(transfers: Iterable[Transfer | None]) -> Transfer | None:

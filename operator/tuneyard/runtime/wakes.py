@@ -1,7 +1,7 @@
 """Which keys a change of an object concerns.
 
 - a ModelDeployment: itself; its BaseModels and adapters, before and after; adapters that found no place on these bases;
-  others that claim its model name; when its stable revision takes over, that one's adapter;
+  others that claim its model name; when its stable revision takes over, that one's adapter or base;
 - a LoRAAdapter: itself; its BaseModel; ModelDeployments that name it; adapters whose lineage names it as their parent;
 - a BaseModel: itself; its adapters and ModelDeployments; when one comes or goes also the namespace's other BaseModels;
 - a model pod: its BaseModel; ModelDeployments that use its pool (where only the report on some adapters differs: only
@@ -236,14 +236,15 @@ class Wakes:
         return before != signature
 
     def _taken_over(self, key: Key, found: ModelDeploymentResource | None) -> list[Key]:
-        """The adapter of the stable revision, when that has got all traffic: the adapter records it."""
+        """What the stable revision serves, adapter or base, when that has got all traffic: it records it."""
         before = self._promoted.pop(key, None)
         rollout = found.status.rollout if found else None
         if found is None or rollout is None or not rollout.stable_since:
             return []
         now = self._promoted[key] = (rollout.stable, rollout.stable_since)
-        stable = (r.adapter for r in found.spec.revisions if r.name == rollout.stable)
-        return [] if now == before else [Key(LORA_ADAPTER, key.namespace, adapter) for adapter in stable if adapter]
+        stable = (r for r in found.spec.revisions if r.name == rollout.stable)
+        served = ((LORA_ADAPTER, r.adapter) if r.adapter else (BASE_MODEL, r.base_model) for r in stable)
+        return [] if now == before else [Key(kind, key.namespace, name) for kind, name in served]
 
     def _places_change(self, key: Key, change: Change, item: Object, bases: Iterable[Key]) -> None:
         """Forget who has a place where what decides it has changed: not a status, which is written all the time."""

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.adapterchecks import Tensor, violations
-from tuneyard.planning.basefacts import Shape, Tail, attention_heads, base_facts, tail_of
+from tuneyard.planning.adapterchecks import Tensor, multiplied, violations
+from tuneyard.planning.adapterconfig import names_another_base, read_config
+from tuneyard.planning.basefacts import BaseFacts, Shape, Tail, attention_heads, base_facts, tail_of
+from tuneyard.planning.vocabulary import added_tokens
 
 BASE_CONFIG = {
     "model_type": "llama",
@@ -96,6 +98,10 @@ def test_settings_that_engines_know_pass(config: Any) -> None:
         (with_(lora_alpha=float("nan")), Reason.INVALID_CONFIG),
         (with_(lora_alpha=float("inf")), Reason.INVALID_CONFIG),
         (with_(lora_alpha=1e30), Reason.INVALID_CONFIG),
+        (with_(lora_alpha=10**400), Reason.INVALID_CONFIG),
+        (with_(r=10**400), Reason.INVALID_CONFIG),
+        (with_(alpha_pattern={"q_proj": 10**400}), Reason.INVALID_CONFIG),
+        (with_(rank_pattern={"q_proj": 10**400}), Reason.INVALID_CONFIG),
         (with_(target_modules=[]), Reason.INVALID_CONFIG),
         (with_(target_modules=[1]), Reason.INVALID_CONFIG),
         (with_(target_modules=["q_proj", "v_proj", "foo_proj"]), Reason.INVALID_CONFIG),
@@ -112,6 +118,10 @@ def test_settings_that_engines_know_pass(config: Any) -> None:
         (with_(modules_to_save=["lm_head"]), Reason.UNSUPPORTED_ADAPTER),
         (with_(init_lora_weights="pissa"), Reason.UNSUPPORTED_ADAPTER),
         (with_(layer_replication=[[0, 1]]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(trainable_token_indices=[999]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(trainable_token_indices={"embed_tokens": [999]}), Reason.UNSUPPORTED_ADAPTER),
+        (with_(target_parameters=["mlp.experts.gate_up_proj"]), Reason.UNSUPPORTED_ADAPTER),
+        (with_(modules_to_save=["embed_tokens"]), Reason.UNSUPPORTED_ADAPTER),
         (with_(lora_alpha=0), Reason.ALPHA_ZERO),
         (with_(alpha_pattern={"q_proj": 0}), Reason.ALPHA_ZERO),
         (with_(r=4), Reason.SHAPE_MISMATCH),
@@ -120,6 +130,40 @@ def test_settings_that_engines_know_pass(config: Any) -> None:
 )
 def test_a_wrong_config_is_named(config: Any, reason: Any) -> None:
     assert found(config) == [reason]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        with_(lora_alpha=8001),
+        with_(lora_alpha=2000, rank_pattern={"v_proj": 1}),
+        with_(lora_alpha=3000, use_rslora=True),
+        with_(alpha_pattern={"v_proj": 8001}),
+        with_(alpha_pattern={"v_proj": -501}, rank_pattern={"v_proj": 1, "q_proj": 8}, use_rslora=True, lora_alpha=1e4),
+    ],
+)
+def test_the_scale_is_the_one_that_an_engine_computes_for_a_module(config: Any) -> None:
+    tensors = good()
+    if "v_proj" in config.get("rank_pattern", {}):
+        pairs = (pair("self_attn.v_proj", 32, 64, 1, layer=layer) for layer in (0, 1))
+        tensors = [*tensors[:4], *(t for both in pairs for t in both)]
+    assert found(config, tensors) == [Reason.INVALID_CONFIG]
+
+
+@pytest.mark.parametrize(
+    "config", [with_(lora_alpha=8000), with_(lora_alpha=2828, use_rslora=True), with_(alpha_pattern={"o_proj": 1e6})]
+)
+def test_scales_up_to_the_limit_pass(config: Any) -> None:
+    assert found(config) == []
+
+
+def test_an_engine_multiplies_b_by_alpha_over_rank() -> None:
+    config = with_(alpha_pattern={"1.self_attn.v_proj": -32}, rank_pattern={"0.self_attn.v_proj": 4})
+    for rslora, expected in ((False, [2, 2, 4, 4]), (True, [16 / 8**0.5, 16 / 8**0.5, 16 / 4**0.5, 32 / 8**0.5])):
+        read = read_config({**config, "use_rslora": rslora})
+        factors = multiplied(read, good())
+        assert list(factors) == [t.name for t in good() if ".lora_B." in t.name]
+        assert list(factors.values()) == pytest.approx(expected)
 
 
 def test_the_rank_may_not_exceed_the_pools() -> None:
@@ -174,6 +218,60 @@ def test_names_without_peft_s_prefix_are_refused() -> None:
     assert found(tensors=bare) == [Reason.UNEXPECTED_TENSOR]
 
 
+@pytest.mark.parametrize(
+    ("files", "tokens"),
+    [
+        ({}, {}),
+        ({"added_tokens.json": '{"<a>": 1000, "<b>": true, "<c>": "7"}'}, {"<a>": 1000}),
+        ({"tokenizer.json": '{"added_tokens": [{"id": 1000, "content": "<a>"}, 1, {"id": 3}], "model"'}, {"<a>": 1000}),
+        ({"tokenizer.json": '{"added_tokens": [{"id": 1000, "cont'}, {}),
+        ({"tokenizer.json": '{"model": []}', "added_tokens.json": "["}, {}),
+        ({"added_tokens.json": '{"[PAD]": 1000}', "tokenizer_config.json": '{"pad_token": "[PAD]"}'}, {}),
+        ({"added_tokens.json": '{"<p>": 1}', "special_tokens_map.json": '{"pad_token": {"content": "<p>"}}'}, {}),
+        ({"added_tokens.json": '{"<p>": 1}', "tokenizer_config.json": '{"pad_token": null}'}, {"<p>": 1}),
+        ({"tokenizer.json": '{"added_tokens":' + "[" * 100_000}, {}),
+    ],
+)
+def test_what_a_tokenizer_adds(files: Any, tokens: Any) -> None:
+    assert added_tokens(files) == tokens
+
+
+def test_tokens_that_the_base_lacks_are_refused() -> None:
+    assert BASE.vocabulary == 1000
+    for config, tensors, rows in (({"vocab_size": 500}, [], 500), ({"vocab_size": 500}, BASE_TENSORS, 1000)):
+        assert base_facts({**BASE_CONFIG, **config}, tensors).vocabulary == rows
+    assert violations(CONFIG, good(), BASE, 16, {"<eos>": 2, "<last>": 999}) == []
+    [(reason, message)] = violations(CONFIG, good(), BASE, 16, {"<eos>": 2, "<a>": 1000, "<b>": 10**400})
+    assert reason == Reason.UNSUPPORTED_ADAPTER
+    assert "<a> (1000); <b> (1000" in message
+    unknown = base_facts(BASE_CONFIG, [t for t in BASE_TENSORS if "embed" not in t[0]])
+    assert violations(CONFIG, good(), unknown, 16, {"<a>": 1000}) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "another"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", False),
+        ("Meta-Llama/llama-3.1-8b-instruct", False),
+        ("mirror/Llama-3.1-8B-Instruct", False),
+        ("unsloth/Llama-3.1-8B-Instruct-unsloth-bnb-4bit", False),
+        ("meta-llama/Llama-3.1-8B", True),
+        ("acme/Llama-3.1-8B-Instruct-Tuned", True),
+        ("/models/base", False),
+        ("./base", False),
+        ("models/llama/base", False),
+        ("base", False),
+        ("", False),
+        (None, False),
+        (["a/b"], False),
+    ],
+)
+def test_another_base_s_name_is_noticed(named: Any, another: bool) -> None:
+    read = read_config(with_(base_model_name_or_path=named))
+    assert names_another_base(read, "meta-llama/Llama-3.1-8B-Instruct") is another
+    assert found(with_(base_model_name_or_path=named)) == [], "a warning, no refusal"
+
+
 def test_everything_wrong_is_told_at_once() -> None:
     told = found(with_(r=64, lora_alpha=0, use_dora=True), [*good(dtype="I8"), *pair("self_attn.foo_proj", 1, 1)])
     assert told == [
@@ -188,7 +286,7 @@ def test_everything_wrong_is_told_at_once() -> None:
 
 def test_long_lists_are_cut() -> None:
     names = violations(CONFIG, [Tensor(f"t{i}", "BF16", (1,)) for i in range(1000)], BASE, 16)
-    assert len(names[0].message) < 600
+    assert len(names[0].message) < 700
     assert "997 more" in names[0].message
 
 
@@ -204,17 +302,115 @@ def test_shapes_of_packed_bases_come_from_the_config() -> None:
     assert [v.reason for v in violations(CONFIG, wrong, unknown, 16)] == [Reason.SHAPE_MISMATCH]
 
 
-def test_one_module_is_known_by_all_its_prefixes() -> None:
-    nested = {"text_config": BASE_CONFIG, "vision_config": {"num_attention_heads": 3}}
+def named(prefix: str, base: BaseFacts) -> list[Reason]:
+    """What is said of a good adapter whose modules are called `<prefix>.<layer>.…`."""
+    tensors = [t._replace(name=t.name.replace("model.model.layers", f"model.{prefix}")) for t in good()]
+    return [reason for reason, _ in violations(CONFIG, tensors, base, 16)]
+
+
+def based(prefix: str, **config: Any) -> BaseFacts:
+    """The base of these tests, whose files call its modules `<prefix>.<layer>.…`."""
+    tensors = [(n.replace("model.layers", prefix), d, s) for n, d, s in BASE_TENSORS if "layers" in n]
+    tower = ("vision_tower.encoder.layers.0.self_attn.q_proj.weight", "BF16", (7, 7))
+    return base_facts({**BASE_CONFIG, **config}, [*tensors, tower])
+
+
+NESTED = {"text_config": BASE_CONFIG, "vision_config": {"num_attention_heads": 3}}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["layers", "foo.bar.layers", "model.h", "model.model.layers", "model.language_model.layers", "transformer.layers"],
+)
+def test_modules_go_by_their_full_names_as_in_an_engine(prefix: str) -> None:
+    assert named("model.layers", BASE) == []
+    told = named(prefix, BASE)
+    assert told == [Reason.UNEXPECTED_TENSOR]
+
+
+def test_the_base_s_name_of_a_module_is_told() -> None:
+    tensors = [t._replace(name=t.name.replace(".model.model.", ".model.")) for t in good()]
+    [(_, message)] = violations(CONFIG, tensors, BASE, 16)
+    assert "the base calls it model.layers.0.self_attn.q_proj" in message
+
+
+@pytest.mark.parametrize("prefix", ["model.layers.0", "model.layers.00", "model.layers.\u0660"])
+def test_layers_are_numbered_as_in_the_base(prefix: str) -> None:
+    tensors = [t._replace(name=t.name.replace("model.layers.0", prefix)) for t in good()]
+    wrong = [] if prefix == "model.layers.0" else [Reason.UNEXPECTED_TENSOR]
+    assert [reason for reason, _ in violations(CONFIG, tensors, BASE, 16)] == wrong
+
+
+@pytest.mark.parametrize(
+    ("base", "config", "accepted"),
+    [
+        ("model.layers", {}, {"model.layers"}),
+        ("transformer.layers", {}, {"transformer.layers"}),
+        ("gpt_neox.layers", {}, {"gpt_neox.layers"}),
+        # saved as the inner model alone; engines and transformers put it below `model.`
+        ("layers", {}, {"layers", "model.layers"}),
+        ("h", {}, {"h", "transformer.h"}),
+        ("decoder.layers", {}, {"decoder.layers", "model.decoder.layers"}),
+        # several names, as transformers changed them over time: what vLLM renames
+        *(
+            (base, {**NESTED, "model_type": kind}, {"language_model.model.layers", "model.language_model.layers"})
+            for kind in ("gemma3", "llava", "qwen3_vl")
+            for base in ("language_model.model.layers", "model.language_model.layers")
+        ),
+        *(
+            (
+                base,
+                {**NESTED, "model_type": kind},
+                {"language_model.model.layers", "model.language_model.layers", "model.layers"},
+            )
+            for kind in ("mistral3", "qwen2_5_vl")
+            for base in ("language_model.model.layers", "model.language_model.layers", "model.layers")
+        ),
+        # one whose names are not known to be renamed: as its files say
+        ("language_model.model.layers", {**NESTED, "model_type": "internvl_chat"}, {"language_model.model.layers"}),
+        ("model.text_model.layers", {**NESTED, "model_type": "idefics3"}, {"model.text_model.layers"}),
+        (
+            "model.language_model.layers",
+            {**NESTED, "model_type": "of_tomorrow"},
+            {"model.language_model.layers", "language_model.model.layers"},
+        ),
+        ("model.layers", {"model_type": "gemma4_text"}, {"model.layers", "model.language_model.layers"}),
+    ],
+)
+def test_prefixes_are_those_of_the_base_and_what_engines_make_of_them(
+    base: str, config: Any, accepted: set[str]
+) -> None:
+    tried = {
+        *("model.layers", "layers", "decoder.layers", "model.decoder.layers", "transformer.layers", "gpt_neox.layers"),
+        *("language_model.model.layers", "model.language_model.layers", "model.text_model.layers", "foo.layers"),
+        *("model.language_model.model.layers", "language_model.layers", "h", "transformer.h", "model.h"),
+    }
+    facts = based(base, **config)
+    assert {prefix for prefix in tried if named(prefix, facts) == []} == accepted
+
+
+def test_one_module_under_two_names_is_refused() -> None:
+    facts = based("model.language_model.layers", **NESTED, model_type="gemma3")
     tensors = [
-        ("language_model.model.layers.0.self_attn.q_proj.weight", "BF16", (64, 64)),
-        ("vision_tower.encoder.layers.0.self_attn.q_proj.weight", "BF16", (7, 7)),
+        t._replace(name=t.name.replace("model.model.layers", f"model.{prefix}"))
+        for prefix in ("language_model.model.layers", "model.language_model.layers")
+        for t in good()
     ]
-    facts = base_facts(nested, tensors)
+    [(reason, message)] = violations(CONFIG, tensors, facts, 16)
+    assert reason == Reason.UNEXPECTED_TENSOR
+    assert "twice" in message
+
+
+def test_layers_beside_the_model_s_own_change_nothing_of_them() -> None:
+    tensors = [*BASE_TENSORS, ("mtp.layers.0.self_attn.q_proj.weight", "BF16", (7, 7))]
+    assert violations(CONFIG, good(), base_facts(BASE_CONFIG, tensors), 16) == []
+
+
+def test_heads_and_layers_of_a_nested_config() -> None:
+    facts = base_facts({**NESTED, "model_type": "gemma3"}, [])
     assert facts.layers == 2
-    assert facts.shape_of("model.language_model.layers.0.self_attn.q_proj") == Shape(64, 64)
-    assert not facts.has("vision_tower.encoder.layers.0.self_attn.q_proj")
-    assert attention_heads(nested) == 4
+    assert not based("model.layers").has("vision_tower.encoder.layers.0.self_attn.q_proj")
+    assert attention_heads(NESTED) == 4
     assert attention_heads({"n_head": 12}) == 12
     assert attention_heads({"num_attention_heads": "12"}) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,10 +22,11 @@ from models.tensors import bfloat16, float32, write_safetensors
 from models.tiny import build_tiny
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts import safetensors
+from tuneyard.systems.artifacts.arriving import unwritable
+from tuneyard.systems.artifacts.copying import copy_checked
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
-    copy_checked,
     digest_of,
     find_folder,
     list_files,
@@ -102,6 +104,17 @@ def test_links_and_odd_files_are_not_followed(adapter: Path) -> None:
     assert reason_of(digest_of, adapter) == Reason.FILES_MISSING
 
 
+@pytest.mark.parametrize("path", [b"caf\xe9.json", b"caf\xe9/config.json"])
+def test_names_that_are_not_utf_8_are_refused(adapter: Path, path: bytes) -> None:
+    file = adapter / os.fsdecode(path)
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"caf\\xe9") as caught:
+        digest_of(adapter)
+    assert caught.value.reason == Reason.UNSAFE_PATH
+    str(caught.value).encode()
+
+
 def test_a_parent_folder_by_mistake_is_told(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}").write_text("x")
@@ -118,7 +131,7 @@ def test_a_copy_is_whole_or_not_there(adapter: Path, tmp_path: Path) -> None:
         assert not target.exists()
         seen.append(digest)
 
-    copy_checked(adapter, ["adapter_model.safetensors"], target, check)
+    copy_checked(adapter, ["adapter_model.safetensors"], target, check, most=1 << 30)
     assert seen == [digest_of(adapter)]
     assert (target / "adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
     assert [p.name for p in target.parent.iterdir()] == ["a-123"]
@@ -127,8 +140,52 @@ def test_a_copy_is_whole_or_not_there(adapter: Path, tmp_path: Path) -> None:
         raise ArtifactError(Reason.DIGEST_MISMATCH, "these are other bytes")
 
     with pytest.raises(ArtifactError):
-        copy_checked(adapter, ["adapter_model.safetensors"], tmp_path / "adapters" / "b-1", refuse)
+        copy_checked(adapter, ["adapter_model.safetensors"], tmp_path / "adapters" / "b-1", refuse, most=1 << 30)
     assert [p.name for p in target.parent.iterdir()] == ["a-123"]
+
+
+def copied(adapter: Path, target: Path, most: int = 1 << 40, going_on: Callable[[], None] = lambda: None) -> None:
+    copy_checked(adapter, ["adapter_config.json"], target, lambda *_: None, most=most, going_on=going_on)
+
+
+def test_a_folder_that_is_too_large_is_refused_before_it_is_read(adapter: Path, tmp_path: Path) -> None:
+    with (adapter / "optimizer.safetensors").open("wb") as sparse:
+        sparse.truncate(1 << 43)
+    with pytest.raises(ArtifactError, match="name the adapter's own folder") as caught:
+        copied(adapter, tmp_path / "copy", going_on=lambda: pytest.fail("nothing is read"))
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+
+
+def test_a_file_that_grows_while_it_is_read_ends_somewhere(adapter: Path, tmp_path: Path) -> None:
+    def grow() -> None:
+        with (adapter / "adapter_model.safetensors").open("ab") as file:
+            file.write(bytes(1 << 20))
+
+    with pytest.raises(ArtifactError, match=f"more than {20 << 20} bytes"):
+        copied(adapter, tmp_path / "copy", 20 << 20, grow)
+    assert not list(tmp_path.glob("*copy*"))
+
+
+def test_copying_ends_when_it_is_told_to(adapter: Path, tmp_path: Path) -> None:
+    (adapter / "more.json").write_bytes(bytes(5 << 20))
+    pieces = iter(range(5))
+
+    def going_on() -> None:
+        if next(pieces, None) is None:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        copied(adapter, tmp_path / "copy", going_on=going_on)
+    assert not list(tmp_path.glob("*copy*"))
+
+
+def test_a_quota_is_a_full_disk_too(tmp_path: Path) -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        found = unwritable(tmp_path / "not" / "there", "x", 7, OSError(number, "full"))
+        assert found.reason is Reason.DISK_FULL
+        assert "7 bytes are needed" in str(found)
+    other = unwritable(tmp_path, "x", 7, OSError(errno.EROFS, "read-only"))
+    assert (other.reason, str(other)) == (Reason.ARTIFACT_UNREADABLE, "x cannot be written: read-only")
 
 
 @pytest.mark.parametrize(
@@ -180,9 +237,9 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
     assert reason_of(safetensors.read_header, tmp_path, "x", 99) == Reason.CORRUPT_WEIGHTS
 
 
-def scan(tmp_path: Path, tensor: RawTensor) -> None:
+def scan(tmp_path: Path, tensor: RawTensor, factor: float = 1.0) -> None:
     write_safetensors(tmp_path / "x", {"other": float32(np.ones(3, np.float32)), "t": tensor})
-    safetensors.check_finite(tmp_path, "x", safetensors.read_header(tmp_path, "x"))
+    safetensors.check_finite(tmp_path, "x", safetensors.read_header(tmp_path, "x"), {"t": factor})
 
 
 def as_tensor(values: npt.NDArray[Any], dtype: str) -> RawTensor:
@@ -219,6 +276,16 @@ def test_every_nan_is_found(tmp_path: Path, bits: Any) -> None:
 def test_what_is_infinite_in_float16_is_refused(tmp_path: Path, dtype: str) -> None:
     with pytest.raises(ArtifactError, match="65504"):
         scan(tmp_path, as_tensor(np.array([1e6]), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_becomes_infinite_by_its_scale_is_refused(tmp_path: Path, dtype: str, sign: int) -> None:
+    scan(tmp_path, as_tensor(np.array([0.5, 64.0 * sign]), dtype), 1000.0)
+    scan(tmp_path, as_tensor(np.array([0.5, 60_000.0 * sign]), dtype), 0.5)
+    with pytest.raises(ArtifactError, match="70 times its scale of 1000") as caught:
+        scan(tmp_path, as_tensor(np.array([0.5, 70.0 * sign]), dtype), 1000.0)
+    assert caught.value.reason == Reason.NON_FINITE_VALUES
 
 
 def test_every_float16_pattern_is_judged_as_numpy_judges(tmp_path: Path) -> None:

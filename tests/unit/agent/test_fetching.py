@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,17 @@ import pytest
 from models import bad
 from models.breaking import MARKER
 from models.tiny import build_tiny
+from tuneyard.agent import fetching
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
+from tuneyard.agent.obtaining import Obtainer
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source, VolumeSource
+from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.artifacts.folder import digest_of
+from tuneyard.systems.artifacts.safetensors import Entry, read_header
+from tuneyard.systems.artifacts.store import Store
 
 REASONS = bad.expected_reasons()
 
@@ -128,3 +136,65 @@ def test_the_pool_s_rank_is_the_limit(shelf: Shelf) -> None:
     with pytest.raises(FetchError) as caught:
         small.fetch(planned("good"))
     assert caught.value.reason == Reason.RANK_TOO_HIGH
+
+
+def test_one_adapter_s_header_is_read_at_a_time(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+    meeting = threading.Barrier(2)
+
+    def counted(folder: Path, path: str) -> list[Entry]:
+        try:
+            meeting.wait(0.05)
+        except threading.BrokenBarrierError:
+            alone.append(True)
+        return read_header(folder, path)
+
+    monkeypatch.setattr(fetching, "read_header", counted)
+    with ThreadPoolExecutor(2) as agents:
+        list(agents.map(lambda n: shelf.fetch(planned("good", name=f"a{n}")), range(2)))
+    assert alone == [True] * 4, "nobody else came while one was reading"
+
+
+def test_half_characters_in_a_config_reach_no_status(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    config = root / "models" / "good" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "target_modules": "q_proj|\ud800"}))
+    with pytest.raises(FetchError) as caught:
+        Shelf(root, tmp_path / "elsewhere", shelf.base, 16).fetch(planned("good"))
+    assert caught.value.reason == Reason.INVALID_CONFIG
+    str(caught.value).encode()
+
+
+def test_another_base_s_name_is_a_warning(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    config = root / "models" / "good" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "acme/tiny"}))
+
+    def warned(repo: str | None) -> Reason | None:
+        where = tmp_path / str(repo).replace("/", "-")
+        return Shelf(root, where, shelf.base, 16, base_repo=repo).fetch(planned("good")).warning
+
+    assert warned("acme/tiny") is None
+    assert warned("acme/tiny-instruct") is Reason.NAMES_ANOTHER_BASE
+    assert warned(None) is None, "a base on a volume has no name to compare"
+
+
+def test_a_folder_without_end_holds_nobody_up(shelf: Shelf, volumes: Path, tmp_path: Path) -> None:
+    """It would keep one of the few that look at volumes, and the end of the agent, for days."""
+    root = tmp_path / "artifacts"
+    shutil.copytree(volumes / "models" / "good", root / "models" / "good")
+    with (root / "models" / "good" / "optimizer.safetensors").open("wb") as sparse:
+        sparse.truncate(1 << 43)
+    with pytest.raises(FetchError, match="name the adapter's own folder") as caught:
+        Shelf(root, tmp_path / "adapters", shelf.base, 16).fetch(planned("good"))
+    assert caught.value.reason is Reason.ARTIFACT_UNREADABLE
+
+
+def test_an_agent_that_ends_copies_nothing_any_more(shelf: Shelf, tmp_path: Path) -> None:
+    obtainer = Obtainer(Store(tmp_path / "cache"), lambda _: pytest.fail("a volume has no credentials"))
+    obtainer.stopped.set()
+    with pytest.raises(FetchStopped):
+        Shelf(shelf.volumes, shelf.adapters, shelf.base, 16, obtainer).fetch(planned("good"))
+    assert list(shelf.adapters.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Generator, Iterator
@@ -30,6 +31,8 @@ class Bucket:
     """Artifacts by the last part of their source's URI; what is in `denied` is refused."""
 
     denied: set[str] = field(default_factory=set)
+    odd: set[str] = field(default_factory=set)
+    """These raise what no code foresaw."""
     reads: list[str] = field(default_factory=list)
     held_up: threading.Event | None = None
     """Reads wait for it, where there is one."""
@@ -48,6 +51,7 @@ class Folder:
     name: str
     identity: str = "the tests"
     commit: str | None = None
+    what: str = "the bucket"
 
     def fingerprint(self) -> str:
         return self.name
@@ -55,6 +59,8 @@ class Folder:
     def files(self) -> list[RemoteFile]:
         if self.name in self.bucket.denied:
             raise ArtifactError(Reason.ACCESS_DENIED, "the key of Secret s3 is refused")
+        if self.name in self.bucket.odd:
+            raise OverflowError("odd")
         found = sorted(contents(self.name).items())
         return [RemoteFile(path, len(data), None, self.name) for path, data in found]
 
@@ -173,6 +179,17 @@ def test_what_fails_is_told_and_comes_without_being_asked_for_again(bucket: Buck
     assert bucket.reads.count("v2") == bucket.reads.count("v1"), "nothing came twice"
 
 
+def test_what_nobody_foresaw_ends_nothing(bucket: Bucket, node: Node) -> None:
+    bucket.odd = {"v1"}
+    with node.keeper() as keeper:
+        keeper.follow(plan("v1", "v2"))
+        wait_until(lambda: bool(node.told) and node.told[-1].reason == "ArtifactUnreadable")
+        assert node.told[-1].message == "adapter v1: OverflowError: odd"
+        assert node.in_use() == {"llama", "v2"}
+        bucket.odd.clear()
+        wait_until(lambda: complete(node, 3))
+
+
 def test_a_base_that_is_refused_holds_no_adapter_up(bucket: Bucket, node: Node) -> None:
     bucket.denied = {"llama"}
     with node.keeper() as keeper:
@@ -225,6 +242,24 @@ def test_what_somebody_deletes_comes_again(bucket: Bucket, node: Node) -> None:
         (blob / "files").chmod(0o700)
         shutil.rmtree(blob)
         wait_until(lambda: bucket.reads.count("v1") > before and complete(node, 2))
+        assert node.in_use() == {"llama", "v1"}
+
+
+def test_what_a_disk_returns_wrong_comes_again_when_all_is_hashed(
+    bucket: Bucket, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with node.keeper(look_seconds=0.05) as keeper:
+        keeper.follow(plan("v1"))
+        wait_until(lambda: complete(node, 2))
+        path = node.folder / "cache" / "blobs" / digest("v1").removeprefix("sha256:") / "files" / "adapter_config.json"
+        was, before = path.stat(), bucket.reads.count("v1")
+        path.chmod(0o644)
+        path.write_bytes(b"x" * was.st_size)
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        monkeypatch.setattr(obtaining, "HASHED_WITHIN", 0.0)
+        wait_until(lambda: bucket.reads.count("v1") > before and complete(node, 2))
+        monkeypatch.setattr(obtaining, "HASHED_WITHIN", 86400.0)
+        assert path.read_bytes() == contents("v1")["adapter_config.json"]
         assert node.in_use() == {"llama", "v1"}
 
 

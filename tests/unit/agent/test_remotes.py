@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tuneyard.api.documents import Transfer
@@ -63,6 +65,27 @@ def test_a_file_twice_and_none_at_all() -> None:
     assert caught.value.reason is Reason.ARTIFACT_NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("paths", "refused"),
+    [
+        (["adapter_config.json", "adapter_model.bin"], True),
+        (["pytorch_model-00001.bin", "config.json", "onnx/model.safetensors"], True),
+        (["adapter_model.pt"], True),
+        (["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"], False),
+        (["config.json", "checkpoint-1/optimizer.pt"], False),
+        (["model.Q4_K_M.gguf", "imatrix.bin"], False),
+    ],
+)
+def test_weights_that_are_nothing_but_pickles_are_told_as_that(paths: list[str], refused: bool) -> None:
+    """What does not count is not listed, and what is left looks like something half copied."""
+    if not refused:
+        assert all(not f.path.endswith((".bin", ".pt")) for f in listed("it", map(file, paths)))
+        return
+    with pytest.raises(ArtifactError, match=r"it holds no weights but \S+, which is a pickle") as caught:
+        listed("it", map(file, paths))
+    assert caught.value.reason is Reason.NOT_SAFETENSORS
+
+
 def test_secrets_are_in_no_repr() -> None:
     given = Credentials.of_secret("hub-token", {"token": b"hf_secret\n"})
     assert given.data["token"] == "hf_secret"
@@ -100,12 +123,27 @@ def test_who_asks(kind: dict[str, object], data: dict[str, str] | None, identity
     remote.close()
 
 
-def test_a_service_account_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
-    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/reader")
-    assert (
-        remote_of(Source.model_validate(S3), None).identity == "the pod's service account (arn:aws:iam::1:role/reader)"
-    )
+@pytest.mark.parametrize(
+    ("environment", "identity"),
+    [
+        (
+            {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "AWS_ROLE_ARN": "arn:aws:iam::1:role/reader"},
+            "the pod's service account (arn:aws:iam::1:role/reader)",
+        ),
+        (
+            {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials"},
+            "the pod's service account (EKS Pod Identity)",
+        ),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, "access key AKIA...MPLE of the environment"),
+        ({}, "the AWS identity of this machine"),
+    ],
+)
+def test_who_asks_without_a_secret(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], identity: str) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert remote_of(Source.model_validate(S3), None).identity == identity
 
 
 @pytest.mark.parametrize("kind", [HUB, S3])

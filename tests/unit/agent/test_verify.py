@@ -127,6 +127,18 @@ def test_truncated_weights_are_found_without_reading_them(base: Path, monkeypatc
     assert refused(base)[0] == Reason.CORRUPT_WEIGHTS
 
 
+def test_half_a_character_ends_no_report(base: Path) -> None:
+    """JSON can hold half of a surrogate pair, which no UTF-8 can: neither the kubelet nor the API server takes it."""
+    index = base / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "\\ud800.safetensors"}}')
+    reason, message = refused(base)
+    assert reason is Reason.FILES_MISSING
+    assert "?.safetensors first" in message
+    index.unlink()
+    change(base / "config.json", architectures=["Odd\ud800"])
+    assert told(base)[1]["architecture"] == "Odd?"
+
+
 def test_a_path_that_is_on_no_volume(base: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert verify(BaseWanted("x", Path("/etc"), 1, None, tmp_path / "artifacts"), None, log) == 1

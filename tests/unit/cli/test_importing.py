@@ -291,6 +291,10 @@ spec:
         (["dir", "DIR", *COMMON, *VOLUME, "--digest", "x"], "digest: String should match pattern"),
         (["dir", "DIR", *COMMON, *VOLUME, "--credentials", "x"], "a volume is read without --credentials"),
         (["dir", "DIR", "--name", "Acme", "--base-model", "b", *VOLUME], "--name Acme: lower-case letters"),
+        (["dir", "DIR", "--name", "acme..v1", "--base-model", "b", *VOLUME], "--name acme..v1: lower-case letters"),
+        (["dir", "DIR", "--name", "a", "--base-model", "B_x", *VOLUME], "--base-model B_x: lower-case letters"),
+        (["dir", "DIR", *COMMON, "--source", "s3://abc/x", "--credentials", "A B"], "--credentials A B: lower-case"),
+        (["dir", "DIR", *COMMON, *VOLUME, "-n", "a.b"], "--namespace a.b: lower-case letters, digits and - only"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], words: str, capsys: Any) -> None:

@@ -13,7 +13,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.lineage import chosen_kind, run
-from tuneyard.cli.lineagerender import render_lineage
+from tuneyard.cli.lineagerender import UNFOLDED, render_lineage
 from tuneyard.cli.lineageview import found_kinds, lineage_view
 from tuneyard.cli.statusview import Read
 
@@ -59,14 +59,26 @@ def registry() -> Read:
     ("kind", "name"), [("ModelDeployment", "acme-support"), ("LoRAAdapter", world.V1), ("BaseModel", world.BASE)]
 )
 def test_tree(kind: Any, name: Any, width: Any) -> None:
-    compare(f"lineage-{kind}-{width}", shown(render_lineage(lineage_view(kind, name, registry())), width))
+    view = lineage_view(kind, name, registry())
+    compare(f"lineage-{kind}-{width}", shown(render_lineage(view, width), UNFOLDED))
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_what_is_copied_is_never_folded_and_words_are(width: int) -> None:
+    text = shown(render_lineage(lineage_view("ModelDeployment", "acme-support", registry()), width), UNFOLDED)
+    lines = text.splitlines()
+    for whole in (world.DIGEST, "sha256:" + "cd" * 32, LINEAGE["run"], LINEAGE["dataset"], LINEAGE["datasetHash"]):
+        assert any(line.endswith(str(whole)) for line in lines), whole
+    assert not any("for the next version" in line for line in lines)
+    assert "100 % now, 90 % in spec" in text
+    assert "0 % now, 10 % in spec" in text
 
 
 def test_what_is_named_and_does_not_exist_is_in_the_chain() -> None:
     read = replace(registry(), adapters=[], base_models=[])
     view = lineage_view("ModelDeployment", "acme-support", read)
     assert [(r.adapter.missing if r.adapter else None, r.base.missing) for r in view.revisions] == [(True, True)] * 2
-    assert shown(render_lineage(view), 80).count("it is named and does not exist") == 4
+    assert shown(render_lineage(view, 80), 80).count("it is named and does not exist") == 4
 
 
 def test_view_for_programs() -> None:

@@ -30,6 +30,20 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n    {command} " in out
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("import", "Write a LoRAAdapter manifest"),
+        ("gateway", "process beside Envoy"),
+        ("digest", "Print the digest of"),
+    ],
+)
+def test_help_keeps_the_names_of_things(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run([command, "--help"])
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["status", "--nonsense"], ["status", "-w", "-o", "json"]])
 def test_wrong_usage_is_2(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

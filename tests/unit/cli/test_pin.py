@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def test_a_manifest_is_pinned_and_nothing_else_changes() -> None:
     assert told == [
         f"BaseModel llama is pinned to {COMMIT[:12]}, {DIGEST}",
         f"LoRAAdapter acme is pinned to {DIGEST}",
-        "LoRAAdapter on-disk is on a volume and skipped: `tuneyard digest DIR` prints its digest",
+        "LoRAAdapter on-disk is on a volume and skipped: write spec.digest yourself, `tuneyard digest DIR` of its "
+        "folder prints it",
     ]
 
 
@@ -72,9 +74,124 @@ def test_what_is_pinned_is_not_asked_again() -> None:
     def nobody(source: Source, what: str) -> tuple[str | None, str]:
         raise AssertionError(what)
 
-    assert pin(PINNED, nobody, lambda _: None) == PINNED
-    assert pin(PINNED, nobody, lambda _: None, check=True) == PINNED
-    assert pin(MANIFEST, nobody, lambda _: None, check=True) is None
+    whole = PINNED.replace("path: acme}}", f"path: acme}}}}\n  digest: {DIGEST}")
+    told: list[str] = []
+    assert pin(whole, nobody, told.append) == whole
+    assert pin(whole, nobody, told.append, check=True) == whole
+    assert told == []
+    assert pin(PINNED, nobody, told.append, check=True) is None
+    assert pin(MANIFEST, nobody, told.append, check=True) is None
+    assert told == [
+        "LoRAAdapter on-disk is not pinned: write spec.digest, `tuneyard digest DIR` of its folder prints it",
+        "BaseModel llama is not pinned: run `tuneyard pin`",
+        "LoRAAdapter acme is not pinned: run `tuneyard pin`",
+        "LoRAAdapter on-disk is not pinned: write spec.digest, `tuneyard digest DIR` of its folder prints it",
+    ]
+
+
+def base(source: str, more: str = "") -> str:
+    return (
+        f"apiVersion: tuneyard.dev/v1alpha1\nkind: BaseModel\nmetadata: {{name: b}}\nspec: {{source: {source}{more}}}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "skipped", "unpinned"),
+    [
+        (
+            "{image: {reference: registry.example/llama:latest}}",
+            "",
+            "comes as an image and is skipped: write registry.example/llama@sha256:… yourself, with the image's digest",
+            "is not pinned: a tag names its image, and tags move: write registry.example/llama@sha256:…, or "
+            "spec.digest",
+        ),
+        (
+            "{image: {reference: 'registry.example:5000/llama'}}",
+            "",
+            "write registry.example:5000/llama@sha256:… ",
+            "a tag",
+        ),
+        (f"{{image: {{reference: 'registry.example/llama@{DIGEST}'}}}}", "", None, None),
+        ("{image: {reference: registry.example/llama:latest}}", f", digest: '{DIGEST}'", None, None),
+        (
+            "{carrierPigeon: {ring: 7}}",
+            "",
+            "has a source of a kind that this version does not know, and is skipped: write spec.digest yourself",
+            "is not pinned: write spec.digest",
+        ),
+        ("{carrierPigeon: {ring: 7}}", f", digest: '{DIGEST}'", None, None),
+    ],
+)
+def test_what_nobody_can_ask_for_its_digest(source: str, more: str, skipped: str | None, unpinned: str | None) -> None:
+    told: list[str] = []
+    text = base(source, more)
+    assert pin(text, resolve, told.append) == text
+    assert pin(text, resolve, told.append, check=True) == (None if unpinned else text)
+    assert len(told) == (2 if unpinned else 0)
+    for said, words in zip(told, (skipped, unpinned), strict=False):
+        assert said.startswith("BaseModel b ")
+        assert words is not None
+        assert words in said
+
+
+LIST = """\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: tuneyard.dev/v1alpha1
+  kind: BaseModel
+  metadata: {name: llama}
+  spec:
+    source:
+      huggingFace: {repo: a/b, revision: main}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: other}}
+- apiVersion: v1
+  kind: List
+  items:
+  - apiVersion: tuneyard.dev/v1alpha1
+    kind: LoRAAdapter
+    metadata: {name: deep}
+    spec: {baseModel: llama, source: {s3: {uri: "s3://models/deep/"}}}
+---
+apiVersion: tuneyard.dev/v1alpha1
+kind: LoRAAdapterList
+items:
+- metadata: {name: plain}
+  spec: {baseModel: llama, source: {s3: {uri: "s3://models/plain/"}}}
+"""
+
+
+def test_lists_are_looked_into() -> None:
+    told: list[str] = []
+    assert pin(LIST, resolve, told.append, check=True) is None
+    assert [t.split(" is ")[0] for t in told] == ["BaseModel llama", "LoRAAdapter deep", "LoRAAdapter plain"]
+    changed = pin(LIST, resolve, told.append)
+    assert changed == LIST.replace("revision: main}\n", f"revision: {COMMIT}}}\n    digest: {DIGEST}\n").replace(
+        '/"}}}', f'/"}}}}, digest: {DIGEST}}}'
+    )
+    assert pin(changed, resolve, told.append, check=True) == changed
+
+
+def test_one_object_twice_in_a_list_is_written_once() -> None:
+    text = (
+        "apiVersion: v1\nkind: List\nitems:\n- &a\n  apiVersion: tuneyard.dev/v1alpha1\n  kind: LoRAAdapter\n"
+        "  metadata: {name: a}\n  spec: {source: {s3: {uri: 's3://models/a/'}}}\n- *a\n"
+    )
+    changed = pin(text, resolve, lambda _: None)
+    assert changed == text.replace("'}}}", f"'}}}}, digest: {DIGEST}}}")
+
+
+@pytest.mark.parametrize("level", ["spec", "document"])
+def test_a_source_that_is_merged_in_is_seen_and_not_written_to(level: str) -> None:
+    merged = "spec: &s {source: {s3: {uri: 's3://models/a/'}}}"
+    spec = "spec: {<<: *s}" if level == "spec" else "<<: {spec: *s}"
+    text = (
+        f"apiVersion: v1\nkind: List\nitems:\n- {{apiVersion: v1, kind: Other, {merged}}}\n"
+        f"- {{apiVersion: tuneyard.dev/v1alpha1, kind: LoRAAdapter, metadata: {{name: a}}, {spec}}}\n"
+    )
+    assert pin(text, resolve, lambda _: None, check=True) is None
+    with pytest.raises(UserError, match="do not fit into this layout"):
+        pin(text, resolve, lambda _: None)
 
 
 def test_another_digest_is_refused_with_both() -> None:
@@ -113,6 +230,9 @@ def test_an_anchor_stays_and_an_alias_is_refused() -> None:
     ("text", "words"),
     [
         ("a: [", "not valid YAML"),
+        ("trainedAt: 2026-13-45", "not valid YAML: month must be in 1..12"),
+        (f"{'[' * 5000}{']' * 5000}", "not valid YAML: it is nested too deeply"),
+        ("&a {apiVersion: v1, kind: List, items: [*a]}", "Lists within Lists over 16 levels"),
         (
             MANIFEST.replace("repo: meta-llama", "repo: 'a b'  #"),
             "BaseModel llama has a source that the API would refuse",
@@ -146,6 +266,8 @@ def test_files_are_replaced_and_checked(tmp_path: Path, capsys: pytest.CaptureFi
     assert path.read_text() == PINNED
     assert path.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["all.yaml"]
+    assert command.run(arguments(path, check=True)) == 1, "the volume's adapter still has no digest"
+    path.write_text(PINNED.replace("path: acme}}", f"path: acme}}}}\n  digest: {DIGEST}"))
     assert command.run(arguments(path, check=True)) == 0
     assert len(list(yaml.safe_load_all(path.read_text()))) == 4
 
@@ -160,3 +282,38 @@ def test_the_token_goes_to_no_hub_that_only_the_manifest_names(monkeypatch: pyte
             command.ask(source, "LoRAAdapter acme")
         monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
         assert command.ask(source, "LoRAAdapter acme")[0] == hub.repositories["acme/private"].commit
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_file_that_cannot_be_written_stays_and_nothing_is_called_pinned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(MANIFEST)
+
+    def no_room(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", no_room)
+    with pytest.raises(UserError, match=f"^{path} cannot be written, and stays as it was: No space left on device$"):
+        command.run(arguments(path))
+    assert "is pinned" not in capsys.readouterr().err
+    assert path.read_text() == MANIFEST
+    assert [p.name for p in tmp_path.iterdir()] == ["all.yaml"]
+
+
+def test_nothing_of_a_file_is_called_pinned_when_the_next_source_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.yaml"
+    path.write_text(MANIFEST)
+
+    def ask(source: Source, what: str, anonymous: bool) -> tuple[str | None, str]:
+        if source.s3 is not None:
+            raise UserError(f"{what} (AccessDenied): no")
+        return resolve(source, what)
+
+    monkeypatch.setattr(command, "ask", ask)
+    with pytest.raises(UserError, match="LoRAAdapter acme"):
+        command.run(arguments(path))
+    assert "is pinned" not in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from tests.unit.cli import world
-from tuneyard.cli.statusrender import bar, duration, render_deployment, render_overview
+from tuneyard.cli.statusrender import Look, bar, duration, render_deployment, render_overview
 from tuneyard.cli.statusview import Read, deployment_view, overview
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -39,28 +39,37 @@ def test_deployment(width: Any, ready: Any) -> None:
     read = world.read(ready)
     view = deployment_view(read.deployments[0], read, world.NOW)
     compare(
-        f"deployment-{'ready' if ready else 'withheld'}-{width}", shown(render_deployment(view, width=width), width)
+        f"deployment-{'ready' if ready else 'withheld'}-{width}", shown(render_deployment(view, Look(width)), width)
     )
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_overview(width: Any) -> None:
-    compare(f"overview-{width}", shown(render_overview(overview(world.read(), world.NOW)), width))
+    compare(f"overview-{width}", shown(render_overview(overview(world.read(), world.NOW), Look(width)), width))
 
 
 def test_deployment_without_status_says_that_nobody_has_seen_it() -> None:
     read = Read(deployments=[world.deployment().model_copy(update={"status": world.NO_STATUS})])
     view = deployment_view(read.deployments[0], read, world.NOW)
-    text = shown(render_deployment(view, width=80), 80)
+    text = shown(render_deployment(view, Look(80)), 80)
     assert "Not ready" in text.splitlines()[0]
     assert "No status yet" in text
     assert " - " in text, "an unknown weight is not shown as 0 %"
 
 
+@pytest.mark.parametrize("bars", [True, False])
+def test_files_that_come_have_bars_on_a_terminal(bars: bool) -> None:
+    look = Look(100, bars=bars)
+    read = world.fetching()
+    text = shown(render_overview(overview(read, world.NOW), look), 100)
+    text += shown(render_deployment(deployment_view(read.deployments[0], read, world.NOW), look), 100)
+    compare(f"fetching-{'bars' if bars else 'words'}", text)
+
+
 def test_ascii_bars_where_the_terminal_has_no_blocks() -> None:
     read = world.read()
     view = deployment_view(read.deployments[0], read, world.NOW)
-    assert shown(render_deployment(view, width=80, plain=True), 80).isascii()
+    assert shown(render_deployment(view, Look(80, plain=True)), 80).isascii()
 
 
 @pytest.mark.parametrize(

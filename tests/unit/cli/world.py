@@ -8,7 +8,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import AdapterReport, PodReport
+from tuneyard.api.documents import AdapterReport, PodReport, Transfer
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.cli.statusview import Read
@@ -174,3 +174,28 @@ def read(ready: bool = False) -> Read:
             event("WeightChanged", "v2 0 -> 10", "2026-03-01T11:50:00Z"),
         ],
     )  # fmt: skip
+
+
+def fetching() -> Read:
+    """v2, the base of a second pool and what nodes keep are on their way."""
+    transfer = Transfer(done_bytes=900 << 20, total_bytes=2 << 30, bytes_per_second=118 << 20)
+    coming = AdapterReport(state="Loading", reason="Fetching", transfer=transfer)
+    pools = [
+        {"name": BASE, "replicas": 2, "readyReplicas": 2, "progress": "serving"},
+        {"name": "own", "deployment": "own", "replicas": 1, "readyReplicas": 0, "progress": FETCHING},
+    ]
+    status = {"pools": pools, "prewarmed": "2/3", "prewarmProgress": FETCHING}
+    base_model, v2 = base(), adapter(V2)
+    return Read(
+        deployments=[deployment()],
+        base_models=[BaseModelResource.from_dict(_with_status(base_model.to_dict(), status))],
+        adapters=[adapter(V1), LoRAAdapterResource.from_dict(_with_status(v2.to_dict(), {"progress": FETCHING}))],
+        pods=[pod_observation(pod("smollm2-pool-5d8c7b9f4-aaaaa", report(coming)))],
+    )
+
+
+FETCHING = "fetching: 43 % of 2.0 GiB at 118.0 MiB/s"
+
+
+def _with_status(document: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return {**document, "status": {**document["status"], **more}}

@@ -33,7 +33,7 @@ def test_a_ready_pod_with_the_adapter_serves_both() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        replace(GOOD, deleted=True),
+        replace(GOOD, deleted=True, ready=False),
         replace(GOOD, namespace="other"),
         replace(GOOD, pool="other"),
         replace(GOOD, report=None),
@@ -45,6 +45,16 @@ def test_a_ready_pod_with_the_adapter_serves_both() -> None:
 )
 def test_a_pod_that_counts_for_nothing(bad: PodObservation) -> None:
     assert found(bad) == {"v1": [], "plain": []}
+
+
+def test_a_pod_that_leaves_serves_what_no_other_pod_does() -> None:
+    leaving = replace(GOOD, deleted=True)
+    assert found(leaving) == {"v1": [ADDRESS], "plain": [ADDRESS]}
+    assert found(reported(leaving, engine="Draining")) == {"v1": [], "plain": []}
+    without, other = pod("b"), pod("b", "v1")
+    assert other.report is not None
+    assert found(leaving, without) == {"v1": [ADDRESS], "plain": [other.report.address]}
+    assert found(leaving, other) == {"v1": [other.report.address], "plain": [other.report.address]}
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from tests.builders import BASE, base_model, deployment, digest, loaded, pinned,
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.gateway.world import World
+from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.routes import GRACE, ModelRoutes
 
@@ -58,6 +60,29 @@ def canary(v1: int = 90, **fields: Any) -> ApiModel:
     return deployment(revisions=TWO, traffic={"v1": v1, "v2": 100 - v1}, **fields)
 
 
+def test_a_pod_that_leaves_serves_what_nobody_else_has_for_a_while() -> None:
+    """A gateway sees no more of a pod than its metadata: one whose node is dead says nothing for ever."""
+    world = world_of(canary())
+    before = routes(world)
+    leaving = raw_pod(pod("a", "v1", "v2"))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    world.put("pod", leaving, 100)
+    assert routes(world) == before
+    assert world.put("pod", raw_pod(pod("b", "v1")), 101) == {"chat"}
+    first, second = ([e.pod for e in r.endpoints] for r in routes(world).revisions)
+    assert (first, second) == (["b"], ["a"])
+    world.put("pod", leaving, 110)
+    assert world.next_expiry() == 100 + LAST_RESORT_SECONDS, "it began when it was first seen to leave"
+    assert world.expire(100 + LAST_RESORT_SECONDS - 0.1) == set()
+    assert world.expire(100 + LAST_RESORT_SECONDS) == {"chat"}
+    assert [len(r.endpoints) for r in routes(world).revisions] == [1, 0]
+    assert world.put("pod", leaving, 150) == set(), "and has ended"
+    assert world.next_expiry() is None
+    world.remove("pod", ("team", "a"), 160)
+    world.put("pod", leaving, 170)
+    assert [len(r.endpoints) for r in routes(world).revisions] == [1, 1], "another one of that name"
+
+
 def test_a_change_touches_the_models_that_it_can_change() -> None:
     world = World()
     other = deployment("other", revisions=[revision("r", "o", base="big")])
@@ -76,6 +101,18 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.remove("pod", ("team", "a"), 0) == {"chat"}
     assert world.put("deployment", raw(canary(model_name="renamed")), 0) == {"chat", "renamed"}
     assert world.namespaces() == {"team"}
+
+
+def test_a_bases_digest_touches_the_models_that_the_base_itself_answers_for() -> None:
+    plain = deployment("plain", revisions=[revision("v1", None)])
+    world = world_of(canary(), plain)
+    assert routes(world, "plain").revisions[0].digest is None
+    read = base_model(status=BaseModelStatus(digest=digest("base")))
+    assert world.put("base", raw(read), 0) == {"plain"}
+    assert routes(world, "plain").revisions[0].digest == digest("base")
+    ready = read.model_copy(update={"status": read.status.model_copy(update={"replicas": "1/1"})})
+    assert world.put("base", raw(ready), 0) == set()
+    assert [r.digest for r in routes(world).revisions] == [digest("v1"), digest("v2")]
 
 
 def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> None:
@@ -109,7 +146,8 @@ def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> Non
     leaving = raw_pod(pod("a", "one", "two"))
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     assert world.put("pod", leaving, 0) == everyone
-    assert world.remove("pod", ("team", "a"), 0) == set(), "nobody was sent to it any more"
+    assert world.expire(LAST_RESORT_SECONDS) == everyone
+    assert world.remove("pod", ("team", "a"), LAST_RESORT_SECONDS) == set(), "nobody was sent to it any more"
     for done in range(3):
         transfer = Transfer(done_bytes=done, total_bytes=9)
         assert report("one", "two", engine="Starting", base_transfer=transfer) == set()

@@ -166,6 +166,16 @@ def test_pods_leave_a_lost_node_soon_unless_the_user_says_otherwise():
     assert told(Toleration(operator="Exists", effect="NoSchedule")) == {None: None, not_ready: 30, unreachable: 30}
 
 
+def test_what_reads_artifacts_has_a_memory_limit_that_the_chart_gives():
+    (pool,) = pools_of(base := base_model(), [deployment(revisions=[revision("v1")])])
+    for given, told in (("1Gi", Settings()), ("2Gi", Settings(agent_memory_limit="2Gi"))):
+        spec = pod_template(pool, base, told)["spec"]
+        assert {n: container(spec, n)["resources"]["limits"] for n in ("verify", "agent")} == {
+            "verify": {"memory": given},
+            "agent": {"memory": given},
+        }
+
+
 def test_the_token_is_in_the_agent_alone():
     _, spec = pool_with()
     path = "/var/run/secrets/kubernetes.io/serviceaccount"

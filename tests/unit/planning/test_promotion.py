@@ -1,4 +1,4 @@
-"""Since when a revision is stable, and when an adapter was promoted: once, by whom, and again after a loss."""
+"""Since when a revision is stable, and when what it serves was promoted: once, by whom, and again after a loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.builders import Situation, adapter, at, base_model, deployment, pinned, pod, revision, stamp
+from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.lineage import Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.promotion import Promotion, promotion
@@ -153,6 +155,48 @@ def test_what_is_recorded_is_kept_whatever_is_observed():
     known = LoRAAdapterStatus(promoted_at=stamp(5), promoted_by="old/v1")
     earlier = chat({"v1": 100}, stable="v1", stable_since=stamp(1))
     assert promotion(adapter("one", status=known), [earlier]) == Promotion(stamp(5), "old/v1")
+
+
+# a base that is served itself
+
+
+def plain(traffic: dict[str, int], **rollout: Any) -> ModelDeploymentResource:
+    """A merged fine-tune beside an adapter of its base."""
+    status = ModelDeploymentStatus(rollout=RolloutStatus(**rollout)) if rollout else None
+    return deployment("chat", revisions=[revision("v1", "one"), revision("merged")], traffic=traffic, status=status)
+
+
+def planned_base(world: Situation, minutes: float) -> Situation:
+    world = planned(world, minutes)
+    status = plan_basemodel(world.base_model()).status
+    assert isinstance(status, BaseModelStatus)
+    return replace(world, bases=tuple(b.model_copy(update={"status": status}) for b in world.bases))
+
+
+def base_promoted(world: Situation) -> tuple[str | None, str | None]:
+    return world.bases[0].status.promoted_at, world.bases[0].status.promoted_by
+
+
+def test_a_base_that_is_served_itself_is_promoted_and_its_adapters_base_is_not():
+    world = planned_base(situation(plain({"v1": 100})), 0)
+    assert (base_promoted(world), promoted(world)["one"]) == (NEVER, (stamp(0), "chat/v1"))
+    world = planned_base(replace(world, deployments=(_given(world, {"merged": 100}),)), 10)
+    assert base_promoted(world) == (stamp(10), "chat/merged")
+    world = planned_base(replace(world, deployments=(_given(world, {"v1": 100}),)), 20)
+    assert base_promoted(world) == (stamp(10), "chat/merged"), "what was, stays"
+    assert planned_base(world, 99) == replace(world, now=at(99)), "nothing is written again"
+
+
+def test_a_base_and_its_deployment_restore_each_other():
+    world = planned_base(situation(plain({"merged": 100})), 0)
+    blank = tuple(b.model_copy(update={"status": BaseModelStatus()}) for b in world.bases)
+    assert base_promoted(planned_base(replace(world, bases=blank), 60)) == (stamp(0), "chat/merged")
+    stripped = tuple(d.model_copy(update={"status": ModelDeploymentStatus()}) for d in world.deployments)
+    assert since(planned_base(replace(world, deployments=stripped), 60)) == stamp(0)
+
+
+def _given(world: Situation, traffic: dict[str, int]) -> ModelDeploymentResource:
+    return world.deployments[0].model_copy(update={"spec": plain(traffic).spec})
 
 
 # the parent

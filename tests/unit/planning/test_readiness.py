@@ -80,6 +80,7 @@ def test_other_words_name_no_problem(text):
 def test_texts_fit_into_a_status():
     assert len(named(Problem(Reason.ENGINE_CRASHED, "x" * 5000))) == TEXT_LIMIT
     assert clipped("short") == "short"
+    assert clipped("half \udcff") == "half \\udcff", "the API takes no halves of characters"
 
 
 @pytest.mark.parametrize(

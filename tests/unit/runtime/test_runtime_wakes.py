@@ -182,6 +182,12 @@ def test_a_revision_that_takes_over_wakes_its_adapter_once(scene: Scene) -> None
     assert told({"rollout": "nobody can read it"}) == set()
 
 
+def test_a_revision_without_an_adapter_that_takes_over_wakes_its_base_once(scene: Scene) -> None:
+    status = {"rollout": {"stable": "v0", "stableSince": "2026-01-01T12:00:00Z"}}
+    assert scene.deployment("plain", {"v0": ("base", None)}, "MODIFIED", status=status) == {base("base")}
+    assert scene.deployment("plain", {"v0": ("base", None)}, "MODIFIED", status=status) == set()
+
+
 def test_a_parent_that_comes_wakes_what_was_trained_from_it(scene: Scene) -> None:
     scene.adapter("child", parent="parent")
     scene.adapter("stranger", parent="some words")

@@ -6,12 +6,13 @@ import hashlib
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.systems.artifacts.folder import FolderDigest
+from tuneyard.systems.artifacts.remote import RemoteFile
 
 CHUNK = 4096
 
@@ -22,7 +23,7 @@ def contents(seed: str, size: int = 5 * CHUNK) -> dict[str, bytes]:
     return {
         "adapter_config.json": f'{{"seed": "{seed}"}}'.encode(),
         "adapter_model.safetensors": weights,
-        "more/tokens.bin": weights[:CHUNK] + b"end",
+        "more/tokens.txt": weights[:CHUNK] + b"end",
     }
 
 
@@ -59,7 +60,7 @@ class Source:
                 for at in range(here, len(data), CHUNK):
                     self.before_chunk()
                     chunk = data[at : at + CHUNK]
-                    self._note(len(chunk))
+                    self.note(len(chunk))
                     sys.audit("tuneyard.tests.write")
                     writing.write(chunk)
         return folder_digest(self.files)
@@ -75,7 +76,8 @@ class Source:
     def _lines(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
-    def _note(self, count: int) -> None:
+    def note(self, count: int) -> None:
+        """So many bytes are handed out."""
         handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(handle, f"{os.getpid()} {count}\n".encode())
@@ -91,3 +93,35 @@ def read_all(folder: Path) -> dict[str, bytes]:
 def listing(folder: Path) -> list[str]:
     """The names in a folder, sorted."""
     return sorted(entry.name for entry in folder.iterdir())
+
+
+class SourceRemote:
+    """A source as something that comes over the network, of whose files no checksum is known: S3, mostly."""
+
+    identity = "nobody"
+    commit = None
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @property
+    def what(self) -> str:
+        return f"source {self.source.log}"
+
+    def fingerprint(self) -> str:
+        return self.what
+
+    def files(self) -> list[RemoteFile]:
+        found = folder_digest(self.source.files).files
+        return [RemoteFile(file.path, file.size, None, f"etag-{file.sha256}") for file in found]
+
+    def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
+        data = self.source.files[file.path]
+        for at in range(begin, end, CHUNK):
+            piece = data[at : min(at + CHUNK, end)]
+            self.source.note(len(piece))
+            sys.audit("tuneyard.tests.write")
+            yield piece
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -151,7 +151,7 @@ def test_a_broken_download_goes_where_room_is_needed(tmp_path: Path) -> None:
 
 def test_the_reserve_of_the_disk_is_left(tmp_path: Path) -> None:
     free = os.statvfs(tmp_path)
-    store = Store(tmp_path / "cache", reserve=free.f_bavail * free.f_frsize)
+    store = Store(tmp_path / "cache", reserve=free.f_blocks * free.f_frsize)
     source = Source(contents("one"), tmp_path / "log")
     with pytest.raises(NoRoomError, match="without a limit"):
         store.obtain("s", None, source.fetch, size=source.size)

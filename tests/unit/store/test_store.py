@@ -174,9 +174,9 @@ def test_files_that_are_not_what_is_said_of_them_get_no_place(
         if lie == "another digest":
             return FolderDigest("sha256:" + "0" * 64, found.size_bytes, found.files)
         if lie == "a file too few":
-            (target / "more" / "tokens.bin").unlink()
+            (target / "more" / "tokens.txt").unlink()
         else:
-            (target / "more" / "tokens.bin").write_bytes(b"short")
+            (target / "more" / "tokens.txt").write_bytes(b"short")
         return found
 
     assert reason_of(lambda: store.obtain("s", None, fetch))[0] is Reason.ARTIFACT_UNREADABLE
@@ -216,7 +216,7 @@ def link_away(files: Path) -> None:
 
 
 def link_a_folder_away(files: Path) -> None:
-    (files / "more" / "tokens.bin").unlink()
+    (files / "more" / "tokens.txt").unlink()
     (files / "more").rmdir()
     (files / "more").symlink_to("/etc")
 
@@ -250,8 +250,8 @@ DAMAGES = {
     half_a_manifest: "manifest",
     manifest_of_another: "another artifact",
     path_out_of_the_artifact: "not the path",
-    lambda files: (files / "more" / "tokens.bin").unlink(): "more/tokens.bin is missing",
-    lambda files: overwrite(files / "more" / "tokens.bin", b"short"): "5 bytes instead of",
+    lambda files: (files / "more" / "tokens.txt").unlink(): "more/tokens.txt is missing",
+    lambda files: overwrite(files / "more" / "tokens.txt", b"short"): "5 bytes instead of",
     lambda files: (files / "more" / "evil.py").write_bytes(b"x"): "more/evil.py does not belong",
 }
 
@@ -327,6 +327,78 @@ def test_verify_finds_what_no_stamp_shows(
         assert len(told) == 1
     with store.obtain("s", None, source.fetch) as held:
         assert read_all(held.path) == source.files
+    store.obtain("s", None, never).release()
+
+
+def unseen_damage(path: Path) -> None:
+    """As a disk does it that returns other bytes than were written: no stamp shows it."""
+    was = path.stat()
+    flip_a_byte(path.parent)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def hashed_before(root: Path, digest: str, seconds: float) -> None:
+    """Move the time when every byte was last hashed."""
+    path = blob(root, digest) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "hashedAt": manifest["hashedAt"] - seconds}))
+
+
+def test_bytes_that_were_hashed_long_ago_are_hashed_again(
+    store: Store, root: Path, source: Source, told: list[tuple[str, str]]
+) -> None:
+    store.obtain("s", None, source.fetch).release()
+    unseen_damage(blob(root, source.digest) / "files" / "adapter_model.safetensors")
+    with store.obtain("s", None, never, hashed_within=60):
+        assert not told, "they were hashed when they came"
+    hashed_before(root, source.digest, 3600)
+    store.obtain("s", None, never, hashed_within=7200).release()
+    with store.obtain("s", None, source.fetch, hashed_within=60) as held:
+        assert read_all(held.path) == source.files
+    assert [digest for digest, _ in told] == [source.digest]
+
+
+def test_bytes_are_hashed_once_for_all_who_come(
+    store: Store, root: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.obtain("s", None, source.fetch).release()
+    hashed_before(root, source.digest, 3600)
+    heard: list[int] = []
+    for again in (store, Store(root)):
+        found = again.find(source.digest, hashed_within=60, going_on=lambda: heard.append(1))
+        assert found is not None
+        found.release()
+    assert len(heard) == len(source.files), "one piece a file, once"
+
+
+def test_a_clock_that_was_ahead_puts_nothing_off(store: Store, root: Path, source: Source) -> None:
+    store.obtain("s", None, source.fetch).release()
+    unseen_damage(blob(root, source.digest) / "files" / "adapter_model.safetensors")
+    hashed_before(root, source.digest, -3600)
+    assert store.find(source.digest, hashed_within=60) is None
+
+
+def test_a_cache_of_an_older_version_knows_when_its_bytes_came(store: Store, root: Path, source: Source) -> None:
+    store.obtain("s", None, source.fetch).release()
+    path = blob(root, source.digest) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["hashedAt"]
+    path.write_text(json.dumps(manifest))
+    store.obtain("s", None, never, hashed_within=60).release()
+    path.write_text(json.dumps({**manifest, "madeAt": manifest["madeAt"] - 3600}))
+    store.obtain("s", None, never, hashed_within=60).release()
+    assert json.loads(path.read_text())["hashedAt"] > manifest["madeAt"]
+
+
+def test_hashing_ends_when_it_is_told_to(store: Store, root: Path, source: Source) -> None:
+    def stop() -> None:
+        raise KeyError
+
+    store.obtain("s", None, source.fetch).release()
+    hashed_before(root, source.digest, 3600)
+    with pytest.raises(KeyError):
+        store.find(source.digest, hashed_within=60, going_on=stop)
+    assert [e.in_use for e in store.entries()] == [False]
     store.obtain("s", None, never).release()
 
 

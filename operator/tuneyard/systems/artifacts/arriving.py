@@ -22,6 +22,7 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import RemoteFile
 
 _CHUNK = 1 << 20
+_CACHE_REMEDY = "give serving.cache more room or delete objects that nobody uses"
 _SLICE = 1 << 18
 """Written at once: 1 MiB and more took eight times as long in the page cache, which looks for as large a folio."""
 
@@ -60,15 +61,17 @@ class Arriving:
     def recover(self, there: Path | None, going_on: Callable[[], None]) -> int:
         """Take over what an earlier process left: the whole file at `there`, or a part. Returns how many bytes.
 
-        `going_on` is called now and then and raises if it is to end. Raises ArtifactError.
+        A file at `there` that is not the whole one is removed. `going_on` is called now and then and raises if it is to
+        end. Raises ArtifactError.
         """
         with self._order:
-            if there is not None and self._take(there, going_on):
-                if self.at == self.file.size and self._wrong() is None:
+            if there is not None:
+                if self._take(there, going_on) and self.at == self.file.size and self._wrong() is None:
                     self._finished = True
                     self.recovered = self.at
                     return self.at
                 there.unlink()
+                self._forget()  # what was hashed of it is not on the disk any more
             part = self.part
             if part is not None and part.exists() and not self._take(part, going_on):
                 part.unlink()
@@ -106,7 +109,7 @@ class Arriving:
 
     def _take(self, path: Path, going_on: Callable[[], None]) -> bool:
         """Hash a file of an earlier process; False, and nothing hashed, if it is longer than it can be."""
-        self.at, self._sha256, self._blob = 0, hashlib.sha256(), _blob_hash(self.file)
+        self._forget()
         if path.stat().st_size > self.file.size:
             return False
         with path.open("rb", buffering=0) as old:
@@ -114,6 +117,9 @@ class Arriving:
                 going_on()
                 self._hash(piece)
         return True
+
+    def _forget(self) -> None:
+        self.at, self._sha256, self._blob = 0, hashlib.sha256(), _blob_hash(self.file)
 
     def _hash(self, piece: bytes | memoryview) -> None:
         self._sha256.update(piece)
@@ -193,25 +199,28 @@ class Arriving:
             self._handle = None
 
 
-def disk_full(folder: Path, needed: int) -> ArtifactError:
+def disk_full(folder: Path, needed: int, *, disk: str = "the disk", remedy: str = _CACHE_REMEDY) -> ArtifactError:
     """The error of a disk that has no room for `needed` more bytes."""
     return ArtifactError(
         Reason.DISK_FULL,
-        f"the disk is full: {needed} bytes are needed, {free_bytes(folder)} are free; give serving.cache more room or "
-        "delete objects that nobody uses",
+        f"{disk} is full: {needed} bytes are needed, {free_bytes(folder)} are free; {remedy}",
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """What may still be written on the disk of a folder that exists."""
+    """What may still be written on the disk of a folder, which need not be there yet."""
+    while not folder.exists():
+        folder = folder.parent
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
 
-def unwritable(folder: Path, name: str, left: int, error: OSError) -> ArtifactError:
+def unwritable(
+    folder: Path, name: str, left: int, error: OSError, *, disk: str = "the disk", remedy: str = _CACHE_REMEDY
+) -> ArtifactError:
     """The error of a file or folder `name` that cannot be written; `left` bytes of it are still to come."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return disk_full(folder, left)
+        return disk_full(folder, left, disk=disk, remedy=remedy)
     return ArtifactError(Reason.ARTIFACT_UNREADABLE, f"{name} cannot be written: {error.strerror or error}")
 
 

@@ -39,11 +39,13 @@ from tuneyard.systems.artifacts.storefolders import (
     Folders,
     Stamp,
     backdate,
+    keep_only,
     listed,
     open_file,
     open_folder,
     read_file,
     remove,
+    replace_file,
     scan,
     seal,
     stamp_of,
@@ -57,6 +59,9 @@ USED = "used"
 _MARKS = "marks"
 _MARK = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 _MOST_MARK = 16 << 20
+_PIECE = 1 << 20
+_AHEAD = 60.0
+"""Seconds that nodes' clocks may differ by; a time further ahead is not believed, or it would put hashing off."""
 _WORKERS = 2
 _THERE_ALREADY = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
@@ -78,12 +83,13 @@ class Blobs:
         self._folders = folders
         self._locks = locks
 
-    def open(self, key: str, hashed: bool = False) -> Manifest | None:
-        """The manifest of an artifact whose files are right (`hashed`: every byte of them), None if there is none.
+    def open(self, key: str, hashed_since: float = 0.0, going_on: Callable[[], None] = lambda: None) -> Manifest | None:
+        """The manifest of an artifact whose files are right, None if there is none.
 
-        Raises CorruptError, and ArtifactError (CacheUnusable) for a newer format.
+        They are hashed unless every byte of them was since then. `going_on` is called meanwhile, from other threads,
+        and raises if it is to end. Raises CorruptError, and ArtifactError (CacheUnusable) for a newer format.
         """
-        return self._open(BLOBS, key, f"sha256:{key}", hashed)
+        return self._open(BLOBS, key, f"sha256:{key}", hashed_since, going_on)
 
     def drop(self, key: str, wrong: CorruptError) -> bool:
         """Trash a corrupt artifact; False if somebody uses it, or has put it right. The caller's lock is free."""
@@ -113,7 +119,7 @@ class Blobs:
         """Have everyone who opens the artifact hash it again."""
         with suppress(FileNotFoundError, ManifestError, ValueError), self._folders.opened(BLOBS, key) as blob:
             manifest = _manifest(blob, f"sha256:{key}")
-            write_file(blob, MANIFEST, write_manifest(manifest.rechecked({})))
+            write_file(blob, MANIFEST, write_manifest(manifest.distrusted()))
 
     def seal(self, partial: str, found: FolderDigest) -> Manifest:
         """Make fetched files an artifact that lacks only its place; ArtifactError where they are not as `found`."""
@@ -122,7 +128,7 @@ class Blobs:
                 if name != FILES:
                     remove(folder, name)
             with _files(folder) as files:
-                _keep_only(files, found.files)
+                keep_only(files, [file.path for file in found.files])
                 seal(files)
                 manifest = manifest_of(found, scan(files), time.time())
             touch(folder, USED)
@@ -134,14 +140,15 @@ class Blobs:
     def sealed(self, partial: str) -> Manifest | None:
         """What was sealed by a process that died before it gave it a place; else the files are ready to be written."""
         with self._folders.opened(PARTIALS, partial) as folder:
-            with suppress(ManifestError, ValueError, CorruptError):
+            with suppress(ManifestError, ValueError, LookupError, TypeError, CorruptError):
                 text = read_file(folder, MANIFEST, MOST_MANIFEST)
                 if text is None:
                     self._reopen(folder)
                     return None
-                return self._open(PARTIALS, partial, _digest_in(text), hashed=False)
+                return self._open(PARTIALS, partial, _digest_in(text), 0.0, lambda: None)
+            # They were whole and are not any more: nobody may go on with them. The manifest, which says so, goes last.
+            remove(folder, FILES)
             remove(folder, MANIFEST)
-            self._reopen(folder)
         return None
 
     def place(
@@ -204,15 +211,17 @@ class Blobs:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _open(self, area: str, name: str, digest: str, hashed: bool) -> Manifest | None:
+    def _open(
+        self, area: str, name: str, digest: str, hashed_since: float, going_on: Callable[[], None]
+    ) -> Manifest | None:
         try:
             with self._folders.opened(area, name) as folder:
-                if not hashed and (manifest := _unchanged(folder, digest)) is not None:
+                if (manifest := _unchanged(folder, digest, hashed_since)) is not None:
                     return manifest
                 with self._locks.alone(f"check-{name}"):
-                    if not hashed and (manifest := _unchanged(folder, digest)) is not None:
+                    if (manifest := _unchanged(folder, digest, hashed_since)) is not None:
                         return manifest  # another process has just hashed it
-                    return _rehashed(folder, digest)
+                    return _rehashed(folder, digest, going_on)
         except FileNotFoundError:
             return None
 
@@ -228,11 +237,11 @@ class Blobs:
             ):
                 unseal(fresh)
                 unseal(files)
-                _keep_only(files, manifest.files)
+                keep_only(files, [file.path for file in manifest.files])
                 for file in manifest.files:
-                    _replace(fresh, files, file.path)
+                    replace_file(fresh, files, file.path)
                 seal(files)
-                mended = manifest.rechecked(scan(files))
+                mended = manifest.rechecked(scan(files), manifest.hashed_at)
                 write_file(target, MANIFEST, write_manifest(mended))
         except FileNotFoundError:
             return None
@@ -275,8 +284,8 @@ def _digest_in(text: str) -> str:
     return str(json.loads(text)["digest"])
 
 
-def _unchanged(folder: int, digest: str) -> Manifest | None:
-    """The manifest, if all the files have the stamps and sizes that it has of them."""
+def _unchanged(folder: int, digest: str, hashed_since: float) -> Manifest | None:
+    """The manifest, if all the files have the stamps and sizes that it has of them, and were hashed since then."""
     try:
         manifest = _manifest(folder, digest)
         with _files(folder) as files:
@@ -289,18 +298,20 @@ def _unchanged(folder: int, digest: str) -> Manifest | None:
         return None
     sizes = {path: stamp.size for path, stamp in stamps.items()}
     fits = stamps == manifest.checked and sizes == {f.path: f.size for f in manifest.files}
-    return manifest if fits else None
+    return (
+        manifest if fits and (not hashed_since or hashed_since <= manifest.hashed_at <= time.time() + _AHEAD) else None
+    )
 
 
-def _rehashed(folder: int, digest: str) -> Manifest:
+def _rehashed(folder: int, digest: str, going_on: Callable[[], None]) -> Manifest:
     """The manifest after hashing every file."""
-    seen = _identity(folder)
+    seen, begun = _identity(folder), time.time()
     try:
         manifest = _manifest(folder, digest)
         with _files(folder) as files:
             _same_names(manifest, scan(files))
             with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-                stamps = dict(pool.map(lambda file: (file.path, _hashed(files, file)), manifest.files))
+                stamps = dict(pool.map(lambda file: (file.path, _hashed(files, file, going_on)), manifest.files))
     except ArtifactError as error:
         if error.reason is Reason.CACHE_UNUSABLE:
             raise
@@ -313,7 +324,7 @@ def _rehashed(folder: int, digest: str) -> Manifest:
         if error.errno != errno.EIO:
             raise
         raise CorruptError("the disk cannot read it", seen) from error
-    manifest = manifest.rechecked(stamps)
+    manifest = manifest.rechecked(stamps, begun)
     write_file(folder, MANIFEST, write_manifest(manifest))
     return manifest
 
@@ -329,54 +340,21 @@ def _same_names(manifest: Manifest, stamps: Mapping[str, Stamp]) -> None:
             raise ValueError(f"{path} has {stamps[path].size} bytes instead of {size}")
 
 
-def _hashed(files: int, wanted: FileDigest) -> Stamp:
+def _hashed(files: int, wanted: FileDigest, going_on: Callable[[], None]) -> Stamp:
     """The stamp of a file whose bytes are right; of the very file that was read, whatever is renamed over it."""
     with os.fdopen(open_file(files, wanted.path), "rb", buffering=0) as file:
         backdate(file.fileno())
         before = stamp_of(os.fstat(file.fileno()))
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        state, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+        while count := file.readinto(buffer):
+            going_on()
+            state.update(buffer[:count])
+        found = state.hexdigest()
         if stamp_of(os.fstat(file.fileno())) != before:
             raise ValueError(f"{wanted.path} changed while it was read")
     if found != wanted.sha256:
         raise ValueError(f"{wanted.path} has SHA-256 {found} instead of {wanted.sha256}")
     return before
-
-
-def _keep_only(files: int, wanted: tuple[FileDigest, ...]) -> None:
-    """Remove everything below a folder that is neither one of the files nor a folder on the way to one."""
-    paths = {file.path for file in wanted}
-    parents = {path[:at] for path in paths for at in range(len(path)) if path[at] == "/"}
-    for here, folders, names, handle in os.fwalk(".", dir_fd=files):
-        prefix = "" if here == "." else here.removeprefix("./") + "/"
-        for name in folders + names:
-            is_folder = name in folders and not _is_link(handle, name)
-            if prefix + name not in (parents if is_folder else paths):
-                remove(handle, name)
-        folders[:] = [name for name in folders if prefix + name in parents and not _is_link(handle, name)]
-
-
-def _is_link(folder: int, name: str) -> bool:
-    try:
-        os.readlink(name, dir_fd=folder)
-    except OSError:
-        return False
-    return True
-
-
-def _replace(source: int, target: int, path: str) -> None:
-    """Rename a file over the one of the same path below another folder."""
-    *parents, name = path.split("/")
-    handles = [os.dup(source), os.dup(target)]
-    try:
-        for parent in parents:
-            for at, create in ((0, False), (1, True)):
-                below = open_folder(handles[at], parent, create)
-                os.close(handles[at])
-                handles[at] = below
-        os.rename(name, name, src_dir_fd=handles[0], dst_dir_fd=handles[1])
-    finally:
-        for handle in handles:
-            os.close(handle)
 
 
 def _mark_name(name: str) -> str:

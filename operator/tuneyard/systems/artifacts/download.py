@@ -9,7 +9,7 @@ Rules:
 - Chunks are begun in order and at most WINDOW of them are in memory: a process that is killed fetches no more than
   those again.
 - Errors that may pass are tried again, TRIES times in a row without a byte; all others end the transfer, and what has
-  come stays for the next.
+  come stays for the next. One that comes too slowly (floor.py) is ended too, and the beginning of a chunk kept.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from tuneyard.api.digests import FileDigest, artifact_digest
 from tuneyard.systems.artifacts.arriving import Arriving, MismatchError, disk_full, free_bytes, unwritable
-from tuneyard.systems.artifacts.folder import FolderDigest
+from tuneyard.systems.artifacts.floor import Floor, files_in_time
+from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest
 from tuneyard.systems.artifacts.progress import Progress
 from tuneyard.systems.artifacts.remote import Remote, RemoteFile, UnreachableError, changed, listing_key
 
@@ -87,24 +89,35 @@ def fetch(
             raise unwritable(target.parent, target.name, 0, error) from error
 
 
+def take_up(remote: Remote, files: Sequence[RemoteFile], target: Path) -> None:
+    """Have `fetch` begin with the folder that lies at `target`, of the same listing: what is right of it stays.
+
+    It was whole when it got there. What it is now only its files tell.
+    """
+    tree = _tree(target, listing_key(remote, files))
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.parent.mkdir(exist_ok=True)
+    target.rename(tree)
+
+
 def digest_of_remote(
     remote: Remote, *, workers: int = WORKERS, progress: Progress | None = None, stopped: Event | None = None
 ) -> FolderDigest:
     """The digest of a remote artifact, writing nothing; a SHA-256 that the source knows is believed."""
     run = _Run(remote, workers, progress or Progress(), stopped)
-    files = run.patiently(remote.files)
+    files = run.listed()
     return _summed(files, run.all([Arriving(file, None) for file in files if file.sha256 is None]))
 
 
 def _fetch(
     remote: Remote, files: Sequence[RemoteFile] | None, target: Path, names: Collection[str] | None, run: _Run
 ) -> FolderDigest:
-    files = run.patiently(remote.files) if files is None else files
+    files = run.listed() if files is None else files
     key = run.patiently(lambda: listing_key(remote, files))
     wanted = {file.path for file in files} if names is None else set(names)
     kept = [file for file in files if file.path in wanted]
-    scratch = target.with_name(f".{target.name}.fetching")
-    tree = scratch / f"tree-{key}"
+    tree = _tree(target, key)
+    scratch = tree.parent
     tree.mkdir(parents=True, exist_ok=True)
     wholes = {file.path: scratch / _name(remote, file) for file in kept}
     _remove_strangers(scratch, {tree.name, *(whole.name for whole in wholes.values())})
@@ -119,7 +132,7 @@ def _fetch(
     digests = run.all([*arriving, *hashed], found)
     for file in kept:
         place = tree / file.path
-        if found[file.path] != place:
+        if not place.is_file():  # one that was there already, and right, has its name
             place.parent.mkdir(parents=True, exist_ok=True)
             wholes[file.path].rename(place)
         place.chmod(0o444)
@@ -128,6 +141,17 @@ def _fetch(
     _sync(target.parent)
     shutil.rmtree(scratch, ignore_errors=True)
     return _summed(files, digests)
+
+
+@dataclass(eq=False)
+class _Filling:
+    """A chunk that is coming."""
+
+    arriving: Arriving
+    begin: int
+    chunk: memoryview
+    done: int = 0
+    """Bytes of it that are there."""
 
 
 class _Run:
@@ -144,6 +168,8 @@ class _Run:
         """Those that are free, None for one not needed yet; used again and again, so that memory stays flat."""
         self._running = 0
         self._error: BaseException | None = None
+        self._floor = Floor()
+        self._filling: set[_Filling] = set()
 
     def all(self, arriving: Sequence[Arriving], found: dict[str, Path | None] | None = None) -> list[FileDigest]:
         """Let all files arrive; `found` has what is there as a whole already. Raises ArtifactError or FetchStopped."""
@@ -155,9 +181,15 @@ class _Run:
             self._tasks = _chunks(arriving)
             self._work()
         finally:
+            self._keep_beginnings()
             for each in arriving:
                 each.shut()
         return [each.digest() for each in arriving]
+
+    def listed(self) -> list[RemoteFile]:
+        """What the remote lists; raises ArtifactError or FetchStopped."""
+        files: list[RemoteFile] = self.patiently(lambda: files_in_time(self._remote, self.go_on))
+        return files
 
     def patiently(self, ask: Callable[[], Any]) -> Any:
         """What `ask` returns, asking again while the source is out of reach for a while."""
@@ -186,8 +218,11 @@ class _Run:
         with self._turn:
             while self._running and self._error is None:
                 self._turn.wait(_LOOK)
-                if self._stopped is not None and self._stopped.is_set():
-                    self._fail(FetchStopped())
+                try:
+                    self.go_on()
+                    self._floor.check(self._remote.what)
+                except (FetchStopped, UnreachableError) as error:
+                    self._fail(error)
             if self._error is not None:
                 self._turn.wait_for(lambda: not self._running, _PATIENCE)
         if self._error is not None:
@@ -197,9 +232,12 @@ class _Run:
         try:
             while (task := self._take()) is not None:
                 arriving, begin, end, buffer = task
-                chunk = memoryview(buffer)[: end - begin]
-                self._fill(arriving.file, begin, chunk)
-                dealt = arriving.put(begin, chunk)
+                filling = _Filling(arriving, begin, memoryview(buffer)[: end - begin])
+                self._filling.add(filling)
+                with self._floor.asking():
+                    self._fill(filling)
+                dealt = arriving.put(begin, filling.chunk)
+                self._filling.discard(filling)
                 with self._turn:
                     self._buffers += [view.obj for view in dealt]  # type: ignore[misc]  # they are views of bytearrays
                     self._turn.notify_all()
@@ -223,25 +261,34 @@ class _Run:
             self._error = error
         self._turn.notify_all()
 
-    def _fill(self, file: RemoteFile, begin: int, chunk: memoryview) -> None:
+    def _keep_beginnings(self) -> None:
+        """Of chunks that are not whole, where a file goes on with them: a source that trickles never gets one whole."""
+        for filling in [f for f in list(self._filling) if f.done]:
+            # what it is about is told already; a full disk is no other news
+            with suppress(ArtifactError):
+                filling.arriving.put(filling.begin, filling.chunk[: filling.done])
+
+    def _fill(self, filling: _Filling) -> None:
         """Read the bytes of one chunk, going on where a connection broke."""
-        done = tries = 0
+        file, begin, chunk = filling.arriving.file, filling.begin, filling.chunk
+        tries = 0
         while True:
-            before = done
+            before = filling.done
             try:
-                for piece in self._pieces(file, begin + done, begin + len(chunk)):
-                    chunk[done : done + len(piece)] = piece
-                    done += len(piece)
-                if done == len(chunk):
-                    return
-                raise UnreachableError(f"the connection ended in the middle of {file.path}")
+                for piece in self._pieces(file, begin + filling.done, begin + len(chunk)):
+                    chunk[filling.done : filling.done + len(piece)] = piece
+                    filling.done += len(piece)
+                if filling.done < len(chunk):
+                    raise UnreachableError(f"the connection ended in the middle of {file.path}")
             except UnreachableError as error:
-                if done == len(chunk):
-                    return
-                tries = 0 if done > before else tries + 1
-                if tries == TRIES:
-                    raise
-                self._pause(tries, error)
+                if filling.done < len(chunk):
+                    tries = 0 if filling.done > before else tries + 1
+                    if tries == TRIES:
+                        raise
+                    self._pause(tries, error)
+                    continue
+            self._floor.answered(len(chunk))
+            return
 
     def _pieces(self, file: RemoteFile, begin: int, end: int) -> Iterator[bytes]:
         with closing(self._remote.read(file, begin, end)) as pieces:
@@ -251,11 +298,14 @@ class _Run:
                 if begin > end:
                     raise changed(file)
                 self._progress.came(len(piece))
+                self._floor.came(len(piece))
                 yield piece
 
     def _pause(self, tries: int, error: UnreachableError) -> None:
         """Wait before the next try; raises if meanwhile the transfer is to end."""
         until = time.monotonic() + max(min(_FIRST_DELAY * 2**tries, _LONGEST_DELAY), error.after or 0)
+        if error.after:
+            self._floor.excuse(until)
         while (left := until - time.monotonic()) > 0:
             self.go_on()
             time.sleep(min(left, _LOOK))
@@ -278,6 +328,11 @@ def _chunks(arriving: Iterable[Arriving]) -> Iterator[tuple[Arriving, int, int]]
 def _chunks_of(each: Arriving) -> Iterator[tuple[Arriving, int, int]]:
     for begin in range(each.at, each.file.size, CHUNK):
         yield each, begin, min(begin + CHUNK, each.file.size)
+
+
+def _tree(target: Path, key: str) -> Path:
+    """Where the files of a listing get their names before the folder gets its own."""
+    return target.with_name(f".{target.name}.fetching") / f"tree-{key}"
 
 
 def _name(remote: Remote, file: RemoteFile) -> str:

@@ -1,11 +1,10 @@
-"""An artifact is a folder: finding it on a volume, listing it, hashing it, copying it. Nothing else is ever followed.
+"""An artifact is a folder: finding it on a volume, listing it, hashing it. Nothing else is ever followed.
 
 Rules:
 - The folder lies on a declared volume, and every file in the folder, also when it is reached through a link. What a
   tenant can write may change while it is read, so a path is judged by the file that was really opened
   (/proc/self/fd), not by a look beforehand.
 - Only regular files count. Opening never blocks (a FIFO in the folder would hold the reader for ever).
-- A copy appears under its name only when it is complete, and its digest is of the very bytes that were copied.
 - Errors are ArtifactError, with a Reason and what to do.
 """
 
@@ -14,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +92,7 @@ def list_files(folder: Path, most: int = 100_000) -> list[str]:
         for name in folders:
             if (Path(here) / name).is_symlink():
                 raise ArtifactError(Reason.UNSAFE_PATH, f"{prefix}{name} is a link to a folder: copy with cp -rL")
-        found += [prefix + name for name in files if matters_for_serving(prefix + name)]
+        found += [_told_apart(prefix + name) for name in files if matters_for_serving(prefix + name)]
         if len(found) > most:
             raise ArtifactError(
                 Reason.ARTIFACT_UNREADABLE, f"more than {most} files: the path names a parent folder of the artifact"
@@ -102,6 +100,16 @@ def list_files(folder: Path, most: int = 100_000) -> list[str]:
     if not found:
         raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, f"{folder.name} holds no files: copy the artifact there")
     return sorted(found)
+
+
+def _told_apart(path: str) -> str:
+    """The path, if a digest can name it; raises ArtifactError."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise ArtifactError(Reason.UNSAFE_PATH, f"the name {shown} is not UTF-8: rename or remove it") from error
+    return path
 
 
 @contextmanager
@@ -128,67 +136,44 @@ def digest_of(
     """The digest of a folder, hashing `workers` files at a time; `on_bytes` hears of progress (from other threads)."""
     folder = folder.resolve()
     paths = list_files(folder, most)
+
+    def heard(piece: memoryview) -> None:
+        if on_bytes is not None:
+            on_bytes(len(piece))
+
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        files = list(pool.map(lambda path: _stream(folder, path, None, on_bytes), paths))
-    return _summed(files)
+        return summed(list(pool.map(lambda path: hashed(folder, path, heard), paths)))
 
 
-def copy_checked(folder: Path, names: Sequence[str], target: Path, check: Callable[[Path, FolderDigest], None]) -> None:
-    """Copy the files `names` to `target`, hashing the whole folder on the way; all or nothing.
-
-    `check(copy, digest)` looks at the copy before it appears under its name; whatever it raises leaves nothing
-    behind. A target that is there already is kept: names carry the digest, so its contents are the same.
-    """
-    scratch = target.with_name(f".{target.name}.new")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True, mode=0o755)
-    try:
-        files = [_stream(folder, path, scratch / path if path in names else None) for path in list_files(folder, 1000)]
-        check(scratch, _summed(files))
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _stream(folder: Path, path: str, copy: Path | None, on_bytes: Callable[[int], None] | None = None) -> FileDigest:
-    """Hash one file, and write the same bytes to `copy`."""
+def hashed(folder: Path, path: str, on_piece: Callable[[memoryview], None] | None = None) -> FileDigest:
+    """Hash one file; `on_piece` hears its bytes, before they are overwritten by those that follow."""
     state = hashlib.sha256()
     size = 0
     buffer = memoryview(bytearray(_CHUNK))
-    with opened(folder, path) as source, _writer(copy) as target:
-        try:
-            while count := source.readinto(buffer):  # type: ignore[attr-defined]
-                state.update(buffer[:count])
-                size += count
-                if target is not None:
-                    target.write(buffer[:count])
-                if on_bytes is not None:
-                    on_bytes(count)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    with opened(folder, path) as source:
+        while count := _read_into(source, buffer, path):
+            state.update(buffer[:count])
+            size += count
+            if on_piece is not None:
+                on_piece(buffer[:count])
     return FileDigest(path, size, state.hexdigest())
 
 
-@contextmanager
-def _writer(copy: Path | None) -> Iterator[BinaryIO | None]:
-    if copy is None:
-        yield None
-        return
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with copy.open("wb") as target:
-        yield target
-    copy.chmod(0o444)
-
-
-def _summed(files: Sequence[FileDigest]) -> FolderDigest:
+def summed(files: Sequence[FileDigest]) -> FolderDigest:
+    """The digest of a folder of these files."""
     return FolderDigest(artifact_digest(files), sum(f.size for f in files), tuple(files))
 
 
+def _read_into(source: BinaryIO, buffer: memoryview, path: str) -> int:
+    try:
+        count: int = source.readinto(buffer)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return count
+
+
 def _unreadable(path: str, error: OSError) -> ArtifactError:
-    if error.errno == errno.ENOSPC:
-        text = "the pod's disk is full: remove adapters or give the node more ephemeral storage"
-    elif error.errno in (errno.EACCES, errno.EPERM):
+    if error.errno in (errno.EACCES, errno.EPERM):
         text = f"{path} may not be read by user {os.getuid()}: chmod -R a+rX the artifact"
     else:
         text = f"{path} cannot be read: {error.strerror or error}"

@@ -38,6 +38,7 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -45,6 +46,7 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    too_many_pages,
 )
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -89,9 +91,11 @@ class HubRemote:
                 path = (
                     f"{self._endpoint}/api/models/{self._source.repo}/revision/{quote(self._source.revision, safe='')}"
                 )
-                found = str(self._json(path)[0].get("sha", ""))
+                answer, _ = self._json(path)
+                with self._understood():
+                    found = str(answer.get("sha", ""))
                 if not re.match(COMMIT_PATTERN, found):
-                    raise UnreachableError(f"{self._endpoint} gave no commit for {self._what}: is it a hub?")
+                    raise UnreachableError(f"{self._endpoint} gave no commit for {self.what}: is it a hub?")
                 self._commit = found
             return self._commit
 
@@ -101,7 +105,7 @@ class HubRemote:
 
     def files(self) -> list[RemoteFile]:
         """The files of the commit, with the SHA-256 of those that the hub keeps as large files."""
-        return listed(self._what, self._tree())
+        return listed(self.what, self._tree())
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
         """A range of one file, wherever the hub sends us for it."""
@@ -122,32 +126,46 @@ class HubRemote:
         self._client.close()
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The place, for messages."""
         return f"{self._source.repo} at {self._source.revision}"
 
     def _tree(self) -> Iterator[RemoteFile]:
         tree = f"{self._endpoint}/api/models/{self._source.repo}/tree/{self.commit}"
         query: str | None = "recursive=true&expand=false"
+        pages = 0
         while query is not None:
+            pages += 1
+            if pages > MOST_PAGES:
+                raise too_many_pages(self.what)
             entries, following = self._json(f"{tree}?{query}")
             # a mirror may pass on the addresses of what it mirrors, and the token is not for that
             query = None if following is None else urlsplit(following).query
-            for entry in entries:
-                if entry.get("type") == "file":
-                    yield _file(entry)
+            with self._understood():
+                found = [_file(entry) for entry in entries if entry.get("type") == "file"]
+            yield from found
 
     def _json(self, url: str) -> tuple[Any, str | None]:
         """The answer's JSON, and the address of the next page where there is one."""
-        with self._errors(self._what):
+        with self._errors(self.what):
             answer = self._client.get(url)
             hf_raise_for_status(answer)
             following = answer.links.get("next", {}).get("url")
             try:
                 return answer.json(), following
-            except ValueError:
-                raise UnreachableError(
-                    f"{self._endpoint} does not answer as a hub does: correct the endpoint"
-                ) from None
+            except (ValueError, RecursionError):
+                raise self._no_hub() from None
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Make an ArtifactError of what an answer lacks: a proxy's page with status 200 may be any JSON."""
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise self._no_hub() from None
+
+    def _no_hub(self) -> UnreachableError:
+        return UnreachableError(f"{self._endpoint} does not answer as a hub does ({self.what}): is it a hub?")
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -208,8 +226,15 @@ def _file(entry: dict[str, Any]) -> RemoteFile:
     path, blob = str(entry["path"]), str(entry["oid"])
     if lfs:
         sha256 = str(lfs["oid"]).removeprefix("sha256:")
-        return RemoteFile(path, int(lfs["size"]), sha256, sha256)
-    return RemoteFile(path, int(entry["size"]), None, blob, blob if re.match(COMMIT_PATTERN, blob) else None)
+        return RemoteFile(path, _size(lfs), sha256, sha256)
+    return RemoteFile(path, _size(entry), None, blob, blob if re.match(COMMIT_PATTERN, blob) else None)
+
+
+def _size(entry: dict[str, Any]) -> int:
+    size = int(entry["size"])
+    if size < 0:
+        raise ValueError(size)
+    return size
 
 
 def _range(begin: int, end: int) -> dict[str, str]:

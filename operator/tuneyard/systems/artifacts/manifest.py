@@ -35,14 +35,20 @@ class Manifest:
     files: tuple[FileDigest, ...]
     made_at: float
     """Seconds since 1970."""
+    hashed_at: float
+    """When all of its bytes were hashed last, at least so long ago."""
     checked: Mapping[str, Stamp] = field(default_factory=dict)
     """By path: the stamp of the file that had the right bytes."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """What a newer version wrote."""
 
-    def rechecked(self, stamps: Mapping[str, Stamp]) -> Manifest:
-        """The manifest after every file was found right."""
-        return replace(self, checked=dict(stamps))
+    def rechecked(self, stamps: Mapping[str, Stamp], hashed_at: float) -> Manifest:
+        """The manifest after every file was found right; `hashed_at`: when that was begun."""
+        return replace(self, checked=dict(stamps), hashed_at=hashed_at)
+
+    def distrusted(self) -> Manifest:
+        """The manifest of files that have to be hashed before anybody uses them."""
+        return replace(self, checked={})
 
 
 def manifest_of(found: FolderDigest, stamps: Mapping[str, Stamp], made_at: float) -> Manifest:
@@ -55,7 +61,7 @@ def manifest_of(found: FolderDigest, stamps: Mapping[str, Stamp], made_at: float
         raise ArtifactError(
             Reason.ARTIFACT_UNREADABLE, f"what was fetched of {found.digest} is not complete: it is fetched again"
         )
-    return Manifest(found.digest, found.size_bytes, found.files, made_at, dict(stamps))
+    return Manifest(found.digest, found.size_bytes, found.files, made_at, made_at, dict(stamps))
 
 
 def read_manifest(text: str, digest: str) -> Manifest:
@@ -90,6 +96,7 @@ def write_manifest(manifest: Manifest) -> str:
         "digest": manifest.digest,
         "sizeBytes": manifest.size_bytes,
         "madeAt": manifest.made_at,
+        "hashedAt": manifest.hashed_at,
         "files": files,
     }
     return json.dumps({**manifest.unknown, **known}, separators=(",", ":"))
@@ -103,6 +110,7 @@ def _parsed(raw: dict[str, Any], digest: str) -> Manifest:
         if stamp := entry.get("checked"):
             stamps[file.path] = Stamp(int(stamp["size"]), int(stamp["mtimeNs"]), int(stamp["inode"]))
     named, size, made_at = raw.pop("digest"), int(raw.pop("sizeBytes")), float(raw.pop("madeAt"))
+    hashed_at = float(raw.pop("hashedAt", made_at))  # older versions did not write it
     if named != digest or artifact_digest(files) != digest:
         raise ValueError("it is of another artifact")
-    return Manifest(digest, size, tuple(files), made_at, stamps, raw)
+    return Manifest(digest, size, tuple(files), made_at, hashed_at, stamps, raw)

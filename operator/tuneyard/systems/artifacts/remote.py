@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tuneyard.api.digests import matters_for_serving
+from tuneyard.api.digests import PICKLES, matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
 from tuneyard.systems.artifacts.folder import ArtifactError
@@ -28,6 +28,8 @@ CA = "ca.crt"
 """The key of a Secret that holds a private authority's certificates."""
 MOST_FILES = 100_000
 """A listing is held in memory, and a bucket may have millions of objects."""
+MOST_PAGES = 2000
+"""Of a listing: MOST_FILES at 50 a page. A page need not hold a file that counts, and may always name another one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Remote(Protocol):
         """Who asks, for messages: `anonymous`, `the token of Secret hub-token`. Never a secret."""
 
     @property
+    def what(self) -> str:
+        """The place, for messages: `acme/support at main`, `s3://models/support/`."""
+
+    @property
     def commit(self) -> str | None:
         """What a hub's revision is, asked for once; None for sources without commits. Raises ArtifactError."""
 
@@ -143,11 +149,15 @@ def listing_key(remote: Remote, files: Iterable[RemoteFile]) -> str:
     return state.hexdigest()[:32]
 
 
-def listed(what: str, found: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """A listing as `Remote.files` returns it: only what matters, sorted, safe. `what` names it in errors."""
+def listed(what: str, found: Iterable[RemoteFile], pickle: str | None = None) -> list[RemoteFile]:
+    """A listing as `Remote.files` returns it: only what matters, sorted, safe. `what` names it in errors.
+
+    `pickle` is one that lies beside the files, where who lists has left it out already.
+    """
     files: list[RemoteFile] = []
     for file in found:
         if not matters_for_serving(file.path):
+            pickle = pickle or pickle_beside(file.path)
             continue
         if not _is_safe(file.path):
             raise ArtifactError(
@@ -156,16 +166,36 @@ def listed(what: str, found: Iterable[RemoteFile]) -> list[RemoteFile]:
         files.append(file)
         if len(files) > MOST_FILES:
             raise too_many(what)
+    if pickle is not None and not any(_is_weights(file.path) for file in files):
+        raise ArtifactError(
+            Reason.NOT_SAFETENSORS,
+            f"{what} holds no weights but {pickle}, which is a pickle and can run code when it is read: save the model "
+            "or adapter with safe_serialization=True",
+        )
     if not files:
         raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, f"{what} holds no files: correct the source, or copy them there")
     _refuse_two_at_one_path(what, {file.path for file in files}, len(files))
     return sorted(files, key=lambda f: f.path)
 
 
+def pickle_beside(path: str) -> str | None:
+    """The path, if it is of a pickle in the artifact's own folder; what lies deeper is of trainers and checkpoints."""
+    return path if path.endswith(PICKLES) and "/" not in path else None
+
+
 def too_many(what: str) -> ArtifactError:
     """The error of a listing that is longer than any artifact's."""
     return ArtifactError(
         Reason.ARTIFACT_UNREADABLE, f"{what} holds more than {MOST_FILES} files: name the artifact's own folder"
+    )
+
+
+def too_many_pages(what: str) -> ArtifactError:
+    """The error of a listing that goes on and on."""
+    return ArtifactError(
+        Reason.ARTIFACT_UNREADABLE,
+        f"the listing of {what} has more than {MOST_PAGES} pages: name the artifact's own folder or repository, or ask "
+        "another server if this one repeats itself",
     )
 
 
@@ -187,6 +217,10 @@ def authority_of(credentials: Credentials | None) -> str | None:
         text = f"{CA} of {credentials.origin} is no certificate in PEM form: put the authority's file there"
         raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
     return credentials.data[CA] + "\n"
+
+
+def _is_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".gguf")) and "/" not in path
 
 
 def _is_safe(path: str) -> bool:

@@ -16,6 +16,7 @@ import binascii
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,11 +45,13 @@ from urllib3.exceptions import HTTPError
 from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
+from tuneyard.systems.artifacts.awsidentity import asked_identity, shown, told_identity
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import (
     CA,
     CONNECT_SECONDS,
     MOST_FILES,
+    MOST_PAGES,
     READ_SECONDS,
     Credentials,
     RemoteFile,
@@ -56,11 +59,16 @@ from tuneyard.systems.artifacts.remote import (
     authority_of,
     changed,
     listed,
+    pickle_beside,
     too_many,
+    too_many_pages,
 )
 
 _KEY_ID, _SECRET_KEY, _SESSION_TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 _PIECE = 1 << 19
+_SMALL_PIECE = 1 << 14
+_PIECE_SECONDS = 0.5
+"""A piece comes when it is whole, or not at all: of a slow source it is as much as comes in this time."""
 _HEADS = 16
 _DEFAULT_REGION = "us-east-1"
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
@@ -92,6 +100,7 @@ class S3Remote:
             self._prefix += "/"  # `v1` is not `v10`
         self._authority: Path | None = None
         self._made: Any = None
+        self._session: Any = None
         self._making = threading.Lock()
 
     @property
@@ -100,10 +109,8 @@ class S3Remote:
         if self._anonymous:
             return "anonymous"
         if self._keys and self._credentials is not None:
-            return f"access key {_shown(self._keys['aws_access_key_id'])} of {self._credentials.origin}"
-        if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-            return f"the pod's service account ({os.environ.get('AWS_ROLE_ARN', 'IRSA')})"
-        return "the AWS identity of this machine"
+            return f"access key {shown(self._keys['aws_access_key_id'])} of {self._credentials.origin}"
+        return told_identity()
 
     @property
     def commit(self) -> str | None:
@@ -116,11 +123,11 @@ class S3Remote:
 
     def files(self) -> list[RemoteFile]:
         """All objects under the prefix, with the SHA-256 of those of which the server knows it as a whole."""
-        found, summed = self._list()
+        found, summed, pickle = self._list()
         with ThreadPoolExecutor(_HEADS) as pool:
             known = dict(zip(summed, pool.map(self._sha256, [found[path] for path in summed]), strict=True))
         files = [RemoteFile(path, size, known.get(path), version) for path, (_, size, version) in found.items()]
-        return listed(self.what, files)
+        return listed(self.what, files, pickle)
 
     def read(self, file: RemoteFile, begin: int, end: int) -> Generator[bytes, None, None]:
         """A range of one object, if it still has the ETag that was listed."""
@@ -136,8 +143,7 @@ class S3Remote:
                 # Not every server knows If-Match.
                 if answer.get("ETag") != file.version or not str(answer.get("ContentRange")).endswith(f"/{file.size}"):
                     raise changed(file)
-                while piece := body.read(_PIECE):
-                    yield piece
+                yield from _pieces(body)
             finally:
                 body.close()
 
@@ -173,7 +179,7 @@ class S3Remote:
             config["s3"] = {"addressing_style": "path"}
         if self._anonymous:
             config["signature_version"] = UNSIGNED
-        session = boto3.session.Session(region_name=self._source.region, **self._keys)
+        self._session = session = boto3.session.Session(region_name=self._source.region, **self._keys)
         return session.client(
             "s3",
             endpoint_url=self._source.endpoint,
@@ -192,15 +198,19 @@ class S3Remote:
         self._authority.write_text(self._private)
         return name
 
-    def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str]]:
-        """(key, size, ETag) of every object by path, and the paths whose SHA-256 the server may know."""
+    def _list(self) -> tuple[dict[str, tuple[str, int, str]], list[str], str | None]:
+        """(key, size, ETag) of every object by path, the paths whose SHA-256 the server may know, and a pickle."""
         found: dict[str, tuple[str, int, str]] = {}
         summed: list[str] = []
+        pickle: str | None = None
         with self._errors(None):
             pages = self._client().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+            for number, page in enumerate(pages.paginate(Bucket=self._bucket, Prefix=self._prefix)):
+                if number == MOST_PAGES:
+                    raise too_many_pages(self.what)
                 for entry in page.get("Contents", []):
                     path = entry["Key"][len(self._prefix) :]
+                    pickle = pickle or pickle_beside(path)
                     if not path or (path.endswith("/") and not entry["Size"]) or not matters_for_serving(path):
                         continue  # such as what consoles leave where somebody made a folder
                     found[path] = (entry["Key"], entry["Size"], entry["ETag"])
@@ -208,13 +218,13 @@ class S3Remote:
                         summed.append(path)
                 if len(found) > MOST_FILES:
                     raise too_many(self.what)
-        return found, summed
+        return found, summed, pickle
 
     def _sha256(self, found: tuple[str, int, str]) -> str | None:
         """The SHA-256 of a whole object as hex, where the server has it and it covers the object."""
         key, _, version = found
         with self._errors(None):
-            head = self._client().head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+            head = self._head(key)
         text = head.get("ChecksumSHA256", "")
         if head.get("ChecksumType") != "FULL_OBJECT" or head.get("ETag") != version or "-" in text:
             return None
@@ -223,6 +233,25 @@ class S3Remote:
         except binascii.Error:
             return None
         return raw.hex() if len(raw) == 32 else None
+
+    def _head(self, key: str) -> dict[str, Any]:
+        """What HEAD says of an object; raises ClientError that has words."""
+        try:
+            found: dict[str, Any] = self._client().head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 400:
+                raise
+            # A refusal without a body: whether it is an expired token only the answer to GET says.
+            self._client().get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")["Body"].close()
+            return {}
+        return found
+
+    @property
+    def _who(self) -> str:
+        """Whose signature was refused, with what AWS calls it."""
+        if self._anonymous or self._keys or self._session is None:
+            return self.identity
+        return asked_identity(self._session, self._source.endpoint)
 
     @contextmanager
     def _errors(self, file: RemoteFile | None) -> Iterator[None]:
@@ -256,7 +285,7 @@ class S3Remote:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in _EXPIRED:
-            text = f"the credentials have expired ({code}): {self.identity} may not read {what}; renew them"
+            text = f"the credentials have expired ({code}): {self._who} may not read {what}; renew them"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         if code in _CHANGED and file is not None:
             return changed(file)
@@ -268,10 +297,10 @@ class S3Remote:
         if code in _PASSING or status in (429, 408) or status >= 500:
             return UnreachableError(f"{self._source.endpoint or 'Amazon S3'} answers {code or status} ({what})")
         if status in (401, 403) or code in _WRONG:
-            put_right = "correct the Secret, or its rights"
+            put_right = "correct the Secret, or its rights" if self._keys else "give it the right, or name a Secret"
             if self._anonymous:
                 put_right = "let everybody read it, or name a Secret in place of anonymous"
-            text = f"{self.identity} may not read {what} ({code or status}): {put_right}"
+            text = f"{self._who} may not read {what} ({code or status}): {put_right}"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         text = (
             f"{self._source.endpoint or 'Amazon S3'} refuses {what} ({code or status}): check endpoint, region and uri"
@@ -279,13 +308,20 @@ class S3Remote:
         return ArtifactError(Reason.SOURCE_UNREACHABLE, text)
 
 
+def _pieces(body: Any) -> Iterator[bytes]:
+    size = _SMALL_PIECE
+    while True:
+        asked = time.monotonic()
+        piece: bytes = body.read(size)
+        if not piece:
+            return
+        in_time = len(piece) * _PIECE_SECONDS / max(time.monotonic() - asked, 1e-6)
+        size = max(_SMALL_PIECE, min(_PIECE, 2 * size, int(in_time)))
+        yield piece
+
+
 def _only_authority(credentials: Credentials) -> bool:
     return CA in credentials.data and not {_KEY_ID, _SECRET_KEY} & credentials.data.keys()
-
-
-def _shown(key_id: str) -> str:
-    """An access key's id, recognisable but not whole."""
-    return f"{key_id[:4]}...{key_id[-4:]}" if len(key_id) > 10 else f"{key_id[:2]}..."
 
 
 def _why(error: Exception) -> str:

@@ -5,14 +5,16 @@ Rules:
   bytes must be as many as its shape and type say. Nothing of the file is executed, ever.
 - Values are looked at by their bit patterns, a few MiB at a time: a float is finite and within float16's range exactly
   when its bits without the sign are at most those of 65504, because such bits are ordered like the numbers. Larger
-  weights belong to no adapter that was trained well, and become infinite in an engine that computes in float16.
+  weights belong to no adapter that was trained well, and become infinite in an engine that computes in float16. What
+  an engine multiplies when it loads it must be within that range afterwards too.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,6 +27,12 @@ from tuneyard.systems.artifacts.folder import ArtifactError, opened
 
 _MOST_HEADER = 8 << 20
 _CHUNK = 4 << 20
+_LARGEST = 65504.0
+"""The largest number of float16."""
+_MOST_DIMENSIONS = 8
+_MOST_NUMBER = 1 << 48
+"""Above every size and offset of a file. JSON has numbers of thousands of digits, and to multiply a few hundred of them
+holds up all threads for seconds."""
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "BOOL": 8}
 _BITS |= {f"{sign}{bits}": bits for sign in "IU" for bits in (8, 16, 32, 64)} | {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6}
 _PATTERNS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int, int]] = {
@@ -84,8 +92,9 @@ def _entries(path: str, header: object, start: int, size: int) -> list[Entry]:
 def _entry(path: str, name: str, item: Any, start: int) -> Entry:
     try:
         dtype, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
-        numbers = (*shape, begin, end)
-        fits = all(type(n) is int and n >= 0 for n in numbers) and begin <= end
+        numbers = (*shape[: _MOST_DIMENSIONS + 1], begin, end)
+        fits = all(type(n) is int and 0 <= n < _MOST_NUMBER for n in numbers) and begin <= end
+        fits = fits and len(shape) <= _MOST_DIMENSIONS
         bits = _BITS.get(dtype)
     except (TypeError, KeyError, ValueError) as error:
         raise _corrupt(path, f"the entry of tensor {name:.80} is incomplete") from error
@@ -94,8 +103,10 @@ def _entry(path: str, name: str, item: Any, start: int) -> Entry:
     return Entry(Tensor(name, str(dtype), shape), start + begin, start + end)
 
 
-def check_finite(folder: Path, path: str, entries: Sequence[Entry]) -> None:
+def check_finite(folder: Path, path: str, entries: Sequence[Entry], factors: Mapping[str, float]) -> None:
     """Raise ArtifactError (NonFiniteValues) if a value is NaN, infinite or beyond float16's range.
+
+    `factors`: by how much an engine multiplies some of the tensors, by name.
 
     Tensors of other types than F32, F16 and BF16 are skipped: the checks of the header refuse them.
     """
@@ -116,6 +127,7 @@ def check_finite(folder: Path, path: str, entries: Sequence[Entry]) -> None:
                 highest = max(highest, _highest(buffer, count, pattern))
             if highest > pattern[2]:
                 raise _not_finite(entry.tensor.name, highest, pattern[3])
+            _check_scaled(entry.tensor, highest, factors.get(entry.tensor.name, 1.0))
 
 
 def _read(file: BinaryIO, count: int) -> bytes:
@@ -148,6 +160,20 @@ def _not_finite(name: str, bits: int, infinity: int) -> ArtifactError:
         f"{name} has a value that is {what}; it would silence every other model on the same engine: train again with a "
         "lower learning rate, or take an earlier checkpoint",
     )
+
+
+def _check_scaled(tensor: Tensor, bits: int, factor: float) -> None:
+    """Raise ArtifactError if the tensor's largest magnitude is beyond float16's range once it is multiplied."""
+    whole = bits << 16 if tensor.dtype == "BF16" else bits
+    code = "<e" if tensor.dtype == "F16" else "<f"
+    (largest,) = struct.unpack(code, whole.to_bytes(struct.calcsize(code), "little"))
+    if largest * factor > _LARGEST:
+        raise ArtifactError(
+            Reason.NON_FINITE_VALUES,
+            f"{tensor.name} has the value {largest:.4g}, and {largest:.4g} times its scale of {factor:.4g} (lora_alpha "
+            f"over rank) is above {_LARGEST:g}, infinite in float16: correct lora_alpha, or train again with a lower "
+            "learning rate",
+        )
 
 
 def _corrupt(path: str, why: str) -> ArtifactError:

@@ -6,7 +6,7 @@ Rules:
 - Whoever has an artifact holds a shared lock on it, which the kernel frees when the process dies; nothing that is
   held is ever evicted, by any pod.
 - What is handed out is right: its files are those of the digest, by sizes and stamps at every opening, by every byte
-  when a stamp does not fit. What is wrong is fetched again, and told.
+  when a stamp does not fit, or when that was last done too long ago. What is wrong is fetched again, and told.
 - A process may be killed anywhere: what it leaves is used, gone on with, or cleared by the next one.
 
 The parts: storefolders.py (no link is followed), storelocks.py, manifest.py, blobs.py, room.py (limit, eviction).
@@ -18,7 +18,9 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -136,10 +138,16 @@ class Store:
             self._locks.prove()
             self._room.sweep()
 
-    def find(self, digest: str) -> Held | None:
-        """The artifact if it is here and right; a corrupt one is told of, and is not here."""
+    def find(
+        self, digest: str, *, hashed_within: float | None = None, going_on: Callable[[], None] = lambda: None
+    ) -> Held | None:
+        """The artifact if it is here and right; a corrupt one is told of, and is not here.
+
+        `hashed_within`: every byte is hashed if that was last done more seconds ago; `going_on` is called meanwhile,
+        and raises if it is to end.
+        """
         with _in_words():
-            return self._find(_key(digest))
+            return self._find(_key(digest), _Trust(hashed_within, going_on))
 
     def obtain(
         self,
@@ -149,27 +157,30 @@ class Store:
         *,
         size: Callable[[], int | None] | int | None = None,
         on_wait: OnWait | None = None,
+        hashed_within: float | None = None,
+        going_on: Callable[[], None] = lambda: None,
     ) -> Held:
         """The artifact of a source: from the cache, from another process that is fetching it, or fetched.
 
         `fingerprint` names the source and the state of it that is meant, and is the same for all who mean the same.
-        `size` is what will come, in bytes; it is asked only if something has to come. Raises OtherBytesError,
-        NoRoomError, and what `fetch` raises.
+        `size` is what will come, in bytes; it is asked only if something has to come. For `hashed_within` and
+        `going_on` see `find`. Raises OtherBytesError, NoRoomError, and what `fetch` raises.
         """
+        trust = _Trust(hashed_within, going_on)
         source = hashlib.sha256(fingerprint.encode()).hexdigest()
 
         def waiting() -> None:
             if on_wait is not None:
                 on_wait(*self._room.coming(source))
 
-        if (held := self._known(source, pinned)) is not None:
+        if (held := self._known(source, pinned, trust)) is not None:
             return held
         with ExitStack() as locks:
             with _in_words():
                 locks.enter_context(self._locks.wait(f"source-{source}", waiting))
                 if pinned is not None:  # other sources may have the same
                     locks.enter_context(self._locks.wait(f"fetch-{_key(pinned)}", waiting))
-            if (held := self._known(source, pinned)) is not None:
+            if (held := self._known(source, pinned, trust)) is not None:
                 return held
             return self._fetched(source, pinned, fetch, size)
 
@@ -183,7 +194,7 @@ class Store:
         with _in_words():
             try:
                 with self._locks.shared(f"blob-{key}"):
-                    found = self._blobs.open(key, hashed=True)
+                    found = self._blobs.open(key, math.inf)
             except CorruptError as wrong:
                 self._give_up(key, wrong)
                 return str(wrong)
@@ -208,10 +219,10 @@ class Store:
         found = [Entry(_PREFIX + s.name.removeprefix(f"{BLOBS}/"), s.size_bytes, s.last_used, s.in_use) for s in stored]
         return sorted(found, key=lambda entry: (-entry.last_used, entry.digest))
 
-    def _find(self, key: str) -> Held | None:
+    def _find(self, key: str, trust: _Trust) -> Held | None:
         lock = self._locks.shared(f"blob-{key}")
         try:
-            manifest = self._blobs.open(key)
+            manifest = self._blobs.open(key, trust.since(), trust.going_on)
         except CorruptError as wrong:
             lock.release()
             self._give_up(key, wrong)
@@ -230,10 +241,10 @@ class Store:
         path = self._folders.path(BLOBS, key, FILES)
         return Held(self._blobs, path, manifest, lock)
 
-    def _known(self, source: str, pinned: str | None) -> Held | None:
+    def _known(self, source: str, pinned: str | None, trust: _Trust) -> Held | None:
         with _in_words():
             digest = pinned or self._digest_of(source)
-            return self._find(_key(digest)) if digest else None
+            return self._find(_key(digest), trust) if digest else None
 
     def _fetched(
         self, source: str, pinned: str | None, fetch: Fetch, size: Callable[[], int | None] | int | None
@@ -316,6 +327,17 @@ class Store:
     def _remember(self, source: str, digest: str) -> None:
         with self._folders.opened(SOURCES) as sources:
             write_file(sources, source, json.dumps({"version": f"{_SOURCE_MAJOR}.0", "digest": digest}))
+
+
+@dataclass(frozen=True)
+class _Trust:
+    """How long stamps are enough to know that bytes are right."""
+
+    hashed_within: float | None
+    going_on: Callable[[], None]
+
+    def since(self) -> float:
+        return 0.0 if self.hashed_within is None else time.time() - self.hashed_within
 
 
 def _key(digest: str) -> str:

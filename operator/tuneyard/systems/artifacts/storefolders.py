@@ -14,13 +14,14 @@ Hence every step opens one name below an open folder with O_NOFOLLOW, and what i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ BLOBS, PARTIALS, SOURCES, LOCKS, TRASH = AREAS = ("blobs", "partials", "sources"
 
 FILES = "files"
 
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _BACKDATED = 10_000_000_000
 _HEX = re.compile(r"[0-9a-f]{64}")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -275,9 +277,60 @@ def remove(parent: int, name: str) -> None:
     shutil.rmtree(name, ignore_errors=True, dir_fd=parent)
 
 
+def keep_only(files: int, paths: Collection[str]) -> None:
+    """Remove everything below a folder that is neither one of the files nor a folder on the way to one."""
+    wanted = set(paths)
+    parents = {path[:at] for path in wanted for at in range(len(path)) if path[at] == "/"}
+    for here, folders, names, handle in os.fwalk(".", dir_fd=files):
+        prefix = "" if here == "." else here.removeprefix("./") + "/"
+        for name in folders + names:
+            is_folder = name in folders and not _is_link(handle, name)
+            if prefix + name not in (parents if is_folder else wanted):
+                remove(handle, name)
+        folders[:] = [name for name in folders if prefix + name in parents and not _is_link(handle, name)]
+
+
+def replace_file(source: int, target: int, path: str) -> None:
+    """Put a file in the place of the one of the same path below another folder; it stays where it is too.
+
+    Where the file system has no links it does not stay: a process that dies among the files then leaves a partial that
+    is not whole, which is thrown away.
+    """
+    *parents, name = path.split("/")
+    handles = [os.dup(source), os.dup(target)]
+    try:
+        for parent in parents:
+            for at, create in ((0, False), (1, True)):
+                below = open_folder(handles[at], parent, create)
+                os.close(handles[at])
+                handles[at] = below
+        link = f".{secrets.token_hex(8)}"
+        try:
+            os.link(name, link, src_dir_fd=handles[0], dst_dir_fd=handles[1], follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            os.rename(name, name, src_dir_fd=handles[0], dst_dir_fd=handles[1])
+            return
+        os.rename(link, name, src_dir_fd=handles[1], dst_dir_fd=handles[1])
+        with suppress(FileNotFoundError):  # a rename between two names of one file does nothing
+            os.unlink(link, dir_fd=handles[1])
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
 def _is_there(parent: int, name: str) -> bool:
     try:
         os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _is_link(folder: int, name: str) -> bool:
+    try:
+        os.readlink(name, dir_fd=folder)
     except OSError:
         return False
     return True

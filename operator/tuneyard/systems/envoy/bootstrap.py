@@ -173,6 +173,8 @@ LOG_FORMAT: Json = {
     "revision": "%RESP(x-revision)%",
     "adapter": "%CLUSTER_METADATA(tuneyard:adapter)%",
     "adapter_digest": "%CLUSTER_METADATA(tuneyard:adapter_digest)%",
+    "base_model": "%CLUSTER_METADATA(tuneyard:base_model)%",
+    "base_digest": "%CLUSTER_METADATA(tuneyard:base_digest)%",
     "pod": "%UPSTREAM_METADATA(tuneyard:pod)%",
     "address": "%UPSTREAM_HOST%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",

@@ -1,9 +1,9 @@
 """Routes -> xDS resources, as JSON that reads like Envoy's documentation.
 
 Rules:
-- a cluster is one revision on one pool under one engine name: all three are in its name, so that a change of any of
-  them is another cluster, warmed before the routes that need it, and key and engine name always go to pods that take
-  them;
+- a cluster is one revision on one pool under one engine name, of a base also with one digest: all are in its name, so
+  that a change of any of them is another cluster, warmed before the routes that need it, and key and engine name always
+  go to pods that take them;
 - a model is one ScopedRouteConfiguration and one RouteConfiguration, both of its name; `-` is the list of models;
 - no dots in cluster names (they would break apart in Prometheus);
 - an answer is tried again on another pod only while no byte of it was sent on: connection refused or reset, or a front
@@ -56,7 +56,9 @@ class ModelResources:
 
 def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
     """Name of a revision's cluster."""
-    identity = names.short_hash(revision.pool, revision.engine_name or "")
+    # an adapter's digest is in its engine name
+    of_base = [revision.digest] if revision.digest and not revision.adapter else []
+    identity = names.short_hash(revision.pool, revision.engine_name or "", *of_base)
     return f"{model.namespace}/{model.deployment}/{revision.name}/{identity}".replace(".", "~")
 
 
@@ -90,8 +92,10 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
 def _told_of(model: ModelRoutes, revision: RevisionRoute) -> Json:
     """What the access log says of a request to this cluster."""
     told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
-    if revision.adapter and revision.digest:
+    if revision.digest and revision.adapter:
         told |= {"adapter": revision.adapter, "adapter_digest": revision.digest}
+    elif revision.digest and revision.engine_name:  # engines know a base by its object's name
+        told |= {"base_model": revision.engine_name, "base_digest": revision.digest}
     return told
 
 
@@ -172,12 +176,14 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
 
 
 def _answering(revision: RevisionRoute) -> Json:
-    """Headers by which an answer can be traced; of a base no engine may say that an adapter answered."""
-    name = set_header(names.REVISION_HEADER, revision.name)
-    if revision.adapter and revision.digest:
-        adapter = set_header(names.ADAPTER_HEADER, f"{revision.adapter}@{revision.digest}")
-        return {"response_headers_to_add": [name, adapter]}
-    return {"response_headers_to_add": [name], "response_headers_to_remove": [names.ADAPTER_HEADER]}
+    """Headers by which an answer can be traced; what no bytes are known for, no engine may say of itself."""
+    added = [set_header(names.REVISION_HEADER, revision.name)]
+    removed = {names.ADAPTER_HEADER, names.BASE_HEADER}
+    if revision.digest:
+        header = names.ADAPTER_HEADER if revision.adapter else names.BASE_HEADER
+        added.append(set_header(header, f"{revision.adapter or revision.engine_name}@{revision.digest}"))
+        removed.remove(header)
+    return {"response_headers_to_add": added, "response_headers_to_remove": sorted(removed)}
 
 
 _TRIED_AGAIN: Json = {

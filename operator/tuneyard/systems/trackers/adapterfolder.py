@@ -43,7 +43,11 @@ def folder_record(folder: Path, selection: Selection) -> Record:
         add_trainer_state(record, state, selection)
     card = folder / "README.md"
     if card.is_file():
-        add_model_card(record, card.read_text(encoding="utf-8", errors="replace"), selection)
+        try:
+            text = card.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise TrackerError(f"{card} cannot be read: {error.strerror}") from None
+        add_model_card(record, text, selection)
     return record
 
 
@@ -62,7 +66,12 @@ def add_trainer_state(record: Record, state: Mapping[str, Any], selection: Selec
     """Add what the Trainer's state says: how long it trained, and its last value of each metric."""
     record.add_parameters({f: state[f] for f in _STATE_FIELDS if state.get(f)}, selection)
     last: dict[str, Any] = {}
-    for entry in state.get("log_history") or []:
+    history = state.get("log_history") or []
+    entries = [e for e in history if isinstance(e, Mapping)] if isinstance(history, list) else []
+    if not isinstance(history, list) or len(entries) < len(history):
+        what = "holds entries that are no objects; they are" if entries else "is no list of objects, and is"
+        record.notes.append(f"log_history of the trainer's state {what} left out")
+    for entry in entries:
         last |= {k: v for k, v in entry.items() if not re.search(r"_(runtime|per_second)$", k)}
     for counter in ("epoch", "step"):
         last.pop(counter, None)
@@ -84,6 +93,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise TrackerError(f"{path} cannot be read: {error}") from None
+    except RecursionError:
+        raise TrackerError(f"{path} cannot be read: it is nested too deeply") from None
     if not isinstance(found, dict):
         raise TrackerError(f"{path} holds no JSON object")
     return found

@@ -4,7 +4,8 @@ Rules:
 - what comes from a tracker is input: texts are cut, numbers that are none are left out, lists are bounded, and every
   such loss is a note, for a record that silently lacks something is worse than none;
 - of more hyperparameters than fit, those that people ask about first are kept;
-- of metrics only those are evaluations that were measured on other data than the training's: their names say so.
+- of metrics only those are evaluations that were measured on other data than the training's: their names say so;
+- what looks like a credential never gets in, whichever field it stands in; the note names the field and shows nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic.alias_generators import to_camel
+
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH, Evaluation, Lineage
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.timestamps import parsed_time, rfc3339
+from tuneyard.systems.trackers.credentials import holds_credential, is_credential, is_placeholder
 
 EVALUATIONS = ("eval*", "test*", "val*", "*/eval*", "*/test*", "*/val*")
 """Names of metrics that count as evaluations, unless the user names others."""
@@ -53,17 +57,23 @@ class Record:
     def fill(self, **fields: Any) -> None:
         """Set fields of the lineage; None and empty ones leave what is there."""
         given = {name: value for name, value in fields.items() if value not in (None, "", {}, [])}
+        secret = [name for name, value in given.items() if isinstance(value, str) and holds_credential(value)]
+        self._leave_out(to_camel(name) for name in secret)
+        given = {name: value for name, value in given.items() if name not in secret}
         self.lineage = self.lineage.model_copy(update={k: _fitting(k, v) for k, v in given.items()})
 
     def add_parameters(self, found: Mapping[str, Any], selection: Selection) -> None:
         """Set hyperparameters, beside those that are there and without replacing them."""
-        texts = {k: text for k, v in found.items() if (text := value_text(v)) and _matches(k, selection.parameters)}
+        wanted = {k: v for k, v in found.items() if _matches(k, selection.parameters) and not is_placeholder(k, v)}
+        secret = {k for k, v in wanted.items() if is_credential(k, v)}
+        self._leave_out(sorted(secret))
+        texts = {k: text for k, v in wanted.items() if k not in secret and (text := value_text(v))}
         whole = {**texts, **(self.lineage.hyperparameters or {})}
         kept = sorted(whole, key=lambda k: (_importance(k), k))[:MAX_HYPERPARAMETERS]
         if len(whole) > len(kept):
             left = len(whole) - len(kept)
             self.notes.append(f"{left} of {len(whole)} hyperparameters are left out: choose with --param")
-        self.fill(hyperparameters={k[:_NAME_LENGTH]: clipped(whole[k], VALUE_LENGTH) for k in sorted(kept)})
+        self.fill(hyperparameters={_utf8(k[:_NAME_LENGTH]): clipped(whole[k], VALUE_LENGTH) for k in sorted(kept)})
 
     def add_metrics(self, found: Mapping[str, Any], selection: Selection) -> None:
         """Set evaluations from metrics by name."""
@@ -76,13 +86,30 @@ class Record:
     def add_evaluations(self, found: Iterable[Evaluation]) -> None:
         """Add evaluations; a name that is there already gets a number."""
         evals = {e.name: e for e in self.lineage.evals or []}
+        secret: list[str] = []
         for evaluation in found:
-            name = unused(evaluation.name[:_NAME_LENGTH].strip() or "unnamed", evals)
-            dataset = clipped(evaluation.dataset, _SHORT) if evaluation.dataset else None
+            if holds_credential(evaluation.name):
+                secret.append("an evaluation")
+                continue
+            name = unused(_utf8(evaluation.name)[:_NAME_LENGTH].strip() or "unnamed", evals)
+            dataset = clipped(_utf8(evaluation.dataset), _SHORT) if evaluation.dataset else None
+            if holds_credential(evaluation.dataset or ""):
+                secret.append(f"the dataset of {name}")
+                dataset = None
             evals[name] = evaluation.model_copy(update={"name": name, "dataset": dataset})
+        self._leave_out(secret)
         if len(evals) > MAX_EVALS:
             self.notes.append(f"{len(evals) - MAX_EVALS} of {len(evals)} evaluations are left out: choose with --eval")
         self.fill(evals=list(evals.values())[:MAX_EVALS])
+
+    def _leave_out(self, names: Iterable[str]) -> None:
+        left = list(names)
+        if left:
+            which = clipped(", ".join(name[:_NAME_LENGTH] for name in left), 1024)
+            self.notes.append(
+                f"what looks like a credential is left out: {which} (it stands in the record, for all who may read "
+                "that: replace it if it is real)"
+            )
 
 
 def unused(name: str, taken: Iterable[str]) -> str:
@@ -95,7 +122,12 @@ def unused(name: str, taken: Iterable[str]) -> str:
 
 def _fitting(name: str, value: Any) -> Any:
     limits = {"commit": 64, "version": 63, "run": 1024}
-    return clipped(value, limits.get(name, _SHORT)) if isinstance(value, str) else value
+    return clipped(_utf8(value), limits.get(name, _SHORT)) if isinstance(value, str) else value
+
+
+def _utf8(text: str) -> str:
+    """The text without halves of surrogate pairs: JSON can say them, a manifest cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -111,10 +143,10 @@ def value_text(value: Any) -> str:
     if value is None or value in ([], {}, ""):
         return ""
     if isinstance(value, str):
-        return " ".join(value.split())
+        return " ".join(_utf8(value).split())
     if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
         return ", ".join(value_text(v) for v in value)
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    return _utf8(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
 
 
 def number(value: Any) -> float | None:

@@ -1,0 +1,34 @@
+"""Fetches that have taken long: nobody waits for them but who asked for them.
+
+A pod fetches two artifacts at a time over the network, for all tenants of its pool. Rules:
+- a fetch is slow after SLOW_AFTER seconds, for whatever reason: the artifact is large, its source is slow, or another
+  pod has it in hand;
+- a slow one keeps its place in the pod while nobody else waits for one, and gives it up to who is not slow; what has
+  come stays in the cache and is gone on from;
+- a pod's readiness does not wait for it (podspec.py);
+- that lasts until it is there, or the plan asks for something else.
+"""
+
+from __future__ import annotations
+
+from tuneyard.planning.agentstate import State, current
+from tuneyard.planning.podreport import within_room
+
+SLOW_AFTER = 120.0
+"""Seconds."""
+
+
+def gives_way(state: State, name: str, now: float) -> bool:
+    """Whether the fetch of this adapter ends for another one's sake."""
+    if name not in state.slow or state.plan is None:
+        return False
+    served = within_room(state)
+    return any(
+        a.source.is_remote
+        and a.name in served
+        and a.name not in state.slow
+        and ("adapter", a.name) not in state.working
+        and (a.name not in state.failures or state.failures[a.name].retry_at <= now)
+        and current(state, a) is None
+        for a in state.plan.adapters
+    )
