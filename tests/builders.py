@@ -6,13 +6,23 @@ states a situation once. Times are minutes after T0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus
-from tuneyard.api.documents import AdapterReport, AppliedDeployment, AppliedReport, BaseReport, PodReport
+from tuneyard.api.documents import (
+    AdapterReport,
+    AppliedDeployment,
+    AppliedReport,
+    BaseReport,
+    DemandReport,
+    DeploymentDemand,
+    PodReport,
+    RevisionDemand,
+)
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterSpec, LoRAAdapterStatus
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.modeldeployment import (
@@ -25,6 +35,7 @@ from tuneyard.api.modeldeployment import (
 from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -228,6 +239,13 @@ def child_of(obj: dict[str, Any], **status: Any) -> ChildObservation:
     return child_observation({**obj, "metadata": metadata, "status": status})
 
 
+def demand(in_flight: Mapping[str, float], expected: int = 1, *, deployment: str = "chat") -> DemandView:
+    """What one of so many gateways says is under way, by revision."""
+    revisions = {name: RevisionDemand(requests=1, in_flight=number) for name, number in in_flight.items()}
+    told = {f"{NAMESPACE}/{deployment}": DeploymentDemand(revisions=revisions)}
+    return DemandView((DemandReport(gateway="one", version=1, deployments=told),), expected)
+
+
 @dataclass(frozen=True)
 class Situation:
     """Everything there is, from which each plan observes its part: no more than the runtime gives it."""
@@ -241,6 +259,7 @@ class Situation:
     gateways_expected: int = 2
     unreachable: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    demand: DemandView = field(default_factory=DemandView)
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -257,6 +276,7 @@ class Situation:
             settings=self.settings,
             now=self.now,
             unreadable=self.unreadable,
+            demand=self.demand,
         )
 
     def adapter(self, name: str) -> LoRAAdapterObservation:
@@ -288,6 +308,7 @@ class Situation:
             applied=self.applied,
             gateways_expected=self.gateways_expected,
             unreachable=self.unreachable,
+            demand=self.demand,
             settings=self.settings,
             now=self.now,
             record=next((c for c in self.children if c.name == names.rollout_record(name)), None),

@@ -194,6 +194,7 @@ class Rig:
             ads_socket=str(self._socket),
             port=self.port,
             admin_socket=str(folder / "envoy-admin.sock"),
+            holding_socket=str(folder / "holding.sock"),
             listen="127.0.0.1",
             memory=memory,
             scripts=scripts,

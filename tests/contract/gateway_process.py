@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from tests.contract.envoy import Rig, eventually
 from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedReport, PodReport
+from tuneyard.api.documents import AppliedReport, DemandReport, PodReport
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -100,6 +100,10 @@ class Team:
             "modeldeployments", "ModelDeployment", name, {"revisions": revisions, "traffic": targets, **spec}
         )
 
+    def sleep(self, name: str, **told: str | None) -> None:
+        """What the operator says of idleness: idleSince, wakingSince, reason."""
+        self._status("modeldeployments", name, {"idleSince": None, "wakingSince": None, "reason": None, **told})
+
     def set_traffic(self, name: str, **traffic: int) -> Json:
         """The edit of a canary; returns the object."""
         targets = [{"revision": r, "weight": w} for r, w in traffic.items()]
@@ -152,7 +156,14 @@ class GatewayProcess:
     """`tuneyard gateway` and its Envoy; `rig` sends requests through it."""
 
     def __init__(
-        self, server: ApiServer, folder: Path, *, name: str = "gateway-0", settings: Json | None = None, token: str = ""
+        self,
+        server: ApiServer,
+        folder: Path,
+        *,
+        name: str = "gateway-0",
+        settings: Json | None = None,
+        token: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder / name
         self.folder.mkdir(parents=True)
@@ -173,6 +184,7 @@ class GatewayProcess:
             "TUNEYARD_DRAIN_DELAY": "0.2",
             "POD_NAME": name,
             "PYTHONPATH": str(ROOT / "operator"),
+            **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -233,8 +245,26 @@ class GatewayProcess:
         assert status == 200, (status, text)
         return AppliedReport.model_validate_json(text)
 
-    async def status_without(self, token: str) -> int:
-        return (await self._ask("/v1/applied", {"authorization": token}))[0]
+    async def demand(self, after: int = -1) -> DemandReport:
+        status, text = await self._ask(
+            f"/v1/demand?after={after}", {"authorization": f"Bearer {names.observe_token(MASTER)}"}
+        )
+        assert status == 200, (status, text)
+        return DemandReport.model_validate_json(text)
+
+    async def demands(self, until: Callable[[DemandReport], bool], what: str, within: float = 20.0) -> DemandReport:
+        """The first report of which that holds."""
+        report = await self.demand()
+        try:
+            async with asyncio.timeout(within):
+                while not until(report):
+                    report = await self.demand(report.version)
+        except TimeoutError:
+            raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
+        return report
+
+    async def status_without(self, token: str, path: str = "/v1/applied") -> int:
+        return (await self._ask(path, {"authorization": token}))[0]
 
     async def applies(self, deployment: str, weights: Mapping[str, int], within: float = 20.0) -> AppliedReport:
         """The first report that has these weights; `deployment` is namespace/name."""

@@ -56,7 +56,10 @@ class OperatorProcess:
         host: str | None = None,
         gateways: str = "",
         settings: Object | None = None,
+        prelude: str = "",
     ) -> None:
+        """`prelude`: Python that its process runs first."""
+        self._prelude = prelude
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"{identity}.log"
@@ -79,7 +82,7 @@ class OperatorProcess:
         command = [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from tuneyard.handlers.main import run;",
+            self._prelude + "import sys; from pathlib import Path; from tuneyard.handlers.main import run;",
         ]
         command[-1] += "sys.exit(run(Path(sys.argv[1])))"
         with self.log.open("ab") as log:
@@ -220,10 +223,17 @@ class Cluster:
             name, {"phase": "Running", "initContainerStatuses": [{**container, "state": {"terminated": ended}}]}
         )
 
-    def report(self, name: str, base: str, adapters: dict[str, str] | None = None, engine: str = "Ready") -> None:
+    def report(
+        self,
+        name: str,
+        base: str,
+        adapters: dict[str, str] | None = None,
+        engine: str = "Ready",
+        address: str = "10.0.0.9:8080",
+    ) -> None:
         """The pod's agent says what it has: adapter name -> digest, all of them loaded."""
         said = {
-            "address": "10.0.0.9:8080",
+            "address": address,
             "engine": engine,
             "baseModel": base,
             "adapters": {
@@ -237,12 +247,14 @@ class Cluster:
 
 
 class FakeGateway:
-    """Answers GET /v1/applied like a gateway process; `applied` sets what it says."""
+    """Answers like a gateway process; `applied` and `demanded` set what it says."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.version = 0
         self.deployments: dict[str, Object] = {}
+        self.demand_version = 0
+        self.demand: dict[str, Object] = {}
         self.unauthorized = 0
         self._changed = threading.Condition()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -264,6 +276,19 @@ class FakeGateway:
             }
             self._changed.notify_all()
 
+    def demanded(self, deployment: str, *, waiting: int = 0, idle: float = 0.0, **in_flight: float) -> None:
+        """Of a deployment (`namespace/name`): requests under way by revision."""
+        revisions = {name: {"requests": 1, "inFlight": number} for name, number in in_flight.items()}
+        with self._changed:
+            self.demand_version += 1
+            self.demand[deployment] = {"idleSeconds": idle, "waiting": waiting, "revisions": revisions}
+            self._changed.notify_all()
+
+    def demand_report(self, after: int) -> Object:
+        with self._changed:
+            self._changed.wait_for(lambda: self.demand_version > after, timeout=20)
+            return {"gateway": self.name, "version": self.demand_version, "deployments": self.demand}
+
     def report(self, after: int) -> Object:
         with self._changed:
             self._changed.wait_for(lambda: self.version > after, timeout=20)
@@ -279,7 +304,8 @@ class FakeGateway:
                     self.send_error(401)
                     return
                 after = int(self.path.partition("after=")[2] or -1)
-                body = json.dumps(gateway.report(after)).encode()
+                asked = gateway.demand_report if self.path.startswith("/v1/demand") else gateway.report
+                body = json.dumps(asked(after)).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

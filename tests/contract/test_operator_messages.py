@@ -80,6 +80,11 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "extraArgs": ["--host=0.0.0.0"]}},
         "extraArgs may not set what Tuneyard sets",
     ),
+    "fewer-copies-at-most-than-in-any-case": (
+        "BaseModel",
+        {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "lora": {"copies": 3, "maxCopies": 2}}},
+        "lora.maxCopies may not be below lora.copies",
+    ),
 }
 
 

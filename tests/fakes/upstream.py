@@ -120,11 +120,15 @@ class Upstream:
         elif asked.get("stream"):
             await self._stream(asked, model, writer)
         else:
-            await asyncio.sleep(float(asked.get("first", 0)))
+            await self._generate(asked)
             headers = "".join(f"{key}: {value}\r\n" for key, value in asked.get("headers", {}).items())
             writer.write(_whole(200, json.dumps(self._completion(asked, model)).encode(), headers))
         await writer.drain()
         return True
+
+    async def _generate(self, asked: dict[str, Any]) -> None:
+        """The time that a whole answer takes."""
+        await asyncio.sleep(float(asked.get("first", 0)))
 
     def _refusal(self, model: str) -> bytes | None:
         if self.mode == "draining":

@@ -40,6 +40,8 @@ class Toy:
     plan: Placing = field(default_factory=dict)
     counted: frozenset[str] = frozenset()
     idle: list[str] = field(default_factory=list)
+    more: dict[str, int] = field(default_factory=dict)
+    """Copies of hot adapters."""
     loads: int = 0
     """Copies that pods have loaded."""
 
@@ -57,7 +59,7 @@ class Toy:
     def step(self, *, loading: bool = True) -> Placing:
         """A plan, and what pods make of it: they load what is new and drop what is not theirs any more."""
         served = self.serving()
-        wish = Wish(self.adapters, self.idle, self.copies, self.room, self.wanted_pods)
+        wish = Wish(self.adapters, self.idle, self.copies, self.room, self.wanted_pods, self.more)
         self.plan = spread(wish, self.hosts(), self.plan)
         self.counted = frozenset(self.pods)
         loads = Counter(pod for pods in self.plan.values() for pod in pods)
@@ -73,6 +75,12 @@ class Toy:
 
     def serving(self) -> set[str]:
         return {a for p in self.pods.values() if p.up for a in p.loaded}
+
+    def heat(self, chosen: int) -> None:
+        """Another number of copies for one of the adapters; fewer than all have: it is hot no more."""
+        adapter, copies = self.adapters[chosen % len(self.adapters)], chosen % 9
+        self.more.pop(adapter, None)
+        self.more |= {adapter: copies} if copies > self.copies else {}
 
     def settle(self) -> Placing:
         for _ in range(50):
@@ -187,7 +195,8 @@ def test_pods_that_are_replaced_one_by_one_load_each_copy_about_once(toy: Toy, d
 
 changes = st.lists(
     st.tuples(
-        st.sampled_from(["lose", "add", "down", "up", "replace", "adapter", "drop", "idle", "slow"]), st.integers(0, 99)
+        st.sampled_from(["lose", "add", "down", "up", "replace", "adapter", "drop", "idle", "slow", "heat"]),
+        st.integers(0, 99),
     ),
     max_size=30,
 )
@@ -213,6 +222,8 @@ def test_whatever_happens_nobody_is_taken_off_before_others_serve_and_it_comes_t
         elif what in ("drop", "idle") and len(toy.adapters) > 1:
             gone = toy.adapters.pop(chosen % len(toy.adapters))
             toy.idle += [gone] if what == "idle" else []
+        elif what == "heat":
+            toy.heat(chosen)
         toy.step(loading=what != "slow")
     for pod in toy.pods.values():
         pod.up = True
@@ -220,6 +231,63 @@ def test_whatever_happens_nobody_is_taken_off_before_others_serve_and_it_comes_t
     enough = len(toy.pods) * toy.room - len(toy.pods) >= len(toy.adapters) * toy.copies
     if enough and len({p.template for p in toy.pods.values()}) == 1:
         assert set(toy.adapters) <= toy.serving()
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(pools(), st.data())
+def test_hot_adapters_take_free_room_only_and_give_it_back(toy: Toy, data: st.DataObject) -> None:
+    before = toy.settle()
+    hot = data.draw(st.lists(st.sampled_from(toy.adapters), min_size=1, max_size=6, unique=True))
+    toy.more = {adapter: data.draw(st.integers(toy.copies + 1, 9)) for adapter in hot}
+    toy.loads = 0
+    after = toy.settle()
+    assert all(set(before[a]) <= set(after[a]) for a in toy.adapters)
+    assert all(len(after[a]) == len(before[a]) for a in set(toy.adapters) - set(hot))
+    assert toy.loads == moved(before, after)
+    full = Counter(pod for places in after.values() for pod in places)
+    for adapter in hot:
+        wanted = min(toy.more[adapter], len(toy.pods))
+        free = [p for p in toy.pods if p not in after[adapter] and full[p] < toy.room]
+        assert len(after[adapter]) == wanted or (len(after[adapter]) < wanted and not free)
+    toy.more = {}
+    toy.settle()
+    assert all(len(toy.plan[a]) == len(before[a]) for a in toy.adapters)
+    assert toy.loads == moved(before, after), "to give copies back loads nothing"
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.integers(3, 9), st.data())
+def test_of_a_hot_adapter_no_copy_goes_before_as_many_as_it_should_have_are_loaded(
+    number: int, data: st.DataObject
+) -> None:
+    names = [f"pod-{n}" for n in range(number)]
+    loaded = data.draw(st.sets(st.sampled_from(names), min_size=1))
+    copies = data.draw(st.integers(2, number))
+    hosts = [Host(n, loaded=frozenset({"hot"} if n in loaded else ())) for n in names]
+    found = set(spread(Wish(["hot"], (), 1, 4, number, {"hot": copies}), hosts, {"hot": names})["hot"])
+    assert len(found & loaded) >= min(copies, len(loaded))
+    # the best one is kept in any case; others that are not loaded only where loaded ones are too few
+    assert len(found - loaded) <= max(1, copies - len(loaded))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(pools(), st.data())
+def test_whoever_lacks_a_place_gets_it_before_a_hot_adapter(toy: Toy, data: st.DataObject) -> None:
+    toy.more = dict.fromkeys(data.draw(st.lists(st.sampled_from(toy.adapters), min_size=1, max_size=6)), 9)
+    toy.settle()
+    cool = Toy(toy.adapters, toy.copies, toy.room, pods(range(toy.wanted_pods)), toy.wanted_pods)
+    cool.settle()
+    # beyond its capacity a pool refuses adapters before they are to be placed (pools.placement)
+    most = toy.room * len(toy.pods) // toy.copies - len(toy.adapters)
+    more = [f"another-{n}" for n in range(data.draw(st.integers(0, min(40, max(0, most)))))]
+    for one in (toy, cool):
+        one.adapters = one.adapters + more
+        one.settle()
+    served = {a for a in more if toy.plan[a]}
+    assert served == {a for a in more if cool.plan[a]} == set(more)
+    spare = toy.room * len(toy.pods) - len(toy.adapters) * toy.copies
+    if spare >= toy.copies * toy.room:
+        assert all(len(toy.plan[a]) >= toy.copies for a in toy.adapters)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

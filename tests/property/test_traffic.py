@@ -34,14 +34,17 @@ stable = st.one_of(st.none(), st.sampled_from([*NAMES, "gone"]))
 allowed = st.one_of(st.none(), st.dictionaries(st.sampled_from(NAMES), st.integers(0, 100)))
 
 
-@given(specs(), ready, stable, allowed)
-def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed):
-    split = effective(spec, ready, stable=stable, allowed=allowed)
+on_demand = st.sets(st.sampled_from(NAMES))
+
+
+@given(specs(), ready, stable, allowed, on_demand)
+def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed, on_demand):
+    split = effective(spec, ready, stable=stable, allowed=allowed, on_demand=on_demand)
     assert sum(split.weights.values()) + split.unserved == 100
     for name, weight in split.weights.items():
         assert weight >= 0
         if weight:
-            assert ready.get(name, 0) > 0, "weight on a revision with no ready endpoint"
+            assert ready.get(name, 0) > 0 or name in on_demand, "weight on a revision that nobody serves or loads"
         if name != split.stable:
             assert weight <= spec.weight_of(name), "a candidate above its spec weight"
             assert allowed is None or weight <= allowed.get(name, 100), "a candidate above what the rollout allows"
@@ -49,7 +52,7 @@ def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed):
             assert name in split.withheld
     rejected = {name for name, limit in (allowed or {}).items() if limit == 0}
     assert not any(split.weights[name] for name in rejected if name in split.weights), "a verdict counts for nothing"
-    if ready.get(split.stable, 0) and split.stable not in rejected:
+    if (ready.get(split.stable, 0) or split.stable in on_demand) and split.stable not in rejected:
         assert split.unserved == 0
 
 
@@ -57,6 +60,14 @@ def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed):
 def test_everything_ready_and_allowed_is_the_spec(spec, stable):
     split = effective(spec, dict.fromkeys(NAMES, 1), stable=stable)
     assert split.weights == {r.name: spec.weight_of(r.name) for r in spec.revisions}
+
+
+@given(specs(), ready, stable, allowed)
+def test_what_goes_idle_as_it_is_served_keeps_its_weights(spec, ready, stable, allowed):
+    """Whatever pods unload then, one after the other."""
+    everything = dict.fromkeys(NAMES, 1)
+    served = effective(spec, everything, stable=stable, allowed=allowed)
+    assert effective(spec, ready, stable=served.stable, allowed=allowed, on_demand=NAMES).weights == served.weights
 
 
 @given(specs(), ready, stable)

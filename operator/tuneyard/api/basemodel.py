@@ -61,6 +61,10 @@ class PoolStatus(ApiModel):
     replicas: int = 0
     ready_replicas: int = 0
     progress: Text | None = None
+    makes_room: Annotated[
+        list[str] | None,
+        Field(description="ModelDeployments that go idle early, because requests wait for adapters without a place."),
+    ] = None
 
 
 class BaseModelStatus(ApiModel):

@@ -7,6 +7,7 @@ Pod report (agent -> operator, gateways): the annotation tuneyard.dev/adapters o
 Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
+Demand report (gateway -> operator): GET /v1/demand there, in the same way.
 
 Readers ignore fields they do not know; `version` changes only when a reader must refuse.
 """
@@ -40,6 +41,8 @@ class PlannedAdapter(ApiModel):
     """Pinned digest; None while nobody has read the artifact: then the agent reports what it computes."""
     pods: list[str] | None = None
     """Names of the pods that should have it; None: all of the pool."""
+    copies: int | None = None
+    """How many pods should have it in the end, where more should than have the others."""
 
 
 class PoolPlan(ApiModel):
@@ -178,6 +181,8 @@ class AppliedDeployment(ApiModel):
     generation: int
     weights: dict[str, int]
     """Effective weight per revision; a revision that is missing gets none."""
+    held: list[str] = []
+    """Revisions whose requests are held until a pod has loaded their adapter."""
 
 
 class AppliedReport(ApiModel):
@@ -187,3 +192,38 @@ class AppliedReport(ApiModel):
     version: int
     """Grows with every acknowledged change; GET /v1/applied?after=N answers when it is above N, or after 20 s."""
     deployments: dict[str, AppliedDeployment] = {}
+
+
+class RevisionDemand(ApiModel):
+    """What one gateway sent to one revision."""
+
+    requests: int = 0
+    """Sent to engines since the gateway process began; one that was tried on another pod counts for each."""
+    in_flight: float = 0.0
+    """Under way, smoothed over some seconds."""
+
+
+class DeploymentDemand(ApiModel):
+    """What is asked of one ModelDeployment by way of one gateway."""
+
+    idle_seconds: float = 0.0
+    """Since its last request ended, or since the gateway began to look, if that is later; 0 while one is under way.
+
+    Only what was looked at counts: it does not grow while the gateway's Envoy does not say what it does.
+    """
+    waiting: int = 0
+    """Requests that are held until an adapter of it is loaded."""
+    revisions: dict[str, RevisionDemand] = {}
+    """Those that were asked since the gateway process began."""
+
+
+class DemandReport(ApiModel):
+    """What is asked of one gateway, by `namespace/name` of the ModelDeployment.
+
+    Of a deployment that is missing the gateway knows nothing: it is not routed, or not looked at yet.
+    """
+
+    gateway: str
+    version: int
+    """Another one whenever there is something new; GET /v1/demand?after=N answers when it is not N, or after 20 s."""
+    deployments: dict[str, DeploymentDemand] = {}

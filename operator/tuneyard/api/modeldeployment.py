@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.schema import ObjectName, Text, cel
@@ -149,6 +150,12 @@ class ModelDeploymentStatus(ApiModel):
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]}),
     ] = []
     rollout: RolloutStatus | None = None
+    idle_since: Annotated[
+        Moment | None, Field(description="Since when its adapters need not be loaded: the next request loads them.")
+    ] = None
+    waking_since: Annotated[
+        Moment | None, Field(description="Since when they are being loaded again; requests are held until they are.")
+    ] = None
     conditions: Annotated[
         list[Condition],
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),

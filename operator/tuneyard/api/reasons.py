@@ -30,6 +30,10 @@ class Reason(StrEnum):
     LOADED = ("Loaded", "Every pod that should have the adapter has proven that it answers.")
     APPLIED = ("Applied", "Every gateway serves these weights.")
     NOT_USED = ("NotUsed", "No ModelDeployment refers to the object, so nothing runs for it.")
+    IDLE = (
+        "Idle",
+        "Nobody has asked for it for serving.lora.idleTimeout, or its pool is full: the next request loads it.",
+    )
 
     # still going on
     RESOLVING = ("Resolving", "The first pod is reading the artifact and computing its digest.")
@@ -169,6 +173,7 @@ class Reason(StrEnum):
     # events
     ADAPTER_LOADED = ("AdapterLoaded", "A pod has loaded an adapter and proven that it answers.")
     ADAPTER_LOAD_FAILED = ("AdapterLoadFailed", "A pod could not load an adapter; it is tried again.")
+    ADAPTER_SPREAD = ("AdapterSpread", "More pods get an adapter, because many requests to it are under way.")
     POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
     POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")

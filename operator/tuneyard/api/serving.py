@@ -21,6 +21,17 @@ RESERVED_ARGUMENTS = (
 class LoRASettings(ApiModel):
     """Limits for adapters in one engine."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.copies) || !has(self.maxCopies) || self.maxCopies >= self.copies",
+                    "lora.maxCopies may not be below lora.copies: raise it, or leave it out",
+                )
+            ]
+        }
+    )
+
     max_loras: Annotated[int, Field(ge=1, le=512, description="Adapters that may generate at the same moment.")] = 8
     max_rank: Annotated[
         Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
@@ -42,6 +53,23 @@ class LoRASettings(ApiModel):
             le=1000,
             description="Pods of the pool that hold each adapter. Default: all of them while every pod has room for "
             "every adapter, else as many as fit with one pod away, at least 1.",
+        ),
+    ] = None
+    idle_timeout: Annotated[
+        Duration | None,
+        Field(
+            description="How long nobody has to ask for a ModelDeployment until its adapters are unloaded, 10s at "
+            "least; the next request is held while they are loaded again. Of a deployment over several pools the longest "
+            "counts. Default: never."
+        ),
+    ] = None
+    max_copies: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="Pods that hold an adapter at most while many requests to it are under way and there is free "
+            "room. Default: all of them; equal to copies, no adapter gets more than the others.",
         ),
     ] = None
 

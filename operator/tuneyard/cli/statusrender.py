@@ -104,8 +104,8 @@ def section(title: str, rows: Table) -> RenderableType:
 def _headline(view: DeploymentView) -> Text:
     line = Text.assemble((f"{view.namespace}/{view.name}", "bold"), "  ")
     line.append("Ready" if view.ready else "Not ready", style="green" if view.ready else "red")
-    if view.reason and not view.ready:
-        line.append(f" ({view.reason})", style="red")
+    if view.reason:
+        line.append(f" ({view.reason})", style="dim" if view.ready else "red")
     if view.phase:
         line.append(f"  {view.phase}")
     line.append(f"  {duration(view.seconds_old)} old", style="dim")
@@ -221,7 +221,11 @@ def _place(namespace: str, name: str, *, everywhere: bool) -> str:
 
 
 def _readiness(*, ready: bool, reason: str | None) -> Text:
-    return Text("True", style="green") if ready else Text(f"False {reason or ''}".strip(), style="red")
+    return (
+        Text(f"True {reason or ''}".strip(), style="green")
+        if ready
+        else Text(f"False {reason or ''}".strip(), style="red")
+    )
 
 
 def _split(revisions: Sequence[RevisionView]) -> Text:

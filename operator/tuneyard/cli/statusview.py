@@ -61,7 +61,7 @@ class AdapterOnPodView(ApiModel):
 
     adapter: str
     state: str
-    """Loading, Loaded, Failed, or Waiting where the pod has said nothing of it."""
+    """Loading, Loaded, Failed; where the pod has said nothing of it Waiting, or Idle while it is not wanted."""
     reason: str | None = None
     message: str | None = None
     progress: str | None = None
@@ -229,9 +229,9 @@ def _revision_view(deployment: ModelDeploymentResource, revision: Revision) -> R
     )
 
 
-def _on_pod(adapter: str, report: AdapterReport | None) -> AdapterOnPodView:
+def _on_pod(adapter: str, report: AdapterReport | None, *, idle: bool) -> AdapterOnPodView:
     if report is None:
-        return AdapterOnPodView(adapter=adapter, state="Waiting")
+        return AdapterOnPodView(adapter=adapter, state="Idle" if idle else "Waiting")
     reason = report.reason or report.warning
     progress = transfer_for_people(report.transfer) if report.transfer else None
     return AdapterOnPodView(
@@ -247,8 +247,11 @@ def _pod_state(pod: PodObservation) -> str:
     return pod.report.engine if pod.report else "Starting"
 
 
-def pod_view(pod: PodObservation, adapters: Sequence[str], now: datetime) -> PodView:
-    """A pod and what it says of these adapters; where adapters are spread over pods, of those that it should have."""
+def pod_view(pod: PodObservation, adapters: Sequence[str], now: datetime, *, idle: bool = False) -> PodView:
+    """A pod and what it says of these adapters; where adapters are spread over pods, of those that it should have.
+
+    `idle`: whose adapters they are is idle.
+    """
     reports = pod.report.adapters if pod.report else {}
     shown = [name for name in adapters if name in reports] if _has_a_share(pod) else adapters
     return PodView(
@@ -258,7 +261,7 @@ def pod_view(pod: PodObservation, adapters: Sequence[str], now: datetime) -> Pod
         state=_pod_state(pod),
         seconds_old=age(pod.created, now),
         problem=pod.problem.message if pod.problem else None,
-        adapters=[_on_pod(name, reports.get(name)) for name in shown],
+        adapters=[_on_pod(name, reports.get(name), idle=idle) for name in shown],
     )
 
 
@@ -277,7 +280,8 @@ def _pods_of(deployment: ModelDeploymentResource, pods: Iterable[PodObservation]
     mine = [p for p in pods if p.namespace == deployment.metadata.namespace and p.pool in wanted]
     views = []
     for pod in sorted(mine, key=lambda p: (p.pool, p.created, p.name)):
-        view = pod_view(pod, [name for name in wanted[pod.pool] if name], now)
+        named = [name for name in wanted[pod.pool] if name]
+        view = pod_view(pod, named, now, idle=bool(deployment.status.idle_since))
         if view.adapters or view.problem or None in wanted[pod.pool] or not _has_a_share(pod):
             views.append(view)
     return views

@@ -25,7 +25,9 @@ from aiohttp import web
 
 from tuneyard.api import names
 from tuneyard.gateway import snapshot
+from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
@@ -35,6 +37,7 @@ from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
+from tuneyard.systems.envoy.loads import LoadReports
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -53,6 +56,15 @@ class Gateway:
         self.metrics = Metrics()
         self.world = World()
         self.publisher = Publisher(given.name, self.world, partial(names.engine_key, master), self.metrics)
+        self.demand = Demand(given.name, lambda: self.publisher.routed)
+        clock = asyncio.get_running_loop().time
+        self._loads = LoadReports(
+            lambda: self.demand.begin(clock()), lambda loads: self.demand.reported(clock(), loads)
+        )
+        self.holding = Holding(
+            self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
+        )
+        self.publisher.on_change = self.holding.changed
         self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
         self.watches = Watches(
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
@@ -60,6 +72,7 @@ class Gateway:
         self.envoy = EnvoyAdmin(str(given.admin_socket))
         self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
         self.metrics.models.set_function(lambda: float(self.publisher.models))
+        self.metrics.held.set_function(lambda: float(self.holding.held))
         self._token = names.observe_token(master)
         self._leaving = False
         self._resumed = False
@@ -78,7 +91,8 @@ class Gateway:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
-        await self.publisher.ads.start(self._given.ads_socket)
+        await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
+        holding = await serve(self.holding, self._given.holding_socket)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -90,6 +104,7 @@ class Gateway:
             feeding.cancel()
             resuming.cancel()
             await server.cleanup()
+            await holding.cleanup()
             await self.watches.stop()
             await self.publisher.ads.stop()
 
@@ -125,6 +140,7 @@ class Gateway:
     async def _serve(self) -> web.AppRunner:
         app = application(
             self.publisher,
+            self.demand,
             self._token,
             alive=self.watches.alive,
             ready=lambda: self.ready,
@@ -181,6 +197,8 @@ def write_bootstrap(config: Path, path: Path) -> int:
         ads_socket=str(given.ads_socket),
         port=given.port,
         admin_socket=str(given.admin_socket),
+        holding_socket=str(given.holding_socket),
+        hold_seconds=given.hold.seconds,
         listen=given.listen,
         memory=given.envoy_memory,
     )

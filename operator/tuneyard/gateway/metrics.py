@@ -24,6 +24,13 @@ class Metrics:
         self.snapshot_failures = Counter(
             "tuneyard_gateway_snapshot_failures", "Snapshots that could not be written.", registry=self.registry
         )
+        self.holds = Counter(
+            "tuneyard_gateway_holds",
+            "Requests that waited for an adapter, or were to, by how that ended.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.held = Gauge("tuneyard_gateway_held", "Requests that wait for an adapter now.", registry=self.registry)
         self._ages = Gauge(
             "tuneyard_gateway_watch_age_seconds",
             "Time since the API server's last sign of life on the oldest watch of a resource.",

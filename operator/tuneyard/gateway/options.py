@@ -8,6 +8,9 @@
 | TUNEYARD_OBSERVE_PORT | port of this process | 9443 |
 | TUNEYARD_LISTEN | address of both | all, of IPv6 too where there is any |
 | TUNEYARD_ENVOY_MEMORY | bytes that Envoy's container may use, 0: unknown | 0 |
+| TUNEYARD_HOLD_SECONDS | how long a request waits for an adapter to be loaded | 60 |
+| TUNEYARD_HOLD_REQUESTS | how many may wait at this gateway | 1000 |
+| TUNEYARD_HOLD_PER_DEPLOYMENT | how many of them for one ModelDeployment | 100 |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
 """
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.api import names
+from tuneyard.gateway.holding import Limits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 
@@ -36,6 +40,7 @@ class Options:
     envoy_memory: int
     drain_delay: float
     drain_seconds: float
+    hold: Limits
 
     @property
     def ads_socket(self) -> Path:
@@ -46,6 +51,11 @@ class Options:
     def admin_socket(self) -> Path:
         """Envoy's admin interface."""
         return self.directory / "envoy-admin.sock"
+
+    @property
+    def holding_socket(self) -> Path:
+        """Where Envoy's script waits for adapters."""
+        return self.directory / "holding.sock"
 
     @property
     def snapshot(self) -> Path:
@@ -64,4 +74,9 @@ def options(environment: Mapping[str, str]) -> Options:
         envoy_memory=int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0),
         drain_delay=float(environment.get("TUNEYARD_DRAIN_DELAY") or 5),
         drain_seconds=float(environment.get("TUNEYARD_DRAIN_SECONDS") or 600),
+        hold=Limits(
+            seconds=float(environment.get("TUNEYARD_HOLD_SECONDS") or Limits.seconds),
+            requests=int(environment.get("TUNEYARD_HOLD_REQUESTS") or Limits.requests),
+            of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
+        ),
     )

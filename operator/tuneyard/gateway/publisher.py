@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.versions import Version
 from tuneyard.gateway.world import World
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.ads import AdsServer
@@ -36,6 +37,8 @@ class Publisher:
         self._key = key
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
+        self.on_change: Callable[[str], None] = lambda _: None
+        """Gets the name of a model whose routes are others, or have come into force."""
         self._routes: dict[str, ModelRoutes] = {}
         self._marked: set[str] = set()
         self._scheduled = False
@@ -44,9 +47,7 @@ class Publisher:
         self._applied: dict[str, tuple[str, AppliedDeployment]] = {}
         """By model: `namespace/name` of its deployment, and what of it is in force."""
         self._told: dict[str, AppliedDeployment] = {}
-        self._version = 0
-        self._changed = asyncio.Condition()
-        self._telling: set[asyncio.Task[None]] = set()
+        self._version = Version()
 
     # -- to Envoy ------------------------------------------------------------------------------------------------
 
@@ -92,6 +93,7 @@ class Publisher:
             self._routes[model] = routes
             self.ads.put(model, model_resources(routes, self._key))
         self._unconfirmed.add(model)
+        self.on_change(model)
 
     # -- from Envoy ----------------------------------------------------------------------------------------------
 
@@ -110,35 +112,34 @@ class Publisher:
             routes = self._routes.get(model)
             if routes is not None:
                 # last in, so that of a deployment's old and new model name the new one is told
-                applied = AppliedDeployment(uid=routes.uid, generation=routes.generation, weights=routes.weights)
+                held = [r.name for r in routes.revisions if r.held]
+                applied = AppliedDeployment(
+                    uid=routes.uid, generation=routes.generation, weights=routes.weights, held=held
+                )
                 self._applied[model] = (f"{routes.namespace}/{routes.deployment}", applied)
+            self.on_change(model)
         told = dict(self._applied.values())
         if told != self._told:
             self._told = told
-            self._version += 1
-            task = asyncio.get_running_loop().create_task(self._tell())
-            self._telling.add(task)
-            task.add_done_callback(self._telling.discard)
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+            self._version.grow()
 
     def report(self) -> AppliedReport:
         """What is in force now."""
-        return AppliedReport(gateway=self._name, version=self._version, deployments=dict(self._told))
+        return AppliedReport(gateway=self._name, version=self._version.number, deployments=dict(self._told))
 
     async def report_after(self, version: int, within: float) -> AppliedReport:
-        """The report as soon as its version is another than `version`, or after `within` seconds.
-
-        One that is below `version` is another too: this process is younger than who asks.
-        """
-        try:
-            async with asyncio.timeout(within), self._changed:
-                await self._changed.wait_for(lambda: self._version != version)
-        except TimeoutError:
-            pass
+        """The report as soon as its version is another than `version`, or after `within` seconds."""
+        await self._version.other_than(version, within)
         return self.report()
+
+    def routes(self, model: str) -> ModelRoutes | None:
+        """The routes of a model as Envoy should have them."""
+        return self._routes.get(model)
+
+    @property
+    def routed(self) -> dict[str, frozenset[str]]:
+        """The revisions of each ModelDeployment (`namespace/name`) that is routed."""
+        return {f"{r.namespace}/{r.deployment}": frozenset(r.weights) for r in self._routes.values()}
 
     @property
     def models(self) -> int:

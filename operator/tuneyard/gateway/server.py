@@ -1,6 +1,7 @@
 """What the gateway process answers over HTTP: to the operator, to the kubelet, to Prometheus.
 
 - GET /v1/applied?after=N   what is in force, with the bearer token; waits up to 20 s for a version other than N
+- GET /v1/demand?after=N    what is asked of whom, in the same way
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, then Envoy's
@@ -9,11 +10,13 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
+from tuneyard.api.documents import AppliedReport, DemandReport
+from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.publisher import Publisher
@@ -23,6 +26,7 @@ WAIT = 20.0
 
 def application(
     publisher: Publisher,
+    demand: Demand,
     token: str,
     *,
     alive: Callable[[], bool],
@@ -32,7 +36,9 @@ def application(
 ) -> web.Application:
     """The routes; `token` is what the operator proves itself with."""
 
-    async def applied(request: web.Request) -> web.Response:
+    async def answer(
+        request: web.Request, report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport]]
+    ) -> web.Response:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             return web.json_response({"error": "the bearer token is missing or wrong"}, status=401)
@@ -40,8 +46,15 @@ def application(
             after = int(request.query.get("after", "-1"))
         except ValueError:
             return web.json_response({"error": "after must be a number"}, status=400)
-        report = await publisher.report_after(after, WAIT)
-        return web.json_response(report.to_dict())
+        report = await report_after(after, WAIT)
+        text = report.model_dump_json(by_alias=True, exclude_none=True)
+        return web.Response(text=text, content_type="application/json")
+
+    async def applied(request: web.Request) -> web.Response:
+        return await answer(request, publisher.report_after)
+
+    async def demanded(request: web.Request) -> web.Response:
+        return await answer(request, demand.report_after)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n") if alive() else web.Response(status=503, text="watches are stale\n")
@@ -55,6 +68,7 @@ def application(
 
     app = web.Application()
     app.router.add_get("/v1/applied", applied)
+    app.router.add_get("/v1/demand", demanded)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

@@ -23,6 +23,7 @@ from tuneyard.planning.observations import EngineKeys
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.execute import Executor
 from tuneyard.runtime.gateways import Gateways, gateway_addresses
+from tuneyard.runtime.growing import Growing
 from tuneyard.runtime.keys import Key
 from tuneyard.runtime.metrics import Metrics
 from tuneyard.runtime.queue import WorkQueue
@@ -68,7 +69,8 @@ class Operator:
         self.wakes = Wakes(self.world, self.queue.add, self.queue.add_all)
         self.lease = LeaderLease(api, settings.tuneyard_namespace, LEASE, identity)
         self._events = Events(api, identity)
-        self._gateways = Gateways(names.observe_token(master), self._on_gateways)
+        demanded = Growing(self.world).concerned
+        self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded)
         self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(

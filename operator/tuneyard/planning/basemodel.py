@@ -21,9 +21,10 @@ from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
+from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
-from tuneyard.planning.poolplan import wanted_plan
+from tuneyard.planning.poolplan import WantedPlan, wanted_plan
 from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
 from tuneyard.planning.prewarm import prewarm_state
 from tuneyard.planning.readiness import stalled_event
@@ -49,10 +50,11 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     for pool in pools:
         state = _state(obs, base, pool, mine)
         states.append(state)
-        steps, wait, adapters = _pool_actions(obs, base, state, mine)
-        shared = adapters if pool.deployment is None else shared
+        steps, wanted = _pool_actions(obs, base, state, mine)
+        shared = wanted.plan.adapters if wanted and pool.deployment is None else shared
         actions += steps
-        waits += wait
+        waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ())]
+        events += _growth_events(obs, wanted)
         if state.deployment is None and any(_is_deployment(a) for a in steps):
             message = f"created pool {pool.name} of {pool.serving.replicas} pods"
             events.append(Event("Normal", Reason.POOL_CREATED, message, about))
@@ -116,25 +118,41 @@ def _state(
         wanted=wanted,
         deployment=_found(mine, "Deployment", names.pool_deployment(pool.name)),
         pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
+        makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
     )
 
 
 def _pool_actions(
     obs: BaseModelObservation, base: BaseModelResource, state: PoolState, mine: list[ChildObservation]
-) -> tuple[list[Action], list[float], list[PlannedAdapter]]:
-    """What one pool that is referred to needs now, in how many seconds time alone changes that, and its adapters."""
+) -> tuple[list[Action], WantedPlan | None]:
+    """What one pool that is referred to needs now, and its plan, unless it cannot serve as it is wanted."""
     actions: list[Action] = []
     if state.deployment and names.ANNOTATION_UNUSED_SINCE in state.deployment.annotations:
         actions.append(_annotated(state.deployment, None))
     if state.wanted is None:
-        return actions, [], []
+        return actions, None
     pool = state.pool
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
     wanted = wanted_plan(obs, pool, before, state.wanted)
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, base.pinned_digest)
     companions = children.pool_companions(pool, base, obs.keys, obs.settings)
     steps = actions + _unless_there((plan, *companions, state.wanted), mine)
-    return steps, list(wanted.waits), wanted.plan.adapters
+    return steps, wanted
+
+
+def _growth_events(obs: BaseModelObservation, wanted: WantedPlan | None) -> list[Event]:
+    """Told of the adapters that get more copies."""
+    grew = wanted.grew if wanted else {}
+    found = (a.metadata for a in obs.adapters if a.metadata.name in grew)
+    return [
+        Event(
+            "Normal",
+            Reason.ADAPTER_SPREAD,
+            grew[meta.name],
+            ObjectReference(names.API_VERSION, "LoRAAdapter", meta.namespace, meta.name, meta.uid),
+        )
+        for meta in found
+    ]
 
 
 def _unused_pools(

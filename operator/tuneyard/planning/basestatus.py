@@ -45,6 +45,8 @@ class PoolState:
     deployment: ChildObservation | None
     pods: tuple[PodObservation, ...]
     """Those that are not leaving."""
+    makes_room: tuple[str, ...] = ()
+    """ModelDeployments that go idle early."""
 
     @property
     def serving(self) -> int:
@@ -236,6 +238,7 @@ def _used_status(state: PoolState) -> PoolStatus:
         replicas=state.pool.serving.replicas,
         ready_replicas=state.serving,
         progress=state.progress,
+        makes_room=list(state.makes_room) or None,
     )
 
 

@@ -32,6 +32,8 @@ ANNOTATION_UNUSED_ADAPTERS = f"{names.GROUP}/unused-adapters"
 """On a plan ConfigMap: JSON object, adapter name -> since when nothing refers to it, RFC 3339."""
 ANNOTATION_PODS_SEEN = f"{names.GROUP}/pods-seen"
 """On a plan ConfigMap: JSON object, pod name -> "Ready", or since when it is not any more, RFC 3339."""
+ANNOTATION_GROWN = f"{names.GROUP}/grown-adapters"
+"""On a plan ConfigMap: JSON object, adapter name -> its copies, and since when it deserves fewer, RFC 3339."""
 SCRAPE_LABEL = f"{names.GROUP}/scrape"
 """Label (value "true") of namespaces whose pods may read engines' metrics through the front."""
 RBAC = "rbac.authorization.k8s.io"
@@ -147,6 +149,15 @@ def pool_plan(
     if annotations:
         obj["metadata"]["annotations"] = annotations
     return marked(obj)
+
+
+def marks_of(config_map: ChildObservation | None, annotation: str) -> dict[str, str]:
+    """What was remembered with a plan; what somebody has spoilt counts as nothing."""
+    try:
+        marks = json.loads(config_map.annotations.get(annotation, "{}")) if config_map else {}
+    except ValueError:
+        marks = {}
+    return {str(name): str(text) for name, text in marks.items()} if isinstance(marks, dict) else {}
 
 
 def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings) -> tuple[Json, ...]:

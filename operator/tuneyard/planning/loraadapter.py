@@ -6,12 +6,13 @@ Rules:
   with it loaded. It never changes afterwards: pods that read other bytes say DigestMismatch;
 - a pod's report is input: reasons that are not known are passed on in words;
 - promotion is recorded once (promotion.py); a parent that is an adapter is warned of and hinders nothing;
-- an adapter that is not referred to is Ready with the reason NotUsed: nothing was asked for that is not there.
+- an adapter that is not referred to is Ready with the reason NotUsed, one that only idle ModelDeployments name with the
+  reason Idle: nothing was asked for that is not there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuneyard.api import names
@@ -95,10 +96,12 @@ class Spread:
     """Those of its pools that are not leaving, the oldest first."""
     said: tuple[Said, ...]
     """What they report of it."""
+    idle: bool = False
+    """Only idle ModelDeployments name it."""
 
     @property
     def wanted(self) -> int:
-        """How many pods should have it."""
+        """How many pods should have it in any case: what it has beyond that, because it is hot, may come and go."""
         return sum(p.copies for p in self.pools)
 
     @property
@@ -111,12 +114,24 @@ class Spread:
     @property
     def loaded(self) -> int:
         """How many of the wanted pods have it, with the pinned bytes; while pods are replaced, more may have it."""
+        return self._loaded({})
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """For people: how many pods have it, of how many that should, also because it is hot."""
+        more = {
+            p.name: p.grown[self.adapter.metadata.name] for p in self.pools if self.adapter.metadata.name in p.grown
+        }
+        return self._loaded(more), sum(more.get(p.name, p.copies) for p in self.pools)
+
+    def _loaded(self, more: Mapping[str, int]) -> int:
+        """How many pods have it, of each pool at most its copies, or as many as `more` says."""
         if self.digest is None:
             return 0
         engine_name = names.engine_adapter_name(self.adapter.metadata.name, self.digest)
         having = {s.pod for s in self.said if s.report.state == "Loaded" and s.report.engine_name == engine_name}
         return sum(
-            min(pool.copies, sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
+            min(more.get(pool.name, pool.copies), sum(1 for p in self.pods if p.pool == pool.name and p.name in having))
             for pool in self.pools
         )
 
@@ -163,6 +178,8 @@ def _spread(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> Spread
     if obs.base is None or not users:
         return Spread(adapter, obs.base is not None, users, (), (), (), ())
     pools = tuple(p for p in obs.pools if name in p.wanted)
+    if not pools and any(name in p.idle for p in obs.pools):
+        return Spread(adapter, True, users, (), (), (), (), idle=True)
     refusals = [p.refused.get(name) for p in pools]
     mine = {(p.namespace, p.name) for p in pools}
     pods = [p for p in obs.pods if (p.namespace, p.pool) in mine and not p.deleted]
@@ -176,7 +193,7 @@ def _problem(spread: Spread) -> Problem | None:
     base = spread.adapter.spec.base_model
     if not spread.base_exists:
         return Problem(Reason.BASE_MODEL_NOT_FOUND, f"BaseModel {base} does not exist")
-    if spread.users and not spread.pools:
+    if spread.users and not spread.pools and not spread.idle:
         words = f"its base model is {base}; the revisions of {', '.join(spread.users)} use it with another"
         return Problem(Reason.BASE_MODEL_MISMATCH, clipped(words))
     failed = next((s.problem for s in spread.said if s.problem), None) or next(iter(spread.refusals), None)
@@ -188,7 +205,7 @@ def _problem(spread: Spread) -> Problem | None:
 def _work(spread: Spread) -> Problem | None:
     if spread.loaded >= spread.wanted:
         return None
-    counted = f"{spread.loaded} of {spread.wanted} pods have loaded it"
+    counted = _counted(spread)
     if not spread.said:
         return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
     if spread.progress:
@@ -197,9 +214,16 @@ def _work(spread: Spread) -> Problem | None:
 
 
 def _done(spread: Spread) -> Problem:
+    if spread.idle:
+        return Problem(Reason.IDLE, f"not loaded, nobody asks for {', '.join(spread.users)}; the next request loads it")
     if not spread.users:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
-    return Problem(Reason.READY, f"{spread.wanted} of {spread.wanted} pods have loaded it")
+    return Problem(Reason.READY, _counted(spread))
+
+
+def _counted(spread: Spread) -> str:
+    loaded, wanted = spread.counted
+    return f"{loaded} of {wanted} pods have loaded it"
 
 
 def _resolved(spread: Spread) -> Finding:
@@ -221,27 +245,28 @@ def _compatible(spread: Spread) -> Finding:
             return Finding(type="Compatible", status="False", reason=problem.reason, message=problem.message)
     # Pods give an engine name only after they have checked the files. Without pods the last verdict stands.
     checked = any(s.report.engine_name for s in spread.said)
-    if checked or (spread.pools and is_true(spread.adapter.status.conditions, "Compatible")):
+    if checked or ((spread.pools or spread.idle) and is_true(spread.adapter.status.conditions, "Compatible")):
         return Finding(type="Compatible", status="True", reason=Reason.COMPATIBLE, message=Reason.COMPATIBLE.doc)
     return _unknown("Compatible", spread)
 
 
 def _unknown(type_: str, spread: Spread) -> Finding:
-    reason = Reason.RESOLVING if spread.users else Reason.NOT_USED
+    reason = Reason.IDLE if spread.idle else Reason.RESOLVING if spread.users else Reason.NOT_USED
     return Finding(type=type_, status="Unknown", reason=reason, message=reason.doc)
 
 
 def _loaded(spread: Spread, wrong: Problem | None) -> Finding:
     if wrong:
         return Finding(type="Loaded", status="False", reason=wrong.reason, message=with_remedy(wrong))
-    if not spread.users:
-        return Finding(type="Loaded", status="False", reason=Reason.NOT_USED, message=Reason.NOT_USED.doc)
+    if not spread.users or spread.idle:
+        done = _done(spread)
+        return Finding(type="Loaded", status="False", reason=done.reason, message=clipped(done.message))
     if not spread.wanted:
         words = "its pools have 0 replicas"
         return Finding(type="Loaded", status="False", reason=Reason.NO_READY_ENDPOINT, message=words)
     warnings = {s.report.warning for s in spread.said if s.report.warning}
     warned = "".join(f"; {w}: {(reason_of(w) or Reason.LOADED).doc}" for w in sorted(warnings))
-    words = f"{spread.loaded} of {spread.wanted} pods have loaded it{warned}"
+    words = f"{_counted(spread)}{warned}"
     return Finding(type="Loaded", status="True", reason=Reason.LOADED, message=words)
 
 
@@ -267,7 +292,7 @@ def _status(spread: Spread, conditions: Sequence[Condition], promoted: Promotion
         target_modules=facts.target_modules or before.target_modules,
         size_bytes=size,
         size=None if size is None else size_for_people(size),
-        loaded=f"{spread.loaded}/{spread.wanted}",
+        loaded="{}/{}".format(*spread.counted),
         progress=spread.progress,
         used_by=listed(spread.users),
         promoted_at=promoted.at if promoted else None,

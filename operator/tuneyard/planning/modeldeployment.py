@@ -19,6 +19,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.endpoints import ready_endpoints
+from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
@@ -29,6 +30,7 @@ from tuneyard.planning.revisions import (
     RevisionState,
     cause,
     first_wrong_reference,
+    is_obstacle,
     is_work,
     revision_states,
     withheld_for,
@@ -54,18 +56,27 @@ class Serving:
     applied: Mapping[str, bool]
     """Per revision: every gateway says that it serves this weight."""
     decision: Decision
+    sleep: Sleep
+    """Whether its adapters are wanted."""
 
     @property
     def causes(self) -> dict[str, Problem]:
-        """Why revisions that should get traffic are served by no pod; of those with a verdict nobody asks."""
+        """Why revisions that should get traffic are served by no pod; of idle ones what loading them would not cure.
+
+        Of those with a verdict nobody asks.
+        """
         spec, rejected = self.deployment.spec, self.split.withheld
-        return {
+        found = {
             s.revision.name: cause(s)
             for s in self.states
             if spec.weight_of(s.revision.name)
             and not self.ready[s.revision.name]
             and rejected.get(s.revision.name) is not Reason.CANDIDATE_REJECTED
         }
+        if not self.sleep.idle_since:
+            return found
+        unloaded = with_adapters(self.deployment)
+        return {r: c for r, c in found.items() if r not in unloaded or is_obstacle(c)}
 
 
 def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
@@ -83,14 +94,15 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     unapplied = _unapplied(obs, serving)
     work = next(iter(causes.values()), None) or unapplied or decision.work
     done = Problem(Reason.READY, "every revision gets its weight")
+    done = idle_words(serving.sleep) if serving.sleep.idle_since else done
     findings = [
         *readiness(problem, work, done),
         _accepted(rejected),
-        _available(serving, problem or work),
+        _available(serving, problem or work, done),
         _traffic_applied(serving, unapplied),
     ]
     now, generation = rfc3339(obs.now), deployment.metadata.generation
-    wrong = problem or work
+    wrong = problem or work or (done if serving.sleep.idle_since else None)
     rollout = _rollout(serving, obs, now)
     status = ModelDeploymentStatus(
         observed_generation=generation,
@@ -99,14 +111,18 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
         rollout=rollout,
+        idle_since=serving.sleep.idle_since,
+        waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
     hashes = content_hashes(serving.states)
+    waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
+    again = min((w for w in waits if w is not None), default=None)
     return Plan(
         actions=record_actions(deployment, obs.record, hashes),
         status=status,
         events=_events(serving, status, problem),
-        requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else decision.requeue_after,
+        requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
     )
 
 
@@ -114,7 +130,9 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
     endpoints = ready_endpoints(deployment, obs.adapters, obs.base_models, obs.pods)
     ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
     states = revision_states(obs, deployment)
-    decision = decide(_seen(obs, deployment, states, ready))
+    sleep = next_sleep(obs, deployment, states, ready)
+    on_demand = with_adapters(deployment) if sleep.idle_since or sleep.waking_since else ()
+    decision = decide(_seen(obs, deployment, states, ready, frozenset(on_demand)))
     split = decision.split
     taken = _model_name_taken(obs, deployment)
     if taken:
@@ -127,6 +145,7 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
         taken=taken,
         applied=_applied(obs, deployment, split),
         decision=decision,
+        sleep=sleep,
     )
 
 
@@ -135,12 +154,13 @@ def _seen(
     deployment: ModelDeploymentResource,
     states: tuple[RevisionState, ...],
     ready: Mapping[str, int],
+    on_demand: frozenset[str],
 ) -> Seen:
     """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
     hashes = content_hashes(states)
     before = remembered(deployment, obs.record, hashes)
     stored = deployment.status.rollout or RolloutStatus()
-    split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed)
+    split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
     applied = _applied(obs, deployment, split)
     return Seen(
         deployment=deployment,
@@ -150,6 +170,7 @@ def _seen(
         ready=ready,
         confirmed={revision: weight for revision, weight in split.weights.items() if applied[revision]},
         now=obs.now,
+        on_demand=on_demand,
     )
 
 
@@ -194,9 +215,11 @@ def _accepted(rejected: Problem | None) -> Finding:
     return Finding(type="Accepted", status="True", reason=Reason.ACCEPTED, message=Reason.ACCEPTED.doc)
 
 
-def _available(serving: Serving, wrong: Problem | None) -> Finding:
-    """Whether every request finds a pod."""
+def _available(serving: Serving, wrong: Problem | None, done: Problem) -> Finding:
+    """Whether every request finds a pod, or one that is loaded for it."""
     split = serving.split
+    if not split.unserved and not wrong and serving.sleep.idle_since:
+        return Finding(type="Available", status="True", reason=done.reason, message=done.message)
     if not split.unserved:
         served = ", ".join(f"{r} {w} %" for r, w in split.weights.items() if w)
         return Finding(type="Available", status="True", reason=Reason.AVAILABLE, message=served)
@@ -275,5 +298,9 @@ def _events(serving: Serving, status: ModelDeploymentStatus, problem: Problem | 
         events.append(Event("Normal", Reason.PROMOTED, f"{now} serves all traffic and is stable, after {was}", about))
     if not serving.taken:
         events += [Event(kind, reason, words, about) for kind, reason, words in serving.decision.told]
+    if status.idle_since and not before.idle_since:
+        events.append(
+            Event("Normal", Reason.IDLE, "nobody asks for it: its adapters are unloaded until somebody does", about)
+        )
     events += stalled_event(before.conditions, problem, about)
     return tuple(events)

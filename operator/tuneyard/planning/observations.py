@@ -23,6 +23,7 @@ from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodRep
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.settings import Settings
@@ -157,6 +158,7 @@ class BaseModelObservation:
     unreadable: tuple[str, ...] = ()
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""
+    demand: DemandView = field(default_factory=DemandView)
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,13 @@ class PoolPlaces:
     copies: int
     """Pods that should have each adapter."""
     wanted: frozenset[str]
-    """Adapters of the revisions that use it, whether they exist or not."""
+    """Adapters of the revisions that use it, whether they exist or not, without the idle ones."""
     refused: Mapping[str, Problem]
     """By adapter name."""
+    grown: Mapping[str, int] = field(default_factory=dict)
+    """Pods that should have an adapter, where that are more."""
+    idle: frozenset[str] = frozenset()
+    """Those that only idle ModelDeployments name."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class ModelDeploymentObservation:
     now: datetime
     record: ChildObservation | None = None
     """The ConfigMap that outlives it."""
+    demand: DemandView = field(default_factory=DemandView)
 
 
 def parsed(document: type[_Document], text: str | None) -> _Document | None:

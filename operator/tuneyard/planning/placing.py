@@ -11,6 +11,8 @@ nobody's order but by itself. On top of it:
   one by one, each new one gets an even part of all copies, and each copy goes to a new pod once; a copy more comes only
   where no pod would serve the adapter at all;
 - a pod that does not serve (it starts, or was lost) keeps its copies in the plan, and others serve in its place;
+- a hot adapter gets more copies, on pods that serve and as far as room is free after all that, the best ones first;
+  they count for nothing else, and go before anybody lacks a place;
 - a copy too many goes only when as many as are wanted are seen loaded elsewhere: nothing that serves is taken away for
   something that does not yet. Until it has gone it takes its place, so that no pod is asked to hold more than it can.
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tuneyard.api.names import short_hash
 
@@ -58,6 +60,8 @@ class Wish:
     """Adapters per pod."""
     pods: int
     """Pods that the pool should have."""
+    more: Mapping[str, int] = field(default_factory=dict)
+    """Pods for those of the adapters that should have more than `copies`."""
 
 
 def spread(wish: Wish, hosts: Sequence[Host], held: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
@@ -72,6 +76,9 @@ def spread(wish: Wish, hosts: Sequence[Host], held: Mapping[str, Collection[str]
     if not board.rolling and any(h.fresh for h in hosts):
         for adapter in wish.adapters:
             board.balance(adapter)
+    for adapter in wish.adapters if wish.more else ():
+        if adapter in wish.more:
+            board.grow(adapter, wish.more[adapter], held.get(adapter, ()))
     for adapter in wish.idle:
         board.keep_idle(adapter, held.get(adapter, ()))
     return board.result()
@@ -218,6 +225,24 @@ class _Board:
         if self._add_due(adapter, better[0]):
             due.remove(worse[-1])
             self._due_load[worse[-1]] -= 1
+
+    def grow(self, adapter: str, copies: int, held: Collection[str]) -> None:
+        """Keep copies until so many pods offer it, and add some until so many are to, as far as there is room."""
+        places, there = self._places[adapter], self._there(adapter, held)
+        serving = sum(self._hosts[h].serves for h in places)
+        offering = sum(adapter in self._hosts[h].loaded for h in places)
+        free = [h for h in self._order(adapter) if h not in places and self._load[h] < self._room]
+        for host in sorted((h for h in free if h in there), key=lambda h: adapter not in self._hosts[h].loaded):
+            known = self._hosts[host]
+            offers = adapter in known.loaded
+            if (offers and offering < copies) or serving < copies:
+                self._put(adapter, host)
+                serving += known.serves
+                offering += offers
+        for host in (h for h in free if h not in there and self._hosts[h].stays and self._hosts[h].serves):
+            if serving < copies:
+                self._put(adapter, host)
+                serving += 1
 
     def keep_idle(self, adapter: str, held: Collection[str]) -> None:
         """Keep what is there, as far as there is room."""

@@ -7,21 +7,29 @@ Rules:
 - a pod counts as soon as it is there: it fetches its share while its engine starts, and is ready only with it
   (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
   report that came late, would move its adapters twice;
+- an adapter that many requests are under way to gets more copies than the others (growth.py), as far as there is room;
+- one that only idle ModelDeployments name leaves the plan at once: its pods withdraw it, and its files stay with them;
 - an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
   or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from tuneyard.api import names
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
-from tuneyard.planning.children import ANNOTATION_PODS_SEEN, ANNOTATION_UNUSED_ADAPTERS, Json
+from tuneyard.planning import growth
+from tuneyard.planning.children import (
+    ANNOTATION_GROWN,
+    ANNOTATION_PODS_SEEN,
+    ANNOTATION_UNUSED_ADAPTERS,
+    Json,
+    marks_of,
+)
 from tuneyard.planning.handover import with_leaving
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
 from tuneyard.planning.placing import Host, Wish, spread
@@ -31,6 +39,7 @@ from tuneyard.planning.pools import (
     Pool,
     belongs,
     copies,
+    grown_copies,
     holders,
     placement,
     plan_of,
@@ -55,6 +64,8 @@ class WantedPlan:
     marks: Mapping[str, Mapping[str, str]]
     """By annotation of the plan's ConfigMap; an empty one is left out."""
     waits: tuple[float, ...]
+    grew: Mapping[str, str] = field(default_factory=dict)
+    """Adapters that get more copies than before, in words."""
 
 
 def wanted_plan(
@@ -66,13 +77,16 @@ def wanted_plan(
     known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
     wanted = [a.metadata.name for a in placed.planned]
     # who has no place has none for a while either
-    others = known.keys() - placed.refused.keys() - set(wanted)
-    unused = _unused_since(obs, before, _marks(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
+    others = known.keys() - placed.refused.keys() - set(wanted) - pool.idle
+    unused = _unused_since(obs, before, marks_of(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
     number, room = copies(pool.serving, len(wanted), before, len(unused)), pool.serving.lora.max_cpu_loras
     seen: dict[str, str] = {}
     waits: list[float] = []
     counted: list[str] | None = None
+    grown: dict[str, growth.Grown] = {}
+    more: dict[str, int] = {}
+    loads = growth.Loads()
     if number is None:
         having: Mapping[str, Sequence[str] | None] = dict.fromkeys([*wanted, *unused][: max(room, len(wanted))])
     else:
@@ -80,12 +94,19 @@ def wanted_plan(
         staying = staying_pods(
             pods, deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
         )
-        seen, waits = pods_seen(pods, _marks(config_map, ANNOTATION_PODS_SEEN), obs.now)
+        seen, waits = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
         hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
         counted = sorted(h.name for h in hosts)
-        wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
+        loads = growth.pool_loads(obs.deployments, obs.demand).get((pool.namespace, pool.name), loads)
+        had, limits = growth.remembered(marks_of(config_map, ANNOTATION_GROWN)), growth.bounds(pool.serving, number)
+        grown = growth.grown(wanted, loads, had, limits, known=obs.demand.known, now=obs.now)
+        wish = Wish(
+            wanted, list(unused), number, room, pool.serving.replicas, {name: g.copies for name, g in grown.items()}
+        )
+        places = spread(wish, hosts, _held(before, counted))
+        more = _more(wish, places)
         leaving = hosts_of([p for p in obs.pods if p.pool == pool.name and p.hands_over], {}, known, obs.now, before)
-        found = with_leaving(spread(wish, hosts, _held(before, counted)), hosts, leaving)
+        found = with_leaving(places, hosts, leaving)
         having = {name: pods for name, pods in found.items() if pods or name not in unused}
     plan = PoolPlan(
         pool=pool.name,
@@ -93,15 +114,32 @@ def wanted_plan(
         max_rank=pool.serving.lora.max_rank,
         copies=number,
         pods=counted,
-        adapters=[_planned(known[name], having[name]) for name in sorted(having)],
+        adapters=[_planned(known[n], having[n], more.get(n)) for n in sorted(having)],
     )
     stays = {name: since for name, since in unused.items() if name in having}
     waits += [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
+    waits += [growth.LOOK_AGAIN] if grown else []
     marks = {
+        ANNOTATION_GROWN: {name: g.mark for name, g in grown.items()},
         ANNOTATION_UNUSED_ADAPTERS: {name: rfc3339(since) for name, since in stays.items()},
         ANNOTATION_PODS_SEEN: seen,
     }
-    return WantedPlan(plan, marks, tuple(waits))
+    return WantedPlan(plan, marks, tuple(waits), _grew(before, plan, loads))
+
+
+def _grew(before: PoolPlan | None, plan: PoolPlan, loads: growth.Loads) -> dict[str, str]:
+    until_now, pods = grown_copies(before), len(plan.pods or ())
+    return {
+        name: f"gets {copies} of {pods} pods for {loads.adapters.get(name, 0):.0f} requests under way"
+        for name, copies in grown_copies(plan).items()
+        if copies > until_now.get(name, 0)
+    }
+
+
+def _more(wish: Wish, found: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """How many pods should have each hot adapter: as many as it deserves and there was room for."""
+    there = {name: min(copies, len(found.get(name, ()))) for name, copies in wish.more.items()}
+    return {name: copies for name, copies in there.items() if copies > wish.copies}
 
 
 def pods_seen(
@@ -215,19 +253,10 @@ def _storable(
     return kept
 
 
-def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None) -> PlannedAdapter:
+def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None, copies: int | None) -> PlannedAdapter:
     digest = adapter.spec.digest or adapter.status.digest
     named = None if pods is None else list(pods)
     # all of it was read as what it is: to check that again for thousands takes longer than to place them
     return PlannedAdapter.model_construct(
-        name=adapter.metadata.name, source=adapter.spec.source, digest=digest, pods=named
+        name=adapter.metadata.name, source=adapter.spec.source, digest=digest, pods=named, copies=copies
     )
-
-
-def _marks(config_map: ChildObservation | None, annotation: str) -> dict[str, str]:
-    """What was remembered; what somebody has spoilt counts as nothing."""
-    try:
-        marks = json.loads(config_map.annotations.get(annotation, "{}")) if config_map else {}
-    except ValueError:
-        marks = {}
-    return {str(name): str(text) for name, text in marks.items()} if isinstance(marks, dict) else {}

@@ -4,13 +4,14 @@ Rules:
 - a ModelDeployment that overrides nothing uses its bases' shared pools; `serving` of the deployment gives it a pool of
   its own per base, `serving` of a revision one for that revision alone (the revision's block lies over the
   deployment's, that over the base's);
-- all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded;
+- all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded.
+  Those that only idle ModelDeployments name (idling.py) are not, until somebody asks for them;
 - a pod holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
   gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
   while do not make a pool smaller: nobody loses his place by that;
-- who has a place keeps it, the earliest created are next. By age alone, a revision that somebody adds for an old
-  adapter would take an adapter away from another tenant while it serves. More `lora.copies` than there is room for put
-  nobody out either: then there are fewer copies, and nobody new;
+- who has a place keeps it; next are those that requests wait for, then the earliest created. By age alone, a revision
+  that somebody adds for an old adapter would take an adapter away from another tenant while it serves. More
+  `lora.copies` than there is room for put nobody out either: then there are fewer copies, and nobody new;
 - while every pod has room for every adapter, every pod has them all. Else there are as many copies as fit with one pod
   away; one more only when that fits with a tenth to spare, or an adapter that comes and goes would move all others.
   Therefore, too, nobody gets more copies in place of an adapter that has gone until ADAPTER_GRACE is over;
@@ -86,7 +87,11 @@ class Pool:
     used_by: tuple[str, ...]
     """ModelDeployments that refer to it, sorted."""
     adapter_names: frozenset[str]
-    """Adapters of the revisions that use it, whether they exist or not."""
+    """Adapters of the revisions that use it, whether they exist or not, without the idle ones."""
+    idle: frozenset[str] = frozenset()
+    """Those that only idle ModelDeployments name."""
+    waking: frozenset[str] = frozenset()
+    """Those that requests wait for."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def pools_of(base: BaseModelResource, deployments: Iterable[ModelDeploymentResou
 
 def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeploymentResource, Revision]]) -> Pool:
     deployment, revision = uses[0]
+    named = frozenset(r.adapter for _, r in uses if r.adapter)
+    wanted = frozenset(r.adapter for d, r in uses if r.adapter and not d.status.idle_since)
     return Pool(
         namespace=base.metadata.namespace,
         name=name,
@@ -175,7 +182,9 @@ def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeployme
         deployment=own_pool_of(deployment, revision),
         serving=serving_of(base, deployment, revision),
         used_by=tuple(dict.fromkeys(d.metadata.name for d, _ in uses)),
-        adapter_names=frozenset(r.adapter for _, r in uses if r.adapter),
+        adapter_names=wanted,
+        idle=named - wanted,
+        waking=frozenset(r.adapter for d, r in uses if r.adapter in wanted and d.status.waking_since),
     )
 
 
@@ -187,6 +196,11 @@ def plan_of(config_map: ChildObservation | None) -> PoolPlan | None:
 def holders(plan: PoolPlan | None) -> tuple[str, ...]:
     """The adapters that have a place in a pool now: those of its plan, wanted or not."""
     return tuple(a.name for a in plan.adapters) if plan else ()
+
+
+def grown_copies(plan: PoolPlan | None) -> dict[str, int]:
+    """The adapters that more pods have than have the others: how many."""
+    return {a.name: a.copies for a in plan.adapters if a.copies is not None} if plan else {}
 
 
 def capacity(serving: Serving) -> int:
@@ -230,7 +244,12 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     present = frozenset(held)
     wanted = sorted(
         (a for a in adapters if a.metadata.name in pool.adapter_names and belongs(pool, a)),
-        key=lambda a: (a.metadata.name not in present, a.metadata.creation_timestamp, a.metadata.name),
+        key=lambda a: (
+            a.metadata.name not in present,
+            a.metadata.name not in pool.waking,
+            a.metadata.creation_timestamp,
+            a.metadata.name,
+        ),
     )
     planned: list[LoRAAdapterResource] = []
     refused: dict[str, Problem] = {}
@@ -269,7 +288,8 @@ def places(
         unused = still - placed.refused.keys() - {a.metadata.name for a in placed.planned}
         wanted = copies(pool.serving, len(placed.planned), plan, len(unused))
         pods = pool.serving.replicas if wanted is None else wanted
-        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused))
+        more = grown_copies(plan)
+        found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused, more, pool.idle))
     return tuple(found)
 
 

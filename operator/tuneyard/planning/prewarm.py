@@ -145,7 +145,7 @@ def prewarm_objects(
         source=base.spec.source,
         digest=digest,
         # every node may get any pod
-        adapters=[a.model_copy(update={"pods": None}) for a in adapters if a.source.is_remote],
+        adapters=[a.model_copy(update={"pods": None, "copies": None}) for a in adapters if a.source.is_remote],
     )
     stored = stored_plan(plan)
     data = {**stored.pop("data", {}), BASE_DIGEST: digest or ""}

@@ -57,6 +57,11 @@ def is_work(problem: Problem) -> bool:
     return problem.reason in _WORK
 
 
+def is_obstacle(problem: Problem) -> bool:
+    """Whether it would keep an adapter that is not loaded from being loaded: a full pool makes room for one."""
+    return not is_work(problem) and problem.reason is not Reason.POOL_FULL
+
+
 def revision_states(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> tuple[RevisionState, ...]:
     """Every revision of the deployment with what it refers to."""
     namespace = deployment.metadata.namespace

@@ -76,7 +76,7 @@ def decide(seen: Seen) -> Decision:
     else:
         taken = _manual(seen, obeyed.status)
     status = _with_history(seen, taken.status)
-    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed)
+    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     status = _weighed(seen, status, split, taken)
     work = _work(seen, status, split, taken)
     held = taken.position
@@ -156,7 +156,7 @@ def _manual(seen: Seen, status: RolloutStatus) -> _Step:
         return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
     if candidate is not None and candidate in rejected:
         return _Step(status, Situation.REFUSED)
-    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed)
+    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     whole = seen.spec.weight_of(status.stable) == 100 and split.weights[status.stable] == 100
     return _Step(status, Situation.SETTLED if whole else Situation.CLIMBING)
 

@@ -27,6 +27,8 @@ class Seen:
     confirmed: Mapping[str, int]
     """Per revision, the weight that the stored status gives it, where every gateway says that it serves just that."""
     now: datetime
+    on_demand: frozenset[str] = frozenset()
+    """Revisions that are loaded when somebody asks for them; see idling.py."""
 
     @property
     def spec(self) -> ModelDeploymentSpec:

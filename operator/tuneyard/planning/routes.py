@@ -21,6 +21,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
+from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.traffic import effective
@@ -49,6 +50,8 @@ class RevisionRoute:
     """The LoRAAdapter that it serves, None for the base itself."""
     digest: str | None = None
     """The digest of the adapter, or without one of the base, as far as it is known."""
+    held: bool = False
+    """No pod has it, and one will when somebody asks for it: requests are held until then."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class ModelRoutes:
     unserved: int = 0
     """Percent that nobody may serve: those requests get 503."""
     allow_revision_header: bool = False
+    no_room: bool = False
+    """Requests are held for an adapter that its pool has no place for."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -154,11 +159,13 @@ def model_routes(
     known, bases = list(adapters), list(base_models)
     ready = ready_pods(deployment, known, bases, pods)
     rollout = deployment.status.rollout or RolloutStatus()
+    on_demand = held_on_demand(deployment)
     split = effective(
         deployment.spec,
         {revision: len(endpoints) for revision, endpoints in ready.items()},
         stable=rollout.stable,
         allowed=rollout.allowed,
+        on_demand=on_demand,
     )
     by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
     base_digests = {
@@ -185,11 +192,13 @@ def model_routes(
                     if revision.adapter
                     else base_digests.get(revision.base_model)
                 ),
+                held=revision.name in on_demand and not ready[revision.name],
             )
             for revision in deployment.spec.revisions
         ),
         unserved=split.unserved,
         allow_revision_header=bool(routing and routing.allow_revision_header),
+        no_room=has_no_room(deployment),
     )
 
 

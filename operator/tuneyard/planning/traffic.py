@@ -8,14 +8,16 @@ Rules (rollout.md 1, 2, 5):
   there is another;
 - in mode Progressive a revision of which the rollout says nothing gets nothing, and none becomes the stable one by its
   spec weight: an edit that the operator has not seen, or a lost status, must not give a candidate everything;
+- a revision that is loaded as soon as somebody asks for it (`on_demand`, see idling.py) takes its share like a ready
+  one: its requests are held until it is loaded;
 - without a ready stable revision the withheld share is served by nobody (`unserved`): a candidate that was meant for
   1 % of the users must not get all of them because something else broke.
-Invariant: sum(weights) + unserved == 100, and no weight above 0 without a ready endpoint.
+Invariant: sum(weights) + unserved == 100, and no weight above 0 without a ready endpoint, or one on demand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api.modeldeployment import ModelDeploymentSpec
@@ -82,12 +84,14 @@ def effective(
     *,
     stable: str | None = None,
     allowed: Mapping[str, int] | None = None,
+    on_demand: Collection[str] = (),
 ) -> Split:
     """Weights that may be served now.
 
     `ready`: ready endpoints per revision. `stable`: the stable revision that status names. `allowed`: per revision
     the weight above which the rollout does not go; a revision that it does not name is limited by spec alone in mode
-    Manual, and gets nothing in mode Progressive.
+    Manual, and gets nothing in mode Progressive. `on_demand`: the revisions that may take requests before they are
+    ready.
     """
     chosen = choose_stable(spec, stable, ready, allowed)
     limits = allowed or {}
@@ -100,14 +104,14 @@ def effective(
         limit = wanted if revision == chosen else min(wanted, limits.get(revision, unnamed))
         if rejected:
             limit = 0
-        elif wanted and not ready.get(revision, 0):
+        elif wanted and not ready.get(revision, 0) and revision not in on_demand:
             limit = 0
             withheld[revision] = Reason.NO_READY_ENDPOINT
         if limit < wanted:
             withheld.setdefault(revision, Reason.CANDIDATE_REJECTED if rejected else Reason.PROGRESSING)
         weights[revision] = limit
     rest = 100 - sum(weights.values())
-    if rest and ready.get(chosen, 0) and limits.get(chosen) != 0:
+    if rest and (ready.get(chosen, 0) or chosen in on_demand) and limits.get(chosen) != 0:
         weights[chosen] += rest
         rest = 0
     return Split(stable=chosen, weights=weights, withheld=withheld, unserved=rest)

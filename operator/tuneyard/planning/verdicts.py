@@ -101,7 +101,7 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
 
 def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:
     """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
-    if seen.ready[revision] or not seen.ready[stable] or paused(seen, status):
+    if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
         return None
     before = seen.before
     known = before.waiting_since if before is not None and before.candidate == revision else None

@@ -17,6 +17,7 @@ from tuneyard.api.documents import AppliedReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -43,11 +44,16 @@ class GatewayView:
     """What is known of the gateways at one moment."""
 
     def __init__(
-        self, applied: tuple[AppliedReport, ...] = (), expected: int = 0, unreachable: tuple[str, ...] = ()
+        self,
+        applied: tuple[AppliedReport, ...] = (),
+        expected: int = 0,
+        unreachable: tuple[str, ...] = (),
+        demand: DemandView | None = None,
     ) -> None:
         self.applied = applied
         self.expected = expected
         self.unreachable = unreachable
+        self.demand = demand or DemandView()
 
 
 class Reads:
@@ -236,7 +242,7 @@ class FreshReferences(FreshReads):
 
 
 def gather_basemodel(
-    reads: Reads, key: Key, *, keys: EngineKeys, settings: Settings, now: datetime
+    reads: Reads, key: Key, *, keys: EngineKeys, settings: Settings, now: datetime, demand: DemandView
 ) -> BaseModelObservation:
     """What plan_basemodel looks at."""
     namespace, name = key.namespace, key.name
@@ -255,6 +261,7 @@ def gather_basemodel(
         now=now,
         credentials=_credentials(reads, namespace, siblings),
         unreadable=reads.unreadable(namespace),
+        demand=demand,
     )
 
 
@@ -302,6 +309,7 @@ def gather_modeldeployment(
         applied=gateways.applied,
         gateways_expected=gateways.expected,
         unreachable=gateways.unreachable,
+        demand=gateways.demand,
         settings=settings,
         now=now,
         record=reads.record(namespace, key.name, deployment),

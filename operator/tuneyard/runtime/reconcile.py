@@ -163,7 +163,9 @@ class Reconciler:
     def _plan(self, reads: Reads, key: Key) -> Plan:
         now = self._now()
         if key.kind == BASE_MODEL:
-            return plan_basemodel(gather_basemodel(reads, key, keys=self._keys, settings=self._settings, now=now))
+            demand = self._gateways().demand
+            observed = gather_basemodel(reads, key, keys=self._keys, settings=self._settings, now=now, demand=demand)
+            return plan_basemodel(observed)
         if key.kind == LORA_ADAPTER:
             return plan_loraadapter(gather_loraadapter(reads, key, settings=self._settings, now=now))
         gateways = self._gateways()

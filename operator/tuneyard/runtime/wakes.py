@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from tuneyard.api import names
-from tuneyard.api.documents import PodReport
+from tuneyard.api.documents import PodReport, PoolPlan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutRecord
 from tuneyard.planning import children
 from tuneyard.planning.observations import RECORD_KEY, PodObservation, parsed, pod_observation
-from tuneyard.planning.pools import holders, plan_of, pool_of
+from tuneyard.planning.pools import grown_copies, holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
 from tuneyard.systems.kube.client import Object
@@ -83,7 +84,7 @@ class Wakes:
         self._signatures: dict[Key, object] = {}
         self._promoted: dict[Key, object] = {}
         self._placing: dict[Key, object] = {}
-        self._holders: dict[tuple[str, str], tuple[frozenset[str], int | None]] = {}
+        self._holders: dict[tuple[str, str], _Holders] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
         self._writing: dict[Key, tuple[object, object]] = {}
         for followed, on_change in (
@@ -255,23 +256,26 @@ class Wakes:
             self._world.places.changed(bases)
 
     def _moved(self, change: Change, plan: tuple[str, str, str, str], bases: Iterable[Key]) -> list[Key]:
-        """The adapters that came into a pool's plan or went, and all that want a place beside them.
+        """The adapters that came into a pool's plan or went, and all that want a place beside them; those that should
+        have more or fewer copies than the others.
 
         All of the base, when each should have more or fewer copies.
         """
         name = plan[2:]
-        before, copies_before = self._holders.pop(name, (frozenset[str](), None))
+        before = self._holders.pop(name, _Holders())
         if change != "DELETED":
-            found = plan_of(self._world.children[CONFIG_MAP].get(*name))
-            self._holders[name] = (frozenset(holders(found)), found.copies if found else None)
-        now, copies = self._holders.get(name, (frozenset[str](), None))
-        if (now, copies) == (before, copies_before):
+            self._holders[name] = _holders_in(plan_of(self._world.children[CONFIG_MAP].get(*name)))
+        now = self._holders.get(name, _Holders())
+        if now == before:
             return []
         self._world.places.changed(bases)
         adapters = self._of(LORA_ADAPTER, *bases)
-        if copies != copies_before:
+        if now.copies != before.copies:
             return list(adapters)
-        return [k for k in adapters if k.name in now ^ before or (k.name not in now and self._of(MODEL_DEPLOYMENT, k))]
+        moved = (now.names ^ before.names) | {name for name, _ in now.grown ^ before.grown}
+        if now.names == before.names:
+            return [k for k in adapters if k.name in moved]
+        return [k for k in adapters if k.name in moved or (k.name not in now.names and self._of(MODEL_DEPLOYMENT, k))]
 
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:
         """Adapters of these bases that a pool had no place for: one may have become free."""
@@ -301,6 +305,21 @@ class Wakes:
 
     def _child_listener(self, api_version: str, kind: str) -> OnChange:
         return lambda change, item: self.on_child(api_version, kind, change, item)
+
+
+@dataclass(frozen=True)
+class _Holders:
+    """Who has a place in a pool, and on how many pods."""
+
+    names: frozenset[str] = frozenset()
+    copies: int | None = None
+    grown: frozenset[tuple[str, int]] = frozenset()
+
+
+def _holders_in(plan: PoolPlan | None) -> _Holders:
+    if plan is None:
+        return _Holders()
+    return _Holders(frozenset(holders(plan)), plan.copies, frozenset(grown_copies(plan).items()))
 
 
 def changed_adapters(before: PodObservation | None, now: PodObservation | None) -> set[str] | None:
@@ -357,16 +376,21 @@ def _recorded(item: Object) -> list[Key]:
 
 
 def _references(item: Object) -> object:
-    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights."""
-    spec, metadata = item.get("spec") or {}, item["metadata"]
+    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
+
+    Of its status only whether its adapters are wanted, and whether requests wait for them.
+    """
+    spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
     used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
-    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), json.dumps(used, sort_keys=True)
+    sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
+    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
 
 
 def _signature(item: Object) -> object:
     """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
     status = item.get("status") or {}
-    pools = tuple((p.get("name"), p.get("progress")) for p in status.get("pools") or ())
+    told = ("name", "progress", "makesRoom")
+    pools = tuple(tuple(str(p.get(field)) for field in told) for p in status.get("pools") or ())
     conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
     return _identity(item), status.get("digest"), pools, conditions
 

@@ -136,7 +136,9 @@ def test_half_a_character_ends_no_report(base: Path) -> None:
     assert "?.safetensors first" in message
     index.unlink()
     change(base / "config.json", architectures=["Odd\ud800"])
-    assert told(base)[1]["architecture"] == "Odd?"
+    reason, message = refused(base)
+    assert reason is Reason.INVALID_CONFIG
+    assert "surrogates not allowed" in message
 
 
 def test_a_path_that_is_on_no_volume(base: Path, tmp_path: Path) -> None:

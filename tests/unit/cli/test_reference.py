@@ -45,7 +45,18 @@ def test_every_value_of_the_chart_is_on_the_page_with_words() -> None:
 
 def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
     guide = (ROOT / "docs/howto/what-a-reason-means.md").read_text()
-    well = ("Ready", "Reconciling", "Resolved", "Available", "Accepted", "Compatible", "Loaded", "Applied", "NotUsed")
+    well = (
+        "Ready",
+        "Reconciling",
+        "Resolved",
+        "Available",
+        "Accepted",
+        "Compatible",
+        "Loaded",
+        "Applied",
+        "NotUsed",
+        "Idle",
+    )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
     events = (
         "StepCompleted",
@@ -58,6 +69,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "PoolDeleted",
         "DigestPinned",
         "Promoted",
+        "AdapterSpread",
     )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []

@@ -41,6 +41,16 @@ def test_pods_are_those_of_the_deployments_pools_with_every_adapter_it_names() -
     assert pods[1].adapters[1].state == "Waiting"
 
 
+def test_an_idle_deployment_is_ready_and_says_why_pods_lack_its_adapters() -> None:
+    read = world.read(True)
+    idle = read.deployments[0].status.model_copy(update={"idle_since": "2026-03-01T11:59:00Z", "reason": "Idle"})
+    deployment = read.deployments[0].model_copy(update={"status": idle})
+    pods = [replace(p, report=p.report and p.report.model_copy(update={"adapters": {}})) for p in read.pods]
+    view = deployment_view(deployment, replace(read, deployments=[deployment], pods=pods), world.NOW)
+    assert (view.ready, view.reason) == (True, "Idle")
+    assert {a.state for p in view.pods for a in p.adapters} == {"Idle"}
+
+
 def test_ready_needs_the_condition_for_the_spec_that_is_there() -> None:
     assert view(ready=True).ready
     assert not view().ready

@@ -10,6 +10,7 @@ import pytest
 from tests.builders import deployment
 from tests.unit.gateway.test_delta import Client
 from tests.unit.gateway.test_world import canary, raw, world_of
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.world import World
@@ -71,6 +72,26 @@ async def test_it_reports_what_envoy_has_taken(setup: Setup) -> None:
     assert await setup.take() == ["chat"]
     applied = setup.publisher.report().deployments["team/chat"]
     assert (applied.weights, applied.generation, applied.uid) == ({"v1": 50, "v2": 50}, 2, "uid-chat")
+
+
+async def test_it_reports_for_which_revisions_requests_are_held(setup: Setup) -> None:
+    """And tells whoever holds them of each change, when it is known and when it is in force."""
+    await setup.take()
+    changed: list[str] = []
+    setup.publisher.on_change = changed.append
+    waking = ModelDeploymentStatus(waking_since="2026-01-01T00:00:00Z")
+    setup.publisher.mark(setup.world.remove("pod", ("team", "a"), 0))
+    setup.change(canary(status=waking))
+    await asyncio.sleep(0)
+    assert changed == ["chat", "other"]
+    await setup.take()
+    assert changed == ["chat", "other", "chat", "other"]
+    applied = setup.publisher.report().deployments["team/chat"]
+    assert (applied.weights, applied.held) == ({"v1": 90, "v2": 10}, ["v1", "v2"])
+    setup.change(canary())
+    await setup.take()
+    applied = setup.publisher.report().deployments["team/chat"]
+    assert (applied.weights, applied.held) == ({"v1": 0, "v2": 0}, [])
 
 
 async def test_a_burst_is_one_push(setup: Setup) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from tests.contract.operator_process import MASTER, FakeGateway, eventually
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedDeployment
-from tuneyard.runtime.gateways import Gateways, changed_deployments, gateway_addresses
-from tuneyard.runtime.keys import MODEL_DEPLOYMENT, Key
+from tuneyard.api.documents import AppliedDeployment, DeploymentDemand
+from tuneyard.planning.demand import DemandView
+from tuneyard.runtime.gateways import Gateways, begun_to_wait, changed_deployments, gateway_addresses
+from tuneyard.runtime.keys import BASE_MODEL, MODEL_DEPLOYMENT, Key
 
 
 def pod(name: str, address: str | None, ready: str = "True", **metadata: Any) -> dict[str, Any]:
@@ -97,5 +98,56 @@ def test_a_wrong_token_is_not_taken_for_an_answer() -> None:
         try:
             eventually(gateways.answered, "a refusal", 5)
             assert gateways.view().unreachable == ("one",)
+        finally:
+            gateways.stop()
+
+
+def test_a_deployment_is_woken_when_requests_begin_to_wait_for_it() -> None:
+    def waiting(number: int) -> DeploymentDemand:
+        return DeploymentDemand(waiting=number)
+
+    before = {"a/begins": waiting(0), "a/goes-on": waiting(1), "a/ends": waiting(2)}
+    now = {"a/begins": waiting(1), "a/goes-on": waiting(5), "a/ends": waiting(0), "a/new": waiting(1)}
+    assert begun_to_wait(before, now) == [Key(MODEL_DEPLOYMENT, "a", n) for n in ("begins", "new")]
+
+
+def test_what_is_asked_arrives_at_once_and_wakes_only_whom_it_concerns() -> None:
+    woken, base = Woken(), Key(BASE_MODEL, "team", "base")
+    seen: list[DemandView] = []
+
+    def demanded(view: DemandView) -> list[Key]:
+        seen.append(view)
+        return [base] if view.in_flight("team", "m", "v1") > 10 else []
+
+    with FakeGateway("one") as gateway:
+        gateways = Gateways(names.observe_token(MASTER), woken, demanded)
+        gateways.follow(dict([gateway.entry.split("=")]))
+        try:
+            eventually(lambda: gateways.answered() and gateways.view().demand.known, "the first answer", 5)
+            gateway.demanded("team/m", v1=3.0)
+            eventually(lambda: seen[-1].in_flight("team", "m", "v1") == 3.0, "it is heard", 5)
+            assert woken.keys == set()
+            gateway.demanded("team/m", v1=30.0)
+            eventually(lambda: woken.keys == {base}, "the base is woken", 5)
+            gateway.demanded("team/cold", waiting=1)
+            eventually(lambda: Key(MODEL_DEPLOYMENT, "team", "cold") in woken.keys, "the deployment is woken", 5)
+            assert gateways.view().demand.waiting("team", "cold") == 1
+        finally:
+            gateways.stop()
+
+
+def test_while_a_gateway_does_not_say_what_is_asked_of_it_nothing_is_known_of_idleness() -> None:
+    with FakeGateway("one") as gateway:
+        gateway.demanded("team/m", idle=60, v1=2.0)
+        gateways = Gateways(names.observe_token(MASTER), Woken())
+        gateways.follow({**dict([gateway.entry.split("=")]), "gone": "127.0.0.1:1"})
+        try:
+            eventually(gateways.answered, "an answer or a failure of each", 5)
+            demand = gateways.view().demand
+            assert (demand.known, demand.expected) == (False, 2)
+            assert demand.idle_seconds("team", "m") is None
+            assert demand.in_flight("team", "m", "v1") == 2.0
+            gateways.follow(dict([gateway.entry.split("=")]))
+            assert gateways.view().demand.idle_seconds("team", "m") == 60
         finally:
             gateways.stop()

@@ -10,6 +10,7 @@ from kubernetes.client.configuration import Configuration
 
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY
+from tuneyard.planning.children import ANNOTATION_GROWN
 from tuneyard.planning.observations import RECORD_KEY, PoolPlaces
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.gather import Reads
@@ -58,8 +59,8 @@ class Scene:
         informer._tell(change, json.loads(json.dumps(item)))
         return set(self.others)
 
-    def base(self, name: str, change: Change = "ADDED", **metadata: Any) -> set[Key]:
-        spec = {"source": {"volume": {"name": "v", "path": name}}}
+    def base(self, name: str, change: Change = "ADDED", serving: Object | None = None, **metadata: Any) -> set[Key]:
+        spec = {"source": {"volume": {"name": "v", "path": name}}, **({"serving": serving} if serving else {})}
         item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec}
         return self.tell(self.world.base_models.informer, change, item)
 
@@ -138,6 +139,27 @@ def test_a_deployment_wakes_itself_its_base_and_its_adapters(scene: Scene) -> No
 def test_a_weight_edit_wakes_nobody_else(scene: Scene) -> None:
     assert scene.deployment("plain", {"v0": ("base", None)}, "MODIFIED", generation=2, traffic=[]) == set()
     assert scene.itself == {deployment("plain")}
+
+
+def test_a_deployment_that_idles_or_wakes_wakes_its_base_and_its_adapters(scene: Scene) -> None:
+    for status in ({"idleSince": "2026-01-01T00:00:00Z"}, {"wakingSince": "2026-01-01T00:01:00Z"}, {}):
+        woken = scene.deployment("chat", {"v1": ("base", "one")}, "MODIFIED", status=status)
+        assert {base("base"), adapter("one")} <= woken, status
+    assert scene.deployment("chat", {"v1": ("base", "one")}, "MODIFIED", status={"reason": "Applying"}) == set()
+
+
+def test_who_is_to_make_room_is_woken(scene: Scene) -> None:
+    pools = [{"name": "base", "makesRoom": ["chat"]}]
+    woken = scene.tell(
+        scene.world.base_models.informer,
+        "MODIFIED",
+        {
+            "metadata": {"name": "base", "generation": 1},
+            "spec": {"source": {"volume": {"name": "v", "path": "base"}}},
+            "status": {"pools": pools},
+        },
+    )
+    assert {deployment("m"), deployment("plain")} <= woken
 
 
 def test_what_a_deployment_no_longer_names_is_woken_too(scene: Scene) -> None:
@@ -265,13 +287,18 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
 
 
-def plan_of(scene: Scene, *adapters: str, copies: int | None = None) -> set[Key]:
-    """The pool's plan as it holds these adapters now; returns who was woken."""
+def plan_of(scene: Scene, *adapters: str, copies: int | None = None, **grown: int) -> set[Key]:
+    """The pool's plan as it holds these adapters now, some with more copies; returns who was woken."""
     source = {"volume": {"name": "v", "path": "p"}}
     plan = {"pool": "base", "baseModel": "base", "maxRank": 8, "copies": copies}
-    data = {PLAN_KEY: json.dumps({**plan, "adapters": [{"name": a, "source": source} for a in adapters]})}
-    labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base"}
-    item = {"metadata": {"name": "base-plan", "labels": labels}, "data": data}
+    listed = [{"name": a, "source": source, "copies": grown.get(a)} for a in adapters]
+    labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base", names.LABEL_MANAGED_BY: names.MANAGED_BY}
+    metadata = {
+        "name": "base-plan",
+        "labels": labels,
+        "annotations": {ANNOTATION_GROWN: json.dumps({a: str(number) for a, number in grown.items()})},
+    }
+    item = {"metadata": metadata, "data": {PLAN_KEY: json.dumps({**plan, "adapters": listed})}}
     return scene.tell(scene.world.children["v1", "ConfigMap"].informer, "MODIFIED", item)
 
 
@@ -284,6 +311,9 @@ def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) 
     everybody = {base("base"), adapter("one"), adapter("two"), adapter("unused")}
     assert plan_of(scene, "one", "two", copies=2) == everybody, "each has another number to reach"
     assert plan_of(scene, "one", "two", copies=2) == {base("base")}
+    assert plan_of(scene, "one", "two", copies=2, one=3) == {base("base"), adapter("one")}
+    assert plan_of(scene, "one", "two", copies=2, one=4) == {base("base"), adapter("one")}
+    assert plan_of(scene, "one", "two", copies=2, two=3) == {base("base"), adapter("one"), adapter("two")}
 
 
 def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:

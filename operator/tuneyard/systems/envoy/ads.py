@@ -201,11 +201,13 @@ class AdsServer:
 
     # -- serving -------------------------------------------------------------------------------------------------
 
-    async def start(self, socket: Path) -> None:
-        """Listen; a socket that an earlier process left is replaced."""
+    async def start(self, socket: Path, *services: Callable[[grpc.aio.Server], None]) -> None:
+        """Listen; a socket that an earlier process left is replaced. `services` add others to the server."""
         _make_way(socket)
         self._server = grpc.aio.server(options=_OPTIONS)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(_Servicer(self.serve), self._server)
+        for add in services:
+            add(self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()
         _protect(socket)

@@ -5,13 +5,15 @@ Rules of the chain, in its order:
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
-3. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, and opens the gate;
+3. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
+   is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
 4. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;
 5. `answer` watches the response for the access log; 6. `router`.
 Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
 Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
-them. The admin interface is a Unix socket too: nothing outside the pod reaches /config_dump, which holds engine keys.
+them. It tells over the same socket what it sends where (loads.py). The admin interface is a Unix socket too: nothing
+outside the pod reaches /config_dump, which holds engine keys.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from tuneyard.systems.envoy.documents import (
     EXTENSIONS,
     IDLE_TIMEOUT,
     JSON_CONTENT,
+    UNLIMITED,
     Json,
     error_body,
     extension,
@@ -41,8 +44,17 @@ RUN_DIRECTORY = "/run/tuneyard"
 BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
 ADS_SOCKET = f"{RUN_DIRECTORY}/ads.sock"
 ADMIN_SOCKET = f"{RUN_DIRECTORY}/envoy-admin.sock"
+HOLDING_SOCKET = f"{RUN_DIRECTORY}/holding.sock"
 
 ADS_CLUSTER = "xds"
+HOLDING_CLUSTER = "holding"
+HOLD_PATH = "/hold"
+HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revision"
+HOLD_REFUSAL_HEADER = "x-tuneyard-refusal"
+"""How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not."""
+HOLD_SECONDS = 60.0
+_HOLD_MARGIN = 5.0
+"""Seconds that Envoy waits longer than the process should: one that hangs must hold nobody for ever."""
 NOWHERE = "nowhere"
 """A cluster without endpoints, for shares of traffic that nobody may serve: `rewrite` refuses before it is asked."""
 STAT_PREFIX = "gateway"
@@ -58,12 +70,12 @@ DRAIN_SECONDS = 5
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-def gateway_scripts() -> dict[str, str]:
-    """The gateway's Lua, by filter name."""
-    refusals = script("refusals")
+def gateway_scripts(hold_seconds: float = HOLD_SECONDS) -> dict[str, str]:
+    """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter."""
+    refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     return {
         "extract": refusals + script("extract"),
-        "rewrite": refusals + script("rewrite"),
+        "rewrite": refusals + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
         "answer": script("answer"),
     }
 
@@ -258,18 +270,21 @@ def bootstrap(
     ads_socket: str = ADS_SOCKET,
     port: int = names.GATEWAY_PORT,
     admin_socket: str = ADMIN_SOCKET,
+    holding_socket: str = HOLDING_SOCKET,
     listen: str = "0.0.0.0",
     memory: int = 0,
+    hold_seconds: float = HOLD_SECONDS,
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
-    `memory`: bytes that Envoy's container may use, 0 where nobody says.
+    `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
+    its adapter to be loaded.
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
     """
     chain = _connection_manager(
-        {**gateway_scripts(), **(scripts or {})}, _stdout_log() if access_log is None else access_log
+        {**gateway_scripts(hold_seconds), **(scripts or {})}, _stdout_log() if access_log is None else access_log
     )
     listener: Json = {
         "name": "clients",
@@ -277,6 +292,7 @@ def bootstrap(
         "per_connection_buffer_limit_bytes": BODY_LIMIT,
         "filter_chains": [{"filters": [{"name": "http", "typed_config": chain}]}],
     }
+    holding = static_cluster(HOLDING_CLUSTER, pipe(holding_socket), circuit_breakers=UNLIMITED)
     nowhere: Json = {"name": NOWHERE, "type": "STATIC", "load_assignment": {"cluster_name": NOWHERE}}
     return {
         "node": {"id": node_id, "cluster": "tuneyard-gateway"},
@@ -284,7 +300,14 @@ def bootstrap(
         "overload_manager": overload_manager(memory),
         "static_resources": {
             "listeners": [listener],
-            "clusters": [_ads_cluster(ads_socket), nowhere],
+            "clusters": [_ads_cluster(ads_socket), holding, nowhere],
+        },
+        "cluster_manager": {
+            "load_stats_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": ADS_CLUSTER}}],
+            },
         },
         "dynamic_resources": {
             "ads_config": {

@@ -62,6 +62,12 @@ def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
     return f"{model.namespace}/{model.deployment}/{revision.name}/{identity}".replace(".", "~")
 
 
+def revision_of(cluster: str) -> tuple[str, str] | None:
+    """`namespace/name` of the ModelDeployment and the revision of a cluster; None for one that is no revision's."""
+    parts = cluster.replace("~", ".").split("/")
+    return (f"{parts[0]}/{parts[1]}", parts[2]) if len(parts) == 4 else None
+
+
 def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
@@ -166,10 +172,11 @@ def _rewriting(**context: str) -> Json:
 
 def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
+    held = {"hold": model.model, "revision": revision.name} if revision.held else {}
     if revision.engine_name is None:
-        return {"typed_per_filter_config": _rewriting(refusal="unserved")}
+        return {"typed_per_filter_config": _rewriting(refusal="unserved", **held)}
     return {
-        "typed_per_filter_config": _rewriting(engine=revision.engine_name),
+        "typed_per_filter_config": _rewriting(engine=revision.engine_name, **held),
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
         **_answering(revision),
     }

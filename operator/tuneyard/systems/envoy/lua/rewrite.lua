@@ -3,9 +3,31 @@
 -- Rules:
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
+--   * where the revision's adapter is loaded only when somebody asks (context `hold`), the request waits here for the
+--     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 jit.off() -- as in extract.lua
 jit.flush()
+
+local WAITED_IN_VAIN = {
+  ['timeout'] = 'This model was not loaded in time.',
+  ['too-many'] = 'Too many requests wait for this model to be loaded.',
+  ['no-room'] = 'This model cannot be loaded at the moment: its pool is full.',
+  ['not-loadable'] = 'This model cannot be loaded at the moment.',
+}
+
+-- Why a request may not go on after it has waited for its revision's adapter; nil: it may.
+local function wait_for_adapter(handle, model, revision)
+  local answer = handle:httpCall('holding', {
+    [':method'] = 'GET',
+    [':path'] = '/hold',
+    [':authority'] = 'holding',
+    ['x-tuneyard-model'] = model,
+    ['x-tuneyard-revision'] = revision,
+  }, nil, HOLD_MILLISECONDS)
+  if answer[':status'] == '200' then return nil end
+  return WAITED_IN_VAIN[answer['x-tuneyard-refusal']] or 'This model was about to be loaded; try again.'
+end
 
 function envoy_on_request(handle)
   local body = handle:body(true)
@@ -14,8 +36,12 @@ function envoy_on_request(handle)
   if gate == 'open' then return end -- answered without an engine
   if not name or not gate then return end -- `extract` has failed: the gate stays closed
   local context = handle:filterContext()
-  local engine = context:get('engine')
+  local engine, hold = context:get('engine'), context:get('hold')
   if not engine then
+    -- nobody has ever read the adapter, so that only the routes after that know its name
+    local waited = hold and (wait_for_adapter(handle, hold, context:get('revision'))
+      or 'This model has just been loaded for the first time; try again.')
+    if waited then return refuse(handle, '503', waited, 'server_error', 'model_not_ready', 'model') end
     local refusal = context:get('refusal')
     if refusal == 'unserved' then
       return refuse(handle, '503', 'This model is not ready: no pod serves it at the moment.', 'server_error',
@@ -31,6 +57,11 @@ function envoy_on_request(handle)
   first, last = tonumber(first), tonumber(last)
   local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
   body:setBytes(text)
+  if hold then
+    local waited = wait_for_adapter(handle, hold, context:get('revision'))
+    if waited then return refuse(handle, '503', waited, 'server_error', 'model_not_ready', 'model') end
+    headers = handle:headers() -- the wrapper from before the wait is dead
+  end
   headers:replace('content-length', tostring(#text))
   headers:replace('x-tuneyard-gate', 'open')
 end

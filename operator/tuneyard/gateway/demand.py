@@ -1,0 +1,156 @@
+"""What is asked of this gateway: how much of each revision, since when nothing of a deployment, and who waits.
+
+Rules:
+- idle is only what was seen to be idle: the time runs from a deployment's last use to Envoy's newest report. While
+  Envoy does not report, nobody grows idle, and when it begins to, everything counts as just used;
+- a request that is under way or waits is a use, and so is to be routed for the first time;
+- what is told of requests under way is smoothed over SMOOTHING seconds: reports show moments, and short requests come
+  in handfuls;
+- what is not routed any more is forgotten.
+There is a new version with every report that tells something else, so once a second at most, and at once when the first
+request of a deployment begins to wait. Idle times alone make no version.
+All methods belong to the event loop's thread; `now` is of any one clock that does not go backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+
+from tuneyard.api.documents import DemandReport, DeploymentDemand, RevisionDemand
+from tuneyard.gateway.versions import Version
+from tuneyard.systems.envoy.loads import Load
+from tuneyard.systems.envoy.translate import revision_of
+
+SMOOTHING = 3.0
+"""Seconds after which 63 % of a change are seen."""
+
+Routed = Mapping[str, Collection[str]]
+"""The revisions of each ModelDeployment, by `namespace/name`."""
+
+
+class _Counted:
+    """What one revision was asked for."""
+
+    __slots__ = ("in_flight", "requests", "under_way")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.under_way = 0
+        self.in_flight = 0.0
+
+    def take(self, load: Load, share: float) -> None:
+        self.requests += load.begun
+        self.under_way = load.under_way
+        self.in_flight += (load.under_way - self.in_flight) * share
+
+
+class Demand:
+    """Keeps count for one gateway."""
+
+    def __init__(self, name: str, routed: Callable[[], Routed]) -> None:
+        """`name`: the gateway's; `routed` is asked at every report."""
+        self._name = name
+        self._routed = routed
+        self._seen: float | None = None
+        """When Envoy has reported last."""
+        self._used: dict[str, float] = {}
+        self._revisions: dict[tuple[str, str], _Counted] = {}
+        self._waiting: dict[str, int] = {}
+        self._told: dict[str, DeploymentDemand] = {}
+        self._version = Version()
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Envoy begins to report: of what went on before nobody knows."""
+        self._seen = now
+        self._used = dict.fromkeys(self._routed(), now)
+        for counted in self._revisions.values():
+            counted.under_way, counted.in_flight = 0, 0.0
+        self._tell()
+
+    def reported(self, now: float, loads: Mapping[str, Load]) -> None:
+        """Envoy has told the loads of its clusters since its report before; one that is missing has none."""
+        routed = self._routed()
+        self._forget(routed)
+        share = 1 - math.exp(-max(0.0, now - (now if self._seen is None else self._seen)) / SMOOTHING)
+        self._seen = now
+        found = _by_revision(loads)
+        for revision in found.keys() - self._revisions.keys():
+            if revision[0] in routed:
+                self._revisions[revision] = _Counted()
+        for revision, counted in self._revisions.items():
+            load = found.get(revision, Load(0, 0))
+            # one that was under way in the report before has ended since
+            if load.begun or load.under_way or counted.under_way:
+                self._used[revision[0]] = now
+            counted.take(load, share)
+        for deployment in routed:
+            self._used.setdefault(deployment, now)
+        self._used.update(dict.fromkeys(self._waiting, now))
+        self._tell()
+
+    def waiting(self, deployment: str, held: int) -> None:
+        """So many requests for this deployment (`namespace/name`) are held now until something of it is loaded."""
+        before = self._waiting.pop(deployment, 0)
+        if held > 0:
+            self._waiting[deployment] = held
+        if self._seen is not None:
+            self._used[deployment] = self._seen
+        if held > 0 and not before:
+            self._tell()
+
+    # -- what is told ----------------------------------------------------------------------------------------------
+
+    def report(self) -> DemandReport:
+        """What is asked now."""
+        deployments = {
+            name: DeploymentDemand.model_construct(
+                idle_seconds=self._idle(name), waiting=told.waiting, revisions=told.revisions
+            )
+            for name, told in self._told.items()
+        }
+        return DemandReport.model_construct(gateway=self._name, version=self._version.number, deployments=deployments)
+
+    async def report_after(self, version: int, within: float) -> DemandReport:
+        """The report as soon as its version is another than `version`, or after `within` seconds."""
+        await self._version.other_than(version, within)
+        return self.report()
+
+    def _idle(self, deployment: str) -> float:
+        used = self._used.get(deployment)
+        return 0.0 if used is None or self._seen is None else round(max(0.0, self._seen - used), 1)
+
+    def _forget(self, routed: Routed) -> None:
+        self._used = {name: used for name, used in self._used.items() if name in routed or name in self._waiting}
+        kept = ((r, c) for r, c in self._revisions.items() if r[0] in routed and (r[1] in routed[r[0]] or c.under_way))
+        self._revisions = dict(kept)
+
+    def _tell(self) -> None:
+        """Make it a new version, if it is one."""
+        revisions: dict[str, dict[str, RevisionDemand]] = {}
+        for (deployment, revision), counted in self._revisions.items():
+            # all of it is as it should be: to check that again for thousands, every second, takes a while
+            said = RevisionDemand.model_construct(requests=counted.requests, in_flight=round(counted.in_flight, 1))
+            revisions.setdefault(deployment, {})[revision] = said
+        told = {
+            name: DeploymentDemand.model_construct(
+                waiting=self._waiting.get(name, 0), revisions=revisions.get(name, {})
+            )
+            for name in sorted(self._used.keys() | self._waiting.keys())
+        }
+        if told != self._told:
+            self._told = told
+            self._version.grow()
+
+
+def _by_revision(loads: Mapping[str, Load]) -> dict[tuple[str, str], Load]:
+    """The loads of revisions; one may have several clusters for a while, because it has moved to other pods."""
+    found: dict[tuple[str, str], Load] = {}
+    for cluster, load in loads.items():
+        revision = revision_of(cluster)
+        if revision is not None:
+            before = found.get(revision, Load(0, 0))
+            found[revision] = Load(before.begun + load.begun, before.under_way + load.under_way)
+    return found

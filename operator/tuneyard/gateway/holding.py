@@ -1,0 +1,202 @@
+"""Requests that wait until an adapter is loaded: Envoy's script asks here, and goes on when it is answered.
+
+Rules:
+- an answer means that Envoy itself has acknowledged routes with a pod for that revision, which a request that goes on
+  then finds;
+- nobody waits for what will not come: a revision that is not loaded on demand (any more), a pool without room, more
+  requests than the limits allow. A pool counts as full only after ROOM_GRACE, in which room may be made in it;
+- who waits for what is told (`waiting`) with every request that comes or goes: the first one is the signal that wakes.
+  A client that leaves frees its place;
+- nothing is kept: when this process ends, Envoy answers those who waited with 503, and they may ask again.
+All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from aiohttp import web
+
+from tuneyard.gateway.metrics import Metrics
+from tuneyard.planning.routes import ModelRoutes
+from tuneyard.systems.envoy.bootstrap import HOLD_MODEL_HEADER, HOLD_PATH, HOLD_REFUSAL_HEADER, HOLD_REVISION_HEADER
+
+ROOM_GRACE = 3.0
+"""Seconds for which a pool has to be full before nobody waits for it any more."""
+_LOOK = 1.0
+"""Seconds between two looks at all who wait: an Envoy that connects again says nothing of what it has already."""
+
+
+class Outcome(StrEnum):
+    """Why a request waits no longer; all but READY are refusals, whose words are in rewrite.lua."""
+
+    READY = "ready"
+    TIMEOUT = "timeout"
+    TOO_MANY = "too-many"
+    NO_ROOM = "no-room"
+    NOT_LOADABLE = "not-loadable"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long and how many may wait at this gateway."""
+
+    seconds: float = 60.0
+    requests: int = 1000
+    of_one_deployment: int = 100
+
+
+@dataclass(eq=False)
+class _Waiter:
+    """One request."""
+
+    model: str
+    revision: str
+    answer: asyncio.Future[Outcome]
+
+
+class Holding:
+    """Who waits at one gateway."""
+
+    def __init__(
+        self,
+        routes: Callable[[str], ModelRoutes | None],
+        in_force: Callable[[str], bool],
+        waiting: Callable[[str, int], None],
+        limits: Limits,
+        metrics: Metrics,
+    ) -> None:
+        """`routes`: those of a model as they should be, `in_force`: whether Envoy works with just these.
+
+        `waiting` is told of a ModelDeployment (`namespace/name`) how many requests wait for it now.
+        """
+        self._routes = routes
+        self._in_force = in_force
+        self._waiting = waiting
+        self._limits = limits
+        self._metrics = metrics
+        self._waiters: dict[str, set[_Waiter]] = {}
+        """By model."""
+        self._held: Counter[str] = Counter()
+        """By ModelDeployment."""
+        self._full_since: dict[str, float] = {}
+        """Models that wait for room in a pool."""
+        self._looking = False
+
+    @property
+    def held(self) -> int:
+        """How many wait."""
+        return self._held.total()
+
+    async def hold(self, model: str, revision: str) -> Outcome:
+        """Wait until the model's revision can answer, or cannot any more; a cancelled one frees its place."""
+        self._look_for_room(model)
+        outcome = self._outcome(model, revision)
+        routes = self._routes(model)
+        if outcome is None and routes is not None:
+            outcome = await self._wait(f"{routes.namespace}/{routes.deployment}", model, revision)
+        outcome = outcome or Outcome.NOT_LOADABLE
+        self._metrics.holds.labels(outcome.value).inc()
+        return outcome
+
+    def changed(self, model: str) -> None:
+        """The model's routes are others, or have come into force."""
+        self._look_for_room(model)
+        for waiter in list(self._waiters.get(model, ())):
+            outcome = self._outcome(model, waiter.revision)
+            if outcome is not None and not waiter.answer.done():
+                waiter.answer.set_result(outcome)
+
+    async def _wait(self, deployment: str, model: str, revision: str) -> Outcome:
+        limits = self._limits
+        if self.held >= limits.requests or self._held[deployment] >= limits.of_one_deployment:
+            return Outcome.TOO_MANY
+        waiter = _Waiter(model, revision, asyncio.get_running_loop().create_future())
+        self._waiters.setdefault(model, set()).add(waiter)
+        self._count(deployment, 1)
+        if not self._looking:
+            self._look()
+        try:
+            async with asyncio.timeout(limits.seconds):
+                return await waiter.answer
+        except TimeoutError:
+            return Outcome.TIMEOUT
+        finally:
+            self._waiters[model].discard(waiter)
+            if not self._waiters[model]:
+                del self._waiters[model]
+            self._count(deployment, -1)
+
+    def _look(self) -> None:
+        for model in list(self._waiters):
+            self.changed(model)
+        self._looking = bool(self._waiters)
+        if self._looking:
+            asyncio.get_running_loop().call_later(_LOOK, self._look)
+
+    def _count(self, deployment: str, more: int) -> None:
+        self._held[deployment] += more
+        self._waiting(deployment, self._held[deployment])
+        if not self._held[deployment]:
+            del self._held[deployment]
+
+    def _outcome(self, model: str, revision: str) -> Outcome | None:
+        """What is to be answered now; None: to be waited for."""
+        routes = self._routes(model)
+        found = next((r for r in routes.revisions if r.name == revision), None) if routes else None
+        if found is None:
+            return Outcome.NOT_LOADABLE
+        if found.endpoints:
+            return Outcome.READY if self._in_force(model) else None
+        if not found.held:
+            return Outcome.NOT_LOADABLE
+        since = self._full_since.get(model)
+        full = since is not None and asyncio.get_running_loop().time() - since >= ROOM_GRACE
+        return Outcome.NO_ROOM if full else None
+
+    def _look_for_room(self, model: str) -> None:
+        routes, loop = self._routes(model), asyncio.get_running_loop()
+        if routes is None or not routes.no_room:
+            self._full_since.pop(model, None)
+        elif model not in self._full_since:
+            self._full_since[model] = loop.time()
+            loop.call_later(ROOM_GRACE, self.changed, model)
+
+
+def application(holding: Holding) -> web.Application:
+    """What Envoy's script asks: 200 when the request may go on, else 503 with the reason in a header."""
+
+    async def hold(request: web.Request) -> web.Response:
+        model, revision = (request.headers.get(h, "") for h in (HOLD_MODEL_HEADER, HOLD_REVISION_HEADER))
+        outcome = await holding.hold(model, revision)
+        if outcome is Outcome.READY:
+            return web.Response()
+        return web.Response(status=503, headers={HOLD_REFUSAL_HEADER: outcome.value})
+
+    app = web.Application()
+    app.router.add_get(HOLD_PATH, hold)
+    return app
+
+
+async def serve(holding: Holding, socket: Path) -> web.AppRunner:
+    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced."""
+    # a client that leaves ends Envoy's call, and only a handler that is cancelled by that frees the place
+    runner = web.AppRunner(application(holding), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
+    await runner.setup()
+    _make_way(socket)
+    await web.UnixSite(runner, str(socket), backlog=1024).start()
+    _protect(socket)
+    return runner
+
+
+def _make_way(socket: Path) -> None:
+    socket.unlink(missing_ok=True)
+
+
+def _protect(socket: Path) -> None:
+    socket.chmod(0o600)

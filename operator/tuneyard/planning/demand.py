@@ -1,0 +1,64 @@
+"""What gateways say is asked of ModelDeployments, as one: each gateway sees only the requests that came to it.
+
+Rules:
+- requests of all gateways add up; so many are there at least, however many gateways are silent;
+- a deployment is idle only for as long as every gateway that takes traffic has seen it idle: while one does not answer,
+  or knows nothing of the deployment, nobody knows for how long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tuneyard.api.documents import DemandReport, DeploymentDemand
+
+
+@dataclass(frozen=True)
+class DemandView:
+    """The newest report of each gateway that answers, and how many there should be."""
+
+    reports: tuple[DemandReport, ...] = ()
+    expected: int = 0
+    """Gateway pods that take traffic."""
+
+    @property
+    def known(self) -> bool:
+        """Whether every gateway has said what is asked of it."""
+        return 0 < self.expected <= len(self.reports)
+
+    def of(self, namespace: str, deployment: str) -> list[DeploymentDemand]:
+        """What the gateways that know the deployment say of it."""
+        name = f"{namespace}/{deployment}"
+        return [r.deployments[name] for r in self.reports if name in r.deployments]
+
+    def idle_seconds(self, namespace: str, deployment: str) -> float | None:
+        """Since when nobody has asked the deployment; None while that is not known."""
+        said = self.of(namespace, deployment)
+        whole = self.known and len(said) == len(self.reports)
+        return min(d.idle_seconds for d in said) if whole else None
+
+    def waiting(self, namespace: str, deployment: str) -> int:
+        """Requests that gateways hold until something of the deployment is loaded."""
+        return sum(d.waiting for d in self.of(namespace, deployment))
+
+    def in_flight(self, namespace: str, deployment: str, revision: str) -> float:
+        """Requests to a revision that are under way."""
+        return self._in_flight.get((namespace, deployment, revision), 0.0)
+
+    def asked(self) -> Iterator[tuple[str, str]]:
+        """(namespace, name) of the deployments of which requests are under way."""
+        return iter({(namespace, name): None for namespace, name, _ in self._in_flight})
+
+    @cached_property
+    def _in_flight(self) -> dict[tuple[str, str, str], float]:
+        found: dict[tuple[str, str, str], float] = {}
+        for report in self.reports:
+            for deployment, said in report.deployments.items():
+                namespace, _, name = deployment.partition("/")
+                for revision, of_it in said.revisions.items():
+                    if of_it.in_flight > 0:
+                        key = (namespace, name, revision)
+                        found[key] = found.get(key, 0.0) + of_it.in_flight
+        return found

@@ -1,0 +1,246 @@
+"""When a ModelDeployment's adapters are unloaded because nobody asks for it, and loaded again because somebody does.
+
+Rules:
+- what goes idle is a deployment as a whole, never one adapter of it: while it has traffic, its previous version stays
+  loaded. Revisions that serve a base have nothing to unload and stay as they are;
+- its state stands in its status: `idleSince`, then `wakingSince` until its adapters are loaded, then neither. A status
+  that is lost means that everything is loaded again;
+- half knowledge never idles anything: every gateway has to say that nobody asked for `lora.idleTimeout`. Of the pools
+  that a deployment uses the longest counts; one without keeps it awake;
+- what is being loaded, changed or rolled out is not idled, and a changed spec wakes: what Git says is loaded and proven
+  once, whether somebody asks for it or not;
+- where its pool is full, a deployment of which nothing serves is idle at once, so that it takes a place only when
+  somebody asks. For one that requests wait for, the longest unasked deployments of the pool go early: past half their
+  timeout, and never within a minute of their last request;
+- gateways hold requests while a deployment is idle or waking (`held_on_demand`), and for no other: one that is awake
+  and broken says so at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.conditions import is_true
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.reasons import Reason
+from tuneyard.api.schema import seconds
+from tuneyard.planning.demand import DemandView
+from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
+from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
+from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+LEAST_IDLE = 10.0
+"""Seconds that an idle timeout has at least: gateways tell of a request within about a second."""
+LEAST_BEFORE_MAKING_ROOM = 60.0
+"""Seconds without a request before a deployment goes early."""
+ROOM_SECONDS = 30.0
+"""How long requests for one revision wait for room in its pool while another revision serves."""
+LOOK = 5.0
+"""Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
+_LONGEST_LOOK = 60.0
+_IDLE_LOOK = 300.0
+"""The same for what is idle: requests that wait are told at once, and thousands may be idle."""
+_OLDEST_REPORT = 25.0
+"""Seconds: a gateway that has nothing new to tell is heard every 20 s."""
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Whether a deployment's adapters are wanted."""
+
+    idle_since: str | None = None
+    waking_since: str | None = None
+    wait: float | None = None
+    """After how many seconds time alone may change it."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What gateways say of a deployment."""
+
+    waiting: int = 0
+    """Requests that are held for it."""
+    quiet: float | None = None
+    """Seconds for which nobody has asked for it; None: not every gateway says so."""
+    used: float | None = None
+    """Seconds since the last request that some gateway is sure of."""
+
+    def for_(self, needed: float) -> bool:
+        """Whether it is known that nobody has asked for so many seconds, and nobody waits."""
+        return not self.waiting and self.quiet is not None and self.quiet >= needed
+
+
+def held_on_demand(deployment: ModelDeploymentResource) -> frozenset[str]:
+    """The revisions whose requests are held while no pod serves them, by what the deployment's status says."""
+    status = deployment.status
+    if not (status.idle_since or status.waking_since):
+        return frozenset()
+    return with_adapters(deployment)
+
+
+def with_adapters(deployment: ModelDeploymentResource) -> frozenset[str]:
+    """The revisions that serve an adapter."""
+    return frozenset(r.name for r in deployment.spec.revisions if r.adapter)
+
+
+def has_no_room(deployment: ModelDeploymentResource) -> bool:
+    """Whether what is being loaded again finds no place: requests that are held for it wait in vain."""
+    return bool(deployment.status.waking_since) and deployment.status.reason == Reason.POOL_FULL.value
+
+
+def idle_timeout(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> float | None:
+    """Seconds after which it goes idle; None: never."""
+    known = {b.metadata.name: b for b in bases if b.metadata.namespace == deployment.metadata.namespace}
+    timeouts: list[float] = []
+    for revision in deployment.spec.revisions:
+        base = known.get(revision.base_model)
+        text = serving_of(base, deployment, revision).lora.idle_timeout if base and revision.adapter else None
+        if revision.adapter and text is None:
+            return None
+        timeouts += [max(LEAST_IDLE, float(seconds(text)))] if text else []
+    return max(timeouts, default=None)
+
+
+def asked(demand: DemandView, deployment: ModelDeploymentResource) -> Asked:
+    """What gateways say of the deployment."""
+    namespace, name = deployment.metadata.key
+    told = demand.of(namespace, name)
+    flying = any(r.in_flight for t in told for r in t.revisions.values())
+    quiet = demand.idle_seconds(namespace, name)
+    return Asked(
+        waiting=demand.waiting(namespace, name),
+        quiet=0.0 if quiet is not None and flying else quiet,
+        used=min((t.idle_seconds for t in told if any(r.requests for r in t.revisions.values())), default=None),
+    )
+
+
+def next_sleep(
+    obs: ModelDeploymentObservation,
+    deployment: ModelDeploymentResource,
+    states: Sequence[RevisionState],
+    ready: Mapping[str, int],
+) -> Sleep:
+    """Whether its adapters are wanted from now on; `ready`: ready endpoints per revision."""
+    status, now = deployment.status, rfc3339(obs.now)
+    timeout = idle_timeout(deployment, obs.base_models)
+    found = asked(obs.demand, deployment)
+    if status.idle_since:
+        wanted = (
+            timeout is None or _changed(deployment) or found.waiting > 0 or _used_since(status.idle_since, found, obs)
+        )
+        return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=_IDLE_LOOK)
+    if timeout is None and not status.waking_since:
+        return Sleep()
+    unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
+    serves = any(ready[r.name] for r in deployment.spec.revisions if deployment.spec.weight_of(r.name))
+    full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
+    without_room = timeout is not None and full and not serves
+    if without_room and found.for_(0.0):
+        return Sleep(idle_since=now, wait=_IDLE_LOOK)
+    if status.waking_since and _is_awaited(obs, deployment, unloaded, serves=serves):
+        return Sleep(waking_since=status.waking_since, wait=LOOK)
+    if timeout is None:
+        return Sleep()
+    if not _settled(deployment, unloaded):
+        # what it waits for comes as a change, but for a gateway's word that nobody waits
+        return Sleep(wait=LOOK if without_room else _LONGEST_LOOK)
+    makes_room = _makes_room(obs, deployment) and found.for_(_early(timeout))
+    if found.for_(timeout) or makes_room:
+        return Sleep(idle_since=now, wait=_IDLE_LOOK)
+    return Sleep(wait=_LONGEST_LOOK if found.quiet is None else max(1.0, timeout - found.quiet))
+
+
+def look_again(sleep: Sleep, deployment: ModelDeploymentResource, status: ModelDeploymentStatus) -> float | None:
+    """Seconds after which time alone may change the plan, when this status is written.
+
+    What has come to rest only now is looked at soon: whether it is asked for counted for nothing until then.
+    """
+    rests = is_true(status.conditions, "Ready") and not is_true(deployment.status.conditions, "Ready")
+    return min(sleep.wait, LOOK) if sleep.wait is not None and rests else sleep.wait
+
+
+def idle_words(sleep: Sleep) -> Problem:
+    """What is said of a deployment that is idle."""
+    return Problem(Reason.IDLE, f"its adapters are not loaded since {sleep.idle_since}; the next request loads them")
+
+
+def making_room(
+    obs: BaseModelObservation, base: BaseModelResource, pool: Pool, config_map: ChildObservation | None
+) -> tuple[str, ...]:
+    """The deployments that go idle early, one for each adapter that requests wait for and that has no place.
+
+    `config_map`: that of the pool's plan until now.
+    """
+    if not pool.waking:
+        return ()
+    refused = placement(pool, obs.adapters, holders(plan_of(config_map))).refused
+    missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in pool.waking)
+    candidates: list[tuple[float, str]] = []
+    for deployment in obs.deployments if missing else ():
+        timeout = idle_timeout(deployment, (*obs.siblings, base))
+        found = asked(obs.demand, deployment)
+        if timeout is not None and _holds_place(deployment, pool, refused) and found.for_(_early(timeout)):
+            candidates.append((-(found.quiet or 0.0), deployment.metadata.name))
+    return tuple(sorted(name for _, name in sorted(candidates)[:missing]))
+
+
+def _early(timeout: float) -> float:
+    return max(timeout / 2, LEAST_BEFORE_MAKING_ROOM)
+
+
+def _holds_place(deployment: ModelDeploymentResource, pool: Pool, refused: Mapping[str, Problem]) -> bool:
+    """Whether the pool has a place that becomes free when the deployment goes idle."""
+    status = deployment.status
+    if deployment.metadata.name not in pool.used_by or status.idle_since or status.waking_since:
+        return False
+    mine = {r.adapter for r in deployment.spec.revisions if r.adapter and pool_of(deployment, r) == pool.name}
+    return bool((mine & pool.adapter_names) - refused.keys())
+
+
+def _changed(deployment: ModelDeploymentResource) -> bool:
+    return deployment.status.observed_generation != deployment.metadata.generation
+
+
+def _used_since(idle_since: str, found: Asked, obs: ModelDeploymentObservation) -> bool:
+    """A pod that had not unloaded yet has answered, or a gateway did not know yet."""
+    since = parsed_time(idle_since) or obs.now
+    return found.used is not None and found.used < (obs.now - since).total_seconds() - _OLDEST_REPORT
+
+
+def _is_awaited(
+    obs: ModelDeploymentObservation,
+    deployment: ModelDeploymentResource,
+    unloaded: Mapping[str, Problem],
+    *,
+    serves: bool,
+) -> bool:
+    """Whether what is being loaded again still is, or gateways do not know yet that it is there."""
+    getting = {r: c for r, c in unloaded.items() if deployment.spec.weight_of(r)}
+    if any(is_obstacle(c) or c.reason is Reason.NO_READY_ENDPOINT for c in getting.values()):
+        return False
+    since = parsed_time(deployment.status.waking_since) or obs.now
+    if serves and remaining(since, ROOM_SECONDS, obs.now) <= 0:
+        # what has a place serves, and takes the share of what has none
+        getting = {r: c for r, c in getting.items() if c.reason is not Reason.POOL_FULL}
+    if getting or any(is_work(c) for c in unloaded.values()):
+        return True
+    key = "/".join(deployment.metadata.key)
+    told = (r.deployments.get(key) for r in obs.applied)
+    return any(set(d.held) - unloaded.keys() for d in told if d is not None)
+
+
+def _settled(deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem]) -> bool:
+    """Whether nothing is under way: the last pass found everything served, and no rollout holds anything back."""
+    status = deployment.status
+    if _changed(deployment) or any(deployment.spec.weight_of(r) for r in unloaded):
+        return False
+    return is_true(status.conditions, "Ready") and not (status.rollout and status.rollout.allowed)
+
+
+def _makes_room(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> bool:
+    pools = {pool_of(deployment, r) for r in deployment.spec.revisions if r.adapter}
+    told = (p for b in obs.base_models for p in b.status.pools or () if p.name in pools)
+    return any(deployment.metadata.name in (p.makes_room or ()) for p in told)
