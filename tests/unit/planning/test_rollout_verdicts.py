@@ -15,6 +15,8 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.plan import Apply, Delete
 from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.verdicts import waiting_since
 
 
 def test_files_that_no_pod_can_load_are_a_verdict_at_once():
@@ -59,6 +61,14 @@ def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
     assert rejected(world) == []
     later(world, 1)
     assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]
+
+
+def test_the_deadline_does_not_run_for_what_is_loaded_on_demand():
+    world = RolloutWorld()
+    known = world.now
+    seen = Seen(known, world.status, {}, {}, {"v1": 1, "v2": 0}, {}, world.clock)
+    assert waiting_since(seen, world.status, "v2", "v1") == stamp(0)
+    assert waiting_since(replace(seen, on_demand=frozenset({"v2"})), world.status, "v2", "v1") is None
 
 
 def test_a_missing_adapter_gets_no_verdict_and_no_hot_loop():
