@@ -32,6 +32,7 @@ from tuneyard.api.modeldeployment import (
     Revision,
     TrafficTarget,
 )
+from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.demand import DemandView
@@ -156,6 +157,7 @@ def deployment(
     traffic: dict[str, int] | None = None,
     model_name: str | None = None,
     serving: ServingSpec | None = None,
+    rollout: RolloutSpec | None = None,
     status: ModelDeploymentStatus | None = None,
     **fields: Any,
 ) -> ModelDeploymentResource:
@@ -169,6 +171,7 @@ def deployment(
             revisions=listed,
             traffic=[TrafficTarget(revision=r, weight=w) for r, w in weights.items()],
             serving=serving,
+            rollout=rollout,
         ),
         status=status or ModelDeploymentStatus(),
     )
@@ -267,7 +270,7 @@ class Situation:
             deployments=tuple(d for d in self.deployments if any(r.base_model == name for r in d.spec.revisions)),
             adapters=tuple(a for a in self.adapters if a.spec.base_model == name),
             pods=tuple(p for p in self.pods if p.base_model == name),
-            children=tuple(c for c in self.children if c.base_model in ("", name)),
+            children=tuple(c for c in self.children if c.base_model in ("", name) and c.record is None),
             siblings=self.bases,
             keys=KEYS,
             settings=self.settings,
@@ -308,4 +311,5 @@ class Situation:
             demand=self.demand,
             settings=self.settings,
             now=self.now,
+            record=next((c for c in self.children if c.name == names.rollout_record(name)), None),
         )

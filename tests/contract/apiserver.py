@@ -169,8 +169,10 @@ class ApiServer:
 
     def writes(self, user: str | None = None) -> list[Object]:
         """What was written so far, by whom (`user` in part), from the audit log: one entry a request."""
-        lines = self.audit_log.read_text().splitlines() if self.audit_log.exists() else []
-        entries: list[Object] = [json.loads(line) for line in lines]
+        text = self.audit_log.read_text() if self.audit_log.exists() else ""
+        # the API server may be in the middle of a line
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        entries: list[Object] = [json.loads(line) for line in whole]
         return [e for e in entries if user is None or user in e["user"]["username"]]
 
     def _wait_served(self) -> None:

@@ -23,6 +23,7 @@ from tests.contract.test_admission import ACCESS, until_refused
 from tuneyard.api import names
 from tuneyard.planning.children import KINDS
 from tuneyard.systems.kube import objects
+from tuneyard.systems.kube.client import MERGE
 
 pytestmark = pytest.mark.apiserver
 
@@ -30,6 +31,12 @@ BASE, ADAPTER = "smollm2", "acme-support-v1"
 DIGEST = "sha256:" + "ab" * 32
 VOLUME = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
 SOURCE = {"volume": {"name": "models", "path": "x"}}
+
+DEPLOYMENT: dict[str, object] = {
+    "revisions": [{"name": "v1", "baseModel": BASE, "adapter": ADAPTER}],
+    "traffic": [{"revision": "v1", "weight": 100}],
+    "rollout": {"mode": "Progressive", "steps": [{"weight": 1}]},
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +56,7 @@ def cluster() -> Iterator[Cluster]:
             "BaseModel", "remote", {"source": {"s3": {"uri": "s3://models/base/"}}, "serving": {"cache": cache}}
         )
         cluster.apply("LoRAAdapter", ADAPTER, {"baseModel": BASE, "source": SOURCE, "digest": DIGEST})
-        revision = {"name": "v1", "baseModel": BASE, "adapter": ADAPTER}
-        traffic = [{"revision": "v1", "weight": 100}]
-        cluster.apply("ModelDeployment", "acme", {"revisions": [revision], "traffic": traffic})
+        cluster.apply("ModelDeployment", "acme", DEPLOYMENT)
         yield cluster
 
 
@@ -89,7 +94,20 @@ def test_the_operator_does_all_its_work(cluster: Cluster, operator: OperatorProc
 
     whole = {"endpoints": 1, "digest": DIGEST, "loaded": "1/1"}
     eventually(lambda: told() == whole, lambda: f"{told()}: {operator.said()[-2000:]}", within=60)
+    eventually(lambda: cluster.child("configmaps/acme-verdicts"), "what outlives the deployment", within=60)
     eventually(lambda: objects.listed(cluster.api, "events.k8s.io/v1", "Event", cluster.namespace), "events")
+    cluster.delete("ModelDeployment", "acme")
+
+    def marked() -> bool:
+        record = cluster.child("configmaps/acme-verdicts") or {"metadata": {}}
+        return names.ANNOTATION_UNUSED_SINCE in (record["metadata"].get("annotations") or {})
+
+    eventually(marked, "what is left of it is marked", within=60)
+    where = f"/api/v1/namespaces/{cluster.namespace}/configmaps/acme-verdicts"
+    old = {"metadata": {"annotations": {names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"}}}
+    cluster.api.request("PATCH", where, body=old, content_type=MERGE)
+    eventually(lambda: cluster.child("configmaps/acme-verdicts") is None, "and goes a week later", within=60)
+    cluster.apply("ModelDeployment", "acme", DEPLOYMENT)
     lease = objects.get(cluster.api, "coordination.k8s.io/v1", "Lease", NAMESPACE, "tuneyard-operator")
     assert lease
     assert lease["spec"]["holderIdentity"] == "operator-0"

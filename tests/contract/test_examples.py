@@ -9,7 +9,15 @@ from tests.contract.apiserver import ApiServer
 pytestmark = pytest.mark.apiserver
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-QUICKSTART = ("base", "adapters", "deployment-90-10", "deployment-50-50", "deployment-v3", "deployment-rollback")
+QUICKSTART = (
+    "base",
+    "adapters",
+    "deployment-90-10",
+    "deployment-50-50",
+    "deployment-v3",
+    "deployment-rollback",
+    "deployment-by-steps",
+)
 
 
 def apply(server: ApiServer, namespace: str, path: Path) -> str:
@@ -24,7 +32,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
     deployment = "modeldeployment.tuneyard.dev/acme-support"
     assert [line for text in said for line in text.splitlines() if line.startswith(deployment)] == [
         f"{deployment} created",
-        *[f"{deployment} configured"] * 3,
+        *[f"{deployment} configured"] * 4,
     ]
 
 

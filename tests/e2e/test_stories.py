@@ -148,3 +148,38 @@ def test_a_revision_never_changes_under_its_name(world):
 def test_an_adapter_in_use_cannot_be_deleted(world):
     with pytest.raises(KubectlError, match=MODEL):
         world.kubectl("-n", MODELS_NAMESPACE, "delete", "lora", "acme-support-v1", "--wait=false")
+
+
+STEPS = {"mode": "Progressive", "steps": [{"weight": 10, "hold": "3s"}, {"weight": 50, "hold": "3s"}]}
+
+
+def test_a_candidate_takes_over_by_steps_and_the_way_back_is_open(world, traffic):
+    world.apply(deployment({"v1": 0, "v2": 100}, rollout=STEPS))
+    for weight in (10, 50, 100):
+        world.wait_for(lambda d, w=weight: rows(d).get("v2", {}).get("weight") == w)
+    world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d))
+    traffic.wait_for(6)
+    world.apply(deployment({"v1": 100, "v2": 0}, rollout=STEPS))
+    world.served({"v1": 100, "v2": 0})
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+
+
+def test_an_aborted_candidate_stays_off_when_its_deployment_is_created_again(world, traffic):
+    held = {"mode": "Progressive", "steps": [{"weight": 20, "hold": "10m"}]}
+    manifest = deployment({"v1": 0, "base": 100}, rollout=held)
+    world.apply(manifest)
+    world.served({"v1": 80, "base": 20})
+    command = '{"id": "story", "action": "abort", "revision": "base"}'
+    world.kubectl("-n", MODELS_NAMESPACE, "annotate", "mdep", MODEL, f"tuneyard.dev/command={command}")
+    world.served({"v1": 100, "base": 0})
+    world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", MODEL, "--wait=true")
+    world.apply(manifest)
+    seen = world.served({"v1": 100, "base": 0})
+    assert [v["revision"] for v in seen["status"]["rollout"]["verdicts"]] == ["base"]
+    assert reason_of(seen, "Stalled") == "CandidateRejected"
+    world.apply(deployment({"v1": 0, "base": 100}, rollout={**held, "retryToken": "once more"}))
+    world.served({"v1": 80, "base": 20})
+    traffic.wait_for(4)
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told

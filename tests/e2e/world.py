@@ -31,7 +31,11 @@ SHORT = {
 
 
 def deployment(
-    weights: Mapping[str, int], adapters: Mapping[str, str] | None = None, name: str = MODEL, base: str = "smollm2"
+    weights: Mapping[str, int],
+    adapters: Mapping[str, str] | None = None,
+    name: str = MODEL,
+    base: str = "smollm2",
+    rollout: Mapping[str, Any] | None = None,
 ) -> str:
     """The quickstart's ModelDeployment with these weights, and further revisions (name -> adapter)."""
     known: dict[str, str | None] = {"base": None, "v1": "acme-support-v1", "v2": "acme-support-v2", **(adapters or {})}
@@ -45,6 +49,7 @@ def deployment(
                 "revisions": revisions,
                 "traffic": [{"revision": r, "weight": w} for r, w in weights.items()],
                 "routing": {"allowRevisionHeader": True},
+                **({"rollout": dict(rollout)} if rollout else {}),
             },
         }
     )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.builders import NAMESPACE, VOLUME, Situation, base_model, deployment, pinned, pod, revision, stamp
 from tuneyard.api.conditions import Condition
 from tuneyard.api.documents import DemandReport, DeploymentDemand, RevisionDemand
-from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.modeldeployment import plan_modeldeployment

@@ -6,17 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneyard.api.modeldeployment import ModelDeploymentSpec, Revision, TrafficTarget
+from tuneyard.api.rollout import RolloutSpec
 from tuneyard.planning.traffic import effective
 
 NAMES = ["v1", "v2", "v3", "v4"]
 
 
+STEPS = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 5}]})
+
+
 @st.composite
-def specs(draw: st.DrawFn) -> ModelDeploymentSpec:
+def specs(draw: st.DrawFn, rollout: RolloutSpec | None = None) -> ModelDeploymentSpec:
     names = NAMES[: draw(st.integers(1, 4))]
     cuts = sorted(draw(st.lists(st.integers(0, 100), min_size=len(names) - 1, max_size=len(names) - 1)))
     weights = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
     return ModelDeploymentSpec(
+        rollout=rollout,
         revisions=[Revision(name=n, base_model="b", adapter=n) for n in names],
         traffic=[
             TrafficTarget(revision=n, weight=w) for n, w in zip(names, weights, strict=True) if w or draw(st.booleans())
@@ -45,7 +50,9 @@ def test_ceiling_sum_and_readiness_hold(spec, ready, stable, allowed, on_demand)
             assert allowed is None or weight <= allowed.get(name, 100), "a candidate above what the rollout allows"
         if weight < spec.weight_of(name):
             assert name in split.withheld
-    if ready.get(split.stable, 0) or split.stable in on_demand:
+    rejected = {name for name, limit in (allowed or {}).items() if limit == 0}
+    assert not any(split.weights[name] for name in rejected if name in split.weights), "a verdict counts for nothing"
+    if (ready.get(split.stable, 0) or split.stable in on_demand) and split.stable not in rejected:
         assert split.unserved == 0
 
 
@@ -76,3 +83,14 @@ def test_without_a_status_only_the_heaviest_revision_may_get_more_than_its_weigh
     heaviest = max(spec.weight_of(r.name) for r in spec.revisions)
     for name, weight in split.weights.items():
         assert weight <= spec.weight_of(name) or spec.weight_of(name) == heaviest
+
+
+@given(specs(rollout=STEPS), ready, stable, allowed)
+def test_by_steps_what_nobody_has_allowed_gets_nothing(spec, ready, stable, allowed):
+    split = effective(spec, ready, stable=stable, allowed=allowed)
+    assert sum(split.weights.values()) + split.unserved == 100
+    for name, weight in split.weights.items():
+        if name != split.stable:
+            assert weight <= min(spec.weight_of(name), (allowed or {}).get(name, 0))
+    if stable in split.weights:
+        assert split.stable == stable, "a spec weight makes nobody stable"

@@ -101,6 +101,8 @@ KINDS = (
             Column("TARGET", ".status.rollout.target", "integer"),
             Column("REASON", ".status.reason"),
             AGE,
+            Column("STEP", ".status.rollout.position", priority=1),
+            Column("VERDICT", ".status.rollout.verdicts[0].reason", priority=1),
             Column("URL", ".status.url", priority=1),
         ),
     ),

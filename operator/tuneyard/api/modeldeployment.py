@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
@@ -10,6 +10,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.schema import ObjectName, Text, cel
 from tuneyard.api.serving import ServingSpec
 
@@ -112,8 +113,14 @@ class ModelDeploymentSpec(ApiModel):
             },
         ),
     ]
+    rollout: RolloutSpec | None = None
     routing: Routing | None = None
     serving: Annotated[ServingSpec | None, Field(description="Pods of its own for this deployment.")] = None
+
+    @property
+    def progressive(self) -> bool:
+        """Whether candidates climb by steps."""
+        return self.rollout is not None and self.rollout.mode == "Progressive"
 
     def weight_of(self, revision: str) -> int:
         """The spec weight of a revision, 0 where traffic does not name it."""
@@ -129,23 +136,6 @@ class TrafficStatus(ApiModel):
     verified: Annotated[bool, Field(description="Every gateway has applied this weight.")] = False
     ready_endpoints: int = 0
     withheld: Annotated[Text | None, Field(description="Why weight is below specWeight.")] = None
-
-
-class RolloutStatus(ApiModel):
-    """Where the rollout stands."""
-
-    phase: Literal["Idle", "Progressing", "Completed"] = "Idle"
-    stable: str | None = None
-    stable_since: Annotated[
-        Moment | None, Field(description="When stable first got all traffic, since it became the stable one.")
-    ] = None
-    candidate: str | None = None
-    weight: Annotated[int | None, Field(description="The candidate's effective weight.")] = None
-    target: Annotated[int | None, Field(description="The candidate's spec weight.")] = None
-    allowed: Annotated[
-        dict[str, int] | None,
-        Field(description="Per revision, the weight above which gateways may not go; none: the spec."),
-    ] = None
 
 
 class ModelDeploymentStatus(ApiModel):

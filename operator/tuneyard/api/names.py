@@ -35,6 +35,11 @@ ANNOTATION_CONTENT = f"{GROUP}/content-hash"
 ANNOTATION_UNUSED_SINCE = f"{GROUP}/unused-since"
 """On a pool's Deployment: when the last ModelDeployment stopped referring to it, RFC 3339."""
 
+ANNOTATION_COMMAND = f"{GROUP}/command"
+"""On a ModelDeployment: a command for its rollout, as JSON: id, action and the revision that is meant."""
+ROLLOUT_RECORD = "rollout-record"
+"""Value of the label app.kubernetes.io/component of the ConfigMaps that outlive their ModelDeployments."""
+
 AGENT_SERVICE_ACCOUNT = "tuneyard-agent"
 GATEWAY_POD_READER = "tuneyard-gateway"
 
@@ -94,6 +99,11 @@ def pool_plan(pool: str) -> str:
 def pool_key_secret(pool: str) -> str:
     """Name of the Secret that holds the pool's engine API key under `key`."""
     return bounded(f"{pool}-engine-key")
+
+
+def rollout_record(deployment: str) -> str:
+    """Name of the ConfigMap that keeps a ModelDeployment's verdicts beyond the object itself."""
+    return bounded(f"{deployment}-verdicts")
 
 
 def prewarm(base_model: str) -> str:

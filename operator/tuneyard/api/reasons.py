@@ -152,6 +152,17 @@ class Reason(StrEnum):
     # traffic and its events
     WEIGHT_CHANGED = ("WeightChanged", "The weight that a revision really gets has changed.")
     PROGRESSING = ("Progressing", "The rollout has not allowed the whole spec weight yet.")
+    CANDIDATE_REJECTED = (
+        "CandidateRejected",
+        "The revision has a verdict and gets no traffic until its contents change or it is retried.",
+    )
+    PROGRESS_DEADLINE_EXCEEDED = (
+        "ProgressDeadlineExceeded",
+        "The candidate had no ready pod for longer than spec.rollout.progressDeadline.",
+    )
+    ABORTED = ("Aborted", "Somebody ended the candidate's rollout by a command.")
+    PAUSED = ("Paused", "No step is taken until the rollout is resumed.")
+    BAKING = ("Baking", "The candidate has all traffic; stable stays the way back until bakeTime is over.")
     SPEC_WEIGHT_ZERO = ("SpecWeightZero", "The spec gives this revision no traffic.")
     STABLE_NOT_READY = (
         "StableNotReady",
@@ -166,6 +177,10 @@ class Reason(StrEnum):
     POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
     POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")
+    STEP_COMPLETED = ("StepCompleted", "The candidate has held a step's weight for as long as the step says.")
+    ROLLED_BACK = ("RolledBack", "A candidate was rejected; stable has its traffic.")
+    COMMAND_ACCEPTED = ("CommandAccepted", "A command for the rollout was carried out.")
+    COMMAND_REFUSED = ("CommandRefused", "A command for the rollout does not fit; nothing was done.")
     PROMOTED = ("Promoted", "A revision serves all traffic and is the stable one now.")
 
 

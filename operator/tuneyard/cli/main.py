@@ -86,6 +86,18 @@ COMMANDS = (
         _lazy("tuneyard.cli.status", "run"),
     ),
     Command(
+        "rollout",
+        "show a rollout, or pause, resume, promote, abort or retry it",
+        _lazy("tuneyard.cli.rollout", "add_arguments"),
+        _lazy("tuneyard.cli.rollout", "run"),
+    ),
+    Command(
+        "history",
+        "show which revisions of a model deployment became stable and which were rejected",
+        _lazy("tuneyard.cli.history", "add_arguments"),
+        _lazy("tuneyard.cli.history", "run"),
+    ),
+    Command(
         "lineage",
         "show what answers under a name and what it was made from: revisions, adapters, base, run, data, evaluations",
         _lazy("tuneyard.cli.lineage", "add_arguments"),

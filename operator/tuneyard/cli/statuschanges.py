@@ -50,6 +50,8 @@ def deployment_changes(before: DeploymentView | None, after: DeploymentView) -> 
     lines = []
     if before is None or _readiness(before) != _readiness(after):
         lines.append(f"{name}: {_readiness(after)}")
+    if after.rollout and (before is None or before.rollout != after.rollout):
+        lines.append(f"{name}: {after.rollout}")
     revisions = {r.name: r for r in before.revisions} if before else {}
     for revision in after.revisions:
         lines += _weights(name, revisions.pop(revision.name, None), revision)

@@ -63,7 +63,8 @@ def open_cluster(kubeconfig: str | None, context: str | None) -> Cluster:
     return Cluster(Api(configuration), (chosen.get("context") or {}).get("namespace") or "default")
 
 
-def _explained(error: ApiError, what: str, host: str) -> UserError:
+def explained(error: ApiError, what: str, host: str) -> UserError:
+    """A refusal in words that say what to do."""
     if error.unreachable:
         return UserError(f"the API server {host} cannot be reached: {error.message}")
     if error.status == 401:
@@ -110,7 +111,7 @@ def _objects(cluster: Cluster, namespace: str | None, plural: str, kind: type[_K
     try:
         return [_parsed(kind, obj) for obj in _pages(cluster, path, {})]
     except ApiError as error:
-        raise _explained(error, plural, cluster.api.host) from error
+        raise explained(error, plural, cluster.api.host) from error
 
 
 def _extra(cluster: Cluster, what: str, read: Callable[[], list[Any]]) -> list[Any]:
@@ -119,7 +120,7 @@ def _extra(cluster: Cluster, what: str, read: Callable[[], list[Any]]) -> list[A
         return read()
     except ApiError as error:
         if error.status != 403:
-            raise _explained(error, what, cluster.api.host) from error
+            raise explained(error, what, cluster.api.host) from error
         cluster.remarks[what] = error.message
         return []
 
@@ -144,13 +145,14 @@ def _events(cluster: Cluster, namespace: str, about: Iterable[tuple[str, str]]) 
     return _extra(cluster, "events", read)
 
 
-def _one(cluster: Cluster, namespace: str, name: str) -> ModelDeploymentResource:
+def read_deployment(cluster: Cluster, namespace: str, name: str) -> ModelDeploymentResource:
+    """One ModelDeployment; raises UserError where there is none of that name."""
     path = f"/apis/{names.API_VERSION}{_in(namespace)}/modeldeployments/{name}"
     try:
         return _parsed(ModelDeploymentResource, cluster.api.request("GET", path, timeout=_TIMEOUT))
     except ApiError as error:
         if not error.not_found:
-            raise _explained(error, "modeldeployments", cluster.api.host) from error
+            raise explained(error, "modeldeployments", cluster.api.host) from error
     there = [d.metadata.name for d in _objects(cluster, namespace, "modeldeployments", ModelDeploymentResource)]
     shown = f"there are: {', '.join(sorted(there)[:10])}" if there else "there is none in this namespace"
     raise UserError(f"no ModelDeployment {name!r} in namespace {namespace}; {shown} (-n chooses another namespace)")
@@ -158,7 +160,7 @@ def _one(cluster: Cluster, namespace: str, name: str) -> ModelDeploymentResource
 
 def read_one(cluster: Cluster, namespace: str, name: str) -> Read:
     """One ModelDeployment, the pods of its namespace and the events about it, its adapters and its bases."""
-    deployment = _one(cluster, namespace, name)
+    deployment = read_deployment(cluster, namespace, name)
     about = {("ModelDeployment", name): None}
     for revision in deployment.spec.revisions:
         about[("BaseModel", revision.base_model)] = None

@@ -87,17 +87,18 @@ def _state(word: str, *, problem: bool = False) -> Text:
     return Text(word, style="red" if problem else _STATES.get(word, ""))
 
 
-def _table(*columns: str, wrapping: bool = True) -> Table:
+def table(*columns: str, wrapping: bool = True) -> Table:
     """A table without lines; the last column takes the rest of the width and wraps."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns[:-1]:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
-    table.add_column(columns[-1], overflow="fold" if wrapping else "ellipsis", no_wrap=not wrapping, ratio=1)
-    return table
+        made.add_column(column, no_wrap=True, overflow="ellipsis")
+    made.add_column(columns[-1], overflow="fold" if wrapping else "ellipsis", no_wrap=not wrapping, ratio=1)
+    return made
 
 
-def _section(title: str, table: Table) -> RenderableType:
-    return Group(Text(""), Text(title, style="bold"), Padding(table, (0, 0, 0, 2)))
+def section(title: str, rows: Table) -> RenderableType:
+    """A table under its title."""
+    return Group(Text(""), Text(title, style="bold"), Padding(rows, (0, 0, 0, 2)))
 
 
 def _headline(view: DeploymentView) -> Text:
@@ -116,6 +117,8 @@ def _remarks(view: DeploymentView) -> list[Text]:
     lines = [Text(f'model "{view.model_name}"' + (f" at {view.url}" if view.url else ""))]
     if not view.conditions:
         lines.append(Text("No status yet: the operator has not seen it. Is it running?", style="yellow"))
+    if view.rollout:
+        lines.append(Text(view.rollout))
     if view.stale:
         lines.append(Text("Status is of an older spec; the operator is catching up.", style="yellow"))
     if view.unserved:
@@ -138,13 +141,13 @@ def _remark(revision: RevisionView) -> Text | None:
 
 
 def _revisions(revisions: Sequence[RevisionView], look: Look) -> RenderableType:
-    table = _table("REVISION", "ROLE", "WEIGHT", "GETS", "SPEC", "PODS", "SERVES")
+    rows = table("REVISION", "ROLE", "WEIGHT", "GETS", "SPEC", "PODS", "SERVES")
     for index in (3, 4, 5):
-        table.columns[index].justify = "right"
+        rows.columns[index].justify = "right"
     for revision in revisions:
         weight = revision.weight or 0
         cells = bar(weight, revision.spec_weight, plain=look.plain, cells=20 if look.width >= WIDE else 10)
-        table.add_row(
+        rows.add_row(
             revision.name,
             revision.role,
             Text(cells, style="green" if weight == revision.spec_weight else "yellow"),
@@ -154,7 +157,7 @@ def _revisions(revisions: Sequence[RevisionView], look: Look) -> RenderableType:
             _serves(revision),
         )
     remarks = [Padding(remark, (0, 0, 0, 2)) for remark in map(_remark, revisions) if remark]
-    return Group(_section("Revisions", table), *remarks)
+    return Group(section("Revisions", rows), *remarks)
 
 
 def _adapter_words(adapter: AdapterOnPodView, look: Look) -> Text:
@@ -167,15 +170,15 @@ def _adapter_words(adapter: AdapterOnPodView, look: Look) -> Text:
 
 
 def _pods(pods: Sequence[PodView], look: Look) -> RenderableType:
-    table = _table("POD", "STATE", "AGE", "ADAPTERS")
+    rows = table("POD", "STATE", "AGE", "ADAPTERS")
     for pod in pods:
         lines = [Text(pod.problem, style="red")] if pod.problem else []
         lines += [_adapter_words(adapter, look) for adapter in pod.adapters]
         words = Text("\n").join(lines) if lines else Text("-")
-        table.add_row(pod.name, _state(pod.state, problem=pod.problem is not None), duration(pod.seconds_old), words)
+        rows.add_row(pod.name, _state(pod.state, problem=pod.problem is not None), duration(pod.seconds_old), words)
     if not pods:
-        table.add_row("(none yet)", "", "", "")
-    return _section("Pods", table)
+        rows.add_row("(none yet)", "", "", "")
+    return section("Pods", rows)
 
 
 def _condition_style(condition: Condition) -> str:
@@ -186,20 +189,20 @@ def _condition_style(condition: Condition) -> str:
 
 
 def _conditions(conditions: Sequence[Condition]) -> RenderableType:
-    table = _table("CONDITION", "STATUS", "REASON", "MESSAGE")
+    rows = table("CONDITION", "STATUS", "REASON", "MESSAGE")
     for condition in conditions:
         shown = Text(condition.status, style=_condition_style(condition))
-        table.add_row(condition.type, shown, condition.reason, condition.message)
-    return _section("Conditions", table)
+        rows.add_row(condition.type, shown, condition.reason, condition.message)
+    return section("Conditions", rows)
 
 
 def _events(events: Sequence[EventView]) -> RenderableType:
-    table = _table("AGE", "TYPE", "REASON", "EVENT")
+    rows = table("AGE", "TYPE", "REASON", "EVENT")
     for event in events:
         words = f"{event.about}: {event.message}" + (f" (x{event.count})" if event.count > 1 else "")
         shown = Text(event.type, style="yellow" if event.type == "Warning" else "")
-        table.add_row(duration(event.seconds_ago), shown, event.reason, words)
-    return _section("Last events", table)
+        rows.add_row(duration(event.seconds_ago), shown, event.reason, words)
+    return section("Last events", rows)
 
 
 def render_deployment(view: DeploymentView, look: Look) -> RenderableType:
@@ -242,16 +245,16 @@ def _split(revisions: Sequence[RevisionView]) -> Text:
 
 
 def _deployments_table(views: Sequence[DeploymentView], *, everywhere: bool) -> RenderableType:
-    table = _table("NAME", "READY", "PHASE", "AGE", "TRAFFIC")
+    rows = table("NAME", "READY", "PHASE", "AGE", "TRAFFIC")
     for view in views:
-        table.add_row(
+        rows.add_row(
             _place(view.namespace, view.name, everywhere=everywhere),
             _readiness(ready=view.ready, reason=view.reason),
             view.phase or "-",
             duration(view.seconds_old),
             _split(view.revisions),
         )
-    return _section("Model deployments", table)
+    return section("Model deployments", rows)
 
 
 def _prewarmed(view: BaseModelView, look: Look) -> str:
@@ -260,7 +263,7 @@ def _prewarmed(view: BaseModelView, look: Look) -> str:
 
 
 def _base_models_table(views: Sequence[BaseModelView], look: Look, *, everywhere: bool) -> RenderableType:
-    table = _table("NAME", "READY", "ENGINE", "TP", "PODS", "POOLS")
+    rows = table("NAME", "READY", "ENGINE", "TP", "PODS", "POOLS")
     for view in views:
         lines = [
             f"{pool.name} {pool.ready_replicas}/{pool.replicas}"
@@ -270,7 +273,7 @@ def _base_models_table(views: Sequence[BaseModelView], look: Look, *, everywhere
         ]
         if view.prewarmed or view.prewarm_progress:
             lines.append(_prewarmed(view, look))
-        table.add_row(
+        rows.add_row(
             _place(view.namespace, view.name, everywhere=everywhere),
             _readiness(ready=view.ready, reason=view.reason),
             view.engine or "-",
@@ -278,14 +281,14 @@ def _base_models_table(views: Sequence[BaseModelView], look: Look, *, everywhere
             view.replicas or "-",
             Text("\n".join(lines) or "-"),
         )
-    return _section("Base models", table)
+    return section("Base models", rows)
 
 
 def _adapters_table(views: Sequence[AdapterView], look: Look, *, everywhere: bool) -> RenderableType:
     coming = any(view.progress for view in views)
-    table = _table("NAME", "READY", "LOADED", "RANK", "SIZE", "BASE", *(["PROGRESS"] if coming else []))
+    rows = table("NAME", "READY", "LOADED", "RANK", "SIZE", "BASE", *(["PROGRESS"] if coming else []))
     for view in views:
-        table.add_row(
+        rows.add_row(
             _place(view.namespace, view.name, everywhere=everywhere),
             _readiness(ready=view.ready, reason=view.reason),
             view.loaded or "-",
@@ -294,7 +297,7 @@ def _adapters_table(views: Sequence[AdapterView], look: Look, *, everywhere: boo
             view.base_model,
             *([look.progress(view.progress) if view.progress else ""] if coming else []),
         )
-    return _section("Adapters", table)
+    return section("Adapters", rows)
 
 
 def render_overview(view: Overview, look: Look, *, everywhere: bool = False) -> RenderableType:

@@ -20,6 +20,7 @@ from tuneyard.api.conditions import Condition, find
 from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+from tuneyard.cli.rolloutview import rollout_view, summary
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.sizes import transfer_for_people
@@ -91,6 +92,8 @@ class DeploymentView(ApiModel):
     stale: bool = False
     """Status is of an older spec than the one that is there."""
     phase: str | None = None
+    rollout: str | None = None
+    """Where a candidate stands on its steps, in a line."""
     reason: str | None = None
     seconds_old: int | None = None
     revisions: list[RevisionView]
@@ -297,6 +300,7 @@ def deployment_view(deployment: ModelDeploymentResource, read: Read, now: dateti
         ready=_is_ready(status.conditions, status.observed_generation, metadata.generation),
         stale=status.observed_generation is not None and status.observed_generation != metadata.generation,
         phase=status.rollout.phase if status.rollout else None,
+        rollout=summary(rollout_view(deployment, now)),
         reason=status.reason or _reason(status.conditions),
         seconds_old=age(metadata.creation_timestamp, now),
         revisions=revisions,

@@ -37,6 +37,7 @@ from tuneyard.planning.routes import (
     model_routes,
     readable_deployment,
     with_known_digest,
+    with_known_rollout,
 )
 
 Kind = Literal["deployment", "adapter", "base", "pod"]
@@ -285,6 +286,7 @@ class World:
 
     def _put_deployment(self, key: Key, deployment: ModelDeploymentResource) -> set[str]:
         before = self._deployments.any(key)
+        deployment = with_known_rollout(deployment, before)
         touched = {deployment.model_name}
         if before is not None:
             touched.add(before.model_name)

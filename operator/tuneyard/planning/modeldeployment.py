@@ -1,27 +1,23 @@
-"""The plan for a ModelDeployment: no actions, only what is really served, and why that is not the spec.
+"""The plan for a ModelDeployment: what is really served, why that is not the spec, and how far the rollout may go.
 
-Rules (rollout.md 1, 2, 5; mode Manual):
-- weights come from traffic.effective, which gateways compute too: this plan reports them and never sets them;
-- the stable revision is kept from the status; without one it is chosen when something is ready, never before: a name
-  in the status decides for the gateways who takes what is withheld;
+Rules (rollout.md 1, 2, 5):
+- weights come from traffic.effective, which gateways compute too: this plan reports them, and sets no more than what
+  the rollout allows (rollout.py). Its only action is the record that outlives the object (rolloutrecord.py);
 - a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
 - a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
 from tuneyard.api.conditions import Finding, merged
-from tuneyard.api.modeldeployment import (
-    ModelDeploymentResource,
-    ModelDeploymentStatus,
-    RolloutStatus,
-    TrafficStatus,
-)
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.modelnames import owners
@@ -39,6 +35,9 @@ from tuneyard.planning.revisions import (
     revision_states,
     withheld_for,
 )
+from tuneyard.planning.rollout import Decision, decide
+from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered
+from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import rfc3339
 from tuneyard.planning.traffic import Split, effective
 
@@ -56,17 +55,23 @@ class Serving:
     """Why its model name is not its own."""
     applied: Mapping[str, bool]
     """Per revision: every gateway says that it serves this weight."""
+    decision: Decision
     sleep: Sleep
     """Whether its adapters are wanted."""
 
     @property
     def causes(self) -> dict[str, Problem]:
-        """Why revisions that should get traffic are served by no pod; of idle ones what loading them would not cure."""
-        spec = self.deployment.spec
+        """Why revisions that should get traffic are served by no pod; of idle ones what loading them would not cure.
+
+        Of those with a verdict nobody asks.
+        """
+        spec, rejected = self.deployment.spec, self.split.withheld
         found = {
             s.revision.name: cause(s)
             for s in self.states
-            if spec.weight_of(s.revision.name) and not self.ready[s.revision.name]
+            if spec.weight_of(s.revision.name)
+            and not self.ready[s.revision.name]
+            and rejected.get(s.revision.name) is not Reason.CANDIDATE_REJECTED
         }
         if not self.sleep.idle_since:
             return found
@@ -77,14 +82,17 @@ class Serving:
 def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     """What is known of a ModelDeployment now."""
     deployment = obs.deployment
-    if deployment is None or deployment.metadata.deletion_timestamp:
+    if deployment is None:
+        return plan_orphan(obs.record, obs.now)
+    if deployment.metadata.deletion_timestamp:
         return Plan()
     serving = _serving(obs, deployment)
+    decision = serving.decision
     rejected = serving.taken or first_wrong_reference(serving.states)
     causes = serving.causes
-    problem = rejected or next((c for c in causes.values() if not is_work(c)), None)
+    problem = rejected or decision.problem or next((c for c in causes.values() if not is_work(c)), None)
     unapplied = _unapplied(obs, serving)
-    work = next(iter(causes.values()), None) or unapplied
+    work = next(iter(causes.values()), None) or unapplied or decision.work
     done = Problem(Reason.READY, "every revision gets its weight")
     done = idle_words(serving.sleep) if serving.sleep.idle_since else done
     findings = [
@@ -95,36 +103,37 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     ]
     now, generation = rfc3339(obs.now), deployment.metadata.generation
     wrong = problem or work or (done if serving.sleep.idle_since else None)
+    rollout = _rollout(serving, obs, now)
     status = ModelDeploymentStatus(
         observed_generation=generation,
         model_name=deployment.model_name,
         url=f"{obs.settings.gateway_url.rstrip('/')}/v1",
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
-        rollout=_rollout(serving, (*obs.adapters, *obs.base_models), now),
+        rollout=rollout,
         idle_since=serving.sleep.idle_since,
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
+    hashes = content_hashes(serving.states)
+    waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
+    again = min((w for w in waits if w is not None), default=None)
     return Plan(
+        actions=record_actions(deployment, obs.record, hashes),
         status=status,
-        events=_events(deployment, status, problem),
-        requeue_after=look_again(serving.sleep, deployment, status),
+        events=_events(serving, status, problem),
+        requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
     )
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
     endpoints = ready_endpoints(deployment, obs.adapters, obs.base_models, obs.pods)
     ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
-    before = deployment.status.rollout
     states = revision_states(obs, deployment)
     sleep = next_sleep(obs, deployment, states, ready)
-    split = effective(
-        deployment.spec,
-        ready,
-        stable=before.stable if before else None,
-        on_demand=with_adapters(deployment) if sleep.idle_since or sleep.waking_since else (),
-    )
+    on_demand = with_adapters(deployment) if sleep.idle_since or sleep.waking_since else ()
+    decision = decide(_seen(obs, deployment, states, ready, frozenset(on_demand)))
+    split = decision.split
     taken = _model_name_taken(obs, deployment)
     if taken:
         split = Split(split.stable, dict.fromkeys(split.weights, 0), split.withheld, 100)
@@ -135,7 +144,33 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
         split=split,
         taken=taken,
         applied=_applied(obs, deployment, split),
+        decision=decision,
         sleep=sleep,
+    )
+
+
+def _seen(
+    obs: ModelDeploymentObservation,
+    deployment: ModelDeploymentResource,
+    states: tuple[RevisionState, ...],
+    ready: Mapping[str, int],
+    on_demand: frozenset[str],
+) -> Seen:
+    """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
+    hashes = content_hashes(states)
+    before = remembered(deployment, obs.record, hashes)
+    stored = deployment.status.rollout or RolloutStatus()
+    split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
+    applied = _applied(obs, deployment, split)
+    return Seen(
+        deployment=deployment,
+        before=before,
+        states={s.revision.name: s for s in states},
+        hashes=hashes,
+        ready=ready,
+        confirmed={revision: weight for revision, weight in split.weights.items() if applied[revision]},
+        now=obs.now,
+        on_demand=on_demand,
     )
 
 
@@ -231,39 +266,24 @@ def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str |
     return f"{reason.value}: {reason.doc}" if reason else None
 
 
-def _rollout(serving: Serving, served: Sequence[Served], now: str) -> RolloutStatus:
-    spec, split = serving.deployment.spec, serving.split
-    before = serving.deployment.status.rollout
+def _rollout(serving: Serving, obs: ModelDeploymentObservation, now: str) -> RolloutStatus:
+    """The decided status, with since when stable is; a deployment whose name is somebody else's stays where it was."""
+    deployment, decided, split = serving.deployment, serving.decision.status, serving.split
     if serving.taken:
-        kept = before or RolloutStatus()
-        return RolloutStatus(phase="Idle", stable=kept.stable, stable_since=kept.stable_since)
-    listed = [r.name for r in spec.revisions]
-    known = before is not None and before.stable == split.stable
-    if not known and not serving.ready[split.stable]:
-        return RolloutStatus(phase="Idle")
-    candidate = _candidate(listed, serving)
-    whole = spec.weight_of(split.stable) == 100 and split.weights.get(split.stable) == 100
-    return RolloutStatus(
-        phase="Completed" if whole else "Progressing",
-        stable=split.stable,
-        stable_since=stable_since(serving.deployment, split.stable, served, whole=whole, now=now),
-        candidate=candidate,
-        weight=split.weights[candidate] if candidate else None,
-        target=spec.weight_of(candidate) if candidate else None,
-    )
+        kept = deployment.status.rollout or RolloutStatus()
+        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since")
+        return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
+    if decided.stable is None or decided.stable not in split.weights:
+        return decided
+    whole = deployment.spec.weight_of(decided.stable) == 100 and split.weights[decided.stable] == 100
+    served: tuple[Served, ...] = (*obs.adapters, *obs.base_models)
+    since = stable_since(deployment, decided.stable, served, whole=whole, now=now)
+    return decided.model_copy(update={"stable_since": since})
 
 
-def _candidate(listed: Sequence[str], serving: Serving) -> str | None:
-    """The revision beside stable that is meant to get most; of equals the one listed last, which is the newest."""
-    spec = serving.deployment.spec
-    others = [n for n in listed if n != serving.split.stable and spec.weight_of(n)]
-    return max(others, key=lambda n: (spec.weight_of(n), listed.index(n)), default=None)
-
-
-def _events(
-    deployment: ModelDeploymentResource, status: ModelDeploymentStatus, problem: Problem | None
-) -> tuple[Event, ...]:
+def _events(serving: Serving, status: ModelDeploymentStatus, problem: Problem | None) -> tuple[Event, ...]:
     """Told on a change of what is served only."""
+    deployment = serving.deployment
     before, meta = deployment.status, deployment.metadata
     about = ObjectReference(names.API_VERSION, "ModelDeployment", meta.namespace, meta.name, meta.uid)
     events: list[Event] = []
@@ -276,6 +296,8 @@ def _events(
     now = status.rollout.stable if status.rollout else None
     if was is not None and now is not None and was != now and new.get(now) == 100:
         events.append(Event("Normal", Reason.PROMOTED, f"{now} serves all traffic and is stable, after {was}", about))
+    if not serving.taken:
+        events += [Event(kind, reason, words, about) for kind, reason, words in serving.decision.told]
     if status.idle_since and not before.idle_since:
         events.append(
             Event("Normal", Reason.IDLE, "nobody asks for it: its adapters are unloaded until somebody does", about)

@@ -32,6 +32,8 @@ VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
 """The containers of a model pod."""
 KEEP = "keep"
 """The container, after `verify`, of a pod that keeps a node's cache."""
+RECORD_KEY = "record.json"
+"""In the ConfigMap that outlives a ModelDeployment."""
 PREWARM = "prewarm"
 """Value of the label app.kubernetes.io/component of these pods."""
 
@@ -108,6 +110,8 @@ class ChildObservation:
     annotations: Mapping[str, str] = field(default_factory=dict)
     plan: str | None = None
     """The JSON of a pool's plan, unpacked."""
+    record: str | None = None
+    """The JSON of a rollout's record."""
     deleted: bool = False
     replicas: int = 0
     ready_replicas: int = 0
@@ -215,6 +219,8 @@ class ModelDeploymentObservation:
     """Names of gateways that did not answer."""
     settings: Settings
     now: datetime
+    record: ChildObservation | None = None
+    """The ConfigMap that outlives it."""
     demand: DemandView = field(default_factory=DemandView)
 
 
@@ -377,6 +383,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         owned=owned_fields(metadata),
         annotations=annotations,
         plan=_plan_text(obj) if kind == "ConfigMap" else None,
+        record=(obj.get("data") or {}).get(RECORD_KEY) if kind == "ConfigMap" else None,
         deleted=bool(metadata.get("deletionTimestamp")),
         replicas=int((spec.get("replicas") if kind == "Deployment" else status.get("desiredNumberScheduled")) or 0),
         ready_replicas=int(status.get("readyReplicas") or status.get("numberReady") or 0),

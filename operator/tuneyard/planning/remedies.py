@@ -25,6 +25,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",
     Reason.ENGINE_CRASHED: "see the container's log; often serving.resources, maxModelLen or extraArgs do not fit",
     Reason.POOL_FULL: "raise serving.lora.maxCpuLoras or replicas, lower copies, or remove revisions nobody needs",
+    Reason.CANDIDATE_REJECTED: "roll out a mended one under a new name, or `tuneyard rollout retry` this one",
     Reason.GATEWAY_UNREACHABLE: "see the gateway pods; traffic goes on as it was",
 }
 

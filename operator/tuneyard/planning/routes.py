@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
-from tuneyard.api.modeldeployment import ModelDeploymentResource, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.modelnames import owners
@@ -122,6 +123,22 @@ def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource 
     if known is None or adapter.spec.digest or adapter.status.digest:
         return adapter
     return adapter.model_copy(update={"status": adapter.status.model_copy(update={"digest": known})})
+
+
+def with_known_rollout(
+    deployment: ModelDeploymentResource, before: ModelDeploymentResource | None
+) -> ModelDeploymentResource:
+    """The deployment; one whose status says nothing (it was created again) keeps who was stable and who was rejected.
+
+    Without this the rejected revision of an object that a forced sync has created again could be served until the
+    operator has looked. A position on the way is not kept: without a status a candidate begins anew.
+    """
+    known = before.status.rollout if before is not None else None
+    if known is None or deployment.status.rollout is not None:
+        return deployment
+    settled = {name: limit for name, limit in (known.allowed or {}).items() if limit in (0, 100)}
+    kept = RolloutStatus(stable=known.stable, allowed=settled or None)
+    return deployment.model_copy(update={"status": deployment.status.model_copy(update={"rollout": kept})})
 
 
 def _created(timestamp: str) -> int:

@@ -95,6 +95,21 @@ class Reads:
         """The ModelDeployments with a revision of one of these bases."""
         return self._world.deployments.all(self._of(MODEL_DEPLOYMENT, *_bases(namespace, bases)))
 
+    def record(self, namespace: str, name: str, deployment: ModelDeploymentResource | None) -> ChildObservation | None:
+        """The ConfigMap that outlives the ModelDeployment of this name.
+
+        Where the status says nothing of a rollout, all depends on it: then it is fetched. A copy that is a little old
+        would let a rejected revision begin again.
+        """
+        if deployment is not None and deployment.status.rollout is None:
+            return self._fetched_record(namespace, name)
+        found = self._world.children[CONFIG_MAP].get(namespace, names.rollout_record(name))
+        return None if found is None else self._world.applied.seen(found)
+
+    def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
+        item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
+        return None if item is None else child_observation({**item, "apiVersion": CONFIG_MAP[0], "kind": CONFIG_MAP[1]})
+
     def unreadable(self, namespace: str) -> tuple[str, ...]:
         """Names of the ModelDeployments that exist and cannot be read."""
         return tuple(key.name for key in self._of(MODEL_DEPLOYMENT, unreadable(namespace)))
@@ -180,6 +195,11 @@ class FreshReads(Reads):
         found = objects.listed(self._api, "v1", "Pod", namespace, f"{names.LABEL_BASE_MODEL} in ({labels})")
         pods = (read_or_none(pod_observation, item) for item in found)
         return tuple(p for p in pods if p is not None)
+
+    def record(self, namespace: str, name: str, deployment: ModelDeploymentResource | None) -> ChildObservation | None:
+        """The ConfigMap that outlives the ModelDeployment of this name, fetched."""
+        del deployment
+        return self._fetched_record(namespace, name)
 
     def _read(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
         item = self.object(key)
@@ -292,6 +312,7 @@ def gather_modeldeployment(
         demand=gateways.demand,
         settings=settings,
         now=now,
+        record=reads.record(namespace, key.name, deployment),
     )
 
 

@@ -1,9 +1,9 @@
 """One pass over one object: gather, plan, execute, write the status once.
 
 Rules:
-- a pass that would delete something, or name another stable revision, is planned a second time from what the API server
-  says at this moment, and only that second plan is executed: the informers may be behind. Weights are only reported:
-  gateways work them out from the pods that they see themselves;
+- a pass that would delete something, name another stable revision, or give a verdict is planned a second time from what
+  the API server says at this moment, and only that second plan is executed: the informers may be behind. Weights are
+  only reported: gateways work them out from the pods that they see themselves;
 - the status is written after the actions, whole, and only when it differs from the stored one;
 - what no plan can see (an object that cannot be read, a child that the API server refuses) is said in the status too;
 - a conflict means that the object has changed since it was read: its notice is on the way, and the pass is repeated at
@@ -122,7 +122,7 @@ class Reconciler:
         observed = reads.object(key)
         if observed is None:
             self._written.pop(key, None)
-            return None
+            return self._gone(key, reads) if key.kind == MODEL_DEPLOYMENT else None
         invalid = invalid_spec(key.kind, observed)
         if invalid is not None:
             return self._write(key, observed, self._stalled(key.kind, observed, None, invalid).to_dict())
@@ -140,6 +140,15 @@ class Reconciler:
             return again
         self._executor.tell(plan.events)
         return self._again(key, reads, plan)
+
+    def _gone(self, key: Key, reads: Reads) -> float | None:
+        """One pass over what is left of a ModelDeployment that does not exist any more."""
+        plan = self._plan(reads, key)
+        needed: type[Reads] = FreshReads if plan.actions else Reads
+        if not isinstance(reads, needed):
+            return self._pass(key, needed(self._world, self._api))
+        self._executor.execute(plan.actions)
+        return plan.requeue_after
 
     def _again(self, key: Key, reads: Reads, plan: Plan) -> float | None:
         """Seconds to the next look: pools' Secrets are not watched, so every base is looked at now and then."""
@@ -223,7 +232,8 @@ def needed_reads(key: Key, plan: Plan, observed: Object) -> type[Reads]:
     """How sure the observation has to be for this plan to be executed."""
     if any(isinstance(action, Delete) for action in plan.actions):
         return FreshReferences
-    return FreshReads if key.kind == MODEL_DEPLOYMENT and promotes(observed, plan) else Reads
+    decides = key.kind == MODEL_DEPLOYMENT and (promotes(observed, plan) or judges(observed, plan))
+    return FreshReads if decides else Reads
 
 
 def promotes(observed: Object, plan: Plan) -> bool:
@@ -235,3 +245,12 @@ def promotes(observed: Object, plan: Plan) -> bool:
         return False
     before = ((observed.get("status") or {}).get("rollout") or {}).get("stable")
     return before is not None and plan.status.rollout.stable not in (None, before)
+
+
+def judges(observed: Object, plan: Plan) -> bool:
+    """Whether the plan gives a verdict that the stored status does not have: it outlives what it was given for."""
+    if not isinstance(plan.status, ModelDeploymentStatus) or plan.status.rollout is None:
+        return False
+    before = ((observed.get("status") or {}).get("rollout") or {}).get("verdicts") or ()
+    known = {v.get("contentHash") for v in before}
+    return any(v.content_hash not in known for v in plan.status.rollout.verdicts or ())

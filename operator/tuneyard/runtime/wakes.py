@@ -7,6 +7,7 @@
 - a model pod: its BaseModel; ModelDeployments that use its pool (where only the report on some adapters differs: only
   those that name them); adapters that it says something else of, and all of the base when it changes which problem the
   pool has: a pod comes up in ten steps, and a thousand adapters need not look at each;
+- the record that outlives a ModelDeployment: that one, also when it is gone;
 - a pool's child: its BaseModel (one that pools share: all of the namespace); a pool's plan also adapters of that base
   that came into it, went, or wait for a place.
 
@@ -27,8 +28,9 @@ from tuneyard.api import names
 from tuneyard.api.documents import PodReport, PoolPlan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutRecord
 from tuneyard.planning import children
-from tuneyard.planning.observations import PodObservation, pod_observation
+from tuneyard.planning.observations import RECORD_KEY, PodObservation, parsed, pod_observation
 from tuneyard.planning.pools import grown_copies, holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
@@ -85,13 +87,13 @@ class Wakes:
         self._holders: dict[tuple[str, str], _Holders] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
         self._writing: dict[Key, tuple[object, object]] = {}
-        for parsed, on_change in (
+        for followed, on_change in (
             (world.base_models, self.on_base_model),
             (world.adapters, self.on_adapter),
             (world.deployments, self.on_deployment),
             (world.pods, self.on_pod),
         ):
-            parsed.informer.listen(on_change)
+            followed.informer.listen(on_change)
         for kind, child in world.children.items():
             child.informer.listen(self._child_listener(*kind))
 
@@ -100,7 +102,7 @@ class Wakes:
 
         To be called before the write: the echo may come sooner than the answer.
         """
-        self._writing[_key(observed["kind"], observed)] = (_identity(observed), status)
+        self._writing[_key(observed["kind"], observed)] = (_orders(observed), status)
 
     def on_deployment(self, change: Change, item: Object) -> None:
         """A ModelDeployment came, changed or went."""
@@ -174,6 +176,9 @@ class Wakes:
 
     def on_child(self, api_version: str, kind: str, change: Change, item: Object) -> None:
         """An object of the operator's own came, changed or went."""
+        if (api_version, kind) == CONFIG_MAP and is_record(item):
+            self._wake(self._in_scope(_recorded(item)))
+            return
         metadata = item["metadata"]
         namespace = metadata.get("namespace", "")
         label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
@@ -184,8 +189,14 @@ class Wakes:
         self._wake(self._in_scope([*bases, *adapters]))
 
     def everything(self) -> list[Key]:
-        """The keys of all custom resources, BaseModels first: others wait for what they do."""
-        return [key for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT) for key in self._all(kind)]
+        """The keys of all custom resources, BaseModels first: others wait for what they do.
+
+        Then those of ModelDeployments that are gone and have left a record.
+        """
+        keys = [key for kind in (BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT) for key in self._all(kind)]
+        records = (i for i in self._world.children[CONFIG_MAP].informer.items() if is_record(i))
+        left = self._in_scope(key for item in records for key in _recorded(item))
+        return list(dict.fromkeys([*keys, *left]))
 
     def deployments(self) -> list[Key]:
         """The keys of all ModelDeployments."""
@@ -201,7 +212,7 @@ class Wakes:
         return self._world.index.of(*((kind, group) for group in groups))
 
     def _itself(self, key: Key, item: Object) -> None:
-        echo = self._writing.get(key) == (_identity(item), item.get("status"))
+        echo = self._writing.get(key) == (_orders(item), item.get("status"))
         if not echo and self._world.in_scope(key.namespace):
             self._wake_itself(key)
 
@@ -345,6 +356,23 @@ def _key(kind: str, item: Object) -> Key:
 def _identity(item: Object) -> tuple[object, ...]:
     metadata = item["metadata"]
     return metadata.get("uid"), metadata.get("generation"), bool(metadata.get("deletionTimestamp"))
+
+
+def _orders(item: Object) -> tuple[object, ...]:
+    """What somebody asks of the object: its spec, and the command that stands in its annotations."""
+    annotations = item["metadata"].get("annotations") or {}
+    return *_identity(item), annotations.get(names.ANNOTATION_COMMAND)
+
+
+def is_record(item: Object) -> bool:
+    """Whether a ConfigMap is what outlives a ModelDeployment."""
+    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_RECORD
+
+
+def _recorded(item: Object) -> list[Key]:
+    """The ModelDeployment of such a ConfigMap; of one that cannot be read nobody knows."""
+    record = parsed(RolloutRecord, (item.get("data") or {}).get(RECORD_KEY))
+    return [Key(MODEL_DEPLOYMENT, item["metadata"].get("namespace", ""), record.deployment)] if record else []
 
 
 def _references(item: Object) -> object:

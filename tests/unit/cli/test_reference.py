@@ -59,6 +59,10 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
     )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
     events = (
+        "StepCompleted",
+        "RolledBack",
+        "CommandAccepted",
+        "CommandRefused",
         "WeightChanged",
         "AdapterLoaded",
         "PoolCreated",

@@ -13,7 +13,8 @@ from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
-from tuneyard.api.modeldeployment import ModelDeploymentStatus, RolloutStatus, Routing
+from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.gateway.world import World
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.observations import PodObservation
@@ -329,3 +330,24 @@ def test_a_list_replaces_what_was_remembered() -> None:
     assert world.forget_others("adapter", "team", [("team", "v1"), ("team", "v2")], 60) == set()
     assert world.expire(60 + GRACE) == {"gone"}
     assert world.models() == {"chat"}
+
+
+def test_an_object_that_is_created_again_keeps_who_was_stable_and_who_was_rejected():
+    status = ModelDeploymentStatus(rollout=RolloutStatus(stable="v1", allowed={"v2": 0}))
+    world = world_of(canary(0, status=status))
+    assert routes(world).weights == {"v1": 100, "v2": 0}
+    world.remove("deployment", ("team", "chat"), 1)
+    world.put("deployment", raw(canary(0, uid="another")), 2)
+    assert routes(world, now=3).weights == {"v1": 100, "v2": 0}
+    told = ModelDeploymentStatus(rollout=RolloutStatus(stable="v1"))
+    world.put("deployment", raw(canary(0, uid="another", status=told)), 4)
+    assert routes(world, now=5).weights == {"v1": 0, "v2": 100}, "what the operator says holds"
+
+
+def test_a_position_is_not_kept_without_its_status():
+    rollout = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 25}]})
+    status = ModelDeploymentStatus(rollout=RolloutStatus(stable="v1", allowed={"v2": 25}))
+    world = world_of(canary(0, rollout=rollout, status=status))
+    assert routes(world).weights == {"v1": 75, "v2": 25}
+    world.put("deployment", raw(canary(0, rollout=rollout)), 2)
+    assert routes(world, now=3).weights == {"v1": 100, "v2": 0}

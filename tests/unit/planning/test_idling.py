@@ -28,7 +28,8 @@ from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus, PoolStatu
 from tuneyard.api.conditions import Condition
 from tuneyard.api.documents import DemandReport, DeploymentDemand, PlannedAdapter, PoolPlan, RevisionDemand
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning import children
 from tuneyard.planning.basemodel import plan_basemodel

@@ -11,7 +11,8 @@ from tests.builders import Situation, adapter, at, base_model, deployment, pinne
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.lineage import Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, RolloutStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment

@@ -29,6 +29,7 @@ Object = dict[str, Any]
 NS = "team"
 BASE = Key(BASE_MODEL, NS, "base")
 M = Key(MODEL_DEPLOYMENT, NS, "m")
+RECORD = f"/api/v1/namespaces/{NS}/configmaps/m-verdicts"
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -181,7 +182,7 @@ def test_weights_are_reported_as_the_informers_have_them(scene: Scene) -> None:
     scene.see(pod(), stored=False)
     scene.reconciler.reconcile(M)
     assert [t["weight"] for t in scene.api.writes[-1][2]["status"]["traffic"]] == [100]
-    assert scene.api.reads == [], "gateways give weight by what they see themselves"
+    assert scene.api.reads == [RECORD], "gateways give weight by what they see themselves"
 
 
 def test_another_stable_revision_is_named_only_for_pods_that_the_api_server_has(scene: Scene) -> None:
@@ -201,7 +202,7 @@ def test_weight_is_taken_away_without_asking(scene: Scene) -> None:
     scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100}), before))
     scene.reconciler.reconcile(M)
     assert [t["weight"] for t in scene.api.writes[-1][2]["status"]["traffic"]] == [0]
-    assert scene.api.reads == []
+    assert scene.api.reads == [RECORD], "a status without a rollout asks for what outlived it, and for nothing else"
 
 
 def test_a_status_goes_with_the_version_and_uid_it_was_planned_from(scene: Scene) -> None:
@@ -369,4 +370,28 @@ def test_nothing_of_a_pool_goes_while_the_api_server_has_its_deployment(scene: S
     scene.see(plan)
     scene.store(pool_deployment())
     scene.reconciler.reconcile(BASE)
+    assert not [w for w in scene.api.written() if w[0] == "DELETE"]
+
+
+def record_of_gone(**annotations: str) -> Object:
+    labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_COMPONENT: names.ROLLOUT_RECORD}
+    data = {"record.json": json.dumps({"deployment": "m"})}
+    found = metadata("m-verdicts", labels=labels, annotations=annotations)
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": found, "data": data}
+
+
+def test_what_a_deployment_leaves_is_marked_and_goes_a_week_later(scene: Scene) -> None:
+    scene.see(record_of_gone())
+    assert scene.reconciler.reconcile(M) == 7 * 86400
+    assert scene.api.written() == [("PATCH", "configmaps/m-verdicts")]
+    assert scene.api.writes[-1][2]["metadata"]["annotations"][names.ANNOTATION_UNUSED_SINCE] == "2026-01-01T12:00:00Z"
+    scene.see(record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2025-12-25T11:59:59Z"}))
+    assert scene.reconciler.reconcile(M) is None
+    assert scene.api.written()[-1] == ("DELETE", "configmaps/m-verdicts")
+
+
+def test_nothing_a_deployment_left_is_touched_while_the_api_server_has_it(scene: Scene) -> None:
+    scene.see(record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"}))
+    scene.store(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
+    scene.reconciler.reconcile(M)
     assert not [w for w in scene.api.written() if w[0] == "DELETE"]

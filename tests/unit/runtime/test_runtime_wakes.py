@@ -11,7 +11,7 @@ from kubernetes.client.configuration import Configuration
 from tuneyard.api import names
 from tuneyard.api.documents import PLAN_KEY
 from tuneyard.planning.children import ANNOTATION_GROWN
-from tuneyard.planning.observations import PoolPlaces
+from tuneyard.planning.observations import RECORD_KEY, PoolPlaces
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.gather import Reads
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
@@ -386,3 +386,31 @@ def test_namespaces_that_are_not_watched_are_left_alone() -> None:
     assert scene.deployment("m", {"v0": ("base", None)}) == set()
     assert scene.itself == set()
     assert scene.wakes.everything() == []
+
+
+def record(scene: Scene, name: str, change: Change = "MODIFIED") -> set[Key]:
+    """What outlives the ModelDeployment of this name has changed."""
+    labels = {names.LABEL_COMPONENT: names.ROLLOUT_RECORD}
+    data = {RECORD_KEY: json.dumps({"deployment": name})}
+    item = {"metadata": {"name": names.rollout_record(name), "labels": labels}, "data": data}
+    return scene.tell(scene.world.children["v1", "ConfigMap"].informer, change, item)
+
+
+def test_a_record_wakes_its_deployment_alone_also_one_that_is_gone(scene: Scene) -> None:
+    assert record(scene, "m") == {deployment("m")}
+    assert record(scene, "gone") == {deployment("gone")}
+    assert scene.world.child_index.of((NS, "")) == (), "it is no child of any pool"
+
+
+def test_a_command_beside_the_status_that_was_just_written_is_no_echo(scene: Scene) -> None:
+    status = {"reason": "Ready"}
+    found: Object = {"name": "m", "generation": 1}
+    item: Object = {"apiVersion": names.API_VERSION, "kind": MODEL_DEPLOYMENT, "metadata": found}
+    informer = scene.world.deployments.informer
+    scene.tell(informer, "MODIFIED", item)
+    scene.wakes.writing(item, status)
+    scene.tell(informer, "MODIFIED", {**item, "status": status})
+    assert scene.itself == set()
+    commanded = {**found, "annotations": {names.ANNOTATION_COMMAND: "{}"}}
+    scene.tell(informer, "MODIFIED", {**item, "metadata": commanded, "status": status})
+    assert scene.itself == {deployment("m")}

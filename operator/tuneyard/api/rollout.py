@@ -1,0 +1,181 @@
+"""How a candidate gets its traffic: `spec.rollout`, where it stands (`status.rollout`), and what outlives the object.
+
+Three words (docs/explanation/rollout.md): the *ceiling* is the spec's weight and stands in Git, the *position* is in the
+status and is worth nothing without it, the *verdict* is keyed by contents and outlives the object in a ConfigMap.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.lineage import Moment
+from tuneyard.api.schema import Duration, Text, cel
+
+Phase = Literal["Idle", "Progressing", "Paused", "Baking", "Completed", "RolledBack"]
+Action = Literal["abort", "promote", "pause", "resume", "retry"]
+MAX_VERDICTS = 16
+MAX_HISTORY = 20
+Token = Annotated[str, Field(max_length=63)]
+
+
+class Step(ApiModel):
+    """One weight on the way up."""
+
+    weight: Annotated[
+        int, Field(ge=1, le=100, description="Percent that the candidate may get; its spec weight stays the ceiling.")
+    ]
+    hold: Annotated[
+        Duration | None,
+        Field(
+            description="How long every gateway serves this weight before the next step. Default: no longer than that."
+        ),
+    ] = None
+
+
+class RolloutSpec(ApiModel):
+    """How weight is given to a candidate."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.mode) || self.mode != 'Progressive' || (has(self.steps) && self.steps.size() > 0)",
+                    "rollout.mode Progressive needs rollout.steps, for example [{weight: 1, hold: 5m}, {weight: 25, hold: "
+                    "15m}]",
+                )
+            ]
+        }
+    )
+
+    mode: Annotated[
+        Literal["Manual", "Progressive"] | None,
+        Field(description="Manual (default): spec weights apply at once. Progressive: candidates climb by steps."),
+    ] = None
+    steps: Annotated[
+        list[Step] | None,
+        Field(
+            max_length=20,
+            description="In mode Progressive, ascending; after the last one the candidate gets its spec weight.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                "x-kubernetes-validations": [
+                    cel(
+                        "self.map(s, s.weight).isSorted() && self.all(s, self.exists_one(t, t.weight == s.weight))",
+                        "rollout.steps must have ascending weights: sort them and give each weight once",
+                        message_expression="'rollout.steps must have ascending weights, they are %s: sort them and give each "
+                        "weight once'.format([self.map(s, s.weight)])",
+                    )
+                ],
+            },
+        ),
+    ] = None
+    progress_deadline: Annotated[
+        Duration | None,
+        Field(
+            description="In mode Progressive, how long a candidate may be without a ready pod while stable has one, before "
+            "it is rejected. Default 1h."
+        ),
+    ] = None
+    bake_time: Annotated[
+        Duration | None,
+        Field(
+            description="In mode Progressive, how long a candidate with all traffic may still be rolled back by itself, "
+            "before it becomes the stable revision. Default 0s."
+        ),
+    ] = None
+    paused: Annotated[bool | None, Field(description="In mode Progressive, no step is taken while true.")] = None
+    retry_token: Annotated[
+        Token | None, Field(description="Another text than before: rejected revisions are tried once more.")
+    ] = None
+
+
+class Verdict(ApiModel):
+    """Contents that get no traffic, under whatever name."""
+
+    revision: str
+    content_hash: str
+    reason: str
+    evidence: Annotated[Text, Field(description="What was seen, in one sentence with its numbers.")] = ""
+    at: Moment
+    retry_token: Annotated[Token | None, Field(description="spec.rollout.retryToken at that time.")] = None
+
+
+class Outcome(ApiModel):
+    """One line of the history: who became stable, who was rejected."""
+
+    revision: str
+    content_hash: str
+    outcome: Literal["Stable", "Rejected"]
+    at: Moment
+    reason: Annotated[str | None, Field(description="Of a rejection.")] = None
+
+
+class LastCommand(ApiModel):
+    """The answer to the command that was given last by the annotation tuneyard.dev/command."""
+
+    id: Token
+    action: str
+    revision: str | None = None
+    accepted: bool
+    message: Text
+    at: Moment
+
+
+class RolloutStatus(ApiModel):
+    """Where the rollout stands."""
+
+    phase: Phase = "Idle"
+    stable: str | None = None
+    stable_since: Annotated[
+        Moment | None, Field(description="When stable first got all traffic, since it became the stable one.")
+    ] = None
+    candidate: str | None = None
+    weight: Annotated[int | None, Field(description="The candidate's effective weight.")] = None
+    target: Annotated[int | None, Field(description="The candidate's spec weight.")] = None
+    step: Annotated[int | None, Field(description="Index in spec.rollout.steps; their number: past all of them.")] = (
+        None
+    )
+    position: Annotated[str | None, Field(description="The same for people, for example 2/4.")] = None
+    step_started_at: Annotated[
+        Moment | None, Field(description="Since when every gateway serves the step's weight; none: not yet.")
+    ] = None
+    waiting_since: Annotated[
+        Moment | None, Field(description="Since when the candidate has had no ready pod, while stable had one.")
+    ] = None
+    paused: Annotated[bool | None, Field(description="By a command.")] = None
+    allowed: Annotated[
+        dict[str, int] | None,
+        Field(
+            description="Per revision, the weight above which gateways may not go; 0: it has a verdict. One that is "
+            "missing gets its spec weight in mode Manual, and nothing in mode Progressive."
+        ),
+    ] = None
+    verdicts: Annotated[list[Verdict] | None, Field(max_length=MAX_VERDICTS)] = None
+    history: Annotated[list[Outcome] | None, Field(max_length=MAX_HISTORY, description="Oldest first.")] = None
+    last_command: LastCommand | None = None
+
+    def rejects(self, content_hash: str | None) -> Verdict | None:
+        """The verdict on these contents, if there is one."""
+        return next((v for v in self.verdicts or () if v.content_hash == content_hash), None)
+
+
+class StableContents(ApiModel):
+    """Who was stable, by contents."""
+
+    revision: str
+    content_hash: str
+
+
+class RolloutRecord(ApiModel):
+    """What outlives the ModelDeployment and its status: a ConfigMap `<deployment>-verdicts`, key `record.json`."""
+
+    version: Literal[1] = 1
+    deployment: str
+    stable: StableContents | None = None
+    paused: bool | None = None
+    verdicts: list[Verdict] = []
+    history: list[Outcome] = []
+    last_command: LastCommand | None = None

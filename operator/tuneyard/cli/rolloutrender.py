@@ -1,0 +1,74 @@
+"""Views of a rollout as lines and tables for a terminal. Pure: a view in, rich renderables out."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from tuneyard.cli.rolloutview import HistoryView, RolloutView
+from tuneyard.cli.statusrender import duration, section, table
+
+_STYLES = {"Completed": "green", "RolledBack": "red", "Paused": "yellow", "Progressing": "cyan", "Baking": "cyan"}
+
+
+def render_rollout(view: RolloutView) -> RenderableType:
+    """Where it stands, its steps, its verdicts, the answer to the last command."""
+    head = Text.assemble((f"{view.namespace}/{view.name}", "bold"), "  ")
+    head.append(view.phase, style=_STYLES.get(view.phase, ""))
+    head.append(f"  {view.mode}", style="dim")
+    parts: list[RenderableType] = [head, Text(f"stable {_stable(view.stable, view.stable_since)}")]
+    if view.candidate is not None:
+        parts.append(Text(f"candidate {view.candidate}, {view.weight} of {view.target} %{_waits(view)}"))
+    parts.append(Text(view.message))
+    if view.steps:
+        parts.append(_steps(view))
+    if view.verdicts:
+        parts.append(_verdicts(view))
+    if view.last_command is not None:
+        answer = view.last_command
+        word = "done" if answer.accepted else "refused"
+        told = f"last command: {answer.action} {answer.revision or ''}".rstrip()
+        parts += [Text(""), Text(f"{told}, {word} at {answer.at}: {answer.message}")]
+    return Group(*parts)
+
+
+def _stable(name: str | None, since: str | None) -> str:
+    if name is None:
+        return "-"
+    return f"{name} since {since}" if since else name
+
+
+def _waits(view: RolloutView) -> str:
+    if view.paused_by:
+        return f", paused by {view.paused_by}"
+    return f", {duration(view.seconds_left)} to go" if view.seconds_left is not None else ""
+
+
+def _steps(view: RolloutView) -> RenderableType:
+    rows = table("STEP", "WEIGHT", "HOLD", "STATE")
+    for number, step in enumerate(view.steps, 1):
+        style = "bold" if step.state == "now" else "dim" if step.state == "ahead" else ""
+        rows.add_row(str(number), f"{step.weight} %", step.hold or "-", Text(step.state, style=style))
+    return section("Steps", rows)
+
+
+def _verdicts(view: RolloutView) -> RenderableType:
+    rows = table("REJECTED", "REASON", "AT", "EVIDENCE")
+    for verdict in view.verdicts:
+        rows.add_row(verdict.revision, Text(verdict.reason, style="red"), verdict.at, verdict.evidence)
+    return section("Verdicts", rows)
+
+
+def render_history(view: HistoryView) -> RenderableType:
+    """One line a change, the newest last."""
+    head = Text.assemble(
+        (f"{view.namespace}/{view.name}", "bold"), f"  stable {_stable(view.stable, view.stable_since)}"
+    )
+    if not view.outcomes:
+        return Group(head, Text("no rollout by steps and no verdict yet"))
+    rows = table("AT", "REVISION", "BECAME", "CONTENTS", "REASON")
+    for line in view.outcomes:
+        style = "red" if line.outcome == "Rejected" else "green"
+        became = Text(line.outcome.lower(), style=style)
+        rows.add_row(line.at, line.revision, became, line.content_hash, line.reason or "-")
+    return Group(head, section("History", rows))

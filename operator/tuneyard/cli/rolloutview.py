@@ -1,0 +1,127 @@
+"""What `tuneyard rollout status` and `tuneyard history` show, as values. Pure; `now` is an argument.
+
+Rule: it says what the status says, and works out nothing but how long things take still.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.rollout import LastCommand, Outcome, RolloutStatus, Verdict
+from tuneyard.api.schema import seconds
+from tuneyard.planning.timestamps import parsed_time, remaining
+
+
+class StepView(ApiModel):
+    """One step. `state`: done, now or ahead."""
+
+    weight: int
+    hold: str | None = None
+    state: str
+
+
+class RolloutView(ApiModel):
+    """Where a rollout stands."""
+
+    namespace: str
+    name: str
+    mode: str
+    phase: str
+    stable: str | None = None
+    stable_since: str | None = None
+    candidate: str | None = None
+    weight: int | None = None
+    target: int | None = None
+    position: str | None = None
+    seconds_left: int | None = None
+    """Until time alone lets it go on; None: it waits for something else."""
+    paused_by: str | None = None
+    steps: list[StepView] = []
+    message: str = ""
+    """What the Ready condition says."""
+    verdicts: list[Verdict] = []
+    last_command: LastCommand | None = None
+
+
+class HistoryView(ApiModel):
+    """Who was stable and who was rejected, the oldest first."""
+
+    namespace: str
+    name: str
+    stable: str | None = None
+    stable_since: str | None = None
+    outcomes: list[Outcome] = []
+
+
+def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutView:
+    """The rollout of one ModelDeployment."""
+    rollout, spec = deployment.status.rollout or RolloutStatus(), deployment.spec.rollout
+    paused_by = "spec.rollout.paused" if spec and spec.paused else "a command" if rollout.paused else None
+    ready = next((c for c in deployment.status.conditions if c.type == "Ready"), None)
+    return RolloutView(
+        namespace=deployment.metadata.namespace,
+        name=deployment.metadata.name,
+        mode="Progressive" if deployment.spec.progressive else "Manual",
+        phase=rollout.phase,
+        stable=rollout.stable,
+        stable_since=rollout.stable_since,
+        candidate=rollout.candidate,
+        weight=rollout.weight,
+        target=rollout.target,
+        position=rollout.position,
+        seconds_left=_seconds_left(deployment, rollout, now),
+        paused_by=paused_by if deployment.spec.progressive else None,
+        steps=_steps(deployment, rollout),
+        message=ready.message if ready else "no status yet: the operator has not seen it",
+        verdicts=list(rollout.verdicts or ()),
+        last_command=rollout.last_command,
+    )
+
+
+def _steps(deployment: ModelDeploymentResource, rollout: RolloutStatus) -> list[StepView]:
+    spec = deployment.spec.rollout
+    if spec is None or not deployment.spec.progressive:
+        return []
+    at = rollout.step
+
+    def state(number: int) -> str:
+        if at is None or number > at:
+            return "ahead"
+        return "now" if number == at else "done"
+
+    return [StepView(weight=s.weight, hold=s.hold, state=state(n)) for n, s in enumerate(spec.steps or ())]
+
+
+def _seconds_left(deployment: ModelDeploymentResource, rollout: RolloutStatus, now: datetime) -> int | None:
+    spec, since = deployment.spec.rollout, parsed_time(rollout.step_started_at)
+    if spec is None or since is None or rollout.step is None or rollout.phase not in ("Progressing", "Baking"):
+        return None
+    steps = spec.steps or []
+    hold = steps[rollout.step].hold if rollout.step < len(steps) else spec.bake_time
+    return max(0, int(remaining(since, seconds(hold), now))) if hold else None
+
+
+def history_view(deployment: ModelDeploymentResource) -> HistoryView:
+    """The history of one ModelDeployment."""
+    rollout = deployment.status.rollout or RolloutStatus()
+    return HistoryView(
+        namespace=deployment.metadata.namespace,
+        name=deployment.metadata.name,
+        stable=rollout.stable,
+        stable_since=rollout.stable_since,
+        outcomes=list(rollout.history or ()),
+    )
+
+
+def summary(view: RolloutView) -> str | None:
+    """One line for `tuneyard status`; None where nothing goes on that weights do not tell."""
+    if view.mode == "Manual" or view.candidate is None:
+        return None
+    words = f"rollout: {view.candidate} has {view.weight} of {view.target} %"
+    if view.position is not None:
+        words += f", {view.position} steps done"
+    if view.paused_by:
+        return f"{words}, paused by {view.paused_by}"
+    return words

@@ -1,0 +1,334 @@
+"""Where a rollout stands next: who is stable, who is the candidate, how far it may go, and why.
+
+Rules (rollout.md 1 to 5):
+- ceiling: only `allowed` is decided here, never a spec; traffic.effective holds it against the spec and the pods;
+- position: a candidate of which nothing is known begins at step 0. A step's hold counts from when every gateway serves
+  its weight, and begins again when the candidate loses its pods or the rollout is paused. Without stable's pods no step
+  is taken: there is nothing to compare with and nowhere to go back to;
+- verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it;
+- stable: the last revision that got all traffic, held it for bakeTime and had no verdict. What has been stable before
+  needs no steps: going back to it is allowed all along, so gateways do it by themselves, also while no operator runs;
+- order: weight goes down at once and by itself; it goes up by one step a pass, and only after the pods are there.
+- mode Manual: the spec's weights, unless a verdict or the pods are against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import MAX_HISTORY, Outcome, RolloutStatus, Verdict
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.remedies import clipped
+from tuneyard.planning.revisions import cause, is_work
+from tuneyard.planning.rolloutcommands import given, obey
+from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
+from tuneyard.planning.rolloutposition import Position, position
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.traffic import Split, by_claim, choose_stable, effective
+from tuneyard.planning.verdicts import (
+    deadline_left,
+    failure,
+    kept_verdicts,
+    new_verdict,
+    overdue,
+    paused,
+    verdict_on,
+    waiting_since,
+    with_verdict,
+)
+
+Told = tuple[Literal["Normal", "Warning"], Reason, str]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The next status and its split, and what is to be said of it."""
+
+    status: RolloutStatus
+    """Without stableSince, which promotion.py knows."""
+    split: Split
+    problem: Problem | None = None
+    work: Problem | None = None
+    told: tuple[Told, ...] = ()
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is decided on the way to a Decision."""
+
+    status: RolloutStatus
+    situation: Situation
+    position: Position | None = None
+    waiting: float | None = None
+    """Seconds of the candidate's progressDeadline that are left."""
+
+
+def decide(seen: Seen) -> Decision:
+    """What follows from what is seen now."""
+    opened = _opened(seen)
+    obeyed = obey(seen, opened, given(seen), _candidate(seen, opened))
+    if seen.spec.progressive:
+        taken = _progressive(seen, obeyed.status, promote=obeyed.promote)
+    else:
+        taken = _manual(seen, obeyed.status)
+    status = _with_history(seen, taken.status)
+    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
+    status = _weighed(seen, status, split, taken)
+    work = _work(seen, status, split, taken)
+    held = taken.position
+    waits = (held.left if held else None, taken.waiting)
+    return Decision(
+        status=status,
+        split=split,
+        problem=_problem(seen, status, work),
+        work=work,
+        told=tuple(_told(seen, status, taken)),
+        requeue_after=min((w for w in waits if w is not None and w > 0), default=None),
+    )
+
+
+# -- who --------------------------------------------------------------------------------------------------------------
+
+
+def _opened(seen: Seen) -> RolloutStatus:
+    """The status before with the verdicts that still hold and the revision that is stable now."""
+    before = seen.before or RolloutStatus()
+    verdicts = kept_verdicts(seen, list(before.verdicts or ()), before.stable)
+    status = RolloutStatus(
+        stable=before.stable, paused=before.paused, verdicts=verdicts, history=before.history,
+        last_command=before.last_command,
+    )  # fmt: skip
+    rejected = {name: 0 for name in seen.listed if verdict_on(seen, status, name)}
+    return status.model_copy(update={"stable": _stable(seen, before.stable, rejected)})
+
+
+def _stable(seen: Seen, previous: str | None, rejected: dict[str, int]) -> str | None:
+    """The stable revision; while there is none that could be, the one that was, though it is not listed any more."""
+    if not seen.spec.progressive:
+        chosen = choose_stable(seen.spec, previous, seen.ready, rejected)
+        if chosen in rejected:
+            return previous
+        # a name in the status decides for gateways who takes what is withheld: never before something is ready
+        return chosen if chosen == previous or seen.ready[chosen] else None
+    if previous in seen.listed:
+        return previous
+    for name in by_claim(seen.spec, previous, rejected):
+        if name in rejected:
+            break
+        if seen.ready[name]:
+            return name
+        if is_work(cause(seen.states[name])):
+            # it will be there in a moment: who else is ready first does not take its place
+            break
+    return previous
+
+
+def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
+    """The revision that the rollout is about: who has a verdict is the candidate only when nobody else could be."""
+    others = [n for n in seen.listed if n != status.stable and seen.spec.weight_of(n)]
+    free = [n for n in others if verdict_on(seen, status, n) is None]
+    if not seen.spec.progressive:
+        # meant to get most; of equals the one listed last, which is the newest
+        return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
+    climbing = [n for n in free if _allowed_before(seen, n) < 100]
+    return next(iter([*reversed(climbing), *reversed(free), *reversed(others)]), None)
+
+
+def _allowed_before(seen: Seen, revision: str) -> int:
+    allowed = (seen.before.allowed if seen.before else None) or {}
+    return allowed.get(revision, 0)
+
+
+# -- how far ----------------------------------------------------------------------------------------------------------
+
+
+def _manual(seen: Seen, status: RolloutStatus) -> _Step:
+    rejected = {n: 0 for n in seen.listed if verdict_on(seen, status, n)}
+    candidate = _candidate(seen, status)
+    update = {"candidate": candidate, "allowed": rejected or None, "paused": None}
+    status = status.model_copy(update=update)
+    if status.stable is None or status.stable not in seen.listed:
+        refused = candidate is not None and candidate in rejected
+        return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
+    if candidate is not None and candidate in rejected:
+        return _Step(status, Situation.REFUSED)
+    split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
+    whole = seen.spec.weight_of(status.stable) == 100 and split.weights[status.stable] == 100
+    return _Step(status, Situation.SETTLED if whole else Situation.CLIMBING)
+
+
+def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
+    if status.stable is None or status.stable not in seen.listed:
+        candidate = _candidate(seen, status)
+        refused = candidate is not None and verdict_on(seen, status, candidate) is not None
+        known = status.model_copy(update={"candidate": candidate if refused else None})
+        known = known.model_copy(update={"allowed": _allowed(seen, known, None)})
+        return _Step(known, Situation.REFUSED if refused else Situation.UNSERVED)
+    stable = status.stable
+    status = _judged(seen, status, stable)
+    candidate = _candidate(seen, status)
+    status = status.model_copy(update={"candidate": candidate})
+    if candidate is None:
+        return _Step(
+            status.model_copy(update={"allowed": _allowed(seen, status, None), "paused": None}), Situation.SETTLED
+        )
+    if verdict_on(seen, status, candidate) is not None:
+        return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.REFUSED)
+    proven = _proven(seen, status, candidate)
+    held = position(seen, candidate, stable, skips=promote or proven, stopped=paused(seen, status))
+    if held.whole and (promote or proven or not held.left):
+        return _taken_over(seen, status, candidate)
+    since = waiting_since(seen, status, candidate, stable)
+    update = {
+        "allowed": _allowed(seen, status, held),
+        "step": held.step,
+        "position": f"{held.step}/{held.steps}",
+        "step_started_at": held.started,
+        "waiting_since": since,
+    }
+    situation = Situation.PROVING if held.whole else Situation.CLIMBING
+    stopped = paused(seen, status)
+    status = status.model_copy(update=update)
+    return _Step(status, Situation.STOPPED if stopped else situation, held, deadline_left(seen, since))
+
+
+def _judged(seen: Seen, status: RolloutStatus, stable: str) -> RolloutStatus:
+    """With a verdict on each candidate that has failed: who comes next is held against the same stable revision."""
+    for _ in seen.listed:
+        candidate = _candidate(seen, status)
+        if candidate is None or verdict_on(seen, status, candidate) is not None:
+            break
+        since = waiting_since(seen, status, candidate, stable)
+        why = failure(seen, candidate, stable) or overdue(seen, candidate, since)
+        verdict = new_verdict(seen, candidate, why) if why else None
+        if verdict is None:
+            break
+        status = status.model_copy(update={"verdicts": with_verdict(list(status.verdicts or ()), verdict)})
+    return status
+
+
+def _taken_over(seen: Seen, status: RolloutStatus, candidate: str) -> _Step:
+    """The candidate is stable. The one before it may have its weight back at any time, without steps."""
+    status = status.model_copy(update={"stable": candidate, "candidate": None, "paused": None})
+    status = _with_history(seen, status)
+    return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.SETTLED)
+
+
+def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[str, int]:
+    """Who may have how much. Not named, so that it begins anew: what the spec gives nothing, and was never stable."""
+    allowed: dict[str, int] = {}
+    for name in seen.listed:
+        before = _allowed_before(seen, name)
+        if name == status.stable:
+            continue
+        if verdict_on(seen, status, name) is not None:
+            allowed[name] = 0
+        elif held is not None and name == status.candidate:
+            allowed[name] = held.limit
+        elif _proven(seen, status, name):
+            allowed[name] = 100
+        elif before and seen.spec.weight_of(name):
+            allowed[name] = before
+    return allowed
+
+
+def _proven(seen: Seen, status: RolloutStatus, revision: str) -> bool:
+    """Whether these contents have been stable before, and were not rejected since."""
+    found = seen.hashes[revision]
+    last = next((o.outcome for o in reversed(status.history or ()) if o.content_hash == found), None)
+    return last == "Stable"
+
+
+def _with_history(seen: Seen, status: RolloutStatus) -> RolloutStatus:
+    """The history with what is new: a verdict, and in mode Progressive a stable revision."""
+    history = list(status.history or ())
+    known: list[Verdict] = list((seen.before.verdicts if seen.before else None) or ())
+    for verdict in reversed(status.verdicts or ()):
+        line = Outcome(
+            revision=verdict.revision, content_hash=verdict.content_hash, outcome="Rejected", at=verdict.at,
+            reason=verdict.reason,
+        )  # fmt: skip
+        if verdict not in known and line not in history:
+            history.append(line)
+    stable = status.stable if seen.spec.progressive and status.stable in seen.listed else None
+    found = seen.hashes[stable] if stable else None
+    last = next((o.content_hash for o in reversed(history) if o.outcome == "Stable"), None)
+    if stable and found and found != last:
+        history.append(Outcome(revision=stable, content_hash=found, outcome="Stable", at=seen.stamp))
+    return status.model_copy(update={"history": history[-MAX_HISTORY:] or None, "verdicts": status.verdicts or None})
+
+
+# -- what is said -----------------------------------------------------------------------------------------------------
+
+
+def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> RolloutStatus:
+    candidate = status.candidate
+    if taken.situation is Situation.UNSERVED:
+        return status.model_copy(update={"phase": "Idle", "candidate": None})
+    update = {
+        "phase": PHASE_IN[taken.situation],
+        "weight": split.weights[candidate] if candidate else None,
+        "target": seen.spec.weight_of(candidate) if candidate else None,
+    }
+    return status.model_copy(update=update)
+
+
+def _problem(seen: Seen, status: RolloutStatus, work: Problem | None) -> Problem | None:
+    """A revision that the spec gives weight and that has a verdict, unless another one is on its way."""
+    listed = [status.candidate, *seen.listed] if status.candidate else seen.listed
+    for name in listed if work is None else ():
+        verdict = verdict_on(seen, status, name) if seen.spec.weight_of(name) else None
+        if verdict is not None:
+            serves = (
+                f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed to serve"
+            )
+            words = f"{name} is rejected ({verdict.reason}: {verdict.evidence}); {serves}"
+            return Problem(Reason.CANDIDATE_REJECTED, clipped(words, 900))
+    return None
+
+
+def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Problem | None:
+    """What the rollout waits for; a candidate that has what the spec gives it waits for nothing."""
+    candidate, held = status.candidate, taken.position
+    if candidate is None or held is None:
+        return None
+    has = f"{candidate} has {split.weights[candidate]} of {status.target} %"
+    if taken.situation is Situation.STOPPED:
+        by = "spec.rollout.paused" if seen.rollout.paused else "a command"
+        return Problem(Reason.PAUSED, f"{has}, paused by {by}")
+    if taken.situation is Situation.PROVING:
+        return Problem(Reason.BAKING, f"{has}; {status.stable} stays the way back until {held.until}")
+    if split.weights[candidate] == status.target and not held.goes_on:
+        return None
+    until = f", until {held.until}" if held.until else ""
+    return Problem(Reason.PROGRESSING, f"{has}, step {min(held.step + 1, held.steps)} of {held.steps}{until}")
+
+
+def _told(seen: Seen, status: RolloutStatus, taken: _Step) -> Iterator[Told]:
+    before = seen.before or RolloutStatus()
+    answer = status.last_command
+    if answer is not None and answer != before.last_command:
+        words = f"{answer.action} {answer.revision or ''}".strip() + f": {answer.message}"
+        if answer.accepted:
+            yield "Normal", Reason.COMMAND_ACCEPTED, words
+        else:
+            yield "Warning", Reason.COMMAND_REFUSED, words
+    if taken.position is not None and taken.position.completed:
+        yield "Normal", Reason.STEP_COMPLETED, f"{status.candidate}: {taken.position.completed}"
+    step = transition(before.phase if seen.before else None, taken.situation)
+    refused = taken.situation is Situation.REFUSED
+    if step is None or step.event is None or not (seen.spec.progressive or refused):
+        return
+    if refused:
+        verdict = verdict_on(seen, status, status.candidate) if status.candidate else None
+        yield (
+            "Warning",
+            step.event,
+            clipped(f"{status.candidate} gets no traffic: {verdict.evidence if verdict else ''}"),
+        )
+    else:
+        yield "Normal", step.event, f"{status.candidate}: {step.words}"

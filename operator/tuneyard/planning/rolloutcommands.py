@@ -1,0 +1,196 @@
+"""Commands for people in a hurry: the annotation tuneyard.dev/command, `{"id", "action", "revision"}`.
+
+Rules:
+- a command is carried out once: its effect and the acknowledgement by its id are written in one status. Which id was
+  last is in the record too, so that a lost status or a re-created object does not bring an old command back;
+- one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes;
+- promote climbs to the spec weight and never above it; nothing goes against spec.rollout.paused, which stands in Git.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import LastCommand, RolloutStatus
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.remedies import clipped
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.verdicts import failure, new_verdict, verdict_on, with_verdict
+
+_LIMIT = 63
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the annotation asks for. `problem`: why it cannot be read."""
+
+    id: str
+    action: str
+    revision: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Obeyed:
+    """The status after the command. `promote`: the candidate is to have its spec weight, and bakes no longer."""
+
+    status: RolloutStatus
+    promote: bool = False
+
+
+class _RefusedError(Exception):
+    """Why a command does not fit."""
+
+
+def given(seen: Seen) -> Command | None:
+    """The command that was not answered yet."""
+    text = seen.deployment.metadata.annotations.get(names.ANNOTATION_COMMAND)
+    if not text:
+        return None
+    command = parsed_command(text)
+    last = seen.before.last_command if seen.before else None
+    return None if last is not None and last.id == command.id else command
+
+
+def parsed_command(text: str) -> Command:
+    """The command in an annotation; one that cannot be read is known by the hash of its text."""
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = None
+    unread = Command(names.short_hash(text), "?", problem='write {"id": "...", "action": "...", "revision": "..."}')
+    if not isinstance(found, Mapping):
+        return unread
+    parts = {key: found.get(key) for key in ("id", "action", "revision")}
+    if not all(value is None or isinstance(value, str) for value in parts.values()):
+        return unread
+    if not parts["id"] or not parts["action"] or any(len(v) > _LIMIT for v in parts.values() if v):
+        return unread
+    return Command(parts["id"], parts["action"], parts["revision"] or None)
+
+
+def obey(seen: Seen, status: RolloutStatus, command: Command | None, candidate: str | None) -> Obeyed:
+    """Carry the command out, or refuse it. `candidate`: the one that it may be about now."""
+    if command is None:
+        return Obeyed(status)
+    action = _ACTIONS.get(command.action)
+    try:
+        if command.problem or action is None:
+            raise _RefusedError(command.problem or f"there is no action {command.action}: {', '.join(_ACTIONS)}")
+        done, words = action(seen, status, command, candidate)
+    except _RefusedError as refusal:
+        answered = _answer(seen, command, str(refusal), accepted=False)
+        return Obeyed(status.model_copy(update={"last_command": answered}))
+    answered = _answer(seen, command, words, accepted=True)
+    return Obeyed(done.model_copy(update={"last_command": answered}), promote=command.action == "promote")
+
+
+def _answer(seen: Seen, command: Command, words: str, *, accepted: bool) -> LastCommand:
+    return LastCommand(
+        id=command.id,
+        action=command.action,
+        revision=command.revision,
+        accepted=accepted,
+        message=clipped(words),
+        at=seen.stamp,
+    )
+
+
+_Done = tuple[RolloutStatus, str]
+
+
+def _abort(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:
+    revision = _named(command, candidate)
+    if status.stable is None:
+        raise _RefusedError(f"no revision is stable yet: nothing would serve instead of {revision}")
+    if verdict_on(seen, status, revision) is not None:
+        raise _RefusedError(f"{revision} is rejected already")
+    verdict = new_verdict(seen, revision, Problem(Reason.ABORTED, f"ended by command {command.id}"))
+    if verdict is None:
+        raise _RefusedError(f"{revision} names something that does not exist: it gets no traffic anyway")
+    verdicts = with_verdict(list(status.verdicts or ()), verdict)
+    return status.model_copy(update={"verdicts": verdicts}), f"{revision} is rejected and gets no traffic"
+
+
+def _promote(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:
+    revision = _named(command, candidate)
+    _must_be_progressive(seen)
+    if seen.rollout.paused:
+        raise _RefusedError("spec.rollout.paused is true: set it to false first")
+    if verdict_on(seen, status, revision) is not None:
+        raise _RefusedError(f"{revision} is rejected: retry it first")
+    if not seen.ready[revision]:
+        raise _RefusedError(f"{revision} has no ready pod")
+    words = f"{revision} gets its spec weight, {seen.spec.weight_of(revision)} %"
+    return status.model_copy(update={"paused": None}), words
+
+
+def _pause(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:
+    _must_be_progressive(seen)
+    revision = _matching(command, candidate)
+    if revision is None:
+        raise _RefusedError("no rollout is under way")
+    return status.model_copy(update={"paused": True}), f"{revision} stays where it is"
+
+
+def _resume(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:
+    _must_be_progressive(seen)
+    _matching(command, candidate)
+    if seen.rollout.paused:
+        raise _RefusedError("spec.rollout.paused is true: set it to false instead")
+    if not status.paused:
+        raise _RefusedError("the rollout is not paused")
+    return status.model_copy(update={"paused": None}), "steps are taken again"
+
+
+def _retry(seen: Seen, status: RolloutStatus, command: Command, _candidate: str | None) -> _Done:
+    revision = command.revision
+    if revision is None:
+        raise _RefusedError("name the revision that is to be tried once more")
+    if revision not in seen.listed:
+        raise _RefusedError(f"{revision} is not in spec.revisions ({', '.join(seen.listed)})")
+    verdict = verdict_on(seen, status, revision)
+    if verdict is None:
+        raise _RefusedError(f"{revision} is not rejected")
+    still = failure(seen, revision, status.stable) if status.stable in seen.listed and status.stable else None
+    if still is not None and seen.spec.progressive:
+        raise _RefusedError(f"{revision} still fails ({still.reason.value}: {still.message}): mend that first")
+    left = [v for v in status.verdicts or () if v is not verdict]
+    return status.model_copy(update={"verdicts": left}), f"{revision} begins again"
+
+
+def _must_be_progressive(seen: Seen) -> None:
+    if not seen.spec.progressive:
+        raise _RefusedError("spec.rollout.mode is Manual: weights are the spec's, edit spec.traffic")
+
+
+def _matching(command: Command, candidate: str | None) -> str | None:
+    """The candidate, which a command that names a revision must mean."""
+    if command.revision is not None and command.revision != candidate:
+        now = f"the candidate is {candidate}" if candidate else "there is no candidate now"
+        raise _RefusedError(f"the command means {command.revision}, and {now}")
+    return candidate
+
+
+def _named(command: Command, candidate: str | None) -> str:
+    """The candidate, which the command must name."""
+    if command.revision is None:
+        raise _RefusedError("name the revision that is meant")
+    found = _matching(command, candidate)
+    if found is None:
+        raise _RefusedError("there is no candidate now")
+    return found
+
+
+_ACTIONS: Mapping[str, Callable[[Seen, RolloutStatus, Command, str | None], _Done]] = {
+    "abort": _abort,
+    "promote": _promote,
+    "pause": _pause,
+    "resume": _resume,
+    "retry": _retry,
+}

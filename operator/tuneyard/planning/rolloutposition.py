@@ -1,0 +1,91 @@
+"""How far up the steps a candidate is, and when it may go on. Times are those of the status and of the observation.
+
+Rules:
+- the position is what the status says was allowed; steps that were edited since are looked up by weight, downwards;
+- a hold begins when every gateway says that it serves the step's weight. A candidate without a ready pod, a pause or
+  another spec weight let it begin again;
+- a step is taken only below the spec weight, while stable has a ready pod, and one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from tuneyard.api.rollout import Step
+from tuneyard.api.schema import seconds
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a candidate is."""
+
+    step: int
+    """Index of its step; `steps`: past all of them."""
+    steps: int
+    limit: int
+    """What it may have."""
+    started: str | None
+    """Since when every gateway serves that."""
+    left: float | None = None
+    """Seconds that it has to stay; None: nothing ends by time alone."""
+    until: str | None = None
+    whole: bool = False
+    """It is past all steps and has all traffic; `left` is what is left of bakeTime."""
+    goes_on: bool = False
+    """There is more for it to get."""
+    completed: str = ""
+    """The step that was completed just now, in words."""
+
+
+def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool) -> Position:
+    """Where the candidate is now. `skips`: it needs no steps; `stopped`: it must not go on."""
+    steps, before = seen.rollout.steps or [], seen.before
+    same = before is not None and before.candidate == candidate
+    allowed = ((before.allowed if before else None) or {}).get(candidate, 0)
+    known = before.step if before is not None and same else None
+    step = len(steps) if skips else current_step(steps, allowed, known)
+    target = seen.spec.weight_of(candidate)
+    limit = _limit(steps, step)
+    unchanged = same and known == step and before is not None and min(limit, before.target or 0) == min(limit, target)
+    started = before.step_started_at if before is not None and unchanged else None
+    if stopped or not seen.ready[candidate]:
+        started = None
+    elif started is None and unchanged and seen.confirmed.get(candidate) == min(limit, target):
+        started = seen.stamp
+    return _moved(seen, steps, Position(step, len(steps), limit, started), target, stable)
+
+
+def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
+    """Index of the step at which a candidate is that was allowed so much; `known`: what the status calls it."""
+    if known is not None and known < len(steps) and steps[known].weight == allowed:
+        return known
+    if allowed == 100:
+        return len(steps)
+    return max(0, sum(s.weight <= allowed for s in steps) - 1)
+
+
+def _limit(steps: Sequence[Step], step: int) -> int:
+    return steps[step].weight if step < len(steps) else 100
+
+
+def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable: str) -> Position:
+    """The position after the time that has passed."""
+    past = at.step >= len(steps)
+    goes_on = not past and (at.limit < target or target == 100)
+    since = parsed_time(at.started)
+    if since is None:
+        return Position(at.step, at.steps, at.limit, None, goes_on=goes_on)
+    stays = (seen.rollout.bake_time if past else steps[at.step].hold) or "0s"
+    left = max(0.0, remaining(since, seconds(stays), seen.now))
+    until = rfc3339(since + timedelta(seconds=seconds(stays)))
+    whole = past and target == 100
+    if whole or (goes_on and left > 0):
+        return Position(at.step, at.steps, at.limit, at.started, left, until, whole=whole, goes_on=goes_on)
+    if not goes_on or not seen.ready[stable]:
+        return Position(at.step, at.steps, at.limit, at.started, goes_on=goes_on)
+    words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {stays}"
+    return Position(at.step + 1, at.steps, _limit(steps, at.step + 1), None, goes_on=True, completed=words)

@@ -1,0 +1,51 @@
+"""What the rollout's decisions are made from: one deployment, its revisions, and what gateways serve of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.planning.revisions import RevisionState
+from tuneyard.planning.timestamps import rfc3339
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One deployment at one moment."""
+
+    deployment: ModelDeploymentResource
+    before: RolloutStatus | None
+    """Where it stood: from its status, else what is left of it in the record; None: nobody knows of it yet."""
+    states: Mapping[str, RevisionState]
+    hashes: Mapping[str, str | None]
+    """Per revision, see contents.content_hash."""
+    ready: Mapping[str, int]
+    """Ready endpoints per revision."""
+    confirmed: Mapping[str, int]
+    """Per revision, the weight that the stored status gives it, where every gateway says that it serves just that."""
+    now: datetime
+    on_demand: frozenset[str] = frozenset()
+    """Revisions that are loaded when somebody asks for them; see idling.py."""
+
+    @property
+    def spec(self) -> ModelDeploymentSpec:
+        """Its spec."""
+        return self.deployment.spec
+
+    @property
+    def rollout(self) -> RolloutSpec:
+        """spec.rollout."""
+        return self.spec.rollout or RolloutSpec()
+
+    @property
+    def listed(self) -> list[str]:
+        """Names of its revisions, in their order."""
+        return [r.name for r in self.spec.revisions]
+
+    @property
+    def stamp(self) -> str:
+        """The moment as text."""
+        return rfc3339(self.now)

@@ -1,0 +1,135 @@
+"""Verdicts: which contents get no traffic, when one is given, and when it is dropped.
+
+Rules (rollout.md 3):
+- a verdict is keyed by contents; it goes only with new contents, with the revision, or when it is tried once more
+  (another spec.rollout.retryToken, or the command retry). The stable revision is never under one;
+- what is given here needs no statistics: a candidate's own pods that keep crashing, files or an engine that refuse its
+  adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room, a source that does not
+  answer, a shared pool that restarts) only counts towards the deadline;
+- the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
+- contents that are not known (an object is missing) neither get a verdict nor lose one.
+"""
+
+from __future__ import annotations
+
+from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
+from tuneyard.api.schema import seconds
+from tuneyard.planning.observations import Problem, problem_of
+from tuneyard.planning.remedies import clipped
+from tuneyard.planning.revisions import cause
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.timestamps import parsed_time, remaining
+
+PROGRESS_DEADLINE = "1h"
+
+REFUSED_FILES = frozenset(
+    {
+        Reason.INVALID_CONFIG,
+        Reason.UNSUPPORTED_ADAPTER,
+        Reason.RANK_TOO_HIGH,
+        Reason.ALPHA_ZERO,
+        Reason.NOT_SAFETENSORS,
+        Reason.CORRUPT_WEIGHTS,
+        Reason.UNEXPECTED_TENSOR,
+        Reason.SHAPE_MISMATCH,
+        Reason.UNSUPPORTED_DTYPE,
+        Reason.NON_FINITE_VALUES,
+        Reason.DIGEST_MISMATCH,
+        Reason.LOAD_REFUSED,
+        Reason.CANNOT_GENERATE,
+    }
+)
+"""What a pod says of contents that will be no better on another one."""
+
+
+def kept_verdicts(seen: Seen, verdicts: list[Verdict], stable: str | None) -> list[Verdict]:
+    """Those of the verdicts that still hold, the newest first."""
+    others = [name for name in seen.listed if name != stable]
+    known = {seen.hashes[name] for name in others}
+    unknown = {name for name in others if seen.hashes[name] is None}
+    token = seen.rollout.retry_token
+    return [
+        v
+        for v in verdicts
+        if (v.content_hash in known or v.revision in unknown) and (not token or token == v.retry_token)
+    ]
+
+
+def verdict_on(seen: Seen, status: RolloutStatus, revision: str) -> Verdict | None:
+    """The verdict on a revision: on its contents, or while these are not known on its name."""
+    if revision == status.stable:
+        return None
+    found = seen.hashes[revision]
+    if found is not None:
+        return status.rejects(found)
+    return next((v for v in status.verdicts or () if v.revision == revision), None)
+
+
+def new_verdict(seen: Seen, revision: str, why: Problem) -> Verdict | None:
+    """A verdict on what the revision serves; None while nobody knows what that is."""
+    found = seen.hashes[revision]
+    if found is None:
+        return None
+    return Verdict(
+        revision=revision,
+        content_hash=found,
+        reason=why.reason.value,
+        evidence=clipped(why.message),
+        at=seen.stamp,
+        retry_token=seen.rollout.retry_token,
+    )
+
+
+def with_verdict(verdicts: list[Verdict], verdict: Verdict) -> list[Verdict]:
+    """The verdicts and this one in place of an older one on the same contents."""
+    others = [v for v in verdicts if v.content_hash != verdict.content_hash]
+    return [verdict, *others][:MAX_VERDICTS]
+
+
+def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
+    """What shows at once that the revision cannot serve."""
+    state = seen.states[revision]
+    crashing = problem_of(state.pods) if state.pool != seen.states[stable].pool else None
+    if crashing is not None and crashing.reason is Reason.ENGINE_CRASHED:
+        return crashing
+    if seen.ready[revision] or not seen.ready[stable]:
+        return None
+    why = cause(state)
+    return why if why.reason in REFUSED_FILES else None
+
+
+def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:
+    """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
+    if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
+        return None
+    before = seen.before
+    known = before.waiting_since if before is not None and before.candidate == revision else None
+    return known or seen.stamp
+
+
+def paused(seen: Seen, status: RolloutStatus) -> bool:
+    """Whether no step may be taken."""
+    return bool(seen.rollout.paused or status.paused)
+
+
+def deadline_left(seen: Seen, since: str | None) -> float | None:
+    """Seconds of progressDeadline that are left; None while it does not run."""
+    moment = parsed_time(since)
+    return None if moment is None else remaining(moment, seconds(_deadline(seen)), seen.now)
+
+
+def overdue(seen: Seen, revision: str, since: str | None) -> Problem | None:
+    """The deadline, when it is over."""
+    left = deadline_left(seen, since)
+    if left is None or left > 0:
+        return None
+    why = cause(seen.states[revision])
+    words = (
+        f"no ready pod since {since}, longer than progressDeadline {_deadline(seen)} ({why.reason.value}: {why.message}"
+    )
+    return Problem(Reason.PROGRESS_DEADLINE_EXCEEDED, clipped(words.rstrip(". ")) + ")")
+
+
+def _deadline(seen: Seen) -> str:
+    return seen.rollout.progress_deadline or PROGRESS_DEADLINE

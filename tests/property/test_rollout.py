@@ -1,0 +1,166 @@
+"""The rules of rollout.md over random histories: edits, pods that come and go, verdicts, commands, lost status, time.
+
+Whatever happens and in whichever order operator and gateways look: no candidate above its spec weight or above its
+step, no weight without pods, nothing for who has a verdict, and a verdict that outlives everything but what clears it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.toyworld.rollouts import GATEWAYS, RolloutWorld
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.contents import content_hashes
+from tuneyard.planning.revisions import revision_states
+
+NAMES = ["v1", "v2", "v3"]
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "25"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens next."""
+
+    words: str
+    run: Callable[[RolloutWorld], object] = field(repr=False)
+
+
+def edit(weights: list[int], listed: int) -> Step:
+    names = NAMES[:listed]
+    cut = sorted(min(w, 100) for w in weights[: listed - 1])
+    shares = [b - a for a, b in zip([0, *cut], [*cut, 100], strict=True)]
+    traffic = dict(zip(names, shares, strict=True))
+    return Step(f"traffic {traffic}", lambda w: w.spec(traffic))
+
+
+weight = st.sampled_from([0, 0, 1, 5, 10, 50, 99, 100])
+edits = st.builds(edit, st.lists(weight, min_size=2, max_size=2), st.integers(2, 3))
+tokens = st.sampled_from(["", "a", "b"]).map(
+    lambda t: Step(f"token {t!r}", lambda w: w.spec(traffic_of(w), retryToken=t or None))
+)
+pauses = st.booleans().map(lambda p: Step(f"paused {p}", lambda w: w.spec(traffic_of(w), paused=p or None)))
+modes = st.sampled_from(["Manual", "Progressive"]).map(
+    lambda m: Step(f"mode {m}", lambda w: w.spec(traffic_of(w), mode=m))
+)
+bakes = st.sampled_from(["0s", "30m"]).map(lambda b: Step(f"bake {b}", lambda w: w.spec(traffic_of(w), bakeTime=b)))
+pods = st.tuples(st.sampled_from(NAMES), st.booleans()).map(
+    lambda p: Step(f"{p[0]} ready {p[1]}", lambda w: w.ready.update({p[0]: p[1]}))
+)
+breaks = st.sampled_from(NAMES[1:]).map(
+    lambda n: Step(f"{n} cannot be loaded", lambda w: w.broken.update({n: Reason.LOAD_REFUSED}))
+)
+mends = st.sampled_from(NAMES[1:]).map(lambda n: Step(f"{n} can be loaded", lambda w: w.broken.pop(n, None)))
+commands = st.tuples(
+    st.sampled_from(["abort", "promote", "pause", "resume", "retry"]), st.sampled_from(NAMES), st.integers(0, 99)
+).map(lambda c: Step(f"{c[0]} {c[1]}", lambda w: w.command(c[0], c[1], id_=str(c[2]))))
+losses = st.sampled_from(
+    [Step("status lost", RolloutWorld.lose_status), Step("deleted and created again", RolloutWorld.recreate)]
+)
+waits = st.sampled_from([0.5, 5, 10, 21, 61]).map(lambda m: Step(f"{m} min pass", lambda w: w.wait(m)))
+passes = st.booleans().map(lambda c: Step("a pass" + " that crashes" * c, lambda w: w.reconcile(crash=c)))
+looks = st.sampled_from(GATEWAYS).map(lambda g: Step(f"{g} looks", lambda w: w.gateway(g)))
+calm = st.just(Step("calm", RolloutWorld.settle))
+anything = st.one_of(
+    edits, edits, pods, pods, breaks, mends, commands, losses, waits, waits, passes, passes, looks, calm, calm, tokens,
+    pauses, modes, bakes,
+)  # fmt: skip
+
+
+def traffic_of(world: RolloutWorld) -> dict[str, int]:
+    return {r.name: world.now.spec.weight_of(r.name) for r in world.now.spec.revisions}
+
+
+def hashes(world: RolloutWorld) -> dict[str, str | None]:
+    return content_hashes(revision_states(world.situation().deployment(), world.now))
+
+
+def rules_hold(world: RolloutWorld) -> None:
+    """What is true of the status, and of a gateway that has seen just this status, at every moment."""
+    view = RolloutWorld.gateway
+    served = dict(world.views)
+    view(world, "now")
+    routes = world.views["now"]
+    world.views = served
+    spec, status = world.now.spec, world.status
+    assert sum(routes.weights.values()) + routes.unserved == 100
+    stable = status.stable if status.stable in routes.weights else None
+    for route in routes.revisions:
+        assert not route.weight or route.endpoints, f"weight on {route.name}, which no pod serves"
+        if stable is None or route.name == stable:
+            continue
+        assert spec.progressive or route.weight <= spec.weight_of(route.name) or spec.weight_of(route.name) == 100
+        if spec.progressive:
+            assert route.weight <= spec.weight_of(route.name), "a candidate above its spec weight"
+            assert route.weight <= (status.allowed or {}).get(route.name, 0), "a candidate above its step"
+    for name, limit in (status.allowed or {}).items():
+        assert limit or not routes.weights.get(name, 0), "a rejected revision gets traffic"
+    if world.now.status.rollout is None and spec.progressive:
+        beside = [n for n, w in routes.weights.items() if w and spec.weight_of(n) == 100]
+        assert not beside or len(spec.revisions) == 1, "the spec weight without a position"
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(anything, max_size=40))
+def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
+    world = RolloutWorld()
+    for step in history:
+        before = {v.content_hash for v in world.status.verdicts or ()}
+        stored = world.now.status.rollout
+        step.run(world)
+        rules_hold(world)
+        now = {v.content_hash for v in world.status.verdicts or ()}
+        if step.words in ("calm", "a pass") and stored is not None:
+            cleared = "retry" in str(world.now.metadata.annotations) or world.rollout.get("retryToken")
+            listed = {h for n, h in hashes(world).items() if n != world.status.stable}
+            assert cleared or (before & listed) <= now, "a verdict went by itself"
+    world.settle()
+    rules_hold(world)
+    for _ in range(40):
+        if world.plan.requeue_after is None:
+            break
+        world.wait(world.plan.requeue_after / 60)
+        world.settle()
+        rules_hold(world)
+    assert world.plan.requeue_after is None, "time goes on asking for passes"
+    last = world.reconcile()
+    assert (last.actions, last.events) == ((), ())
+    assert last.status == world.now.status
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.one_of(pods, losses, waits, passes, looks, calm, pauses, bakes, mends), max_size=30))
+def test_a_rejected_revision_stays_off_whatever_is_lost(history):
+    world = RolloutWorld()
+    world.broken["v2"] = Reason.LOAD_REFUSED
+    world.spec({"v1": 0, "v2": 100})
+    world.settle()
+    del world.broken["v2"]
+    world.ready["v2"] = True
+    for step in history:
+        step.run(world)
+        for name in GATEWAYS:
+            world.gateway(name)
+            assert world.views[name].weights["v2"] == 0
+    world.settle()
+    assert [v.revision for v in world.status.verdicts or ()] == ["v2"]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.one_of(pods, losses, waits, passes, looks), max_size=25))
+def test_a_good_candidate_takes_over_in_the_end(history):
+    world = RolloutWorld(rollout={"mode": "Progressive", "steps": [{"weight": 5, "hold": "5m"}, {"weight": 50}]})
+    world.ready["v2"] = True
+    world.spec({"v1": 0, "v2": 100})
+    for step in history:
+        step.run(world)
+    world.ready |= {"v1": True, "v2": True}
+    for _ in range(10):
+        world.settle()
+        world.wait(6)
+    rejected = [v.reason for v in world.status.verdicts or ()]
+    assert world.status.stable == "v2" or rejected == ["ProgressDeadlineExceeded"]

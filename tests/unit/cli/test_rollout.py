@@ -1,0 +1,73 @@
+"""`tuneyard rollout status` and `tuneyard history` at 80 and 120 columns, and which revision a command means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
+from tests.unit.cli.test_status_render import compare, shown
+from tuneyard.api.reasons import Reason
+from tuneyard.cli.rollout import meant
+from tuneyard.cli.rolloutrender import render_history, render_rollout
+from tuneyard.cli.rolloutview import history_view, rollout_view, summary
+
+
+def rolled_back() -> RolloutWorld:
+    world = canary()
+    later(world, 2)
+    world.command("abort", "v2")
+    world.settle()
+    return world
+
+
+def paused() -> RolloutWorld:
+    world = canary()
+    world.command("pause")
+    world.settle()
+    return world
+
+
+def climbing() -> RolloutWorld:
+    world = canary()
+    later(world, 5)
+    world.wait(4)
+    return world
+
+
+CASES = {"climbing": climbing, "rolled-back": rolled_back, "paused": paused, "baking": lambda: finished(bakeTime="1h")}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("case", CASES)
+def test_rollout_status(case: str, width: int) -> None:
+    world = CASES[case]()
+    view = rollout_view(world.now, world.clock)
+    compare(f"rollout-{case}-{width}", shown(render_rollout(view), width))
+
+
+def test_history() -> None:
+    world = finished()
+    world.broken["v3"] = Reason.LOAD_REFUSED
+    world.spec({"v1": 0, "v2": 0, "v3": 100})
+    world.settle()
+    compare("history-100", shown(render_history(history_view(world.now)), 100))
+    manual = RolloutWorld(rollout={})
+    assert "no rollout by steps" in shown(render_history(history_view(manual.now)), 80)
+
+
+def test_the_line_in_the_status() -> None:
+    world = climbing()
+    assert summary(rollout_view(world.now, world.clock)) == "rollout: v2 has 25 of 100 %, 1/2 steps done"
+    told = summary(rollout_view(paused().now, world.clock))
+    assert told == "rollout: v2 has 5 of 100 %, 0/2 steps done, paused by a command"
+    assert summary(rollout_view(RolloutWorld(rollout={}).now, world.clock)) is None
+
+
+@pytest.mark.parametrize(
+    ("world", "action", "revision"),
+    [(climbing, "abort", "v2"), (rolled_back, "retry", "v2"), (RolloutWorld, "abort", None), (climbing, "retry", "v2")],
+)
+def test_the_revision_that_is_meant(world: Any, action: str, revision: str | None) -> None:
+    assert meant(world().now, action) == revision

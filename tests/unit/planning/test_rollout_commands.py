@@ -1,0 +1,119 @@
+"""Commands for a rollout, and the table of its phases."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import stamp
+from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, reasons, rejected
+from tuneyard.api import names
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.rolloutphases import PHASE_IN, TRANSITIONS
+
+
+def answer(world: RolloutWorld) -> tuple[bool, str]:
+    world.settle()
+    found = world.status.last_command
+    assert found is not None
+    return found.accepted, found.message
+
+
+def test_abort_is_carried_out_once():
+    world = canary()
+    world.command("abort", "v2")
+    assert answer(world) == (True, "v2 is rejected and gets no traffic")
+    assert (rejected(world), world.weights) == ([("v2", "Aborted")], {"v1": 100})
+    world.spec(WHOLE, retryToken="again")
+    world.settle()
+    assert world.weights == {"v1": 95, "v2": 5}, "the annotation is still there"
+    for trouble in (world.lose_status, world.recreate):
+        trouble()
+        world.settle()
+        assert world.weights == {"v1": 95, "v2": 5}
+
+
+def test_promote_climbs_to_the_spec_weight_and_not_above():
+    world = canary({"v1": 60, "v2": 40})
+    world.command("promote", "v2")
+    assert answer(world) == (True, "v2 gets its spec weight, 40 %")
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.spec(WHOLE, bakeTime="1h")
+    world.settle()
+    assert world.status.phase == "Baking"
+    world.command("promote", "v2", id_="two")
+    world.settle()
+    assert (world.status.phase, world.status.stable) == ("Completed", "v2")
+
+
+def test_pause_and_resume():
+    world = canary()
+    world.command("pause")
+    assert answer(world)[0]
+    later(world, 60)
+    assert (world.status.phase, world.status.step) == ("Paused", 0)
+    world.recreate()
+    world.settle()
+    assert world.status.phase == "Paused", "a forced sync does not resume"
+    world.command("resume", "v2", id_="two")
+    assert answer(world)[0]
+    assert (world.status.phase, world.status.step_started_at) == ("Progressing", stamp(60))
+
+
+@pytest.mark.parametrize(
+    ("action", "revision", "words"),
+    [
+        ("abort", "v3", "the command means v3, and the candidate is v2"),
+        ("abort", None, "name the revision"),
+        ("promote", "v1", "the candidate is v2"),
+        ("resume", None, "is not paused"),
+        ("retry", "v2", "v2 is not rejected"),
+        ("retry", "v9", "not in spec.revisions (v1, v2)"),
+        ("retry", None, "name the revision"),
+        ("explode", "v2", "there is no action explode"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(action: str, revision: str | None, words: str):
+    world = canary()
+    world.command(action, revision)
+    accepted, message = answer(world)
+    assert not accepted
+    assert words in message
+    assert world.weights == {"v1": 95, "v2": 5}
+    assert "CommandRefused" in reasons(world)
+
+
+def test_nothing_goes_against_a_pause_in_the_spec_and_manual_has_no_steps():
+    world = canary(paused=True)
+    for number, action in enumerate(("promote", "resume")):
+        world.command(action, "v2", id_=str(number))
+        assert "spec.rollout.paused" in answer(world)[1]
+    manual = RolloutWorld(rollout={})
+    manual.ready["v2"] = True
+    manual.spec({"v1": 90, "v2": 10})
+    for number, action in enumerate(("promote", "pause", "resume")):
+        manual.command(action, "v2", id_=str(number))
+        assert answer(manual) == (False, "spec.rollout.mode is Manual: weights are the spec's, edit spec.traffic")
+
+
+def test_a_retry_of_what_still_fails_is_refused():
+    world = canary()
+    world.broken["v2"] = Reason.LOAD_REFUSED
+    world.settle()
+    world.command("retry", "v2")
+    assert "still fails (LoadRefused" in answer(world)[1]
+
+
+def test_an_annotation_that_cannot_be_read_is_answered_once():
+    world = canary()
+    meta = world.now.metadata.model_copy(update={"annotations": {names.ANNOTATION_COMMAND: "abort v2"}})
+    world.stored = world.now.model_copy(update={"metadata": meta})
+    accepted, message = answer(world)
+    assert (accepted, message) == (False, 'write {"id": "...", "action": "...", "revision": "..."}')
+    assert world.weights == {"v1": 95, "v2": 5}
+
+
+def test_the_table_names_each_step_once_and_reaches_every_phase():
+    pairs = [(t.source, t.situation) for t in TRANSITIONS]
+    assert len(pairs) == len(set(pairs))
+    assert {t.target for t in TRANSITIONS} | {"Idle"} == set(PHASE_IN.values())
+    assert all(t.source != t.target for t in TRANSITIONS)
