@@ -62,9 +62,7 @@ async def test_a_pod_that_is_deleted_hands_over_what_nobody_else_has(tmp_path: P
     async with SpreadPods(tmp_path, NAMES, pods=4, places=30, copies=1) as pods:
         await pods.until_settled(1)
         gone = pods.rigs[2]
-        share = loaded(gone.report)
-        assert len(share) > 5
-        before = len(gone.published)
+        assert len(loaded(gone.report)) > 5
         async with Traffic(pods.url, load(rate=60.0)) as traffic:
             await traffic.wait_for(60)
             began = time.monotonic()
@@ -74,8 +72,6 @@ async def test_a_pod_that_is_deleted_hands_over_what_nobody_else_has(tmp_path: P
             await traffic.wait_for(60)
         told = traffic.summary()
         assert (told.failed, told.cut, told.skipped) == (0, 0, 0), str(told)
-        ready = [report for _, report in gone.published[before:] if report.engine == "Ready"]
-        assert any(0 < len(loaded(report)) < len(share) for report in ready), "it lets go of one after the other"
 
 
 async def test_with_one_copy_the_others_are_not_touched_and_the_lost_ones_are_soon_back(tmp_path: Path) -> None:
