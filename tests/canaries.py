@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tuneyard.planning.analysis import Analysis, Judgement, Outcome, Rules, Sight, begun, judged, observed, stepped
 from tuneyard.planning.evidence import LATENCIES, Objective, Series, Tally
 
 CANDIDATE, STABLE = "v3", "v2"
@@ -160,3 +161,38 @@ def _add(counts: list[dict[Series, Tally]], series: Series, bad: Array, places: 
         if row[0]:
             look, length = divmod(number, LENGTHS)
             counts[look][series._replace(prompts=length)] = Tally(*row)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a rollout went."""
+
+    judgement: Judgement
+    requests: int
+    """The candidate's, when it was over."""
+    weight: float
+    """The candidate's share then."""
+
+
+def course(world: World, rules: Rules, rng: np.random.Generator, steps: Sequence[Step] = STEPS) -> Course:
+    """A whole rollout, judged at every look until it is rejected or through."""
+    history = Analysis(CANDIDATE, STABLE)
+    now = 0.0
+    for counts in before(world, rng).counts:
+        history = observed(history, rules, Sight(now, counts))
+        now += LOOK_SECONDS
+    analysis = begun(history, now)
+    requests = 0
+    for number, looks in enumerate(rollout(world, rng, steps)):
+        if number:
+            analysis = stepped(analysis, now, alone=looks.step.weight == 1)
+        for counts in looks.counts:
+            sight = Sight(now, counts)
+            analysis = observed(analysis, rules, sight)
+            judgement = judged(analysis, rules, sight)
+            now += LOOK_SECONDS
+            first = rules.targets[0].objective
+            requests += sum(t.judged for s, t in counts.items() if (s.revision, s.objective) == (CANDIDATE, first))
+            if judgement.outcome is Outcome.REJECT:
+                return Course(judgement, requests, looks.step.weight)
+    return Course(judgement, requests, looks.step.weight)

@@ -115,6 +115,17 @@ def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
     return replace(analysis, comparisons=comparisons, alone=alone, heard=heard)
 
 
+def begun(history: Analysis, now: float) -> Analysis:
+    """At the candidate's first weight: `history` has seen stable before, and of it only how bad answers come stays."""
+    known = {o: c.next_step(now) for o, c in history.comparisons.items()}
+    return replace(
+        history,
+        comparisons={o: replace(c, whole=Capital(), step=Capital()) for o, c in known.items()},
+        alone={},
+        heard=now,
+    )
+
+
 def stepped(analysis: Analysis, now: float, *, alone: bool) -> Analysis:
     """At the beginning of a step; `alone`: the candidate gets all traffic from now on."""
     comparisons = {o: c.next_step(now) for o, c in analysis.comparisons.items()}
