@@ -24,8 +24,8 @@ from enum import StrEnum
 from tuneyard.planning.evidence import Counts, Objective, Tally, pairs, total
 from tuneyard.planning.sequential import Capital, Comparison, Watch, divergence, watch_after
 
-_ERROR_SHARE = 0.92
-_WHOLE_SHARE = 0.95
+_ERROR_SHARE = 0.95
+_WHOLE_SHARE = 0.97
 """Of alpha; a hundredth costs the others a bad answer or two, and the first ones cannot spare it (a small rise of the
 error rate takes hundreds of answers to see)."""
 _AWAITED = 0.1
@@ -262,7 +262,7 @@ def _part(tally: Tally) -> str:
 
 
 def _percent(rate: float) -> str:
-    return f"{100 * rate:.2g} %"
+    return f"{100 * rate:.0f} %" if rate >= 0.095 else f"{100 * rate:.2g} %"
 
 
 def _once(capital: Capital) -> str:

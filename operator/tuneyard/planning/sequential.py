@@ -61,7 +61,7 @@ class Bet:
     """0: nothing is set on runs."""
 
 
-BETS = (Bet(2, 0.02), Bet(5, 0.87), Bet(12, 0.05), Bet(40, 0.03, runs=0.5), Bet(100, 0.03, runs=0.97))
+BETS = (Bet(2, 0.02), Bet(5, 0.92), Bet(12, 0.02), Bet(40, 0.02, runs=0.5), Bet(100, 0.02, runs=0.97))
 """Most is set on the smallest difference that is to be found fast; larger ones pay so well that a little will do."""
 _MAIN = 1
 
@@ -154,13 +154,13 @@ NO_SPREAD = Spread()
 
 @dataclass(frozen=True)
 class Capital:
-    """What the bets have become, and the answers that they saw."""
+    """What the bets have become, and all answers that came meanwhile."""
 
     logs: Logs = (0.0,) * len(BETS)
     seen: Pair = NO_PAIR
 
     def after(self, factors: Logs, seen: Pair) -> Capital:
-        """With another block."""
+        """With factors that were won or lost, and with answers that came."""
         logs = tuple(old + new for old, new in zip(self.logs, factors, strict=True)) if factors else self.logs
         return Capital(logs, self.seen.plus(seen))
 
@@ -232,13 +232,12 @@ class Comparison:
         for prompts, pair in counts.items():
             runs[prompts] = runs.get(prompts, NO_RUNS).seen(pair.stable)
             blocks[prompts] = blocks.get(prompts, NO_PAIR).plus(pair)
-            if pair.candidate.after_bad:
-                factors = continuations(pair.candidate, runs[prompts].limit())
-                whole, step = whole.after(factors, NO_PAIR), step.after(factors, NO_PAIR)
+            factors = continuations(pair.candidate, runs[prompts].limit()) if pair.candidate.after_bad else ()
+            whole, step = whole.after(factors, pair), step.after(factors, pair)
         for prompts, block in list(blocks.items()):
             if late or _complete(block):
                 factors = beginnings(block, self.spread.factor)
-                whole, step = whole.after(factors, block), step.after(factors, block)
+                whole, step = whole.after(factors, NO_PAIR), step.after(factors, NO_PAIR)
                 del blocks[prompts]
         spread = self.spread.seen(total(p.stable for p in counts.values()))
         return Comparison(whole, step, runs, spread, blocks, now if late else self.since)
@@ -247,7 +246,7 @@ class Comparison:
         """At a change of weights."""
         whole = self.whole
         for block in self.blocks.values():
-            whole = whole.after(beginnings(block, self.spread.factor), block)
+            whole = whole.after(beginnings(block, self.spread.factor), NO_PAIR)
         return Comparison(whole, NEW, self.runs, self.spread, {}, now)
 
 
