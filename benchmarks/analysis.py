@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
     rng = np.random.default_rng(given.seed)
     medians, spread, targets = {}, {}, {}
     for rate, most, step in (*_DETECTING, _SLOW):
-        requests = _requests(rate, step, given.candidates * (3 if rate == _SLOW[0] else 1), rng)
+        requests = _requests(rate, step, given.candidates * (10 if rate == _SLOW[0] else 1), rng)
         name = f"median_requests_{rate * 100:.0f}"
         medians[name], targets[name] = percentile(requests, 0.5), f"<= {most}"
         spread[name] = f"p10 {percentile(requests, 0.1):.0f}, p90 {percentile(requests, 0.9):.0f}"
