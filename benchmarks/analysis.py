@@ -2,7 +2,7 @@
 
 Whole rollouts (1, 5, 25, 100 %) drawn from a seed, as tests/canaries.py tells: three objectives, errors and latencies
 that depend on the ones before, drifting rates, outages, other prompt lengths for either revision, several gateways.
-The judge is the operator's own. The usual judges look at the same rollouts.
+The judge is the operator's own. The usual judges look at other rollouts of the same worlds.
 
 python -m benchmarks.analysis [--rollouts N] [--candidates N] [--peers N] [--seed N]
 """
