@@ -1,0 +1,269 @@
+"""What the counts say of a candidate: Pass, Reject or Continue, and in one sentence why.
+
+Rules:
+- Reject: in one objective the candidate is worse than stable at the same time, beyond what chance does (sequential.py),
+  and more of its answers are bad than is tolerated. Worse but within the tolerance is nobody's concern, and a candidate
+  that is no worse than stable stays, though both break the tolerance: that is stable's trouble (`broken`);
+- the chance `alpha` of a false rejection is for the whole rollout. It is shared by the objectives, and by what is asked
+  of each: worse in the whole rollout, or worse since this step began;
+- Pass needs `min_requests` judged answers, and of each objective that the candidate is not several times as bad as
+  stable, or that its share of bad answers is below what is tolerated; either with the chance `power` that a bad
+  candidate would not have got there. Pass is said of what is known now, and may be taken back by the next look;
+- silence says nothing: NoTraffic and MetricsUnavailable neither reject nor pass, whatever was counted before;
+- with all traffic on the candidate there is no stable to compare with. Only gross harm is then seen: more bad answers
+  than twice the larger of what is tolerated and what stable had in the rollout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from tuneyard.planning.evidence import Counts, Objective, Tally, pairs, total
+from tuneyard.planning.sequential import Capital, Comparison, Watch, divergence, watch_after
+
+_ERROR_SHARE = 0.95
+_WHOLE_SHARE = 0.97
+"""Of alpha; a hundredth costs the others a bad answer or two, and the first ones cannot spare it (a small rise of the
+error rate takes hundreds of answers to see)."""
+_AWAITED = 0.1
+"""An objective that judges a smaller share of the answers (feedback, streams where few stream) holds up no pass."""
+_GROSS = 2.0
+
+
+class Outcome(StrEnum):
+    """What an analysis says."""
+
+    PASS = "Pass"  # noqa: S105 (no password)
+    REJECT = "Reject"
+    CONTINUE = "Continue"
+    NO_TRAFFIC = "NoTraffic"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One objective and the share of bad answers that is tolerated."""
+
+    objective: Objective
+    tolerated: float
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a rollout is judged by."""
+
+    targets: Sequence[Target]
+    steps: int = 4
+    min_requests: int = 300
+    alpha: float = 0.01
+    """The chance of rejecting a candidate that is no worse, in the whole rollout."""
+    power: float = 0.95
+    silence: float = 120.0
+    """Seconds without a judged answer of the candidate that are NoTraffic."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One look at the gateways. Times are seconds."""
+
+    now: float
+    counts: Counts
+    """What has come since the last look."""
+    gateways: int = 1
+    answered: int = 1
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A candidate against a stable revision, until now."""
+
+    candidate: str
+    stable: str
+    comparisons: Mapping[Objective, Comparison] = field(default_factory=dict)
+    alone: Mapping[Objective, Watch] = field(default_factory=dict)
+    """While the candidate has all traffic."""
+    heard: float = 0.0
+    """When the candidate's last judged answer was seen, at first when its traffic began."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """An outcome with its one sentence."""
+
+    outcome: Outcome
+    sentence: str
+    objective: Objective | None = None
+
+
+def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
+    """The analysis after another look."""
+    comparisons, alone = dict(analysis.comparisons), dict(analysis.alone)
+    heard = analysis.heard
+    for target in rules.targets:
+        objective = target.objective
+        counts = pairs(sight.counts, objective, analysis.candidate, analysis.stable)
+        mine = total(p.candidate for p in counts.values())
+        heard = sight.now if mine.judged else heard
+        before = comparisons.get(objective, Comparison(since=sight.now))
+        if objective in alone:
+            alone[objective] = alone[objective].look(mine, _gross(target, before))
+        else:
+            comparisons[objective] = before.look(counts, sight.now)
+    return replace(analysis, comparisons=comparisons, alone=alone, heard=heard)
+
+
+def begun(history: Analysis, now: float) -> Analysis:
+    """At the candidate's first weight: `history` has seen stable before, and of it only how bad answers come stays."""
+    known = {o: c.next_step(now) for o, c in history.comparisons.items()}
+    return replace(
+        history,
+        comparisons={o: replace(c, whole=Capital(), step=Capital()) for o, c in known.items()},
+        alone={},
+        heard=now,
+    )
+
+
+def stepped(analysis: Analysis, now: float, *, alone: bool) -> Analysis:
+    """At the beginning of a step; `alone`: the candidate gets all traffic from now on."""
+    comparisons = {o: c.next_step(now) for o, c in analysis.comparisons.items()}
+    watches = {o: watch_after(c) for o, c in comparisons.items()} if alone else {}
+    return replace(analysis, comparisons=comparisons, alone=watches, heard=now)
+
+
+def judged(analysis: Analysis, rules: Rules, sight: Sight) -> Judgement:
+    """What is known now."""
+    if not sight.answered:
+        return Judgement(
+            Outcome.METRICS_UNAVAILABLE,
+            f"none of {sight.gateways} gateways has told its counts, so nothing is known of {analysis.candidate}",
+        )
+    for target in rules.targets:
+        if found := _rejected(analysis, rules, target):
+            return found
+    if sight.now - analysis.heard >= rules.silence:
+        return Judgement(
+            Outcome.NO_TRAFFIC,
+            f"no answer of {analysis.candidate} has been judged for {sight.now - analysis.heard:.0f} s",
+        )
+    if sight.answered < sight.gateways:
+        return Judgement(
+            Outcome.METRICS_UNAVAILABLE,
+            f"only {sight.answered} of {sight.gateways} gateways have told their counts, too few to pass "
+            f"{analysis.candidate}",
+        )
+    return _passed(analysis, rules)
+
+
+def _rejected(analysis: Analysis, rules: Rules, target: Target) -> Judgement | None:
+    objective = target.objective
+    comparison = analysis.comparisons.get(objective, Comparison())
+    alpha = rules.alpha * _share(rules.targets, objective)
+    later = alpha * (1 - _WHOLE_SHARE) / max(1, rules.steps - 1)
+    for capital, most, since in (
+        (comparison.whole, alpha * _WHOLE_SHARE, ""),
+        (comparison.step, later, " since this step began"),
+    ):
+        seen = capital.seen.candidate
+        if capital.log >= -math.log(most) and seen.rate > target.tolerated:
+            return Judgement(
+                Outcome.REJECT,
+                f"{_said(analysis, target, capital)}{since}; {analysis.candidate} being no worse, that comes by chance "
+                f"once in {_once(capital)} rollouts at most",
+                objective,
+            )
+    watch = analysis.alone.get(objective)
+    if watch and watch.capital.log >= -math.log(later):
+        seen = watch.capital.seen.candidate
+        return Judgement(
+            Outcome.REJECT,
+            f"{objective.value}: with all traffic on {analysis.candidate}, {_part(seen)} of its answers were bad, more "
+            f"than {_percent(_gross(target, comparison))}, which is twice what is tolerated or stable had",
+            objective,
+        )
+    return None
+
+
+def _passed(analysis: Analysis, rules: Rules) -> Judgement:
+    seen = {t.objective: _candidate(analysis, t.objective) for t in rules.targets}
+    most = max((tally.judged for tally in seen.values()), default=0)
+    if most < rules.min_requests:
+        return Judgement(
+            Outcome.CONTINUE, f"{most} of {rules.min_requests} answers of {analysis.candidate} have been judged"
+        )
+    told = []
+    for target in rules.targets:
+        tally = seen[target.objective]
+        if tally.judged < _AWAITED * most:
+            continue
+        if tally.judged < rules.min_requests or not _good(analysis, rules, target, tally):
+            return Judgement(
+                Outcome.CONTINUE,
+                f"{_said(analysis, target, _whole(analysis, target.objective))}: too close to call",
+                target.objective,
+            )
+        told.append(_said(analysis, target, _whole(analysis, target.objective)))
+    return Judgement(Outcome.PASS, "; ".join(told))
+
+
+def _good(analysis: Analysis, rules: Rules, target: Target, tally: Tally) -> bool:
+    """Not several times as bad as stable, or within the tolerance, with the chance of an error that `power` leaves."""
+    doubt = -math.log(1 - rules.power)
+    lost = _whole(analysis, target.objective).main_log <= -doubt
+    within = tally.rate < target.tolerated and tally.judged * divergence(tally.rate, target.tolerated) >= doubt
+    return lost or within
+
+
+def broken(watch: Watch, rules: Rules, target: Target, revision: str) -> str | None:
+    """Whether a revision by itself breaks an objective, in one sentence: stable's own, beside any candidate."""
+    seen = watch.capital.seen.candidate
+    if watch.capital.log < -math.log(rules.alpha * _share(rules.targets, target.objective)):
+        return None
+    return (
+        f"{target.objective.value}: {_part(seen)} of the answers of {revision} were bad, {_percent(target.tolerated)} "
+        "is tolerated"
+    )
+
+
+def _share(targets: Iterable[Target], objective: Objective) -> float:
+    """The part of alpha that an objective has."""
+    objectives = {t.objective for t in targets}
+    if len(objectives) < 2 or Objective.ERROR_RATE not in objectives:
+        return 1 / max(1, len(objectives))
+    return _ERROR_SHARE if objective is Objective.ERROR_RATE else (1 - _ERROR_SHARE) / (len(objectives) - 1)
+
+
+def _gross(target: Target, comparison: Comparison) -> float:
+    return min(0.5, _GROSS * max(target.tolerated, comparison.whole.seen.stable.rate))
+
+
+def _whole(analysis: Analysis, objective: Objective) -> Capital:
+    return analysis.comparisons.get(objective, Comparison()).whole
+
+
+def _candidate(analysis: Analysis, objective: Objective) -> Tally:
+    """All of the candidate's answers, also those that came when it was alone."""
+    alone = analysis.alone.get(objective, Watch()).capital.seen.candidate
+    return _whole(analysis, objective).seen.candidate.plus(alone)
+
+
+def _said(analysis: Analysis, target: Target, capital: Capital) -> str:
+    mine, other = capital.seen
+    return (
+        f"{target.objective.value}: {_part(mine)} of the answers of {analysis.candidate} were bad, in the same time "
+        f"{_part(other)} of {analysis.stable}, and {_percent(target.tolerated)} is tolerated"
+    )
+
+
+def _part(tally: Tally) -> str:
+    return f"{tally.bad} of {tally.judged} ({_percent(tally.rate)})"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f} %" if rate >= 0.095 else f"{100 * rate:.2g} %"
+
+
+def _once(capital: Capital) -> str:
+    return f"{math.exp(min(capital.log, math.log(1e9))):.0f}"
