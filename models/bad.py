@@ -49,7 +49,11 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     # accepted, except for half a pair and unknown modules: the tensors are dropped without a word
     "UnexpectedTensor": (
         Case("layer-not-there", "weights for layer 999", by.layer_not_there),
-        Case("wrong-prefix", "tensor names of another class: one model. is missing", by.renamed(by.PREFIX + "model.", by.PREFIX)),
+        Case(
+            "wrong-prefix",
+            "tensor names of another class: one model. is missing",
+            by.renamed(by.PREFIX + "model.", by.PREFIX),
+        ),
         Case("missing-prefix", "tensor names lack base_model.model.", by.renamed(by.PREFIX, "")),
         Case("half-of-a-pair", "one lora_B is missing", by.without("q_proj", ".lora_B.")),
         Case("unknown-modules", "weights for a module that the base lacks", by.unknown_module),
