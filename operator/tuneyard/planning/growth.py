@@ -33,6 +33,8 @@ LOOK_AGAIN = 15.0
 _LOW = 0.5
 _MOST_BYTES = 32 << 10
 """Of the marks of grown adapters; all annotations of an object may have 256 KiB together."""
+_MOST_DIGITS = 6
+"""Of the copies in a mark: of thousands of digits Python makes no number."""
 _MARK_BYTES = 36
 """What a mark takes beside the adapter's name."""
 _MOST_EXTRA = 20_000
@@ -118,7 +120,7 @@ def remembered(marks: Mapping[str, str]) -> dict[str, Grown]:
     found = {}
     for name, mark in marks.items():
         copies, _, since = mark.partition(" ")
-        if copies.isdecimal():
+        if copies.isdecimal() and len(copies) <= _MOST_DIGITS:
             found[name] = Grown(int(copies), parsed_time(since))
     return found
 

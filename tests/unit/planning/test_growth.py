@@ -141,6 +141,7 @@ def test_marks_are_read_again_and_nonsense_is_left_out() -> None:
     for one in (Grown(3), Grown(4, T0)):
         assert remembered({"hot": one.mark}) == {"hot": one}
     assert remembered({"a": "many", "b": "", "c": "-1", "d": "3 soon"}) == {"d": Grown(3)}
+    assert remembered({"a": "9" * 5000, "b": "9" * 7, "c": "9" * 6}) == {"c": Grown(999_999)}
 
 
 def test_requests_are_added_up_by_the_pool_that_serves_them() -> None:
