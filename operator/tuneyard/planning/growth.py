@@ -126,13 +126,13 @@ def remembered(marks: Mapping[str, str]) -> dict[str, Grown]:
 
 
 def grows(loads: Loads, before: Mapping[str, Grown], limits: Bounds) -> list[str]:
-    """The adapters that deserve more copies than they are to have now."""
+    """The adapters that are to get more copies than they are to have now.
+
+    Those beyond what is remembered deserve more as long as they are hot, and get none: they would be named without end.
+    """
     nothing = Grown(limits.least)
-    return [
-        name
-        for name, load in loads.adapters.items()
-        if deserved(load, loads, limits) > limits.of(before.get(name, nothing).copies)
-    ]
+    next_ = _bounded(_found(loads.adapters.keys() | before.keys(), loads, before, limits, None), loads, before, limits)
+    return [name for name, to_be in next_.items() if to_be.copies > limits.of(before.get(name, nothing).copies)]
 
 
 def grown(
@@ -148,16 +148,22 @@ def grown(
 
     `known`: every gateway has said what is asked of it.
     """
+    return _bounded(_found(adapters, loads, before, limits, now if known else None), loads, before, limits)
+
+
+def _found(
+    adapters: Iterable[str], loads: Loads, before: Mapping[str, Grown], limits: Bounds, now: datetime | None
+) -> dict[str, Grown]:
+    """As many copies as each is to have, if all of that can be remembered; `now` as in _next."""
     found: dict[str, Grown] = {}
     for name in adapters:
         load = loads.adapters.get(name, 0.0)
         if load <= QUIET and name not in before:
             continue
-        had = before.get(name, Grown(limits.least))
-        next_ = _next(had, load, loads, limits, now if known else None)
+        next_ = _next(before.get(name, Grown(limits.least)), load, loads, limits, now)
         if next_.copies > limits.least:
             found[name] = next_
-    return _bounded(found, loads, before, limits)
+    return found
 
 
 def _next(had: Grown, load: float, loads: Loads, limits: Bounds, now: datetime | None) -> Grown:
