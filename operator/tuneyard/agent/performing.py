@@ -32,7 +32,7 @@ from tuneyard.planning.agentstate import (
     Slow,
     Unloaded,
 )
-from tuneyard.planning.slowfetches import SLOW_AFTER, gives_way
+from tuneyard.planning.slowfetches import SLOW_AFTER, gives_way, is_wanted
 from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.engines.vllm import (
     Answer,
@@ -123,13 +123,17 @@ class Performer:
             loop.call_soon_threadsafe(self._knowledge.tell, Fetching(name, transfer))
 
         def ends() -> bool:
-            return gives_way(self._knowledge.state, name, self._clock())
+            return gives_way(self._knowledge.state, step.planned, self._clock())
 
-        slow = loop.call_later(SLOW_AFTER, self._knowledge.tell, Slow(name))
+        def late() -> None:
+            if is_wanted(self._knowledge.state, step.planned):
+                self._knowledge.tell(Slow(name))
+
+        slow = loop.call_later(SLOW_AFTER, late)
         try:
             prepared = await asyncio.to_thread(self._shelf.fetch, step.planned, told, ends)
         except FetchStopped:
-            _log.info("fetching %s was stopped or gave way to others; what has come stays in the cache", name)
+            _log.info("fetching %s was stopped, gave way or is wanted no more; what has come stays in the cache", name)
         except FetchError as error:
             self._fail(step.planned, error.reason, str(error), error.digest)
         except Exception as error:  # noqa: BLE001

@@ -198,7 +198,7 @@ class RevisionDemand(ApiModel):
     """What one gateway sent to one revision."""
 
     requests: int = 0
-    """Sent to engines since the gateway process began; one that was tried on another pod counts for each."""
+    """Sent to engines since the gateway's Envoy began to report; one that was tried on another pod counts for each."""
     in_flight: float = 0.0
     """Under way, smoothed over some seconds."""
 
@@ -214,7 +214,7 @@ class DeploymentDemand(ApiModel):
     waiting: int = 0
     """Requests that are held until an adapter of it is loaded."""
     revisions: dict[str, RevisionDemand] = {}
-    """Those that were asked since the gateway process began."""
+    """Those that were asked since the gateway's Envoy began to report."""
 
 
 class DemandReport(ApiModel):

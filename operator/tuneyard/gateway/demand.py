@@ -66,8 +66,8 @@ class Demand:
         """Envoy begins to report: of what went on before nobody knows."""
         self._seen = now
         self._used = dict.fromkeys(self._routed(), now)
-        for counted in self._revisions.values():
-            counted.under_way, counted.in_flight = 0, 0.0
+        # requests counted before would make a request of "just used", and wake whoever has gone idle since
+        self._revisions.clear()
         self._tell()
 
     def reported(self, now: float, loads: Mapping[str, Load]) -> None:

@@ -33,6 +33,8 @@ LOOK_AGAIN = 15.0
 _LOW = 0.5
 _MOST_BYTES = 32 << 10
 """Of the marks of grown adapters; all annotations of an object may have 256 KiB together."""
+_MOST_DIGITS = 6
+"""Of the copies in a mark: of thousands of digits Python makes no number."""
 _MARK_BYTES = 36
 """What a mark takes beside the adapter's name."""
 _MOST_EXTRA = 20_000
@@ -118,19 +120,19 @@ def remembered(marks: Mapping[str, str]) -> dict[str, Grown]:
     found = {}
     for name, mark in marks.items():
         copies, _, since = mark.partition(" ")
-        if copies.isdecimal():
+        if copies.isdecimal() and len(copies) <= _MOST_DIGITS:
             found[name] = Grown(int(copies), parsed_time(since))
     return found
 
 
 def grows(loads: Loads, before: Mapping[str, Grown], limits: Bounds) -> list[str]:
-    """The adapters that deserve more copies than they are to have now."""
+    """The adapters that are to get more copies than they are to have now.
+
+    Those beyond what is remembered deserve more as long as they are hot, and get none: they would be named without end.
+    """
     nothing = Grown(limits.least)
-    return [
-        name
-        for name, load in loads.adapters.items()
-        if deserved(load, loads, limits) > limits.of(before.get(name, nothing).copies)
-    ]
+    next_ = _bounded(_found(loads.adapters.keys() | before.keys(), loads, before, limits, None), loads, before, limits)
+    return [name for name, to_be in next_.items() if to_be.copies > limits.of(before.get(name, nothing).copies)]
 
 
 def grown(
@@ -146,16 +148,22 @@ def grown(
 
     `known`: every gateway has said what is asked of it.
     """
+    return _bounded(_found(adapters, loads, before, limits, now if known else None), loads, before, limits)
+
+
+def _found(
+    adapters: Iterable[str], loads: Loads, before: Mapping[str, Grown], limits: Bounds, now: datetime | None
+) -> dict[str, Grown]:
+    """As many copies as each is to have, if all of that can be remembered; `now` as in _next."""
     found: dict[str, Grown] = {}
     for name in adapters:
         load = loads.adapters.get(name, 0.0)
         if load <= QUIET and name not in before:
             continue
-        had = before.get(name, Grown(limits.least))
-        next_ = _next(had, load, loads, limits, now if known else None)
+        next_ = _next(before.get(name, Grown(limits.least)), load, loads, limits, now)
         if next_.copies > limits.least:
             found[name] = next_
-    return _bounded(found, loads, before, limits)
+    return found
 
 
 def _next(had: Grown, load: float, loads: Loads, limits: Bounds, now: datetime | None) -> Grown:

@@ -3,6 +3,7 @@
 Rules:
 - a gateway answers when there is something new, or after 20 s, and is asked again at once; one that fails is asked
   again after a growing while;
+- what a report sets off may fail, and ends no poll: that is logged, and the next report is heard;
 - whoever does not answer twice in a row counts as unreachable until it does, and its last report no longer counts.
 """
 
@@ -85,13 +86,20 @@ class Poll(Generic[Report]):
             report = self._ask(after)
             if self._stopping.is_set():
                 return
-            self._hear(report)
+            self._tell(report)
             if report is not None:
                 # a gateway that restarted counts from the beginning again
                 after, failures = report.version, 0
                 continue
             after, failures = -1, failures + 1
             self._stopping.wait(_DELAYS[min(failures, len(_DELAYS)) - 1] * random.uniform(0.75, 1.25))  # noqa: S311
+
+    def _tell(self, report: Report | None) -> None:
+        try:
+            self._hear(report)
+        except Exception:  # noqa: BLE001
+            # what it sets off looks at objects that others wrote; if the poll ended, its last report would always count
+            _log.exception("what %s answered could not be dealt with", self._url)
 
     def _ask(self, after: int) -> Report | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.agent.states import after, plan, planned
+from tuneyard.agent import performing
 from tuneyard.agent.enginewatch import EngineWatch
 from tuneyard.agent.fetching import FetchError, Shelf
 from tuneyard.agent.knowledge import Knowledge
@@ -110,6 +112,32 @@ async def test_it_is_tried_again_later_and_later() -> None:
 
 async def test_a_fetch_that_is_told_to_stop_is_no_failure() -> None:
     assert (await tried(FetchStopped())).failures == {}
+
+
+@dataclass(frozen=True)
+class Held(Shelf):
+    """Fetches until it is let go."""
+
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    def fetch(self, *_: Any) -> Any:
+        self.let_go.wait(10)
+        raise FetchStopped
+
+
+async def test_a_fetch_for_an_earlier_plan_makes_no_adapter_of_this_one_overdue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(performing, "SLOW_AFTER", 0.0)
+    knowledge = Knowledge(after(plan(planned("edited", path="new"), planned("same"))))
+    shelf = Held(Path("/v"), Path("/a"), BaseFacts(2), 16)
+    performer = Performer(knowledge, shelf, cast(Vllm, None), cast(EngineWatch, Watch()), clock=Clock())
+    for one in (planned("edited", path="old"), planned("gone"), planned("same")):
+        performer.begin(Fetch(one))
+    await knowledge.until(lambda state: "same" in state.slow)
+    assert knowledge.state.slow == {"same"}, "the others have been looked at before it"
+    shelf.let_go.set()
+    await knowledge.until(lambda state: not state.working)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from tuneyard.planning.agentstate import (
 from tuneyard.planning.podreport import pod_report
 from tuneyard.planning.podspec import SERVED_MARK, pod_template
 from tuneyard.planning.pools import pools_of
-from tuneyard.planning.slowfetches import gives_way
+from tuneyard.planning.slowfetches import gives_way, is_wanted
 
 NOW = 100.0
 UP = (EngineSeen(frozenset({"base"})), BaseProven())
@@ -56,16 +56,16 @@ def overdue(state: State) -> set[str]:
 
 
 def test_slow_ones_go_on_while_nobody_waits() -> None:
-    assert not gives_way(two_slow(), "s0", NOW)
+    assert not gives_way(two_slow(), remote("s0"), NOW)
 
 
 def test_a_slow_one_gives_way_to_one_that_waits_and_comes_after_it() -> None:
     state = two_slow(remote("new"))
-    assert gives_way(state, "s0", NOW)
+    assert gives_way(state, remote("s0"), NOW)
     state = after(Ended(("adapter", "s0")), state=state)
     assert next_steps(state, NOW) == [Fetch(remote("new"))]
     state = after(Began(("adapter", "new")), state=state)
-    assert not gives_way(state, "s1", NOW), "it is being fetched"
+    assert not gives_way(state, remote("s1"), NOW), "it is being fetched"
     state = after(Ended(("adapter", "new")), Fetched("new", prepared("new")), state=state)
     assert Fetch(remote("s0")) in next_steps(state, NOW)
 
@@ -74,16 +74,39 @@ def prepared(name: str) -> Prepared:
     return Prepared(remote(name).source, f"sha256:{name}", f"{name}-1", 8, ("q_proj",), 1)
 
 
-@pytest.mark.parametrize("name", ["quick", "unknown"])
-def test_who_is_not_slow_gives_way_to_nobody(name: str) -> None:
+def test_who_is_not_slow_gives_way_to_nobody() -> None:
     state = after(plan(remote("quick"), remote("new")), *UP, Began(("adapter", "quick")))
-    assert not gives_way(state, name, NOW)
+    assert not gives_way(state, remote("quick"), NOW)
+
+
+@pytest.mark.parametrize("others", [(), (remote("s0", "elsewhere"),)], ids=["gone", "another source"])
+@pytest.mark.parametrize("fetched", ["s0", "quick"])
+def test_what_the_plan_asks_for_no_more_ends_whether_it_is_slow_or_not(
+    fetched: str, others: tuple[PlannedAdapter, ...]
+) -> None:
+    before = two_slow(remote("quick"))
+    assert is_wanted(before, remote(fetched))
+    state = after(plan(remote("s1"), *others), state=before)
+    assert not is_wanted(state, remote(fetched))
+    assert gives_way(state, remote(fetched), NOW), "nobody waits for it"
+    assert not gives_way(state, remote("s1"), NOW)
+
+
+def test_another_source_takes_the_place_of_the_one_before() -> None:
+    state = after(plan(remote("s0", "elsewhere"), remote("s1")), state=two_slow())
+    assert not gives_way(state, remote("s0", "elsewhere"), NOW)
+    state = after(Ended(("adapter", "s0")), state=state)
+    assert next_steps(state, NOW) == [Fetch(remote("s0", "elsewhere"))]
+
+
+def test_before_there_is_a_plan_nothing_ends() -> None:
+    assert not gives_way(after(), remote("s0"), NOW)
 
 
 def test_one_that_has_failed_waits_for_its_time() -> None:
     state = after(Failed(remote("new"), Reason.SOURCE_UNREACHABLE, "away", NOW), state=two_slow(remote("new")))
-    assert not gives_way(state, "s0", NOW)
-    assert gives_way(state, "s0", NOW + 60)
+    assert not gives_way(state, remote("s0"), NOW)
+    assert gives_way(state, remote("s0"), NOW + 60)
 
 
 def test_readiness_waits_for_those_that_are_not_slow() -> None:

@@ -99,7 +99,10 @@ def test_when_envoy_begins_to_report_again_everything_was_just_used(told: Told) 
     told.now += 60
     told.demand.begin(told.now)
     assert (told.idle(), told.idle("team/other")) == (0, 0)
-    assert (told.in_flight(), told.requests()) == (0, {"v1": 1})
+    assert told.requests() == {}, "that it was just used is no request that anybody has seen"
+    told.after(2, v1=(0, 4))
+    assert (told.idle(), told.requests()) == (0, {"v1": 0}), "a request from before is still under way"
+    told.after(1)
     told.after(2)
     assert told.idle() == 2
 

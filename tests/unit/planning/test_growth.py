@@ -137,10 +137,22 @@ def test_what_is_remembered_is_bounded_and_who_has_grown_stays() -> None:
     assert sum(g.copies - 1 for g in many.values()) <= 20_000
 
 
+@pytest.mark.parametrize(("hot", "pods"), [(2000, 10), (60, 900)], ids=["too many marks", "too many copies"])
+def test_who_finds_no_room_to_be_remembered_is_not_named_again(hot: int, pods: int) -> None:
+    found = Loads(0.0, {f"adapter-{n:05}": 5000.0 + n for n in range(hot)})
+    limits = Bounds(1, pods, pods)
+    assert grows(found, {}, limits)
+    had = after(found, {}, limits=limits)
+    assert 0 < len(had) < hot
+    assert grows(found, had, limits) == []
+    assert after(found, had, limits=limits) == had
+
+
 def test_marks_are_read_again_and_nonsense_is_left_out() -> None:
     for one in (Grown(3), Grown(4, T0)):
         assert remembered({"hot": one.mark}) == {"hot": one}
     assert remembered({"a": "many", "b": "", "c": "-1", "d": "3 soon"}) == {"d": Grown(3)}
+    assert remembered({"a": "9" * 5000, "b": "9" * 7, "c": "9" * 6}) == {"c": Grown(999_999)}
 
 
 def test_requests_are_added_up_by_the_pool_that_serves_them() -> None:
