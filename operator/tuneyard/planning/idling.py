@@ -182,7 +182,9 @@ def making_room(
     for deployment in obs.deployments if missing else ():
         timeout = idle_timeout(deployment, (*obs.siblings, base))
         found = asked(obs.demand, deployment)
-        if timeout is not None and _holds_place(deployment, pool, refused) and found.for_(_early(timeout)):
+        # one that cannot go would keep its turn, and the next one its place
+        able = _at_rest(deployment) and _holds_place(deployment, pool, refused)
+        if timeout is not None and able and found.for_(_early(timeout)):
             candidates.append((-(found.quiet or 0.0), deployment.metadata.name))
     return tuple(sorted(name for _, name in sorted(candidates)[:missing]))
 
@@ -233,11 +235,16 @@ def _is_awaited(
 
 
 def _settled(deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem]) -> bool:
-    """Whether nothing is under way: the last pass found everything served, and no rollout holds anything back."""
+    """Whether nothing is under way, by the last pass and by what is loaded now."""
+    return _at_rest(deployment) and not any(deployment.spec.weight_of(r) for r in unloaded)
+
+
+def _at_rest(deployment: ModelDeploymentResource) -> bool:
+    """Whether the last pass found everything served, and no rollout under way."""
     status = deployment.status
-    if _changed(deployment) or any(deployment.spec.weight_of(r) for r in unloaded):
+    if _changed(deployment) or not is_true(status.conditions, "Ready"):
         return False
-    return is_true(status.conditions, "Ready") and not (status.rollout and status.rollout.allowed)
+    return not (status.rollout and status.rollout.allowed)
 
 
 def _makes_room(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> bool:

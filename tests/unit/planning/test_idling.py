@@ -345,11 +345,11 @@ def plan_map(bases: BaseModelResource, deployments: tuple[ModelDeploymentResourc
     return child_of(children.pool_plan(pool, bases, plan, {}, None))
 
 
-def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2) -> list[str] | None:
-    """Whom the base of a pool with two places asks to go, when `late` is wanted beside `a` and `b`."""
+def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2, **a: Any) -> list[str] | None:
+    """Whom the base of a pool with two places asks to go, when `late` is wanted beside `a` (with that status) and `b`."""
     bases = base(places=places)
     late = quiet_one("late", waking_since=stamp(0) if waking else None)
-    deployments = (quiet_one("a"), quiet_one("b"), late)
+    deployments = (quiet_one("a", **a), quiet_one("b"), late)
     situation = Situation(
         bases=(bases,),
         adapters=tuple(pinned(n) for n in ("a", "b", "late")),
@@ -375,6 +375,19 @@ def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2
 )
 def test_the_longest_unasked_makes_room_past_half_its_timeout(asked: dict[str, float], expected: list[str]) -> None:
     assert making_room(asked) == expected
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        {"conditions": [condition("Ready", "False", "EngineCrashed")]},
+        {"observed_generation": 0},
+        {"rollout": RolloutStatus(stable="v1", allowed={"v0": 5})},
+    ],
+)
+def test_who_cannot_go_is_not_asked_in_place_of_one_that_can(a: dict[str, Any]) -> None:
+    """However long nobody has asked for it: it would stand in the way for as long as it cannot."""
+    assert making_room({"a": 9000, "b": 1700}, **a) == ["b"]
 
 
 def test_nobody_makes_room_for_what_nobody_waits_for() -> None:
