@@ -25,6 +25,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import is_true
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
@@ -43,6 +44,8 @@ LOOK = 5.0
 _LONGEST_LOOK = 60.0
 _IDLE_LOOK = 300.0
 """The same for what is idle: requests that wait are told at once, and thousands may be idle."""
+_UNDER_WAY = frozenset({"Progressing", "Paused", "Baking"})
+"""Phases of a rollout by steps that somebody waits for. In mode Manual a lasting split is called Progressing too."""
 _OLDEST_REPORT = 25.0
 """Seconds: a gateway that has nothing new to tell is heard every 20 s."""
 
@@ -244,7 +247,11 @@ def _at_rest(deployment: ModelDeploymentResource) -> bool:
     status = deployment.status
     if _changed(deployment) or not is_true(status.conditions, "Ready"):
         return False
-    return not (status.rollout and status.rollout.allowed)
+    rollout = status.rollout or RolloutStatus()
+    if deployment.spec.progressive and rollout.phase in _UNDER_WAY:
+        return False
+    # 0 and 100 stay behind for good: they name what is rejected and what is proven
+    return all(weight in (0, 100) for weight in (rollout.allowed or {}).values())
 
 
 def _makes_room(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> bool:

@@ -29,7 +29,7 @@ from tuneyard.api.conditions import Condition
 from tuneyard.api.documents import DemandReport, DeploymentDemand, PlannedAdapter, PoolPlan, RevisionDemand
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
-from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning import children
 from tuneyard.planning.basemodel import plan_basemodel
@@ -180,6 +180,36 @@ def test_anything_else_keeps_it_awake(asked: DemandView, what: str) -> None:
 )
 def test_what_is_under_way_is_not_idled(status: ModelDeploymentStatus, what: str) -> None:
     assert state(planned(chat(status), QUIET)[0]) == "awake", what
+
+
+STEPS = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 10, "hold": "1m"}], "bakeTime": "1m"})
+
+
+@pytest.mark.parametrize(
+    ("rollout", "fields"),
+    [
+        (
+            RolloutStatus(phase="Completed", stable="v2", allowed={"v1": 100}),
+            {"traffic": {"v2": 100}, "rollout": STEPS},
+        ),
+        (RolloutStatus(phase="Completed", stable="v1", allowed={"v2": 0}), {"traffic": {"v1": 100}}),
+        (RolloutStatus(phase="RolledBack", stable="v1", allowed={"v2": 0}), {"traffic": {"v1": 100}, "rollout": STEPS}),
+    ],
+)
+def test_what_a_finished_rollout_leaves_behind_keeps_nothing_awake(
+    rollout: RolloutStatus, fields: dict[str, Any]
+) -> None:
+    """It names what is proven or rejected for as long as that is listed."""
+    assert state(planned(chat(known(rollout=rollout), **fields), QUIET)[0]) == "idle"
+
+
+@pytest.mark.parametrize(
+    ("phase", "allowed"),
+    [("Progressing", {"v2": 0}), ("Progressing", None), ("Paused", {"v2": 0}), ("Baking", {"v2": 100})],
+)
+def test_a_rollout_by_steps_is_not_idled_before_it_has_ended(phase: Any, allowed: dict[str, int] | None) -> None:
+    status = known(rollout=RolloutStatus(phase=phase, stable="v1", candidate="v2", allowed=allowed))
+    assert state(planned(chat(status, traffic={"v2": 100}, rollout=STEPS), QUIET)[0]) == "awake"
 
 
 def test_a_revision_whose_pod_is_lost_is_not_idled() -> None:
