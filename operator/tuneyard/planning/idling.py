@@ -32,6 +32,7 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
 from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.traffic import effective
 
 LEAST_IDLE = 10.0
 """Seconds that an idle timeout has at least: gateways tell of a request within about a second."""
@@ -138,7 +139,7 @@ def next_sleep(
     if timeout is None and not status.waking_since:
         return Sleep()
     unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
-    serves = any(ready[r.name] for r in deployment.spec.revisions if deployment.spec.weight_of(r.name))
+    serves = _serves(deployment, ready)
     full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
     without_room = timeout is not None and full and not serves
     if without_room and found.for_(0.0):
@@ -235,6 +236,13 @@ def _is_awaited(
     key = "/".join(deployment.metadata.key)
     told = (r.deployments.get(key) for r in obs.applied)
     return any(set(d.held) - unloaded.keys() for d in told if d is not None)
+
+
+def _serves(deployment: ModelDeploymentResource, ready: Mapping[str, int]) -> bool:
+    """Whether some revision answers requests: also a stable one without a share, which takes what others cannot."""
+    rollout = deployment.status.rollout or RolloutStatus()
+    split = effective(deployment.spec, ready, stable=rollout.stable, allowed=rollout.allowed)
+    return any(weight and ready[name] for name, weight in split.weights.items())
 
 
 def _settled(deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem]) -> bool:

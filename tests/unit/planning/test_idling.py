@@ -353,6 +353,20 @@ def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves()
     assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("awake", {"v1": 100, "v2": 0})
 
 
+@pytest.mark.parametrize(("mode", "allowed"), [(None, None), (STEPS, {"v2": 1})])
+def test_a_candidate_without_a_place_never_unloads_what_serves(mode: Any, allowed: dict[str, int] | None) -> None:
+    """Stable takes what the candidate cannot, whatever the spec gives it."""
+    rollout = RolloutStatus(phase="Progressing", stable="v1", candidate="v2", allowed=allowed)
+    adapters, fields = (pinned("v1"), full("v2")), {"traffic": {"v2": 100}, "rollout": mode}
+    for flying in (0.0, 12.0):
+        live = demand(said(0, flying=flying), said(0))
+        status, _ = planned(chat(known(rollout=rollout), **fields), live, adapters=adapters, loaded=("v1",))
+        assert (state(status), status.traffic[0].weight) == ("awake", 100)
+    waking = chat(known(rollout=rollout, waking_since=stamp(0)), **fields)
+    status, _ = planned(waking, demand(said(0, waiting=3), said(3)), adapters=adapters, loaded=("v1",), minutes=0.6)
+    assert (state(status), status.traffic[0].weight) == ("awake", 100), "nor keeps it waking"
+
+
 def test_nobody_waits_for_a_pool_without_pods() -> None:
     lora = LoRASettings(idle_timeout=TIMEOUT)
     none = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=0))
