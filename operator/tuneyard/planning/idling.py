@@ -40,6 +40,8 @@ LEAST_BEFORE_MAKING_ROOM = 60.0
 """Seconds without a request before a deployment goes early."""
 ROOM_SECONDS = 30.0
 """How long requests for one revision wait for room in its pool while another revision serves."""
+LOAD_SECONDS = 120.0
+"""How long requests for one revision wait for it to be loaded while stable serves."""
 LOOK = 5.0
 """Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
 _LONGEST_LOOK = 60.0
@@ -144,7 +146,7 @@ def next_sleep(
     without_room = timeout is not None and full and not serves
     if without_room and found.for_(0.0):
         return Sleep(idle_since=now, wait=_IDLE_LOOK)
-    if status.waking_since and _is_awaited(obs, deployment, unloaded, serves=serves):
+    if status.waking_since and _is_awaited(obs, deployment, unloaded, ready, serves=serves):
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
         return Sleep()
@@ -220,6 +222,7 @@ def _is_awaited(
     obs: ModelDeploymentObservation,
     deployment: ModelDeploymentResource,
     unloaded: Mapping[str, Problem],
+    ready: Mapping[str, int],
     *,
     serves: bool,
 ) -> bool:
@@ -231,7 +234,10 @@ def _is_awaited(
     if serves and remaining(since, ROOM_SECONDS, obs.now) <= 0:
         # what has a place serves, and takes the share of what has none
         getting = {r: c for r, c in getting.items() if c.reason is not Reason.POOL_FULL}
-    if getting or any(is_work(c) for c in unloaded.values()):
+    stable = (deployment.status.rollout or RolloutStatus()).stable
+    # an edit that wakes may name a candidate that never loads: its share, and its deadline, would be kept for ever
+    over = bool(stable and ready.get(stable)) and remaining(since, LOAD_SECONDS, obs.now) <= 0
+    if not over and (getting or any(is_work(c) for c in unloaded.values())):
         return True
     key = "/".join(deployment.metadata.key)
     told = (r.deployments.get(key) for r in obs.applied)

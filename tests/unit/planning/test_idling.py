@@ -367,6 +367,18 @@ def test_a_candidate_without_a_place_never_unloads_what_serves(mode: Any, allowe
     assert (state(status), status.traffic[0].weight) == ("awake", 100), "nor keeps it waking"
 
 
+def test_a_revision_that_hangs_is_awaited_for_a_while_only_when_stable_serves() -> None:
+    """After an edit that wakes, a candidate that never loads would keep its share, and its rollout no deadline."""
+    waiting = demand(said(0, waiting=3), said(3))
+    waking = chat(known(waking_since=stamp(0)))
+    for minutes, weights, expected in ((1.9, [90, 10], "waking"), (2.1, [100, 0], "awake")):
+        status, _ = planned(waking, waiting, loaded=("v1",), minutes=minutes)
+        assert (state(status), [t.weight for t in status.traffic]) == (expected, weights)
+    assert state(planned(waking, waiting, loaded=("v2",), minutes=2.1)[0]) == "waking", "stable is awaited"
+    still = planned(waking, waiting, loaded=("v1",), held=("v1",), minutes=2.1)[0]
+    assert state(still) == "waking", "a gateway does not know yet that stable is there"
+
+
 def test_nobody_waits_for_a_pool_without_pods() -> None:
     lora = LoRASettings(idle_timeout=TIMEOUT)
     none = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=0))
