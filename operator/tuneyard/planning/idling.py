@@ -183,7 +183,8 @@ def making_room(
     if not pool.waking:
         return ()
     refused = placement(pool, obs.adapters, holders(plan_of(config_map))).refused
-    missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in pool.waking)
+    waited_for = _waited_for(obs, pool)
+    missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in waited_for)
     candidates: list[tuple[float, str]] = []
     for deployment in obs.deployments if missing else ():
         timeout = idle_timeout(deployment, (*obs.siblings, base))
@@ -193,6 +194,12 @@ def making_room(
         if timeout is not None and able and found.for_(_early(timeout)):
             candidates.append((-(found.quiet or 0.0), deployment.metadata.name))
     return tuple(sorted(name for _, name in sorted(candidates)[:missing]))
+
+
+def _waited_for(obs: BaseModelObservation, pool: Pool) -> set[str]:
+    """The pool's waking adapters whose requests are held now: clients go, and an edit wakes without any."""
+    revisions = (r for d in obs.deployments if obs.demand.waiting(*d.metadata.key) for r in d.spec.revisions)
+    return {r.adapter for r in revisions if r.adapter in pool.waking}
 
 
 def _early(timeout: float) -> float:

@@ -401,7 +401,9 @@ def plan_map(bases: BaseModelResource, deployments: tuple[ModelDeploymentResourc
     return child_of(children.pool_plan(pool, bases, plan, {}, None))
 
 
-def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2, **a: Any) -> list[str] | None:
+def making_room(
+    asked: dict[str, float], *, waking: bool = True, places: int = 2, waiting: int = 1, **a: Any
+) -> list[str] | None:
     """Whom the base of a pool with two places asks to go, when `late` is wanted beside `a` (with that status) and `b`."""
     bases = base(places=places)
     late = quiet_one("late", waking_since=stamp(0) if waking else None)
@@ -413,7 +415,7 @@ def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2
         children=(plan_map(bases, deployments, "a", "b"),),
         now=T0,
     )
-    told = {name: said(idle) for name, idle in asked.items()} | {"late": said(0, waiting=1, requests=0)}
+    told = {name: said(idle) for name, idle in asked.items()} | {"late": said(0, waiting=waiting, requests=0)}
     plan = plan_basemodel(replace(situation.base_model(), demand=demand(told, told)))
     assert plan.status is not None
     return plan.status.pools[0].makes_room  # type: ignore[attr-defined]
@@ -449,6 +451,7 @@ def test_who_cannot_go_is_not_asked_in_place_of_one_that_can(a: dict[str, Any]) 
 def test_nobody_makes_room_for_what_nobody_waits_for() -> None:
     assert making_room({"a": 1000, "b": 1100}, waking=False) is None
     assert making_room({"a": 1000, "b": 1100}, places=3) is None
+    assert making_room({"a": 1000, "b": 1100}, waiting=0) is None, "its clients have gone, or an edit woke it"
 
 
 @pytest.mark.parametrize(
