@@ -30,7 +30,7 @@ from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
 from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
-from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work
+from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work, says_full
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 from tuneyard.planning.traffic import effective
 
@@ -93,8 +93,13 @@ def with_adapters(deployment: ModelDeploymentResource) -> frozenset[str]:
 
 
 def has_no_room(deployment: ModelDeploymentResource) -> bool:
-    """Whether what is being loaded again finds no place: requests that are held for it wait in vain."""
-    return bool(deployment.status.waking_since) and deployment.status.reason == Reason.POOL_FULL.value
+    """Whether what is being loaded again finds no place: requests that are held for it wait in vain.
+
+    Not while another revision that gets requests is being loaded: nobody can tell for which of them one waits.
+    """
+    status = deployment.status
+    missing = [t for t in status.traffic if t.weight and not t.ready_endpoints]
+    return bool(status.waking_since and missing) and all(says_full(t.withheld) for t in missing)
 
 
 def idle_timeout(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> float | None:

@@ -69,7 +69,8 @@ class Serving:
         found = {
             s.revision.name: cause(s)
             for s in self.states
-            if spec.weight_of(s.revision.name)
+            # stable takes what others cannot, also without a share of its own
+            if (spec.weight_of(s.revision.name) or self.split.weights[s.revision.name])
             and not self.ready[s.revision.name]
             and rejected.get(s.revision.name) is not Reason.CANDIDATE_REJECTED
         }

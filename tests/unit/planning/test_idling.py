@@ -353,6 +353,23 @@ def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves()
     assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("awake", {"v1": 100, "v2": 0})
 
 
+@pytest.mark.parametrize(
+    "fields", [{"traffic": {"v1": 90, "v2": 10}}, {"traffic": {"v2": 100}, "rollout": STEPS}], ids=["Manual", "steps"]
+)
+def test_nobody_is_refused_for_want_of_room_while_another_revision_has_a_place(fields: dict[str, Any]) -> None:
+    """Requests for the one that is being loaded would be refused with it."""
+    rollout = RolloutStatus(phase="Progressing", stable="v1", candidate="v2", allowed={"v2": 10})
+    waking = chat(known(waking_since=stamp(0), rollout=rollout), **fields)
+    waiting = demand(said(0, waiting=1), said(3))
+    for adapters, loaded, expected in (
+        ((pinned("v1"), full("v2")), (), False),
+        ((full("v1"), full("v2")), (), True),
+        ((pinned("v1"), full("v2")), ("v1",), True),
+    ):
+        status, _ = planned(waking, waiting, adapters=adapters, loaded=loaded, minutes=0.1)
+        assert (state(status), has_no_room(chat(status, **fields))) == ("waking", expected)
+
+
 @pytest.mark.parametrize(("mode", "allowed"), [(None, None), (STEPS, {"v2": 1})])
 def test_a_candidate_without_a_place_never_unloads_what_serves(mode: Any, allowed: dict[str, int] | None) -> None:
     """Stable takes what the candidate cannot, whatever the spec gives it."""
