@@ -38,7 +38,7 @@ from tuneyard.planning.idling import LOOK, has_no_room, held_on_demand, idle_tim
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.poolplan import wanted_plan
-from tuneyard.planning.pools import pools_of
+from tuneyard.planning.pools import places, pools_of
 
 REVISIONS = [revision("v1", "v1"), revision("v2", "v2")]
 TIMEOUT = "30m"
@@ -502,6 +502,26 @@ def test_idle_adapters_leave_the_plan_at_once_and_take_no_room() -> None:
     also = deployment("also", revisions=[revision("v1", "a")])
     assert placed(idle, also, bases=base(), holders=("a",)) == {"a"}, "another deployment still wants it"
     assert placed(also, bases=base(), holders=("a", "b")) == {"a", "b"}, "nothing refers to b: it has its grace"
+
+
+def test_copies_do_not_follow_who_sleeps() -> None:
+    """A pool grows copies only into room that those that sleep do not need: else each of them that wakes moves all."""
+    names = [f"a{number:02}" for number in range(12)]
+    lora = LoRASettings(max_cpu_loras=10, idle_timeout=TIMEOUT)
+    bases = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=4))
+    found = []
+    for awake in (12, 9, 12):
+        deployments = tuple(quiet_one(n, idle_since=stamp(0) if i >= awake else None) for i, n in enumerate(names))
+        (pool,) = pools_of(bases, deployments)
+        before = PoolPlan(pool=pool.name, base_model=bases.metadata.name, copies=found[-1] if found else 2)
+        config_map = child_of(children.pool_plan(pool, bases, before, {}, None))
+        situation = Situation(bases=(bases,), adapters=tuple(pinned(n) for n in names), deployments=deployments)
+        wanted = children.pool_deployment(pool, bases, situation.settings)
+        plan = wanted_plan(situation.base_model(), pool, config_map, wanted).plan
+        (told,) = places(bases, deployments, situation.adapters, [config_map])
+        assert told.copies == plan.copies, "adapters are told the same"
+        found.append(plan.copies)
+    assert found == [2, 2, 2]
 
 
 def test_a_place_goes_to_whom_requests_wait_for() -> None:
