@@ -421,7 +421,7 @@ def plan_map(bases: BaseModelResource, deployments: tuple[ModelDeploymentResourc
 def making_room(
     asked: dict[str, float], *, waking: bool = True, places: int = 2, waiting: int = 1, **a: Any
 ) -> list[str] | None:
-    """Whom the base of a pool with two places asks to go, when `late` is wanted beside `a` (with that status) and `b`."""
+    """Whom the base of a pool with two places asks to go when `late` is wanted beside `a`, with this status, and `b`."""
     bases = base(places=places)
     late = quiet_one("late", waking_since=stamp(0) if waking else None)
     deployments = (quiet_one("a", **a), quiet_one("b"), late)
