@@ -343,6 +343,25 @@ def test_waiting_in_vain_for_room_ends_in_idleness() -> None:
     assert (state(status), has_no_room(chat(status))) == ("idle", False)
 
 
+def events(
+    what: ModelDeploymentResource, asked: DemandView, *adapters: LoRAAdapterResource, **fields: Any
+) -> list[str]:
+    situation = Situation(bases=(base(),), adapters=adapters, deployments=(what,), now=at(1), **fields)
+    told = plan_modeldeployment(replace(situation.deployment(), demand=asked)).events
+    return [e.message for e in told if e.reason == "Idle"]
+
+
+def test_that_nobody_asks_is_said_only_where_nobody_asked() -> None:
+    """Who was refused for want of room did ask, and does again with each retry."""
+    (words,) = events(chat(), QUIET, pinned("v1"), pinned("v2"), pods=(pod("a", "v1", "v2"),))
+    assert words.startswith("nobody asks for it")
+    refused = chat(
+        known(waking_since=stamp(0), reason="PoolFull", conditions=[condition("Ready", "False", "PoolFull")])
+    )
+    for what in (refused, chat(ModelDeploymentStatus())):
+        assert events(what, demand(said(3), said(3)), full("v1"), full("v2"), pods=(pod("a"),)) == []
+
+
 def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves() -> None:
     """Then it goes to stable, as ever."""
     adapters, waiting = (pinned("v1"), full("v2")), demand(said(0, waiting=1), said(3))
@@ -421,7 +440,7 @@ def plan_map(bases: BaseModelResource, deployments: tuple[ModelDeploymentResourc
 def making_room(
     asked: dict[str, float], *, waking: bool = True, places: int = 2, waiting: int = 1, **a: Any
 ) -> list[str] | None:
-    """Whom the base of a pool with two places asks to go when `late` is wanted beside `a`, with this status, and `b`."""
+    """Whom the base of a pool with two places asks to go when `late` is wanted beside `a`, of this status, and `b`."""
     bases = base(places=places)
     late = quiet_one("late", waking_since=stamp(0) if waking else None)
     deployments = (quiet_one("a", **a), quiet_one("b"), late)
