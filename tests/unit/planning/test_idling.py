@@ -528,7 +528,7 @@ def test_copies_do_not_follow_who_sleeps() -> None:
     names = [f"a{number:02}" for number in range(12)]
     lora = LoRASettings(max_cpu_loras=10, idle_timeout=TIMEOUT)
     bases = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=4))
-    found = []
+    found: list[int | None] = []
     for awake in (12, 9, 12):
         deployments = tuple(quiet_one(n, idle_since=stamp(0) if i >= awake else None) for i, n in enumerate(names))
         (pool,) = pools_of(bases, deployments)
