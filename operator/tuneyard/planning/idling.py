@@ -25,12 +25,14 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import is_true
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
 from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
-from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work
+from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work, says_full
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.traffic import effective
 
 LEAST_IDLE = 10.0
 """Seconds that an idle timeout has at least: gateways tell of a request within about a second."""
@@ -38,11 +40,15 @@ LEAST_BEFORE_MAKING_ROOM = 60.0
 """Seconds without a request before a deployment goes early."""
 ROOM_SECONDS = 30.0
 """How long requests for one revision wait for room in its pool while another revision serves."""
+LOAD_SECONDS = 120.0
+"""How long requests for one revision wait for it to be loaded while stable serves."""
 LOOK = 5.0
 """Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
 _LONGEST_LOOK = 60.0
 _IDLE_LOOK = 300.0
 """The same for what is idle: requests that wait are told at once, and thousands may be idle."""
+_UNDER_WAY = frozenset({"Progressing", "Paused", "Baking"})
+"""Phases of a rollout by steps that somebody waits for. In mode Manual a lasting split is called Progressing too."""
 _OLDEST_REPORT = 25.0
 """Seconds: a gateway that has nothing new to tell is heard every 20 s."""
 
@@ -87,8 +93,13 @@ def with_adapters(deployment: ModelDeploymentResource) -> frozenset[str]:
 
 
 def has_no_room(deployment: ModelDeploymentResource) -> bool:
-    """Whether what is being loaded again finds no place: requests that are held for it wait in vain."""
-    return bool(deployment.status.waking_since) and deployment.status.reason == Reason.POOL_FULL.value
+    """Whether what is being loaded again finds no place: requests that are held for it wait in vain.
+
+    Not while another revision that gets requests is being loaded: nobody can tell for which of them one waits.
+    """
+    status = deployment.status
+    missing = [t for t in status.traffic if t.weight and not t.ready_endpoints]
+    return bool(status.waking_since and missing) and all(says_full(t.withheld) for t in missing)
 
 
 def idle_timeout(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> float | None:
@@ -135,12 +146,12 @@ def next_sleep(
     if timeout is None and not status.waking_since:
         return Sleep()
     unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
-    serves = any(ready[r.name] for r in deployment.spec.revisions if deployment.spec.weight_of(r.name))
+    serves = _serves(deployment, ready)
     full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
     without_room = timeout is not None and full and not serves
     if without_room and found.for_(0.0):
         return Sleep(idle_since=now, wait=_IDLE_LOOK)
-    if status.waking_since and _is_awaited(obs, deployment, unloaded, serves=serves):
+    if status.waking_since and _is_awaited(obs, deployment, unloaded, ready, serves=serves):
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
         return Sleep()
@@ -177,14 +188,23 @@ def making_room(
     if not pool.waking:
         return ()
     refused = placement(pool, obs.adapters, holders(plan_of(config_map))).refused
-    missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in pool.waking)
+    waited_for = _waited_for(obs, pool)
+    missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in waited_for)
     candidates: list[tuple[float, str]] = []
     for deployment in obs.deployments if missing else ():
         timeout = idle_timeout(deployment, (*obs.siblings, base))
         found = asked(obs.demand, deployment)
-        if timeout is not None and _holds_place(deployment, pool, refused) and found.for_(_early(timeout)):
+        # one that cannot go would keep its turn, and the next one its place
+        able = _at_rest(deployment) and _holds_place(deployment, pool, refused)
+        if timeout is not None and able and found.for_(_early(timeout)):
             candidates.append((-(found.quiet or 0.0), deployment.metadata.name))
     return tuple(sorted(name for _, name in sorted(candidates)[:missing]))
+
+
+def _waited_for(obs: BaseModelObservation, pool: Pool) -> set[str]:
+    """The pool's waking adapters whose requests are held now: clients go, and an edit wakes without any."""
+    revisions = (r for d in obs.deployments if obs.demand.waiting(*d.metadata.key) for r in d.spec.revisions)
+    return {r.adapter for r in revisions if r.adapter in pool.waking}
 
 
 def _early(timeout: float) -> float:
@@ -214,6 +234,7 @@ def _is_awaited(
     obs: ModelDeploymentObservation,
     deployment: ModelDeploymentResource,
     unloaded: Mapping[str, Problem],
+    ready: Mapping[str, int],
     *,
     serves: bool,
 ) -> bool:
@@ -225,19 +246,38 @@ def _is_awaited(
     if serves and remaining(since, ROOM_SECONDS, obs.now) <= 0:
         # what has a place serves, and takes the share of what has none
         getting = {r: c for r, c in getting.items() if c.reason is not Reason.POOL_FULL}
-    if getting or any(is_work(c) for c in unloaded.values()):
+    stable = (deployment.status.rollout or RolloutStatus()).stable
+    # an edit that wakes may name a candidate that never loads: its share, and its deadline, would be kept for ever
+    over = bool(stable and ready.get(stable)) and remaining(since, LOAD_SECONDS, obs.now) <= 0
+    if not over and (getting or any(is_work(c) for c in unloaded.values())):
         return True
     key = "/".join(deployment.metadata.key)
     told = (r.deployments.get(key) for r in obs.applied)
     return any(set(d.held) - unloaded.keys() for d in told if d is not None)
 
 
+def _serves(deployment: ModelDeploymentResource, ready: Mapping[str, int]) -> bool:
+    """Whether some revision answers requests: also a stable one without a share, which takes what others cannot."""
+    rollout = deployment.status.rollout or RolloutStatus()
+    split = effective(deployment.spec, ready, stable=rollout.stable, allowed=rollout.allowed)
+    return any(weight and ready[name] for name, weight in split.weights.items())
+
+
 def _settled(deployment: ModelDeploymentResource, unloaded: Mapping[str, Problem]) -> bool:
-    """Whether nothing is under way: the last pass found everything served, and no rollout holds anything back."""
+    """Whether nothing is under way, by the last pass and by what is loaded now."""
+    return _at_rest(deployment) and not any(deployment.spec.weight_of(r) for r in unloaded)
+
+
+def _at_rest(deployment: ModelDeploymentResource) -> bool:
+    """Whether the last pass found everything served, and no rollout under way."""
     status = deployment.status
-    if _changed(deployment) or any(deployment.spec.weight_of(r) for r in unloaded):
+    if _changed(deployment) or not is_true(status.conditions, "Ready"):
         return False
-    return is_true(status.conditions, "Ready") and not (status.rollout and status.rollout.allowed)
+    rollout = status.rollout or RolloutStatus()
+    if deployment.spec.progressive and rollout.phase in _UNDER_WAY:
+        return False
+    # 0 and 100 stay behind for good: they name what is rejected and what is proven
+    return all(weight in (0, 100) for weight in (rollout.allowed or {}).values())
 
 
 def _makes_room(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
-from tuneyard.api.conditions import Finding, merged
+from tuneyard.api.conditions import Finding, is_true, merged
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
@@ -69,7 +69,8 @@ class Serving:
         found = {
             s.revision.name: cause(s)
             for s in self.states
-            if spec.weight_of(s.revision.name)
+            # stable takes what others cannot, also without a share of its own
+            if (spec.weight_of(s.revision.name) or self.split.weights[s.revision.name])
             and not self.ready[s.revision.name]
             and rejected.get(s.revision.name) is not Reason.CANDIDATE_REJECTED
         }
@@ -298,7 +299,8 @@ def _events(serving: Serving, status: ModelDeploymentStatus, problem: Problem | 
         events.append(Event("Normal", Reason.PROMOTED, f"{now} serves all traffic and is stable, after {was}", about))
     if not serving.taken:
         events += [Event(kind, reason, words, about) for kind, reason, words in serving.decision.told]
-    if status.idle_since and not before.idle_since:
+    if status.idle_since and not before.idle_since and is_true(before.conditions, "Ready"):
+        # one that only found no room has said so: it was asked for, and each retry would tell this again
         events.append(
             Event("Normal", Reason.IDLE, "nobody asks for it: its adapters are unloaded until somebody does", about)
         )

@@ -80,7 +80,8 @@ def wanted_plan(
     others = known.keys() - placed.refused.keys() - set(wanted) - pool.idle
     unused = _unused_since(obs, before, marks_of(config_map, ANNOTATION_UNUSED_ADAPTERS), others)
     unused = _storable(pool, unused, known, placed.planned)
-    number, room = copies(pool.serving, len(wanted), before, len(unused)), pool.serving.lora.max_cpu_loras
+    number = copies(pool.serving, len(wanted), before, len(unused.keys() | pool.idle))
+    room = pool.serving.lora.max_cpu_loras
     seen: dict[str, str] = {}
     waits: list[float] = []
     counted: list[str] | None = None

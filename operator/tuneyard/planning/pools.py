@@ -216,7 +216,8 @@ def _all_places(serving: Serving) -> int:
 def copies(serving: Serving, adapters: int, before: PoolPlan | None, unused: int = 0) -> int | None:
     """How many pods should have each of so many adapters; None: all of them. `before`: the plan until now.
 
-    `unused`: how many have just lost their last reference. They may come back: nothing grows into their room yet.
+    `unused`: how many have just lost their last reference, or are idle. They may come back: nothing grows into their
+    room.
     """
     pods = serving.replicas
     until_now = pods if before is None or before.copies is None else before.copies
@@ -286,7 +287,7 @@ def places(
         placed = placement(pool, adapters, holders(plan))
         still = {a.metadata.name for a in adapters if belongs(pool, a)}.intersection(holders(plan))
         unused = still - placed.refused.keys() - {a.metadata.name for a in placed.planned}
-        wanted = copies(pool.serving, len(placed.planned), plan, len(unused))
+        wanted = copies(pool.serving, len(placed.planned), plan, len(unused | pool.idle))
         pods = pool.serving.replicas if wanted is None else wanted
         more = grown_copies(plan)
         found.append(PoolPlaces(pool.name, pool.namespace, pods, pool.adapter_names, placed.refused, more, pool.idle))

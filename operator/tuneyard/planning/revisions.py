@@ -170,6 +170,11 @@ def withheld_for(problem: Problem) -> str:
     return clipped(f"{Reason.NO_READY_ENDPOINT.value} ({problem.reason.value}): {with_remedy(problem)}")
 
 
+def says_full(withheld: str | None) -> bool:
+    """Whether such a text says that the pool has no place; gateways know no more than the status."""
+    return bool(withheld) and str(withheld).startswith(f"{Reason.NO_READY_ENDPOINT.value} ({Reason.POOL_FULL.value})")
+
+
 def first_wrong_reference(states: Sequence[RevisionState]) -> Problem | None:
     """Of all revisions, in their order."""
     return next((p for p in map(wrong_reference, states) if p), None)

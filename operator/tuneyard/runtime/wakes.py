@@ -83,6 +83,7 @@ class Wakes:
         self._wake = wake
         self._signatures: dict[Key, object] = {}
         self._promoted: dict[Key, object] = {}
+        self._making_room: dict[Key, frozenset[str]] = {}
         self._placing: dict[Key, object] = {}
         self._holders: dict[tuple[str, str], _Holders] = {}
         self._pods: dict[tuple[str, str], PodObservation] = {}
@@ -157,6 +158,7 @@ class Wakes:
         self._put(key, [] if change == "DELETED" else own)
         self._places_change(key, change, item, [key])
         self._itself(key, item)
+        self._others(key, self._asked_to_go(key, change, item))
         if self._differs(key, change, _signature(item)):
             self._others(key, self._of(LORA_ADAPTER, key), self._of(MODEL_DEPLOYMENT, key))
         if change != "MODIFIED" or item["metadata"].get("deletionTimestamp"):
@@ -235,6 +237,16 @@ class Wakes:
             return True
         before, self._signatures[key] = self._signatures.get(key), signature
         return before != signature
+
+    def _asked_to_go(self, key: Key, change: Change, item: Object) -> list[Key]:
+        """The deployments that are to make room from now on; who is not any more has nothing to look at."""
+        pools = (item.get("status") or {}).get("pools") or ()
+        before, now = self._making_room.pop(key, frozenset()), frozenset[str]()
+        if change != "DELETED":
+            now = frozenset(str(name) for pool in pools for name in pool.get("makesRoom") or ())
+        if now:
+            self._making_room[key] = now
+        return [Key(MODEL_DEPLOYMENT, key.namespace, name) for name in sorted(now - before)]
 
     def _taken_over(self, key: Key, found: ModelDeploymentResource | None) -> list[Key]:
         """What the stable revision serves, adapter or base, when that has got all traffic: it records it."""
@@ -389,8 +401,7 @@ def _references(item: Object) -> object:
 def _signature(item: Object) -> object:
     """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
     status = item.get("status") or {}
-    told = ("name", "progress", "makesRoom")
-    pools = tuple(tuple(str(p.get(field)) for field in told) for p in status.get("pools") or ())
+    pools = tuple((str(p.get("name")), str(p.get("progress"))) for p in status.get("pools") or ())
     conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
     return _identity(item), status.get("digest"), pools, conditions
 

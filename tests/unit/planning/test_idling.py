@@ -29,7 +29,7 @@ from tuneyard.api.conditions import Condition
 from tuneyard.api.documents import DemandReport, DeploymentDemand, PlannedAdapter, PoolPlan, RevisionDemand
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
-from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning import children
 from tuneyard.planning.basemodel import plan_basemodel
@@ -38,7 +38,7 @@ from tuneyard.planning.idling import LOOK, has_no_room, held_on_demand, idle_tim
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.poolplan import wanted_plan
-from tuneyard.planning.pools import pools_of
+from tuneyard.planning.pools import places, pools_of
 
 REVISIONS = [revision("v1", "v1"), revision("v2", "v2")]
 TIMEOUT = "30m"
@@ -182,6 +182,36 @@ def test_what_is_under_way_is_not_idled(status: ModelDeploymentStatus, what: str
     assert state(planned(chat(status), QUIET)[0]) == "awake", what
 
 
+STEPS = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 10, "hold": "1m"}], "bakeTime": "1m"})
+
+
+@pytest.mark.parametrize(
+    ("rollout", "fields"),
+    [
+        (
+            RolloutStatus(phase="Completed", stable="v2", allowed={"v1": 100}),
+            {"traffic": {"v2": 100}, "rollout": STEPS},
+        ),
+        (RolloutStatus(phase="Completed", stable="v1", allowed={"v2": 0}), {"traffic": {"v1": 100}}),
+        (RolloutStatus(phase="RolledBack", stable="v1", allowed={"v2": 0}), {"traffic": {"v1": 100}, "rollout": STEPS}),
+    ],
+)
+def test_what_a_finished_rollout_leaves_behind_keeps_nothing_awake(
+    rollout: RolloutStatus, fields: dict[str, Any]
+) -> None:
+    """It names what is proven or rejected for as long as that is listed."""
+    assert state(planned(chat(known(rollout=rollout), **fields), QUIET)[0]) == "idle"
+
+
+@pytest.mark.parametrize(
+    ("phase", "allowed"),
+    [("Progressing", {"v2": 0}), ("Progressing", None), ("Paused", {"v2": 0}), ("Baking", {"v2": 100})],
+)
+def test_a_rollout_by_steps_is_not_idled_before_it_has_ended(phase: Any, allowed: dict[str, int] | None) -> None:
+    status = known(rollout=RolloutStatus(phase=phase, stable="v1", candidate="v2", allowed=allowed))
+    assert state(planned(chat(status, traffic={"v2": 100}, rollout=STEPS), QUIET)[0]) == "awake"
+
+
 def test_a_revision_whose_pod_is_lost_is_not_idled() -> None:
     assert state(planned(chat(), QUIET, loaded=("v1",))[0]) == "awake"
 
@@ -313,6 +343,25 @@ def test_waiting_in_vain_for_room_ends_in_idleness() -> None:
     assert (state(status), has_no_room(chat(status))) == ("idle", False)
 
 
+def events(
+    what: ModelDeploymentResource, asked: DemandView, *adapters: LoRAAdapterResource, **fields: Any
+) -> list[str]:
+    situation = Situation(bases=(base(),), adapters=adapters, deployments=(what,), now=at(1), **fields)
+    told = plan_modeldeployment(replace(situation.deployment(), demand=asked)).events
+    return [e.message for e in told if e.reason == "Idle"]
+
+
+def test_that_nobody_asks_is_said_only_where_nobody_asked() -> None:
+    """Who was refused for want of room did ask, and does again with each retry."""
+    (words,) = events(chat(), QUIET, pinned("v1"), pinned("v2"), pods=(pod("a", "v1", "v2"),))
+    assert words.startswith("nobody asks for it")
+    refused = chat(
+        known(waking_since=stamp(0), reason="PoolFull", conditions=[condition("Ready", "False", "PoolFull")])
+    )
+    for what in (refused, chat(ModelDeploymentStatus())):
+        assert events(what, demand(said(3), said(3)), full("v1"), full("v2"), pods=(pod("a"),)) == []
+
+
 def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves() -> None:
     """Then it goes to stable, as ever."""
     adapters, waiting = (pinned("v1"), full("v2")), demand(said(0, waiting=1), said(3))
@@ -321,6 +370,49 @@ def test_a_share_does_not_wait_for_room_for_ever_while_another_revision_serves()
     assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("waking", {"v1": 90, "v2": 10})
     status, _ = planned(waking, waiting, adapters=adapters, loaded=("v1",), minutes=0.6)
     assert (state(status), {t.revision: t.weight for t in status.traffic}) == ("awake", {"v1": 100, "v2": 0})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"traffic": {"v1": 90, "v2": 10}}, {"traffic": {"v2": 100}, "rollout": STEPS}], ids=["Manual", "steps"]
+)
+def test_nobody_is_refused_for_want_of_room_while_another_revision_has_a_place(fields: dict[str, Any]) -> None:
+    """Requests for the one that is being loaded would be refused with it."""
+    rollout = RolloutStatus(phase="Progressing", stable="v1", candidate="v2", allowed={"v2": 10})
+    waking = chat(known(waking_since=stamp(0), rollout=rollout), **fields)
+    waiting = demand(said(0, waiting=1), said(3))
+    for adapters, loaded, expected in (
+        ((pinned("v1"), full("v2")), (), False),
+        ((full("v1"), full("v2")), (), True),
+        ((pinned("v1"), full("v2")), ("v1",), True),
+    ):
+        status, _ = planned(waking, waiting, adapters=adapters, loaded=loaded, minutes=0.1)
+        assert (state(status), has_no_room(chat(status, **fields))) == ("waking", expected)
+
+
+@pytest.mark.parametrize(("mode", "allowed"), [(None, None), (STEPS, {"v2": 1})])
+def test_a_candidate_without_a_place_never_unloads_what_serves(mode: Any, allowed: dict[str, int] | None) -> None:
+    """Stable takes what the candidate cannot, whatever the spec gives it."""
+    rollout = RolloutStatus(phase="Progressing", stable="v1", candidate="v2", allowed=allowed)
+    adapters, fields = (pinned("v1"), full("v2")), {"traffic": {"v2": 100}, "rollout": mode}
+    for flying in (0.0, 12.0):
+        live = demand(said(0, flying=flying), said(0))
+        status, _ = planned(chat(known(rollout=rollout), **fields), live, adapters=adapters, loaded=("v1",))
+        assert (state(status), status.traffic[0].weight) == ("awake", 100)
+    waking = chat(known(rollout=rollout, waking_since=stamp(0)), **fields)
+    status, _ = planned(waking, demand(said(0, waiting=3), said(3)), adapters=adapters, loaded=("v1",), minutes=0.6)
+    assert (state(status), status.traffic[0].weight) == ("awake", 100), "nor keeps it waking"
+
+
+def test_a_revision_that_hangs_is_awaited_for_a_while_only_when_stable_serves() -> None:
+    """After an edit that wakes, a candidate that never loads would keep its share, and its rollout no deadline."""
+    waiting = demand(said(0, waiting=3), said(3))
+    waking = chat(known(waking_since=stamp(0)))
+    for minutes, weights, expected in ((1.9, [90, 10], "waking"), (2.1, [100, 0], "awake")):
+        status, _ = planned(waking, waiting, loaded=("v1",), minutes=minutes)
+        assert (state(status), [t.weight for t in status.traffic]) == (expected, weights)
+    assert state(planned(waking, waiting, loaded=("v2",), minutes=2.1)[0]) == "waking", "stable is awaited"
+    still = planned(waking, waiting, loaded=("v1",), held=("v1",), minutes=2.1)[0]
+    assert state(still) == "waking", "a gateway does not know yet that stable is there"
 
 
 def test_nobody_waits_for_a_pool_without_pods() -> None:
@@ -345,11 +437,13 @@ def plan_map(bases: BaseModelResource, deployments: tuple[ModelDeploymentResourc
     return child_of(children.pool_plan(pool, bases, plan, {}, None))
 
 
-def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2) -> list[str] | None:
-    """Whom the base of a pool with two places asks to go, when `late` is wanted beside `a` and `b`."""
+def making_room(
+    asked: dict[str, float], *, waking: bool = True, places: int = 2, waiting: int = 1, **a: Any
+) -> list[str] | None:
+    """Whom the base of a pool with two places asks to go when `late` is wanted beside `a`, of this status, and `b`."""
     bases = base(places=places)
     late = quiet_one("late", waking_since=stamp(0) if waking else None)
-    deployments = (quiet_one("a"), quiet_one("b"), late)
+    deployments = (quiet_one("a", **a), quiet_one("b"), late)
     situation = Situation(
         bases=(bases,),
         adapters=tuple(pinned(n) for n in ("a", "b", "late")),
@@ -357,7 +451,7 @@ def making_room(asked: dict[str, float], *, waking: bool = True, places: int = 2
         children=(plan_map(bases, deployments, "a", "b"),),
         now=T0,
     )
-    told = {name: said(idle) for name, idle in asked.items()} | {"late": said(0, waiting=1, requests=0)}
+    told = {name: said(idle) for name, idle in asked.items()} | {"late": said(0, waiting=waiting, requests=0)}
     plan = plan_basemodel(replace(situation.base_model(), demand=demand(told, told)))
     assert plan.status is not None
     return plan.status.pools[0].makes_room  # type: ignore[attr-defined]
@@ -377,9 +471,23 @@ def test_the_longest_unasked_makes_room_past_half_its_timeout(asked: dict[str, f
     assert making_room(asked) == expected
 
 
+@pytest.mark.parametrize(
+    "a",
+    [
+        {"conditions": [condition("Ready", "False", "EngineCrashed")]},
+        {"observed_generation": 0},
+        {"rollout": RolloutStatus(stable="v1", allowed={"v0": 5})},
+    ],
+)
+def test_who_cannot_go_is_not_asked_in_place_of_one_that_can(a: dict[str, Any]) -> None:
+    """However long nobody has asked for it: it would stand in the way for as long as it cannot."""
+    assert making_room({"a": 9000, "b": 1700}, **a) == ["b"]
+
+
 def test_nobody_makes_room_for_what_nobody_waits_for() -> None:
     assert making_room({"a": 1000, "b": 1100}, waking=False) is None
     assert making_room({"a": 1000, "b": 1100}, places=3) is None
+    assert making_room({"a": 1000, "b": 1100}, waiting=0) is None, "its clients have gone, or an edit woke it"
 
 
 @pytest.mark.parametrize(
@@ -413,6 +521,26 @@ def test_idle_adapters_leave_the_plan_at_once_and_take_no_room() -> None:
     also = deployment("also", revisions=[revision("v1", "a")])
     assert placed(idle, also, bases=base(), holders=("a",)) == {"a"}, "another deployment still wants it"
     assert placed(also, bases=base(), holders=("a", "b")) == {"a", "b"}, "nothing refers to b: it has its grace"
+
+
+def test_copies_do_not_follow_who_sleeps() -> None:
+    """A pool grows copies only into room that those that sleep do not need: else each of them that wakes moves all."""
+    names = [f"a{number:02}" for number in range(12)]
+    lora = LoRASettings(max_cpu_loras=10, idle_timeout=TIMEOUT)
+    bases = base_model(serving=ServingSpec(artifact_volumes=[VOLUME], lora=lora, replicas=4))
+    found: list[int | None] = []
+    for awake in (12, 9, 12):
+        deployments = tuple(quiet_one(n, idle_since=stamp(0) if i >= awake else None) for i, n in enumerate(names))
+        (pool,) = pools_of(bases, deployments)
+        before = PoolPlan(pool=pool.name, base_model=bases.metadata.name, copies=found[-1] if found else 2)
+        config_map = child_of(children.pool_plan(pool, bases, before, {}, None))
+        situation = Situation(bases=(bases,), adapters=tuple(pinned(n) for n in names), deployments=deployments)
+        wanted = children.pool_deployment(pool, bases, situation.settings)
+        plan = wanted_plan(situation.base_model(), pool, config_map, wanted).plan
+        (told,) = places(bases, deployments, situation.adapters, [config_map])
+        assert told.copies == plan.copies, "adapters are told the same"
+        found.append(plan.copies)
+    assert found == [2, 2, 2]
 
 
 def test_a_place_goes_to_whom_requests_wait_for() -> None:

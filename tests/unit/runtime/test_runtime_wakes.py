@@ -148,18 +148,22 @@ def test_a_deployment_that_idles_or_wakes_wakes_its_base_and_its_adapters(scene:
     assert scene.deployment("chat", {"v1": ("base", "one")}, "MODIFIED", status={"reason": "Applying"}) == set()
 
 
-def test_who_is_to_make_room_is_woken(scene: Scene) -> None:
-    pools = [{"name": "base", "makesRoom": ["chat"]}]
-    woken = scene.tell(
-        scene.world.base_models.informer,
-        "MODIFIED",
-        {
+def test_only_who_is_newly_asked_to_make_room_is_woken(scene: Scene) -> None:
+    """A full pool asks others all the time, and thousands may share its base."""
+
+    def asks(*deployments: str) -> set[Key]:
+        base = {
             "metadata": {"name": "base", "generation": 1},
             "spec": {"source": {"volume": {"name": "v", "path": "base"}}},
-            "status": {"pools": pools},
-        },
-    )
-    assert {deployment("m"), deployment("plain")} <= woken
+            "status": {"pools": [{"name": "base", "makesRoom": list(deployments)}]},
+        }
+        return scene.tell(scene.world.base_models.informer, "MODIFIED", base)
+
+    asks()
+    assert asks("m") == {deployment("m")}
+    assert asks("m", "plain") == {deployment("plain")}
+    assert asks("plain") == set()
+    assert asks("plain", "m") == {deployment("m")}
 
 
 def test_what_a_deployment_no_longer_names_is_woken_too(scene: Scene) -> None:
