@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import T0, at, child_of, stamp
+from tests.builders import T0, Situation, at, child_of, deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
@@ -267,3 +267,22 @@ def test_the_record_goes_a_week_after_the_deployment():
     world.record = waiting
     world.settle()
     assert names.ANNOTATION_UNUSED_SINCE not in world.record.annotations, "a new deployment takes it up"
+
+
+def test_a_verdict_outlives_the_time_in_which_the_model_name_is_another_one_s(monkeypatch: pytest.MonkeyPatch):
+    world = broken_canary()
+    world.recreate()
+    real = RolloutWorld.situation
+    older = deployment("older", model_name="chat", created=-5)
+
+    def taken(self: RolloutWorld) -> Situation:
+        seen = real(self)
+        return replace(seen, deployments=(*seen.deployments, older))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", taken)
+        world.settle()
+        assert world.conditions["Accepted"][0] == "False"
+    assert rejected(world) == [("v2", "LoadRefused")]
+    world.settle()
+    assert (rejected(world), world.weights) == ([("v2", "LoadRefused")], {"v1": 100})
