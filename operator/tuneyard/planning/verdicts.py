@@ -7,7 +7,8 @@ Rules (rollout.md 3):
   adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room, a source that does not
   answer, a shared pool that restarts) only counts towards the deadline;
 - the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
-- contents that are not known (an object is missing) neither get a verdict nor lose one.
+- contents that are not known (an object is missing) neither get a verdict nor lose one, and no deadline runs for them:
+  no pod could try them.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
 def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:
     """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
     if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
+        return None
+    if seen.hashes[revision] is None:
         return None
     before = seen.before
     known = before.waiting_since if before is not None and before.candidate == revision else None

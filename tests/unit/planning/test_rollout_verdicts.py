@@ -66,7 +66,7 @@ def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
 def test_the_deadline_does_not_run_for_what_is_loaded_on_demand():
     world = RolloutWorld()
     known = world.now
-    seen = Seen(known, world.status, {}, {}, {"v1": 1, "v2": 0}, {}, world.clock)
+    seen = Seen(known, world.status, {}, {"v2": "known"}, {"v1": 1, "v2": 0}, {}, world.clock)
     assert waiting_since(seen, world.status, "v2", "v1") == stamp(0)
     assert waiting_since(replace(seen, on_demand=frozenset({"v2"})), world.status, "v2", "v1") is None
 
@@ -286,3 +286,19 @@ def test_a_verdict_outlives_the_time_in_which_the_model_name_is_another_one_s(mo
     assert rejected(world) == [("v2", "LoadRefused")]
     world.settle()
     assert (rejected(world), world.weights) == ([("v2", "LoadRefused")], {"v1": 100})
+
+
+def test_the_deadline_does_not_run_while_nobody_knows_the_contents(monkeypatch: pytest.MonkeyPatch):
+    world = RolloutWorld()
+    real = RolloutWorld.situation
+    world.spec(WHOLE)
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", lambda self: replace(real(self), adapters=real(self).adapters[:1]))
+        world.settle()
+        later(world, 25)
+        assert world.status.waiting_since is None
+    world.settle()
+    assert rejected(world) == [], "no pod has had time for it"
+    assert world.status.waiting_since == stamp(25)
+    later(world, 20)
+    assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]
