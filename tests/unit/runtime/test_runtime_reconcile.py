@@ -406,6 +406,16 @@ def test_somebody_elses_config_map_of_that_name_is_neither_read_nor_touched(scen
         assert "paused" not in json.dumps(body), method
 
 
+@pytest.mark.parametrize(("status", "reason"), [(500, "InternalError"), (429, "TooManyRequests")])
+def test_a_rollout_s_status_does_not_wait_for_its_record(scene: Scene, status: int, reason: str) -> None:
+    spec = {**deployment_spec("base", {"v0": 100}), "rollout": {"mode": "Progressive", "steps": [{"weight": 5}]}}
+    scene.see(resource("ModelDeployment", "m", spec, {"rollout": {"stable": "v0"}}))
+    scene.api.refuse["configmaps/m-verdicts"] = ApiError(status, reason, "later")
+    with pytest.raises(ApiError, match="later"):
+        scene.reconciler.reconcile(M)
+    assert scene.api.written() == [("PATCH", "modeldeployments/m/status")]
+
+
 def test_what_a_deployment_left_and_nobody_can_read_is_not_deleted(scene: Scene) -> None:
     spoilt = record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"})
     scene.see({**spoilt, "data": {"record.json": "{"}})
