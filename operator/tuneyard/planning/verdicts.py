@@ -3,9 +3,9 @@
 Rules (rollout.md 3):
 - a verdict is keyed by contents; it goes only with new contents, with the revision, or when it is tried once more
   (another spec.rollout.retryToken, or the command retry). The stable revision is never under one;
-- what is given here needs no statistics: a candidate's own pods that keep crashing, files or an engine that refuse its
-  adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room, a source that does not
-  answer, a shared pool that restarts) only counts towards the deadline;
+- what is given here needs no statistics: a candidate's own pods that keep crashing while none is ready, files or an
+  engine that refuse its adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room,
+  a source that does not answer, a shared pool that restarts) only counts towards the deadline;
 - the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
 - contents that are not known (an object is missing) neither get a verdict nor lose one, and no deadline runs for them:
   no pod could try them.
@@ -13,6 +13,7 @@ Rules (rollout.md 3):
 
 from __future__ import annotations
 
+from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
@@ -91,10 +92,13 @@ def with_verdict(verdicts: list[Verdict], verdict: Verdict) -> list[Verdict]:
 def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     """What shows at once that the revision cannot serve."""
     state = seen.states[revision]
-    crashing = problem_of(state.pods) if state.pool != seen.states[stable].pool else None
+    if seen.ready[revision]:
+        return None
+    shared = state.pool in (names.pool_name(state.revision.base_model), seen.states[stable].pool)
+    crashing = None if shared else problem_of(state.pods)
     if crashing is not None and crashing.reason is Reason.ENGINE_CRASHED:
         return crashing
-    if seen.ready[revision] or not seen.ready[stable]:
+    if not seen.ready[stable]:
         return None
     why = cause(state)
     return why if why.reason in REFUSED_FILES else None

@@ -10,9 +10,10 @@ import pytest
 from tests.builders import T0, Situation, at, child_of, deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, reasons, rejected
 from tuneyard.api import names
-from tuneyard.api.modeldeployment import ModelDeploymentStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.modeldeployment import plan_modeldeployment
+from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete
 from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of
 from tuneyard.planning.rolloutseen import Seen
@@ -45,6 +46,33 @@ def test_own_pods_that_keep_crashing_are_a_verdict_and_a_shared_pool_s_are_not()
     world.settle()
     assert rejected(world) == [("v2", "EngineCrashed")]
     assert "OOMKilled" in (world.status.verdicts or [])[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("crashes", "replicas", "verdict"), [("own", 1, True), ("own", 2, False), ("shared", 1, False)]
+)
+def test_a_crash_is_the_candidate_s_when_only_it_runs_there_and_nothing_of_it_serves(
+    monkeypatch: pytest.MonkeyPatch, crashes: str, replicas: int, verdict: bool
+):
+    """v1 or v2 has pods of its own, the other one is in the shared pool."""
+    own = "v2" if crashes == "own" else "v1"
+    world = RolloutWorld(own={own})
+    world.ready["v2"] = True
+    world.spec(WHOLE)
+    world.settle()
+    real, name = RolloutWorld._pods, "own-v2" if crashes == "own" else "a"
+    problem = Problem(Reason.ENGINE_CRASHED, "engine ended with exit code 139 after 3 restarts")
+
+    def pods(self: RolloutWorld, deployed: ModelDeploymentResource) -> list[PodObservation]:
+        found = real(self, deployed)
+        sick = [replace(p, name="sick", problem=problem, report=None) for p in found if p.name == name]
+        return [*(p for p in found if p.name != name or replicas > 1), *sick]
+
+    monkeypatch.setattr(RolloutWorld, "_pods", pods)
+    world.settle()
+    assert rejected(world) == ([("v2", "EngineCrashed")] if verdict else [])
+    later(world, 20)
+    assert bool(rejected(world)) is (replicas == 1), "without a pod there is the deadline"
 
 
 def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
