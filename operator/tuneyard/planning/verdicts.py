@@ -19,7 +19,7 @@ from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
 from tuneyard.planning.observations import Problem, problem_of
 from tuneyard.planning.remedies import clipped
-from tuneyard.planning.revisions import cause
+from tuneyard.planning.revisions import RevisionState, cause
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining
 
@@ -43,6 +43,9 @@ REFUSED_FILES = frozenset(
     }
 )
 """What a pod says of contents that will be no better on another one."""
+
+MAY_PASS = frozenset({Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE})
+"""Of these, what an engine under load or a neighbour's NaN brings about too: they count when the pod says they last."""
 
 
 def kept_verdicts(seen: Seen, verdicts: list[Verdict], stable: str | None) -> list[Verdict]:
@@ -101,7 +104,14 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     if not seen.ready[stable]:
         return None
     why = cause(state)
-    return why if why.reason in REFUSED_FILES else None
+    refused = why.reason in REFUSED_FILES and (why.reason not in MAY_PASS or _lasts(state))
+    return why if refused else None
+
+
+def _lasts(state: RevisionState) -> bool:
+    """Whether a pod has failed with its adapter often enough; agents that do not say so have not."""
+    said = (p.report.adapters.get(state.revision.adapter or "") for p in state.pods if p.report)
+    return any(r.state == "Failed" and r.lasting for r in said if r)
 
 
 def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:

@@ -75,6 +75,37 @@ def test_a_crash_is_the_candidate_s_when_only_it_runs_there_and_nothing_of_it_se
     assert bool(rejected(world)) is (replicas == 1), "without a pod there is the deadline"
 
 
+@pytest.mark.parametrize("reason", [Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE])
+def test_what_an_engine_refuses_once_may_pass_and_is_a_verdict_when_it_lasts(reason: Reason):
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = reason
+    world.spec(WHOLE)
+    world.settle()
+    assert (rejected(world), world.status.waiting_since) == ([], stamp(0))
+    world.lasting = True
+    world.settle()
+    assert rejected(world) == [("v2", reason.value)]
+
+
+def test_of_an_agent_that_does_not_say_whether_a_failure_lasts_only_the_deadline_speaks():
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = Reason.LOAD_REFUSED
+    world.spec(WHOLE)
+    world.settle()
+    later(world, 19)
+    assert rejected(world) == []
+    later(world, 1)
+    assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]
+
+
+def test_files_that_are_wrong_need_no_second_attempt():
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = Reason.NON_FINITE_VALUES
+    world.spec(WHOLE)
+    world.settle()
+    assert rejected(world) == [("v2", "NonFiniteValues")]
+
+
 def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
     world = RolloutWorld()
     world.spec(WHOLE)
