@@ -184,9 +184,9 @@ def loaded(name: str, **fields: Any) -> AdapterReport:
     return AdapterReport(state="Loaded", engine_name=names.engine_adapter_name(name, report["digest"]), **report)
 
 
-def failed(reason: str, message: str = "") -> AdapterReport:
+def failed(reason: str, message: str = "", *, lasting: bool | None = None) -> AdapterReport:
     """A pod's word that it does not."""
-    return AdapterReport(state="Failed", reason=reason, message=message)
+    return AdapterReport(state="Failed", reason=reason, message=message, lasting=lasting)
 
 
 def pod(

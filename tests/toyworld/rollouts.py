@@ -53,6 +53,8 @@ class RolloutWorld:
     ready: dict[str, bool] = field(default_factory=lambda: {"v1": True})
     broken: dict[str, Reason] = field(default_factory=dict)
     """Adapters that no pod can load."""
+    lasting: bool | None = True
+    """What pods say of how often they have tried those."""
     crashing: set[str] = field(default_factory=set)
     own: set[str] = field(default_factory=set)
     """Revisions with pods of their own."""
@@ -200,7 +202,11 @@ class RolloutWorld:
     def _pods(self, deployed: ModelDeploymentResource) -> list[PodObservation]:
         """A pod of the shared pool with all that are loaded there, and one of each own pool."""
         shared = [r.name for r in deployed.spec.revisions if r.name not in self.own]
-        reports = {n: failed(why.value, "as the test has it") for n, why in self.broken.items() if n in shared}
+        reports = {
+            n: failed(why.value, "as the test has it", lasting=self.lasting)
+            for n, why in self.broken.items()
+            if n in shared
+        }
         up = [n for n in shared if self.ready.get(n) and n not in self.broken]
         found = [pod("a", *up, reports=reports)]
         for listed in deployed.spec.revisions:

@@ -129,6 +129,8 @@ class AdapterReport(ApiModel):
     """A Reason that does not keep the adapter from serving (AnswersLikeBase)."""
     transfer: Transfer | None = None
     """Only while its files come."""
+    lasting: bool | None = None
+    """Only with a failure: it came at several attempts in a row, or is not tried again. A single one may pass."""
     overdue: bool | None = None
     """Its files have been coming for so long that the pod's readiness does not wait for them."""
 

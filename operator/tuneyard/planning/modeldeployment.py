@@ -271,7 +271,7 @@ def _rollout(serving: Serving, obs: ModelDeploymentObservation, now: str) -> Rol
     """The decided status, with since when stable is; a deployment whose name is somebody else's stays where it was."""
     deployment, decided, split = serving.deployment, serving.decision.status, serving.split
     if serving.taken:
-        kept = deployment.status.rollout or RolloutStatus()
+        kept = remembered(deployment, obs.record, content_hashes(serving.states)) or RolloutStatus()
         gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since")
         return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
     if decided.stable is None or decided.stable not in split.weights:

@@ -103,6 +103,8 @@ class ChildObservation:
     """Label tuneyard.dev/base-model (see children.label_value)."""
     deployment: str = ""
     """Label tuneyard.dev/model-deployment, on what belongs to an own pool."""
+    component: str = ""
+    """Label app.kubernetes.io/component."""
     resource_version: str = ""
     content_hash: str | None = None
     owned: str | None = None
@@ -378,6 +380,7 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         pool=labels.get(names.LABEL_POOL, ""),
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         deployment=labels.get(names.LABEL_DEPLOYMENT, ""),
+        component=labels.get(names.LABEL_COMPONENT, ""),
         resource_version=metadata.get("resourceVersion") or "",
         content_hash=annotations.get(names.ANNOTATION_CONTENT),
         owned=owned_fields(metadata),

@@ -20,6 +20,7 @@ the last ones.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Set
 
 from tuneyard.api.documents import AdapterReport, KeepReport, PlannedAdapter, PodReport
@@ -30,6 +31,9 @@ from tuneyard.planning.remedies import clipped
 REPORT_BYTES = 200 << 10
 """The longest report as JSON; the rest of the 256 KiB is for other people's annotations."""
 _TERSE = 80
+_LASTING = 3
+"""Attempts in a row after which a failure is not one that passes: seconds after the first."""
+
 _ORDER = ("Loaded", "Loading", "Failed")
 
 
@@ -138,4 +142,5 @@ def _failed_report(failure: Failure, prepared: Prepared | None) -> AdapterReport
         engine_name=prepared.engine_name if prepared else None,
         reason=failure.reason.value,
         message=failure.message,
+        lasting=failure.attempts >= _LASTING or failure.retry_at == math.inf or None,
     )

@@ -180,7 +180,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.REFUSED)
     proven = _proven(seen, status, candidate)
     held = position(seen, candidate, stable, skips=promote or proven, stopped=paused(seen, status))
-    if held.whole and (promote or proven or not held.left):
+    if held.whole and (promote or proven or (held.served and not held.left)):
         return _taken_over(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
     update = {

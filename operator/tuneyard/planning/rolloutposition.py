@@ -2,15 +2,16 @@
 
 Rules:
 - the position is what the status says was allowed; steps that were edited since are looked up by weight, downwards;
-- a hold begins when every gateway says that it serves the step's weight. A candidate without a ready pod, a pause or
-  another spec weight let it begin again;
+- a hold begins when every gateway says that it serves the step's weight, and ends only while every gateway says so: of
+  a silent one nobody knows what users got. A candidate without a ready pod, a pause or another spec weight let it begin
+  again;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from tuneyard.api.rollout import Step
@@ -35,6 +36,8 @@ class Position:
     until: str | None = None
     whole: bool = False
     """It is past all steps and has all traffic; `left` is what is left of bakeTime."""
+    served: bool = False
+    """Every gateway says that it serves that now."""
     goes_on: bool = False
     """There is more for it to get."""
     completed: str = ""
@@ -54,9 +57,10 @@ def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: b
     started = before.step_started_at if before is not None and unchanged else None
     if stopped or not seen.ready[candidate]:
         started = None
-    elif started is None and unchanged and seen.confirmed.get(candidate) == min(limit, target):
+    served = seen.confirmed.get(candidate) == min(limit, target)
+    if started is None and unchanged and served and seen.ready[candidate] and not stopped:
         started = seen.stamp
-    return _moved(seen, steps, Position(step, len(steps), limit, started), target, stable)
+    return _moved(seen, steps, Position(step, len(steps), limit, started, served=served), target, stable)
 
 
 def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
@@ -78,14 +82,14 @@ def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable:
     goes_on = not past and (at.limit < target or target == 100)
     since = parsed_time(at.started)
     if since is None:
-        return Position(at.step, at.steps, at.limit, None, goes_on=goes_on)
+        return replace(at, goes_on=goes_on)
     stays = (seen.rollout.bake_time if past else steps[at.step].hold) or "0s"
     left = max(0.0, remaining(since, seconds(stays), seen.now))
     until = rfc3339(since + timedelta(seconds=seconds(stays)))
     whole = past and target == 100
     if whole or (goes_on and left > 0):
-        return Position(at.step, at.steps, at.limit, at.started, left, until, whole=whole, goes_on=goes_on)
-    if not goes_on or not seen.ready[stable]:
-        return Position(at.step, at.steps, at.limit, at.started, goes_on=goes_on)
+        return replace(at, left=left, until=until, whole=whole, goes_on=goes_on)
+    if not goes_on or not seen.ready[stable] or not at.served:
+        return replace(at, goes_on=goes_on)
     words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {stays}"
     return Position(at.step + 1, at.steps, _limit(steps, at.step + 1), None, goes_on=True, completed=words)

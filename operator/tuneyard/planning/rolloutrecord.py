@@ -4,7 +4,9 @@ Rules (rollout.md 3):
 - nothing owns it, so no garbage collection takes it with an object that a forced sync deletes and creates again. The
   operator removes it RECORD_SECONDS after the deployment is gone;
 - it is read only for a deployment whose status says nothing of a rollout; while there is a status that is the truth;
-- it is written from the status that is stored, in the pass after: a rollback does not wait for it.
+- it is written from the status that is stored, in the pass after: a rollback does not wait for it;
+- a ConfigMap of its name without its label is somebody else's: it is neither believed nor written nor deleted. One that
+  cannot be read is not deleted: it may be a newer operator's.
 """
 
 from __future__ import annotations
@@ -28,8 +30,19 @@ Hashes = Mapping[str, str | None]
 
 
 def record_of(config_map: ChildObservation | None) -> RolloutRecord | None:
-    """What the ConfigMap says; one that somebody has spoilt says nothing."""
-    return parsed(RolloutRecord, config_map.record) if config_map else None
+    """What the ConfigMap says; one that somebody has spoilt says nothing, like somebody else's."""
+    return parsed(RolloutRecord, config_map.record) if config_map and not _foreign(config_map) else None
+
+
+def _foreign(config_map: ChildObservation | None) -> bool:
+    return config_map is not None and config_map.component != names.ROLLOUT_RECORD
+
+
+def worth_keeping(deployment: ModelDeploymentResource) -> bool:
+    """Whether the stored status says something that a record is made of."""
+    rollout = deployment.status.rollout
+    found = rollout and (deployment.spec.progressive or rollout.verdicts or rollout.history or rollout.last_command)
+    return bool(found)
 
 
 def remembered(
@@ -101,7 +114,7 @@ def record_actions(
     """Bring the record to what the stored status says."""
     stored = deployment.status.rollout
     record = wanted_record(deployment, stored, config_map, hashes) if stored else None
-    if record is None:
+    if record is None or _foreign(config_map):
         return ()
     wanted = record_object(deployment.metadata.namespace, record)
     return () if config_map is not None and as_applied(config_map, wanted) else (Apply(wanted),)
@@ -119,12 +132,12 @@ def differs(
 def plan_orphan(config_map: ChildObservation | None, now: datetime) -> Plan:
     """What becomes of the record of a deployment that is gone."""
     record = record_of(config_map)
-    if config_map is None or config_map.deleted:
+    if config_map is None or record is None or config_map.deleted:
         return Plan()
     since = parsed_time(config_map.annotations.get(names.ANNOTATION_UNUSED_SINCE))
-    if since is None and record is not None:
+    if since is None:
         return Plan((Apply(record_object(config_map.namespace, record, rfc3339(now))),), requeue_after=RECORD_SECONDS)
-    left = remaining(since, RECORD_SECONDS, now) if since else 0.0
+    left = remaining(since, RECORD_SECONDS, now)
     if left > 0:
         return Plan(requeue_after=left)
     gone = Delete("v1", "ConfigMap", config_map.namespace, config_map.name, config_map.uid, config_map.resource_version)

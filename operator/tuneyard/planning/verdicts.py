@@ -3,21 +3,23 @@
 Rules (rollout.md 3):
 - a verdict is keyed by contents; it goes only with new contents, with the revision, or when it is tried once more
   (another spec.rollout.retryToken, or the command retry). The stable revision is never under one;
-- what is given here needs no statistics: a candidate's own pods that keep crashing, files or an engine that refuse its
-  adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room, a source that does not
-  answer, a shared pool that restarts) only counts towards the deadline;
+- what is given here needs no statistics: a candidate's own pods that keep crashing while none is ready, files or an
+  engine that refuse its adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room,
+  a source that does not answer, a shared pool that restarts) only counts towards the deadline;
 - the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
-- contents that are not known (an object is missing) neither get a verdict nor lose one.
+- contents that are not known (an object is missing) neither get a verdict nor lose one, and no deadline runs for them:
+  no pod could try them.
 """
 
 from __future__ import annotations
 
+from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
 from tuneyard.planning.observations import Problem, problem_of
 from tuneyard.planning.remedies import clipped
-from tuneyard.planning.revisions import cause
+from tuneyard.planning.revisions import RevisionState, cause
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining
 
@@ -41,6 +43,9 @@ REFUSED_FILES = frozenset(
     }
 )
 """What a pod says of contents that will be no better on another one."""
+
+MAY_PASS = frozenset({Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE})
+"""Of these, what an engine under load or a neighbour's NaN brings about too: they count when the pod says they last."""
 
 
 def kept_verdicts(seen: Seen, verdicts: list[Verdict], stable: str | None) -> list[Verdict]:
@@ -90,18 +95,30 @@ def with_verdict(verdicts: list[Verdict], verdict: Verdict) -> list[Verdict]:
 def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     """What shows at once that the revision cannot serve."""
     state = seen.states[revision]
-    crashing = problem_of(state.pods) if state.pool != seen.states[stable].pool else None
+    if seen.ready[revision]:
+        return None
+    shared = state.pool in (names.pool_name(state.revision.base_model), seen.states[stable].pool)
+    crashing = None if shared else problem_of(state.pods)
     if crashing is not None and crashing.reason is Reason.ENGINE_CRASHED:
         return crashing
-    if seen.ready[revision] or not seen.ready[stable]:
+    if not seen.ready[stable]:
         return None
     why = cause(state)
-    return why if why.reason in REFUSED_FILES else None
+    refused = why.reason in REFUSED_FILES and (why.reason not in MAY_PASS or _lasts(state))
+    return why if refused else None
+
+
+def _lasts(state: RevisionState) -> bool:
+    """Whether a pod has failed with its adapter often enough; agents that do not say so have not."""
+    said = (p.report.adapters.get(state.revision.adapter or "") for p in state.pods if p.report)
+    return any(r.state == "Failed" and r.lasting for r in said if r)
 
 
 def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:
     """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
     if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
+        return None
+    if seen.hashes[revision] is None:
         return None
     before = seen.before
     known = before.waiting_since if before is not None and before.candidate == revision else None

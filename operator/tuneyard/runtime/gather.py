@@ -30,6 +30,7 @@ from tuneyard.planning.observations import (
     pod_observation,
 )
 from tuneyard.planning.pools import places
+from tuneyard.planning.rolloutrecord import worth_keeping
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
@@ -99,11 +100,13 @@ class Reads:
         """The ConfigMap that outlives the ModelDeployment of this name.
 
         Where the status says nothing of a rollout, all depends on it: then it is fetched. A copy that is a little old
-        would let a rejected revision begin again.
+        would let a rejected revision begin again. Where one is about to be made it is too: of the name there may be
+        somebody else's, which the informers do not show.
         """
-        if deployment is not None and deployment.status.rollout is None:
-            return self._fetched_record(namespace, name)
         found = self._world.children[CONFIG_MAP].get(namespace, names.rollout_record(name))
+        unsure = deployment is not None and found is None and worth_keeping(deployment)
+        if unsure or (deployment is not None and deployment.status.rollout is None):
+            return self._fetched_record(namespace, name)
         return None if found is None else self._world.applied.seen(found)
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:

@@ -135,11 +135,22 @@ class Reconciler:
         except RefusedError as error:
             self._write(key, observed, self._stalled(key.kind, observed, plan.status, error.problem).to_dict())
             raise
-        again = self._write(key, observed, plan.status.to_dict()) if plan.status is not None else None
+        except ApiError:
+            # a rollout's only action is its record: weight must go down also while nobody can write that one
+            if key.kind == MODEL_DEPLOYMENT:
+                self._finish(key, observed, plan)
+            raise
+        again = self._finish(key, observed, plan)
         if again is not None:
             return again
-        self._executor.tell(plan.events)
         return self._again(key, reads, plan)
+
+    def _finish(self, key: Key, observed: Object, plan: Plan) -> float | None:
+        """Write the planned status and tell what it says; returns the seconds to wait where it could not be written."""
+        again = self._write(key, observed, plan.status.to_dict()) if plan.status is not None else None
+        if again is None:
+            self._executor.tell(plan.events)
+        return again
 
     def _gone(self, key: Key, reads: Reads) -> float | None:
         """One pass over what is left of a ModelDeployment that does not exist any more."""

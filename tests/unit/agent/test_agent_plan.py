@@ -221,6 +221,15 @@ def test_retries_are_further_and_further_apart() -> None:
     assert len({p / 2**n for n, p in enumerate(pauses[:6])}) > 1, "with jitter"
 
 
+def test_the_third_failure_in_a_row_lasts_and_so_does_one_that_is_not_tried_again() -> None:
+    state, said = after(plan(planned("a")), *UP), []
+    for number in range(4):
+        state = after(failed("a", NOW + number), state=state)
+        said.append(report(state).adapters["a"].lasting)
+    assert said == [None, None, True, True], "within seconds: the first retries come after 1 s and 2 s"
+    assert report(after(failed("b", for_ever=True), state=after(plan(planned("b")), *UP))).adapters["b"].lasting
+
+
 def test_another_plan_is_another_chance_at_once() -> None:
     state = after(plan(planned("a")), *UP, failed("a"))
     assert steps(state) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.builders import stamp
-from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, reasons
+from tests.toyworld.rollouts import GATEWAYS, WHOLE, RolloutWorld, canary, finished, later, reasons
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.modeldeployment import plan_modeldeployment
 
 
 def test_a_candidate_climbs_by_steps_and_takes_over():
@@ -194,3 +197,18 @@ def test_a_new_deployment_begins_with_what_its_traffic_names():
     world.spec(WHOLE)
     world.settle()
     assert (world.status.stable, world.weights) == ("v1", {"v1": 95, "v2": 5}), "a new object begins at step 0"
+
+
+@pytest.mark.parametrize("silent", ["step", "bake"])
+def test_a_hold_does_not_end_while_a_gateway_is_silent(silent: str):
+    world = canary(bakeTime="30m") if silent == "step" else finished(bakeTime="30m")
+    world.wait(31)
+    before = world.status
+    seen = replace(world.situation(), applied=(), unreachable=GATEWAYS)
+    dark = plan_modeldeployment(seen.deployment()).status
+    assert isinstance(dark, ModelDeploymentStatus)
+    assert dark.rollout is not None
+    assert (dark.rollout.stable, dark.rollout.allowed) == (before.stable, before.allowed)
+    assert dark.rollout.step_started_at == before.step_started_at, "what was held counts"
+    world.settle()
+    assert (world.status.stable, world.status.allowed) != (before.stable, before.allowed)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.builders import T0, at, child_of, stamp
+from tests.builders import T0, Situation, at, child_of, deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, reasons, rejected
 from tuneyard.api import names
-from tuneyard.api.modeldeployment import ModelDeploymentStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.modeldeployment import plan_modeldeployment
+from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete
 from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of
 from tuneyard.planning.rolloutseen import Seen
@@ -47,6 +48,64 @@ def test_own_pods_that_keep_crashing_are_a_verdict_and_a_shared_pool_s_are_not()
     assert "OOMKilled" in (world.status.verdicts or [])[0].evidence
 
 
+@pytest.mark.parametrize(
+    ("crashes", "replicas", "verdict"), [("own", 1, True), ("own", 2, False), ("shared", 1, False)]
+)
+def test_a_crash_is_the_candidate_s_when_only_it_runs_there_and_nothing_of_it_serves(
+    monkeypatch: pytest.MonkeyPatch, crashes: str, replicas: int, verdict: bool
+):
+    """v1 or v2 has pods of its own, the other one is in the shared pool."""
+    own = "v2" if crashes == "own" else "v1"
+    world = RolloutWorld(own={own})
+    world.ready["v2"] = True
+    world.spec(WHOLE)
+    world.settle()
+    real, name = RolloutWorld._pods, "own-v2" if crashes == "own" else "a"
+    problem = Problem(Reason.ENGINE_CRASHED, "engine ended with exit code 139 after 3 restarts")
+
+    def pods(self: RolloutWorld, deployed: ModelDeploymentResource) -> list[PodObservation]:
+        found = real(self, deployed)
+        sick = [replace(p, name="sick", problem=problem, report=None) for p in found if p.name == name]
+        return [*(p for p in found if p.name != name or replicas > 1), *sick]
+
+    monkeypatch.setattr(RolloutWorld, "_pods", pods)
+    world.settle()
+    assert rejected(world) == ([("v2", "EngineCrashed")] if verdict else [])
+    later(world, 20)
+    assert bool(rejected(world)) is (replicas == 1), "without a pod there is the deadline"
+
+
+@pytest.mark.parametrize("reason", [Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE])
+def test_what_an_engine_refuses_once_may_pass_and_is_a_verdict_when_it_lasts(reason: Reason):
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = reason
+    world.spec(WHOLE)
+    world.settle()
+    assert (rejected(world), world.status.waiting_since) == ([], stamp(0))
+    world.lasting = True
+    world.settle()
+    assert rejected(world) == [("v2", reason.value)]
+
+
+def test_of_an_agent_that_does_not_say_whether_a_failure_lasts_only_the_deadline_speaks():
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = Reason.LOAD_REFUSED
+    world.spec(WHOLE)
+    world.settle()
+    later(world, 19)
+    assert rejected(world) == []
+    later(world, 1)
+    assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]
+
+
+def test_files_that_are_wrong_need_no_second_attempt():
+    world = RolloutWorld(lasting=None)
+    world.broken["v2"] = Reason.NON_FINITE_VALUES
+    world.spec(WHOLE)
+    world.settle()
+    assert rejected(world) == [("v2", "NonFiniteValues")]
+
+
 def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
     world = RolloutWorld()
     world.spec(WHOLE)
@@ -66,7 +125,7 @@ def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
 def test_the_deadline_does_not_run_for_what_is_loaded_on_demand():
     world = RolloutWorld()
     known = world.now
-    seen = Seen(known, world.status, {}, {}, {"v1": 1, "v2": 0}, {}, world.clock)
+    seen = Seen(known, world.status, {}, {"v2": "known"}, {"v1": 1, "v2": 0}, {}, world.clock)
     assert waiting_since(seen, world.status, "v2", "v1") == stamp(0)
     assert waiting_since(replace(seen, on_demand=frozenset({"v2"})), world.status, "v2", "v1") is None
 
@@ -267,3 +326,37 @@ def test_the_record_goes_a_week_after_the_deployment():
     world.record = waiting
     world.settle()
     assert names.ANNOTATION_UNUSED_SINCE not in world.record.annotations, "a new deployment takes it up"
+
+
+def test_a_verdict_outlives_the_time_in_which_the_model_name_is_another_one_s(monkeypatch: pytest.MonkeyPatch):
+    world = broken_canary()
+    world.recreate()
+    real = RolloutWorld.situation
+    older = deployment("older", model_name="chat", created=-5)
+
+    def taken(self: RolloutWorld) -> Situation:
+        seen = real(self)
+        return replace(seen, deployments=(*seen.deployments, older))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", taken)
+        world.settle()
+        assert world.conditions["Accepted"][0] == "False"
+    assert rejected(world) == [("v2", "LoadRefused")]
+    world.settle()
+    assert (rejected(world), world.weights) == ([("v2", "LoadRefused")], {"v1": 100})
+
+
+def test_the_deadline_does_not_run_while_nobody_knows_the_contents(monkeypatch: pytest.MonkeyPatch):
+    world = RolloutWorld()
+    real = RolloutWorld.situation
+    world.spec(WHOLE)
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", lambda self: replace(real(self), adapters=real(self).adapters[:1]))
+        world.settle()
+        later(world, 25)
+        assert (rejected(world), world.status.waiting_since) == ([], None)
+    world.settle()
+    assert (rejected(world), world.status.waiting_since) == ([], stamp(25)), "no pod has had time for it"
+    later(world, 20)
+    assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]

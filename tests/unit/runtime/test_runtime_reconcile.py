@@ -390,6 +390,39 @@ def test_what_a_deployment_leaves_is_marked_and_goes_a_week_later(scene: Scene) 
     assert scene.api.written()[-1] == ("DELETE", "configmaps/m-verdicts")
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_somebody_elses_config_map_of_that_name_is_neither_read_nor_touched(scene: Scene, deployed: bool) -> None:
+    verdict = {"revision": "v0", "contentHash": "x", "reason": "Aborted", "evidence": "", "at": "2026-01-01T00:00:00Z"}
+    text = json.dumps({"deployment": "m", "verdicts": [verdict], "paused": True})
+    found = metadata("m-verdicts", annotations={names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"})
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": found, "data": {"record.json": text}}
+    scene.see(foreign) if not deployed else scene.store(foreign)
+    if deployed:
+        spec = {**deployment_spec("base", {"v0": 100}), "rollout": {"mode": "Progressive", "steps": [{"weight": 5}]}}
+        scene.see(resource("ModelDeployment", "m", spec, {"rollout": {"stable": "v0"}}))
+    scene.reconciler.reconcile(M)
+    assert not [w for w in scene.api.written() if w[1] == "configmaps/m-verdicts"]
+    for method, _, body in scene.api.writes:
+        assert "paused" not in json.dumps(body), method
+
+
+@pytest.mark.parametrize(("status", "reason"), [(500, "InternalError"), (429, "TooManyRequests")])
+def test_a_rollout_s_status_does_not_wait_for_its_record(scene: Scene, status: int, reason: str) -> None:
+    spec = {**deployment_spec("base", {"v0": 100}), "rollout": {"mode": "Progressive", "steps": [{"weight": 5}]}}
+    scene.see(resource("ModelDeployment", "m", spec, {"rollout": {"stable": "v0"}}))
+    scene.api.refuse["configmaps/m-verdicts"] = ApiError(status, reason, "later")
+    with pytest.raises(ApiError, match="later"):
+        scene.reconciler.reconcile(M)
+    assert scene.api.written() == [("PATCH", "modeldeployments/m/status")]
+
+
+def test_what_a_deployment_left_and_nobody_can_read_is_not_deleted(scene: Scene) -> None:
+    spoilt = record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"})
+    scene.see({**spoilt, "data": {"record.json": "{"}})
+    assert scene.reconciler.reconcile(M) is None
+    assert scene.api.written() == []
+
+
 def test_nothing_a_deployment_left_is_touched_while_the_api_server_has_it(scene: Scene) -> None:
     scene.see(record_of_gone(**{names.ANNOTATION_UNUSED_SINCE: "2020-01-01T00:00:00Z"}))
     scene.store(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100})))
