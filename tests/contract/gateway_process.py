@@ -100,8 +100,8 @@ class Team:
             "modeldeployments", "ModelDeployment", name, {"revisions": revisions, "traffic": targets, **spec}
         )
 
-    def sleep(self, name: str, **told: str | None) -> None:
-        """What the operator says of idleness: idleSince, wakingSince, reason."""
+    def sleep(self, name: str, **told: object) -> None:
+        """What the operator says of idleness: idleSince, wakingSince, reason, traffic."""
         self._status("modeldeployments", name, {"idleSince": None, "wakingSince": None, "reason": None, **told})
 
     def set_traffic(self, name: str, **traffic: int) -> Json:

@@ -15,6 +15,9 @@ from tests.contract.apiserver import ApiServer
 from tests.contract.gateway_process import GatewayProcess, Team, becomes, engine_name_of
 from tests.fakes.upstream import Upstream
 from tuneyard.api.documents import DemandReport
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.revisions import withheld_for
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -196,7 +199,9 @@ async def test_nobody_waits_for_what_will_not_come(gateway: GatewayProcess, team
     team.delete("modeldeployments", "gone")
     assert (await gone)[0] == 503
     assert not full.done()
-    team.sleep("full", **WAKING, reason="PoolFull")
+    no_place = withheld_for(Problem(Reason.POOL_FULL, "its pool is full"))
+    full_status = {"revision": "full", "specWeight": 100, "weight": 100, "readyEndpoints": 0, "withheld": no_place}
+    team.sleep("full", **WAKING, reason="PoolFull", traffic=[full_status])
     assert await full == (503, "This model cannot be loaded at the moment: its pool is full.")
     assert time.monotonic() - began >= 3, "room may be made in it"
     again = time.monotonic()
