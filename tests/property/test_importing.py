@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tuneyard.systems.trackers.adapterfolder import folder_record
@@ -29,6 +29,7 @@ _VALUES: st.SearchStrategy[Any] = st.recursive(
 @given(
     found=st.fixed_dictionaries({}, optional={k: st.dictionaries(_KEYS, _VALUES) for k in ("config", "state", "args")})
 )
+@example(found={"state": {"log_history": [{"": 0}]}})
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_json_gives_a_record_that_the_api_takes_or_words(found: dict[str, Any], tmp_path: Path) -> None:
     names = {"config": "adapter_config.json", "state": "trainer_state.json", "args": "training_args.json"}

@@ -12,13 +12,13 @@ import yaml
 
 from tests.fakes import trackers
 from tests.fakes.trackers import RUN_ID, SHA, FakeServer
-from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
+from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH, Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.sources import ImageSource, Source
 from tuneyard.cli.main import run
 from tuneyard.cli.manifest import adapter_manifest
 from tuneyard.cli.sourcetext import parsed_source, source_text
-from tuneyard.systems.trackers.record import Record, Selection, moment, number, value_text
+from tuneyard.systems.trackers.record import Measured, Record, Selection, moment, number, value_text
 from tuneyard.systems.trackers.server import Server, basic
 
 ADAPTERS = Path(__file__).resolve().parents[3] / "examples" / "adapters"
@@ -385,6 +385,15 @@ def test_what_does_not_fit_is_noted() -> None:
         "36 of 100 hyperparameters are left out: choose with --param",
         "35 of 99 evaluations are left out: choose with --eval",
     ]
+
+
+def test_evaluations_get_names_that_the_api_takes() -> None:
+    record = Record()
+    record.add_metrics({"": 1, "eval/" + "x" * 200: 2, " ": 3}, Selection(evaluations=("*",)))
+    record.add_evaluations([Measured("y" * 200, 4, "z" * 600)])
+    found = Lineage.from_dict(record.lineage.to_dict()).evals or []
+    assert [(len(e.name), e.score) for e in found] == [(7, 1), (128, 2), (9, 3), (128, 4)]
+    assert [e.name for e in found[::2]] == ["unnamed", "unnamed_2"]
 
 
 def test_metrics_of_the_training_alone_are_no_evaluations() -> None:

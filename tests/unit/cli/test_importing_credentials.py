@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tuneyard.api.lineage import Evaluation
 from tuneyard.cli.main import run
 from tuneyard.systems.trackers import mlflow, wandb
-from tuneyard.systems.trackers.record import Record, Selection
+from tuneyard.systems.trackers.record import Measured, Record, Selection
 
 ADAPTER = Path(__file__).resolve().parents[3] / "examples" / "adapters" / "acme-support-v3"
 HEX = "0123456789abcdef0123456789abcdef01234567"
@@ -123,7 +122,7 @@ def test_the_note_names_them_and_shows_none() -> None:
 def test_other_fields_are_looked_at_too() -> None:
     record = Record()
     record.fill(dataset=f"hub:{HUB}", parent="https://me:pw@hub.example/base", commit=HEX)
-    record.add_evaluations([Evaluation(name="loss", score=1, dataset="s3://me:pw@x/y"), Evaluation(name=HUB, score=1)])
+    record.add_evaluations([Measured("loss", 1, "s3://me:pw@x/y"), Measured(HUB, 1)])
     assert record.lineage.to_dict() == {"commit": HEX, "evals": [{"name": "loss", "score": 1}]}
     assert [note.split(": ")[1].split(" (")[0] for note in record.notes] == [
         "dataset, parent",

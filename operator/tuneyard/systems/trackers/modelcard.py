@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from tuneyard.api.lineage import Evaluation
-from tuneyard.systems.trackers.record import Record, Selection, number
+from tuneyard.systems.trackers.record import Measured, Record, Selection, number
 
 _FRONT = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _PARAMETERS = re.compile(r"^#+ *Training hyper-?parameters[^\n]*\n(.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL | re.I)
@@ -54,7 +53,7 @@ def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
     yield from (v for v in (value if isinstance(value, list) else []) if isinstance(v, Mapping))
 
 
-def _evaluations(index: Any) -> Iterator[Evaluation]:
+def _evaluations(index: Any) -> Iterator[Measured]:
     """`model-index[].results[].metrics[]`: type and value are required there, the name is not."""
     for result in (r for model in _parts(index) for r in _parts(model.get("results"))):
         data = result.get("dataset")
@@ -65,4 +64,4 @@ def _evaluations(index: Any) -> Iterator[Evaluation]:
             score = number(metric.get("value"))
             if score is not None and (metric.get("type") or metric.get("name")):
                 name = str(metric.get("type") or metric.get("name"))
-                yield Evaluation(name=name, score=score, dataset=where or None)
+                yield Measured(name, score, where or None)

@@ -45,6 +45,15 @@ class Selection:
     parameters: Sequence[str] = ("*",)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation in the tracker's own words, of any length; an Evaluation is made of it once they fit."""
+
+    name: str
+    score: float
+    dataset: str | None = None
+
+
 @dataclass
 class Record:
     """What was found. `source` is a word as in cli/sourcetext.py where the tracker knows it."""
@@ -78,25 +87,25 @@ class Record:
     def add_metrics(self, found: Mapping[str, Any], selection: Selection) -> None:
         """Set evaluations from metrics by name."""
         wanted = {k: v for k, v in found.items() if _matches(k, selection.evaluations)}
-        self.add_evaluations(Evaluation(name=k, score=n) for k, v in wanted.items() if (n := number(v)) is not None)
+        self.add_evaluations(Measured(k, n) for k, v in wanted.items() if (n := number(v)) is not None)
         if found and not wanted:
             some = ", ".join(sorted(found)[:5])
             self.notes.append(f"none of {len(found)} metrics looks like an evaluation ({some}): choose with --eval")
 
-    def add_evaluations(self, found: Iterable[Evaluation]) -> None:
+    def add_evaluations(self, found: Iterable[Measured]) -> None:
         """Add evaluations; a name that is there already gets a number."""
         evals = {e.name: e for e in self.lineage.evals or []}
         secret: list[str] = []
-        for evaluation in found:
-            if holds_credential(evaluation.name):
+        for measured in found:
+            if holds_credential(measured.name):
                 secret.append("an evaluation")
                 continue
-            name = unused(_utf8(evaluation.name)[:_NAME_LENGTH].strip() or "unnamed", evals)
-            dataset = clipped(_utf8(evaluation.dataset), _SHORT) if evaluation.dataset else None
-            if holds_credential(evaluation.dataset or ""):
+            name = unused(_utf8(measured.name)[:_NAME_LENGTH].strip() or "unnamed", evals)
+            dataset = clipped(_utf8(measured.dataset), _SHORT) if measured.dataset else None
+            if holds_credential(measured.dataset or ""):
                 secret.append(f"the dataset of {name}")
                 dataset = None
-            evals[name] = evaluation.model_copy(update={"name": name, "dataset": dataset})
+            evals[name] = Evaluation(name=name, score=measured.score, dataset=dataset)
         self._leave_out(secret)
         if len(evals) > MAX_EVALS:
             self.notes.append(f"{len(evals) - MAX_EVALS} of {len(evals)} evaluations are left out: choose with --eval")
