@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.contract.s3objects import FILES, WEIGHTS, digest, quick_and_alone, refused, remote, secret, serving_models
 from tests.contract.s3server import S3Server
+from tests.contract.serving import QuietHandler, served
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.download import digest_of_remote, fetch
@@ -156,7 +155,7 @@ def test_pickles_alone_are_refused_as_what_they_are(server: S3Server, tmp_path: 
 def answering(status: int, code: str) -> Iterator[str]:
     """A server that refuses everything in S3's words."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
             self.send_response(status)
@@ -164,13 +163,8 @@ def answering(status: int, code: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args: object) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
+    with served(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
@@ -199,7 +193,7 @@ def amazon() -> Iterator[tuple[str, list[str]]]:
     """EKS's agent of pod identities, an S3 that refuses, and the service that tells who one is; what was asked."""
     asked: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             if self.path.startswith("/credentials"):
@@ -218,13 +212,8 @@ def amazon() -> Iterator[tuple[str, list[str]]]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, *args: object) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}", asked
-        httpd.shutdown()
+    with served(Handler) as url:
+        yield url, asked
 
 
 def test_a_pod_without_a_secret_is_named_as_aws_knows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.contract.cutting import CuttingProxy
+from tests.contract.disks import small_disk
 from tests.contract.fetching import start
 from tests.contract.s3objects import FILES, WEIGHTS, digest, quick_and_alone, remote, serving_models
 from tests.contract.s3server import S3Server
@@ -188,18 +187,8 @@ def test_a_process_that_died_while_names_were_given(server: S3Server, tmp_path: 
     assert found.digest == digest(FILES)
 
 
-@contextmanager
-def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_without_room_is_refused_before_anything_comes(server: S3Server, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
         progress = Progress()
         with pytest.raises(ArtifactError, match=r"\d+ bytes are needed, 8388608 are free") as caught:
             fetch(remote(server.source("models/acme/v1"), server.root), disk / "out", progress=progress)
@@ -209,7 +198,7 @@ def test_a_disk_without_room_is_refused_before_anything_comes(server: S3Server, 
 
 def test_a_disk_that_others_fill_meanwhile(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "CHUNK", 1 << 20)
-    with small_disk(tmp_path / "disk", 30 << 20) as disk:
+    with small_disk(tmp_path / "disk", "size=30m") as disk:
         meddling = Meddling(lambda: (disk / "other").write_bytes(bytes(20 << 20)))
         with pytest.raises(ArtifactError, match=r"\d+ bytes are needed, \d+ are free") as caught:
             fetch(remote(server.source("models/acme/v1"), server.root), disk / "out", progress=meddling)
