@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.agent_processes import SCENARIOS
+from tests.contract.disks import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,13 +19,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
     """A disk that has everything written at once: a story writes to it a thousand times."""
-    folder = tmp_path / "memory"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)], check=True)
-    try:
+    with small_disk(tmp_path / "memory", "size=256m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

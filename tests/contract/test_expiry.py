@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotoCredentials
 
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
+from tests.contract.serving import QuietHandler, served
 from tests.fakes.hub import Hub, Repository
 from tests.unit.store.sources import read_all
 from tuneyard.agent.obtaining import Obtainer
@@ -61,7 +61,7 @@ class Gate:
     def open(self) -> Iterator[str]:
         gate = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 if gate.is_expired(self.headers.get("x-amz-security-token", "")):
                     return self.answer(400, {"Content-Length": str(len(EXPIRED))}, EXPIRED)
@@ -85,13 +85,8 @@ class Gate:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            def log_message(self, *args: object) -> None:
-                """Quiet."""
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-            threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-            yield f"http://127.0.0.1:{httpd.server_address[1]}"
-            httpd.shutdown()
+        with served(Handler) as url:
+            yield url
 
 
 @pytest.fixture(scope="module")

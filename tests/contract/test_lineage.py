@@ -15,7 +15,7 @@ import pytest
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.fakes import trackers
 from tests.fakes.trackers import FakeServer
-from tests.unit.cli.test_importing import AMBIGUOUS
+from tests.unit.cli.test_importing_values import AMBIGUOUS
 from tuneyard.api.lineage import MAX_EVALS, MAX_HYPERPARAMETERS, VALUE_LENGTH
 from tuneyard.cli import main
 from tuneyard.systems.kube.client import ApiError

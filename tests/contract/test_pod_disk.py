@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.tiny import build_tiny
+from tests.contract.disks import small_disk
 from tuneyard.agent.fetching import FetchError, Shelf, read_base
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
@@ -21,13 +22,8 @@ PLANNED = PlannedAdapter(name="support", source=Source(volume=VolumeSource(name=
 @pytest.fixture
 def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A disk with these options of tmpfs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", request.param) as disk:
+        yield disk
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.disks import small_disk
 from tests.contract.store_processes import SCENARIOS
 from tests.unit.store.sources import Source, contents, read_all
 from tuneyard.api.reasons import Reason
@@ -40,13 +41,8 @@ def test_processes(scenario: str, tmp_path: Path) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=1777", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", f"size={DISK},mode=1777") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("scenario", ["kill_healing", "kill_evicting"])

@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(begin, stop, size):
             piece = content[at : min(at + size, stop)]
             if pause is not None:
-                time.sleep(pause)
+                time.sleep(pause)  # nothing is waited for: the slowness is what is tested
             self.wfile.write(piece)
             hub.count("", len(piece))
             if hub.faults.stall is not None:

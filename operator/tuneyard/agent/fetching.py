@@ -31,7 +31,7 @@ from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
-from tuneyard.systems.artifacts.copying import copy_checked, writing
+from tuneyard.systems.artifacts.copying import MOST_FILES, copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
     FolderDigest,
@@ -45,7 +45,6 @@ _log = logging.getLogger(__name__)
 
 _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
-_MOST_FILES = 1000
 _MOST_FOLDER = 2 * _MOST_WEIGHTS
 """Of all files, which are hashed for the digest whatever an engine needs of them."""
 _BASE_HEADER = 64 << 20
@@ -158,7 +157,7 @@ class Shelf:
 
         Returns the tokens that the adapter's own tokenizer adds; its files are not copied, engines never see them.
         """
-        names = list_files(folder, _MOST_FILES)
+        names = list_files(folder, MOST_FILES)
         if CONFIG not in names:
             raise ArtifactError(
                 Reason.FILES_MISSING, f"{CONFIG} is missing: name the folder that PEFT's save_pretrained wrote"

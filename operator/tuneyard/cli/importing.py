@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         record: Record = _TRACKERS[args.tracker][2](args, selection)
     except TrackerError as error:
         raise UserError(str(error)) from error
+    except RecursionError:  # of JSON, of YAML, or of a look at what they hold
+        raise UserError("what was recorded is nested too deeply to be read") from None
     text = adapter_manifest(args.name, _spec(args, record), args.namespace, _comment(args))
     for note in record.notes:
         sys.stderr.write(f"note: {note}\n")

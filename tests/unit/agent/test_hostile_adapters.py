@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.agent.test_adapterchecks import BASE, CONFIG, found, good, pair, with_
+from tests.unit.agent.adapters import BASE, CONFIG, found, good, pair, with_
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.adapterchecks import Tensor, violations
 from tuneyard.systems.artifacts.folder import ArtifactError

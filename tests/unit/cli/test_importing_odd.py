@@ -77,6 +77,22 @@ def test_what_cannot_be_read_is_one_line(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("training_args.json", '{"note": ' + "[" * 600 + "]" * 600 + "}"),
+        ("README.md", "---\nbase_model: " + "[" * 5000 + "]" * 5000 + "\n---\n"),
+    ],
+)
+def test_what_is_nested_too_deeply_for_a_record_is_one_line(
+    name: str, content: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON may be read where what it holds is too deep to be looked through; YAML is read by functions of its own."""
+    (folder / name).write_text(content)
+    assert run(["import", "dir", str(folder), *ARGUMENTS]) == 1
+    assert capsys.readouterr() == ("", "tuneyard: what was recorded is nested too deeply to be read\n")
+
+
 def test_a_file_is_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["import", "dir", str(folder / "adapter_config.json"), *ARGUMENTS]) == 1
     assert "adapter_config.json/adapter_config.json cannot be read" in capsys.readouterr().err

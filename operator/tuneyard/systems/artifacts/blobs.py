@@ -298,9 +298,8 @@ def _unchanged(folder: int, digest: str, hashed_since: float) -> Manifest | None
         return None
     sizes = {path: stamp.size for path, stamp in stamps.items()}
     fits = stamps == manifest.checked and sizes == {f.path: f.size for f in manifest.files}
-    return (
-        manifest if fits and (not hashed_since or hashed_since <= manifest.hashed_at <= time.time() + _AHEAD) else None
-    )
+    trusted = not hashed_since or hashed_since <= manifest.hashed_at <= time.time() + _AHEAD
+    return manifest if fits and trusted else None
 
 
 def _rehashed(folder: int, digest: str, going_on: Callable[[], None]) -> Manifest:

@@ -17,7 +17,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.arriving import unwritable
 from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest, hashed, list_files, opened, summed
 
-_MOST_FILES = 1000
+MOST_FILES = 1000
 _DISK, _REMEDY = "the pod's disk", "remove adapters, or give the node more ephemeral storage"
 
 
@@ -35,11 +35,11 @@ def copy_checked(
     `check(copy, digest)` looks at the copy before it appears under its name; whatever it raises leaves nothing
     behind. A target that is there already is kept: names carry the digest, so its contents are the same.
     `going_on` is called again and again and raises if it is to end. Raises ArtifactError, also for a folder of more
-    than `most` bytes, and DiskFull where the copy has no room.
+    than `most` bytes or MOST_FILES files, and DiskFull where the copy has no room.
     """
     scratch = target.with_name(f".{target.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
-    paths = list_files(folder, _MOST_FILES)
+    paths = list_files(folder, MOST_FILES)
     sizes = {path: _size(folder, path) for path in paths}
     if sum(sizes.values()) > most:
         raise _too_large(folder, most)

@@ -28,10 +28,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneyard.api.digests import FileDigest, artifact_digest
+from tuneyard.api.digests import FileDigest
 from tuneyard.systems.artifacts.arriving import Arriving, MismatchError, disk_full, free_bytes, unwritable
 from tuneyard.systems.artifacts.floor import Floor, files_in_time
-from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest
+from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest, summed
 from tuneyard.systems.artifacts.progress import Progress
 from tuneyard.systems.artifacts.remote import Remote, RemoteFile, UnreachableError, changed, listing_key
 
@@ -272,7 +272,7 @@ class _Run:
         """Read the bytes of one chunk, going on where a connection broke."""
         file, begin, chunk = filling.arriving.file, filling.begin, filling.chunk
         tries = 0
-        while True:
+        while filling.done < len(chunk):
             before = filling.done
             try:
                 for piece in self._pieces(file, begin + filling.done, begin + len(chunk)):
@@ -286,9 +286,7 @@ class _Run:
                     if tries == TRIES:
                         raise
                     self._pause(tries, error)
-                    continue
-            self._floor.answered(len(chunk))
-            return
+        self._floor.answered(len(chunk))
 
     def _pieces(self, file: RemoteFile, begin: int, end: int) -> Iterator[bytes]:
         with closing(self._remote.read(file, begin, end)) as pieces:
@@ -364,7 +362,7 @@ def _check_room(scratch: Path, arriving: Sequence[Arriving], found: dict[str, Pa
 def _summed(files: Sequence[RemoteFile], digests: Sequence[FileDigest]) -> FolderDigest:
     known = {digest.path: digest for digest in digests}
     every = [known.get(f.path) or FileDigest(f.path, f.size, f.sha256 or "") for f in files]
-    return FolderDigest(artifact_digest(every), sum(f.size for f in every), tuple(every))
+    return summed(every)
 
 
 def _sync_folders(tree: Path) -> None:

@@ -21,7 +21,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -72,15 +72,12 @@ class Folders:
     def opened(self, area: str, *parts: str, create: bool = False) -> Iterator[int]:
         """A folder of an area; `create` makes what is missing of it. FileNotFoundError where it is not there."""
         self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for depth, part in enumerate((area, *parts)):
-                below = open_folder(handle, part, create=create or depth == 0)
-                os.close(handle)
-                handle = below
-            yield handle
+            with _below(root, [area], create=True) as folder, _below(folder, parts, create) as handle:
+                yield handle
         finally:
-            os.close(handle)
+            os.close(root)
 
     def names(self, area: str) -> list[str]:
         """The entries of an area that are named like ours, sorted; in the trash and among locks any."""
@@ -138,20 +135,13 @@ def open_folder(parent: int, name: str, create: bool = False) -> int:
 def open_file(folder: int, path: str) -> int:
     """The regular file at a relative path below a folder, to read; ArtifactError (UnsafePath) for anything else."""
     *parents, name = checked(path).split("/")
-    handle = os.dup(folder)
-    try:
-        for parent in parents:
-            below = open_folder(handle, parent)
-            os.close(handle)
-            handle = below
+    with _below(folder, parents) as handle:
         try:
             file = os.open(name, _FILE, dir_fd=handle)
         except OSError as error:
             if isinstance(error, FileNotFoundError | PermissionError) or not _is_there(handle, name):
                 raise
             raise _not_regular(path) from error
-    finally:
-        os.close(handle)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise _not_regular(path)
@@ -297,27 +287,32 @@ def replace_file(source: int, target: int, path: str) -> None:
     is not whole, which is thrown away.
     """
     *parents, name = path.split("/")
-    handles = [os.dup(source), os.dup(target)]
-    try:
-        for parent in parents:
-            for at, create in ((0, False), (1, True)):
-                below = open_folder(handles[at], parent, create)
-                os.close(handles[at])
-                handles[at] = below
+    with _below(source, parents) as old, _below(target, parents, create=True) as new:
         link = f".{secrets.token_hex(8)}"
         try:
-            os.link(name, link, src_dir_fd=handles[0], dst_dir_fd=handles[1], follow_symlinks=False)
+            os.link(name, link, src_dir_fd=old, dst_dir_fd=new, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            os.rename(name, name, src_dir_fd=handles[0], dst_dir_fd=handles[1])
+            os.rename(name, name, src_dir_fd=old, dst_dir_fd=new)
             return
-        os.rename(link, name, src_dir_fd=handles[1], dst_dir_fd=handles[1])
+        os.rename(link, name, src_dir_fd=new, dst_dir_fd=new)
         with suppress(FileNotFoundError):  # a rename between two names of one file does nothing
-            os.unlink(link, dir_fd=handles[1])
-    finally:
-        for handle in handles:
+            os.unlink(link, dir_fd=new)
+
+
+@contextmanager
+def _below(folder: int, parts: Sequence[str], create: bool = False) -> Iterator[int]:
+    """The folder that the names lead to from a folder, one step at a time; see `open_folder`."""
+    handle = os.dup(folder)
+    try:
+        for part in parts:
+            following = open_folder(handle, part, create)
             os.close(handle)
+            handle = following
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _is_there(parent: int, name: str) -> bool:
