@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.conditions import find
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import LastCommand, Outcome, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
@@ -59,7 +60,7 @@ def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutV
     """The rollout of one ModelDeployment."""
     rollout, spec = deployment.status.rollout or RolloutStatus(), deployment.spec.rollout
     paused_by = "spec.rollout.paused" if spec and spec.paused else "a command" if rollout.paused else None
-    ready = next((c for c in deployment.status.conditions if c.type == "Ready"), None)
+    ready = find(deployment.status.conditions, "Ready")
     return RolloutView(
         namespace=deployment.metadata.namespace,
         name=deployment.metadata.name,
