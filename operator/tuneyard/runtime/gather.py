@@ -111,7 +111,7 @@ class Reads:
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
-        return None if item is None else child_observation({**item, "apiVersion": CONFIG_MAP[0], "kind": CONFIG_MAP[1]})
+        return None if item is None else child_observation(item)
 
     def unreadable(self, namespace: str) -> tuple[str, ...]:
         """Names of the ModelDeployments that exist and cannot be read."""
