@@ -104,7 +104,7 @@ class Reads:
         somebody else's, which the informers do not show.
         """
         found = self._world.children[CONFIG_MAP].get(namespace, names.rollout_record(name))
-        unsure = deployment is not None and found is None and worth_keeping(deployment)
+        unsure = deployment is not None and found is None and worth_keeping(deployment, deployment.status.rollout)
         if unsure or (deployment is not None and deployment.status.rollout is None):
             return self._fetched_record(namespace, name)
         return None if found is None else self._world.applied.seen(found)
