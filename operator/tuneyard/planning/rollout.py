@@ -134,13 +134,8 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
     if not seen.spec.progressive:
         # meant to get most; of equals the one listed last, which is the newest
         return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
-    climbing = [n for n in free if _allowed_before(seen, n) < 100]
+    climbing = [n for n in free if seen.allowed_before(n) < 100]
     return next(iter([*reversed(climbing), *reversed(free), *reversed(others)]), None)
-
-
-def _allowed_before(seen: Seen, revision: str) -> int:
-    allowed = (seen.before.allowed if seen.before else None) or {}
-    return allowed.get(revision, 0)
 
 
 # -- how far ----------------------------------------------------------------------------------------------------------
@@ -222,7 +217,7 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
     """Who may have how much. Not named, so that it begins anew: what the spec gives nothing, and was never stable."""
     allowed: dict[str, int] = {}
     for name in seen.listed:
-        before = _allowed_before(seen, name)
+        before = seen.allowed_before(name)
         if name == status.stable:
             continue
         if verdict_on(seen, status, name) is not None:

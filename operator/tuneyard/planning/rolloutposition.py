@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from tuneyard.api.rollout import Step
+from tuneyard.api.rollout import RolloutStatus, Step
 from tuneyard.api.schema import seconds
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
@@ -46,20 +46,16 @@ class Position:
 
 def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool) -> Position:
     """Where the candidate is now. `skips`: it needs no steps; `stopped`: it must not go on."""
-    steps, before = seen.rollout.steps or [], seen.before
-    same = before is not None and before.candidate == candidate
-    allowed = ((before.allowed if before else None) or {}).get(candidate, 0)
-    known = before.step if before is not None and same else None
-    step = len(steps) if skips else current_step(steps, allowed, known)
+    steps, before = seen.rollout.steps or [], seen.before or RolloutStatus()
+    known = before.step if before.candidate == candidate else None
+    step = len(steps) if skips else current_step(steps, seen.allowed_before(candidate), known)
     target = seen.spec.weight_of(candidate)
     limit = _limit(steps, step)
-    unchanged = same and known == step and before is not None and min(limit, before.target or 0) == min(limit, target)
-    started = before.step_started_at if before is not None and unchanged else None
-    if stopped or not seen.ready[candidate]:
-        started = None
     served = seen.confirmed.get(candidate) == min(limit, target)
-    if started is None and unchanged and served and seen.ready[candidate] and not stopped:
-        started = seen.stamp
+    unchanged = known == step and min(limit, before.target or 0) == min(limit, target)
+    started = None
+    if unchanged and seen.ready[candidate] and not stopped:
+        started = before.step_started_at or (seen.stamp if served else None)
     return _moved(seen, steps, Position(step, len(steps), limit, started, served=served), target, stable)
 
 
