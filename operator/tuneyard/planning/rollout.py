@@ -102,8 +102,12 @@ def _opened(seen: Seen) -> RolloutStatus:
         stable=before.stable, paused=before.paused, verdicts=verdicts, history=before.history,
         last_command=before.last_command,
     )  # fmt: skip
-    rejected = {name: 0 for name in seen.listed if verdict_on(seen, status, name)}
-    return status.model_copy(update={"stable": _stable(seen, before.stable, rejected)})
+    return status.model_copy(update={"stable": _stable(seen, before.stable, _rejected(seen, status))})
+
+
+def _rejected(seen: Seen, status: RolloutStatus) -> dict[str, int]:
+    """Those with a verdict, who may have nothing."""
+    return {name: 0 for name in seen.listed if verdict_on(seen, status, name)}
 
 
 def _stable(seen: Seen, previous: str | None, rejected: dict[str, int]) -> str | None:
@@ -142,15 +146,13 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
 
 
 def _manual(seen: Seen, status: RolloutStatus) -> _Step:
-    rejected = {n: 0 for n in seen.listed if verdict_on(seen, status, n)}
-    candidate = _candidate(seen, status)
+    rejected, candidate = _rejected(seen, status), _candidate(seen, status)
     update = {"candidate": candidate, "allowed": rejected or None, "paused": None}
     status = status.model_copy(update=update)
-    if status.stable is None or status.stable not in seen.listed:
-        refused = candidate is not None and candidate in rejected
-        return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
-    if candidate is not None and candidate in rejected:
+    if candidate in rejected:
         return _Step(status, Situation.REFUSED)
+    if status.stable is None or status.stable not in seen.listed:
+        return _Step(status, Situation.UNSERVED)
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     whole = seen.spec.weight_of(status.stable) == 100 and split.weights[status.stable] == 100
     return _Step(status, Situation.SETTLED if whole else Situation.CLIMBING)
