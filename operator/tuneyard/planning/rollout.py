@@ -162,9 +162,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
     if status.stable is None or status.stable not in seen.listed:
         candidate = _candidate(seen, status)
         refused = candidate is not None and verdict_on(seen, status, candidate) is not None
-        known = status.model_copy(update={"candidate": candidate if refused else None})
-        known = known.model_copy(update={"allowed": _allowed(seen, known, None)})
-        return _Step(known, Situation.REFUSED if refused else Situation.UNSERVED)
+        status = status.model_copy(update={"candidate": candidate, "allowed": _allowed(seen, status, None)})
+        return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
     stable = status.stable
     status = _judged(seen, status, stable)
     candidate = _candidate(seen, status)
@@ -176,7 +175,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
     if verdict_on(seen, status, candidate) is not None:
         return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.REFUSED)
     proven = _proven(seen, status, candidate)
-    held = position(seen, candidate, stable, skips=promote or proven, stopped=paused(seen, status))
+    stopped = paused(seen, status)
+    held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped)
     if held.whole and (promote or proven or (held.served and not held.left)):
         return _taken_over(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
@@ -187,10 +187,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "step_started_at": held.started,
         "waiting_since": since,
     }
-    situation = Situation.PROVING if held.whole else Situation.CLIMBING
-    stopped = paused(seen, status)
-    status = status.model_copy(update=update)
-    return _Step(status, Situation.STOPPED if stopped else situation, held, deadline_left(seen, since))
+    situation = Situation.STOPPED if stopped else Situation.PROVING if held.whole else Situation.CLIMBING
+    return _Step(status.model_copy(update=update), situation, held, deadline_left(seen, since))
 
 
 def _judged(seen: Seen, status: RolloutStatus, stable: str) -> RolloutStatus:
@@ -263,11 +261,10 @@ def _with_history(seen: Seen, status: RolloutStatus) -> RolloutStatus:
 
 
 def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> RolloutStatus:
-    candidate = status.candidate
-    if taken.situation is Situation.UNSERVED:
-        return status.model_copy(update={"phase": "Idle", "candidate": None})
+    candidate = None if taken.situation is Situation.UNSERVED else status.candidate
     update = {
         "phase": PHASE_IN[taken.situation],
+        "candidate": candidate,
         "weight": split.weights[candidate] if candidate else None,
         "target": seen.spec.weight_of(candidate) if candidate else None,
     }
