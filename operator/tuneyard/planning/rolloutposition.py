@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from tuneyard.api.rollout import RolloutStatus, Step
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus, Step
 from tuneyard.api.schema import seconds
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
@@ -68,6 +68,12 @@ def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
     return max(0, sum(s.weight <= allowed for s in steps) - 1)
 
 
+def stays(rollout: RolloutSpec, step: int) -> str | None:
+    """How long a candidate stays at the step of this index; past all of them it bakes."""
+    steps = rollout.steps or []
+    return steps[step].hold if step < len(steps) else rollout.bake_time
+
+
 def _limit(steps: Sequence[Step], step: int) -> int:
     return steps[step].weight if step < len(steps) else 100
 
@@ -79,13 +85,13 @@ def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable:
     since = parsed_time(at.started)
     if since is None:
         return replace(at, goes_on=goes_on)
-    stays = (seen.rollout.bake_time if past else steps[at.step].hold) or "0s"
-    left = max(0.0, remaining(since, seconds(stays), seen.now))
-    until = rfc3339(since + timedelta(seconds=seconds(stays)))
+    hold = stays(seen.rollout, at.step) or "0s"
+    left = max(0.0, remaining(since, seconds(hold), seen.now))
+    until = rfc3339(since + timedelta(seconds=seconds(hold)))
     whole = past and target == 100
     if whole or (goes_on and left > 0):
         return replace(at, left=left, until=until, whole=whole, goes_on=goes_on)
     if not goes_on or not seen.ready[stable] or not at.served:
         return replace(at, goes_on=goes_on)
-    words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {stays}"
+    words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {hold}"
     return Position(at.step + 1, at.steps, _limit(steps, at.step + 1), None, goes_on=True, completed=words)
