@@ -60,17 +60,22 @@ class World:
     """Shares of the prompt lengths, of the candidate and of stable."""
 
 
-def drawn(rng: np.random.Generator, objectives: Sequence[Objective], **fixed: Any) -> World:
+def drawn(rng: np.random.Generator, objectives: Sequence[Objective]) -> World:
     """Any world whose candidate is no worse."""
-    given: dict[str, Any] = {
-        "rates": {o: float(np.exp(rng.uniform(np.log(0.001), np.log(0.03)))) for o in objectives},
-        "correlation": float(rng.choice([0.0, 0.3, 0.6, 0.8])),
-        "drift": float(rng.choice([1.0, 2.0])),
-        "outage": bool(rng.random() < 0.2),
-        "gateways": int(rng.choice([1, 2, 3])),
-        "mixture": (tuple(rng.dirichlet([4, 4, 2])), tuple(rng.dirichlet([4, 4, 2]))),
-    }
-    return World(**(given | fixed))
+    return World(
+        rates={o: float(np.exp(rng.uniform(np.log(0.001), np.log(0.03)))) for o in objectives},
+        correlation=float(rng.choice([0.0, 0.3, 0.6, 0.8])),
+        drift=float(rng.choice([1.0, 2.0])),
+        outage=bool(rng.random() < 0.2),
+        gateways=int(rng.choice([1, 2, 3])),
+        mixture=(tuple(rng.dirichlet([4, 4, 2])), tuple(rng.dirichlet([4, 4, 2]))),
+    )
+
+
+def worse(rate: float) -> World:
+    """One whose candidate has that share of errors, where stable has 0.5 %; all prompts are of one length."""
+    even = (0.0, 1.0, 0.0)
+    return World({Objective.ERROR_RATE: 0.005}, {Objective.ERROR_RATE: rate / 0.005}, mixture=(even, even))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
-    NAMESPACE,
     Cluster,
     FakeGateway,
     OperatorProcess,
@@ -26,14 +24,6 @@ pytestmark = pytest.mark.apiserver
 
 PODS = ("pod-0", "pod-1", "pod-2")
 HOT, COLD = "hot", "cold"
-
-
-@pytest.fixture(scope="module")
-def apiserver() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        server.install_crds()
-        server.namespace(NAMESPACE)
-        yield server
 
 
 def calm_pool(apiserver: ApiServer) -> Cluster:
@@ -58,11 +48,11 @@ def spread_events(cluster: Cluster) -> list[dict[str, Any]]:
     return [e for e in found["items"] if e["reason"] == "AdapterSpread"]
 
 
-def test_a_hot_adapter_spreads_and_the_next_operator_knows_it(apiserver: ApiServer, tmp_path: Path) -> None:
+def test_a_hot_adapter_spreads_and_the_next_operator_knows_it(operator_apiserver: ApiServer, tmp_path: Path) -> None:
     with FakeGateway("one") as one, FakeGateway("two") as two:
         gateways = f"{one.entry},{two.entry}"
-        with OperatorProcess(apiserver, tmp_path / "a", identity="operator-0", gateways=gateways) as operator:
-            cluster = calm_pool(apiserver)
+        with OperatorProcess(operator_apiserver, tmp_path / "a", identity="operator-0", gateways=gateways) as operator:
+            cluster = calm_pool(operator_apiserver)
             where = f"{cluster.namespace}/m"
             before = places(cluster)
             passes = operator.metric("tuneyard_reconcile_passes_total")
@@ -84,7 +74,7 @@ def test_a_hot_adapter_spreads_and_the_next_operator_knows_it(apiserver: ApiServ
             operator.kill()
         one.demanded(where, v1=0.0, v2=0.0)
         two.demanded(where, v1=0.0, v2=0.0)
-        with OperatorProcess(apiserver, tmp_path / "b", identity="operator-0", gateways=gateways) as operator:
+        with OperatorProcess(operator_apiserver, tmp_path / "b", identity="operator-0", gateways=gateways) as operator:
             eventually(lambda: "working" in operator.said(), "the next operator works", 40)
             eventually(lambda: since(cluster), "it has seen that fewer would do")
             found = plan(cluster)

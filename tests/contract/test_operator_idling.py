@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.idling import IdlingWorld
-from tests.contract.operator_process import NAMESPACE
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as running:
-        running.install_crds()
-        running.namespace(NAMESPACE)
-        yield running
-
-
-async def test_from_idle_and_back_also_while_the_operator_is_away(server: ApiServer, tmp_path: Path) -> None:
-    async with IdlingWorld(server, tmp_path, ["quiet"]) as world:
+async def test_from_idle_and_back_also_while_the_operator_is_away(
+    operator_apiserver: ApiServer, tmp_path: Path
+) -> None:
+    async with IdlingWorld(operator_apiserver, tmp_path, ["quiet"]) as world:
         await world.until_ready()
         stop = asyncio.Event()
         busy = asyncio.create_task(world.keep_busy(stop))
@@ -56,9 +48,9 @@ async def test_from_idle_and_back_also_while_the_operator_is_away(server: ApiSer
         assert not world.failures
 
 
-async def test_a_full_pool_serves_more_adapters_than_it_holds(server: ApiServer, tmp_path: Path) -> None:
+async def test_a_full_pool_serves_more_adapters_than_it_holds(operator_apiserver: ApiServer, tmp_path: Path) -> None:
     """Three adapters in a pool of two places: one is loaded when it is asked for, and who was asked least goes."""
-    async with IdlingWorld(server, tmp_path, ["one", "two"], places=2) as world:
+    async with IdlingWorld(operator_apiserver, tmp_path, ["one", "two"], places=2) as world:
         await world.until_ready("busy")
         stop = asyncio.Event()
         busy = asyncio.create_task(world.keep_busy(stop))

@@ -11,7 +11,6 @@ import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
-    NAMESPACE,
     Cluster,
     OperatorProcess,
     adapter_spec,
@@ -38,25 +37,18 @@ HOST_PATH = {"hostPath": {"path": "/var/cache/tuneyard"}}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    """One of its own: this operator looks at all namespaces."""
-    with ApiServer() as found:
-        found.install_crds()
-        found.namespace(NAMESPACE)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def operator(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+def operator(operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     settings = {"allowedCacheHostPaths": ["/var/cache/tuneyard"]}
-    with OperatorProcess(server, tmp_path_factory.mktemp("operator"), token="operator-0", settings=settings) as process:
+    with OperatorProcess(
+        operator_apiserver, tmp_path_factory.mktemp("operator"), token="operator-0", settings=settings
+    ) as process:
         eventually(lambda: "working" in process.said(), "the operator works")
         yield process
 
 
 @pytest.fixture
-def cluster(operator: OperatorProcess, server: ApiServer, request: pytest.FixtureRequest) -> Cluster:
-    return Cluster(server, request.node.name.removeprefix("test_").replace("_", "-")[:60].rstrip("-"))
+def cluster(operator: OperatorProcess, operator_apiserver: ApiServer, request: pytest.FixtureRequest) -> Cluster:
+    return Cluster(operator_apiserver, request.node.name.removeprefix("test_").replace("_", "-")[:60].rstrip("-"))
 
 
 def base_spec(**cache: Any) -> Object:
@@ -210,10 +202,12 @@ REVISION = {"name": "v1", "baseModel": "base"}
         ),
     ],
 )
-def test_where_it_makes_no_sense_it_is_refused(server: ApiServer, kind: str, spec: Object, words: str) -> None:
+def test_where_it_makes_no_sense_it_is_refused(
+    operator_apiserver: ApiServer, kind: str, spec: Object, words: str
+) -> None:
     with pytest.raises(ApiError) as refused:
         objects.apply(
-            server.api(),
+            operator_apiserver.api(),
             {
                 "apiVersion": names.API_VERSION,
                 "kind": kind,

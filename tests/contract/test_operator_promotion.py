@@ -12,7 +12,6 @@ import pytest
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
     BASE_SPEC,
-    NAMESPACE,
     Cluster,
     OperatorProcess,
     adapter_spec,
@@ -28,20 +27,12 @@ ADAPTERS: dict[str, str | None] = {"v1": "one", "v2": "two"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as found:
-        found.install_crds()
-        found.namespace(NAMESPACE)
-        yield found
-
-
-@pytest.fixture(scope="module")
-def cluster(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A base, two adapters on one pod, the first of which has all traffic."""
     folder: Path = tmp_path_factory.mktemp("operator")
-    with OperatorProcess(server, folder, token="operator-0") as process:
+    with OperatorProcess(operator_apiserver, folder, token="operator-0") as process:
         eventually(lambda: "working" in process.said(), process.said() or "the operator works")
-        cluster = Cluster(server, "promotion")
+        cluster = Cluster(operator_apiserver, "promotion")
         cluster.apply("BaseModel", "base", BASE_SPEC)
         cluster.apply("LoRAAdapter", "one", adapter_spec("base"))
         cluster.apply("LoRAAdapter", "two", {**adapter_spec("base"), "lineage": {"parent": "one"}})
@@ -81,7 +72,9 @@ def test_a_parent_that_is_an_adapter_is_warned_of(cluster: Cluster) -> None:
     eventually(lambda: cluster.condition("LoRAAdapter", "two", "Ready")[0] == "True", "it is served all the same")
 
 
-def test_a_promotion_costs_one_write_and_comes_back_after_a_loss(cluster: Cluster, server: ApiServer) -> None:
+def test_a_promotion_costs_one_write_and_comes_back_after_a_loss(
+    cluster: Cluster, operator_apiserver: ApiServer
+) -> None:
     eventually(lambda: promoted(cluster, "one")[1] == "m/v1", "the first revision's adapter is promoted")
     first = promoted(cluster, "one")
     assert stable(cluster) == ("v1", first[0])
@@ -90,7 +83,7 @@ def test_a_promotion_costs_one_write_and_comes_back_after_a_loss(cluster: Cluste
     def writes(plural: str) -> int:
         return sum(
             1
-            for w in server.writes("operator")
+            for w in operator_apiserver.writes("operator")
             if w["objectRef"]["resource"] == plural and w["objectRef"].get("subresource") == "status"
         )
 

@@ -16,7 +16,6 @@ from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
     BASE_SPEC,
     MASTER,
-    NAMESPACE,
     Cluster,
     FakeGateway,
     OperatorProcess,
@@ -59,15 +58,6 @@ def operator(
     with OperatorProcess(operator_apiserver, folder, token="operator-0", gateways=gateway.entry) as process:
         eventually(lambda: "working" in process.said(), process.said() or "the operator works")
         yield process
-
-
-@pytest.fixture(scope="module")
-def operator_apiserver() -> Iterator[ApiServer]:
-    """One of its own: this operator looks at all namespaces, and counts what is written there."""
-    with ApiServer() as server:
-        server.install_crds()
-        server.namespace(NAMESPACE)
-        yield server
 
 
 @pytest.fixture

@@ -112,29 +112,21 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    with ApiServer() as found:
-        found.install_crds()
-        found.namespace(NAMESPACE)
-        yield found
-
-
-@pytest.fixture(scope="module")
 def running(
-    server: ApiServer, tmp_path_factory: pytest.TempPathFactory
+    operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[FakeGateway, OperatorProcess]]:
     with FakeGateway("g1") as gateway:
         folder: Path = tmp_path_factory.mktemp("operator")
-        with OperatorProcess(server, folder, gateways=gateway.entry) as process:
+        with OperatorProcess(operator_apiserver, folder, gateways=gateway.entry) as process:
             yield gateway, process
 
 
 @pytest.fixture
 def scene(
-    server: ApiServer, running: tuple[FakeGateway, OperatorProcess], request: pytest.FixtureRequest
+    operator_apiserver: ApiServer, running: tuple[FakeGateway, OperatorProcess], request: pytest.FixtureRequest
 ) -> Iterator[Scene]:
     namespace = request.node.name.replace("_", "-")[:50].strip("-")
-    cluster = Cluster(server, namespace)
+    cluster = Cluster(operator_apiserver, namespace)
     cluster.apply("BaseModel", "base", BASE_SPEC)
     for name, digest in DIGESTS.items():
         cluster.apply("LoRAAdapter", name, {**adapter_spec("base"), "digest": digest})
@@ -262,12 +254,12 @@ def test_the_operator_is_killed_in_a_step_and_another_one_goes_on(scene: Scene) 
         ({"steps": [{"weight": 5, "hold": "soon"}]}, "hold"),
     ],
 )
-def test_what_the_api_server_refuses(server: ApiServer, rollout: Object, message: str) -> None:
+def test_what_the_api_server_refuses(operator_apiserver: ApiServer, rollout: Object, message: str) -> None:
     where = objects.path(names.API_VERSION, "ModelDeployment", NAMESPACE)
     spec = {**deployment_spec("base", {"v1": 100}), "rollout": rollout}
     body = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": {"name": "m"}, "spec": spec}
     with pytest.raises(ApiError) as refused:
-        server.api().request("POST", where, body=body)
+        operator_apiserver.api().request("POST", where, body=body)
     assert message in refused.value.message
 
 

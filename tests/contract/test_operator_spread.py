@@ -12,7 +12,6 @@ import pytest
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
     BASE_SPEC,
-    NAMESPACE,
     Cluster,
     OperatorProcess,
     adapter_spec,
@@ -27,16 +26,8 @@ Object = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def apiserver() -> Iterator[ApiServer]:
-    with ApiServer() as server:
-        server.install_crds()
-        server.namespace(NAMESPACE)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def operator(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    with OperatorProcess(apiserver, tmp_path_factory.mktemp("operator"), token="operator-0") as process:
+def operator(operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    with OperatorProcess(operator_apiserver, tmp_path_factory.mktemp("operator"), token="operator-0") as process:
         eventually(lambda: "working" in process.said(), process.said() or "the operator works")
         yield process
 
@@ -69,9 +60,9 @@ def places(cluster: Cluster) -> dict[str, list[str] | None]:
 
 
 def test_adapters_are_spread_over_pods_and_move_with_the_last_pod_that_has_them(
-    apiserver: ApiServer, operator: OperatorProcess
+    operator_apiserver: ApiServer, operator: OperatorProcess
 ) -> None:
-    cluster = Cluster(apiserver, "spread")
+    cluster = Cluster(operator_apiserver, "spread")
     cluster.apply("BaseModel", "base", base_spec(replicas=2, places=3, copies=1))
     names = ["a", "b", "c", "d"]
     for name in names:
@@ -99,9 +90,9 @@ def test_adapters_are_spread_over_pods_and_move_with_the_last_pod_that_has_them(
 
 
 def test_a_long_plan_is_packed_applied_once_and_readable_again_when_it_is_short(
-    apiserver: ApiServer, operator: OperatorProcess
+    operator_apiserver: ApiServer, operator: OperatorProcess
 ) -> None:
-    cluster = Cluster(apiserver, "packed")
+    cluster = Cluster(operator_apiserver, "packed")
     names = [f"tenant-{n}" for n in range(320)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: cluster.apply("LoRAAdapter", n, adapter_spec("base", f"{'x' * 400}/{n}")), names))

@@ -81,12 +81,7 @@ def hashes(world: RolloutWorld) -> dict[str, str | None]:
 
 def rules_hold(world: RolloutWorld) -> None:
     """What is true of the status, and of a gateway that has seen just this status, at every moment."""
-    view = RolloutWorld.gateway
-    served = dict(world.views)
-    view(world, "now")
-    routes = world.views["now"]
-    world.views = served
-    spec, status = world.now.spec, world.status
+    routes, spec, status = world.routes(), world.now.spec, world.status
     assert sum(routes.weights.values()) + routes.unserved == 100
     stable = status.stable if status.stable in routes.weights else None
     for route in routes.revisions:

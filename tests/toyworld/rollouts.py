@@ -116,8 +116,12 @@ class RolloutWorld:
 
     def gateway(self, name: str) -> None:
         """A gateway sees the newest state of everything."""
+        self.views[name] = self.routes()
+
+    def routes(self) -> ModelRoutes:
+        """What a gateway serves that sees just this state."""
         seen = self.situation()
-        self.views[name] = model_routes(self.now, seen.adapters, seen.bases, seen.pods)
+        return model_routes(self.now, seen.adapters, seen.bases, seen.pods)
 
     def reconcile(self, *, crash: bool = False) -> Plan:
         """One pass; `crash`: it ends after its actions."""

@@ -15,7 +15,6 @@ from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Duration, Text, cel
 
 Phase = Literal["Idle", "Progressing", "Paused", "Baking", "Completed", "RolledBack"]
-Action = Literal["abort", "promote", "pause", "resume", "retry"]
 MAX_VERDICTS = 16
 MAX_HISTORY = 20
 Token = Annotated[str, Field(max_length=63)]

@@ -8,9 +8,11 @@ from __future__ import annotations
 from datetime import datetime
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.conditions import find
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import LastCommand, Outcome, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.planning.rolloutposition import stays
 from tuneyard.planning.timestamps import parsed_time, remaining
 
 
@@ -59,7 +61,7 @@ def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutV
     """The rollout of one ModelDeployment."""
     rollout, spec = deployment.status.rollout or RolloutStatus(), deployment.spec.rollout
     paused_by = "spec.rollout.paused" if spec and spec.paused else "a command" if rollout.paused else None
-    ready = next((c for c in deployment.status.conditions if c.type == "Ready"), None)
+    ready = find(deployment.status.conditions, "Ready")
     return RolloutView(
         namespace=deployment.metadata.namespace,
         name=deployment.metadata.name,
@@ -98,8 +100,7 @@ def _seconds_left(deployment: ModelDeploymentResource, rollout: RolloutStatus, n
     spec, since = deployment.spec.rollout, parsed_time(rollout.step_started_at)
     if spec is None or since is None or rollout.step is None or rollout.phase not in ("Progressing", "Baking"):
         return None
-    steps = spec.steps or []
-    hold = steps[rollout.step].hold if rollout.step < len(steps) else spec.bake_time
+    hold = stays(spec, rollout.step)
     return max(0, int(remaining(since, seconds(hold), now))) if hold else None
 
 

@@ -221,11 +221,7 @@ def _place(namespace: str, name: str, *, everywhere: bool) -> str:
 
 
 def _readiness(*, ready: bool, reason: str | None) -> Text:
-    return (
-        Text(f"True {reason or ''}".strip(), style="green")
-        if ready
-        else Text(f"False {reason or ''}".strip(), style="red")
-    )
+    return Text(f"{ready} {reason or ''}".strip(), style="green" if ready else "red")
 
 
 def _split(revisions: Sequence[RevisionView]) -> Text:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tuneyard.planning.evidence import Counts, Objective, Tally, pairs, total
-from tuneyard.planning.sequential import Capital, Comparison, Watch, divergence, watch_after
+from tuneyard.planning.sequential import NEW, Capital, Comparison, Watch, divergence, watch_after
 
 _ERROR_SHARE = 0.95
 _WHOLE_SHARE = 0.97
@@ -117,13 +117,8 @@ def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
 
 def begun(history: Analysis, now: float) -> Analysis:
     """At the candidate's first weight: `history` has seen stable before, and of it only how bad answers come stays."""
-    known = {o: c.next_step(now) for o, c in history.comparisons.items()}
-    return replace(
-        history,
-        comparisons={o: replace(c, whole=Capital(), step=Capital()) for o, c in known.items()},
-        alone={},
-        heard=now,
-    )
+    known = {o: replace(c.next_step(now), whole=NEW) for o, c in history.comparisons.items()}
+    return replace(history, comparisons=known, alone={}, heard=now)
 
 
 def stepped(analysis: Analysis, now: float, *, alone: bool) -> Analysis:

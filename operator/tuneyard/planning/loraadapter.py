@@ -46,7 +46,7 @@ _UNRESOLVED = frozenset(
         Reason.CACHE_UNUSABLE,
     }
 )
-_INCOMPATIBLE = frozenset(
+INCOMPATIBLE = frozenset(
     {
         Reason.INVALID_CONFIG,
         Reason.UNSUPPORTED_ADAPTER,
@@ -241,7 +241,7 @@ def _resolved(spread: Spread) -> Finding:
 
 def _compatible(spread: Spread) -> Finding:
     for problem in (s.problem for s in spread.said):
-        if problem and problem.reason in _INCOMPATIBLE:
+        if problem and problem.reason in INCOMPATIBLE:
             return Finding(type="Compatible", status="False", reason=problem.reason, message=problem.message)
     # Pods give an engine name only after they have checked the files. Without pods the last verdict stands.
     checked = any(s.report.engine_name for s in spread.said)

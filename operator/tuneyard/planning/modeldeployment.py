@@ -9,7 +9,7 @@ Rules (rollout.md 1, 2, 5):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
@@ -46,10 +46,7 @@ from tuneyard.planning.traffic import Split, effective
 class Serving:
     """What is served of a deployment now."""
 
-    deployment: ModelDeploymentResource
-    states: tuple[RevisionState, ...]
-    ready: Mapping[str, int]
-    """Ready endpoints per revision."""
+    seen: Seen
     split: Split
     taken: Problem | None
     """Why its model name is not its own."""
@@ -65,18 +62,18 @@ class Serving:
 
         Of those with a verdict nobody asks.
         """
-        spec, rejected = self.deployment.spec, self.split.withheld
+        seen, rejected = self.seen, self.split.withheld
         found = {
-            s.revision.name: cause(s)
-            for s in self.states
+            name: cause(state)
+            for name, state in seen.states.items()
             # stable takes what others cannot, also without a share of its own
-            if (spec.weight_of(s.revision.name) or self.split.weights[s.revision.name])
-            and not self.ready[s.revision.name]
-            and rejected.get(s.revision.name) is not Reason.CANDIDATE_REJECTED
+            if (seen.spec.weight_of(name) or self.split.weights[name])
+            and not seen.ready[name]
+            and rejected.get(name) is not Reason.CANDIDATE_REJECTED
         }
         if not self.sleep.idle_since:
             return found
-        unloaded = with_adapters(self.deployment)
+        unloaded = with_adapters(seen.deployment)
         return {r: c for r, c in found.items() if r not in unloaded or is_obstacle(c)}
 
 
@@ -88,8 +85,8 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     if deployment.metadata.deletion_timestamp:
         return Plan()
     serving = _serving(obs, deployment)
-    decision = serving.decision
-    rejected = serving.taken or first_wrong_reference(serving.states)
+    decision, hashes = serving.decision, serving.seen.hashes
+    rejected = serving.taken or first_wrong_reference(serving.seen.states.values())
     causes = serving.causes
     problem = rejected or decision.problem or next((c for c in causes.values() if not is_work(c)), None)
     unapplied = _unapplied(obs, serving)
@@ -104,7 +101,7 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     ]
     now, generation = rfc3339(obs.now), deployment.metadata.generation
     wrong = problem or work or (done if serving.sleep.idle_since else None)
-    rollout = _rollout(serving, obs, now)
+    rollout = _rollout(serving, (*obs.adapters, *obs.base_models), now)
     status = ModelDeploymentStatus(
         observed_generation=generation,
         model_name=deployment.model_name,
@@ -116,7 +113,6 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
-    hashes = content_hashes(serving.states)
     waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
@@ -133,15 +129,14 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
     states = revision_states(obs, deployment)
     sleep = next_sleep(obs, deployment, states, ready)
     on_demand = with_adapters(deployment) if sleep.idle_since or sleep.waking_since else ()
-    decision = decide(_seen(obs, deployment, states, ready, frozenset(on_demand)))
+    seen = _seen(obs, deployment, states, ready, frozenset(on_demand))
+    decision = decide(seen)
     split = decision.split
     taken = _model_name_taken(obs, deployment)
     if taken:
         split = Split(split.stable, dict.fromkeys(split.weights, 0), split.withheld, 100)
     return Serving(
-        deployment=deployment,
-        states=states,
-        ready=ready,
+        seen=seen,
         split=split,
         taken=taken,
         applied=_applied(obs, deployment, split),
@@ -244,14 +239,14 @@ def _traffic_applied(serving: Serving, unapplied: Problem | None) -> Finding:
 
 
 def _traffic(serving: Serving, causes: Mapping[str, Problem]) -> list[TrafficStatus]:
-    spec = serving.deployment.spec
+    spec = serving.seen.spec
     return [
         TrafficStatus(
             revision=name,
             spec_weight=spec.weight_of(name),
             weight=weight,
             verified=serving.applied[name],
-            ready_endpoints=serving.ready[name],
+            ready_endpoints=serving.seen.ready[name],
             withheld=_withheld(serving, name, causes.get(name)),
         )
         for name, weight in serving.split.weights.items()
@@ -259,7 +254,7 @@ def _traffic(serving: Serving, causes: Mapping[str, Problem]) -> list[TrafficSta
 
 
 def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str | None:
-    if serving.taken and serving.deployment.spec.weight_of(revision):
+    if serving.taken and serving.seen.spec.weight_of(revision):
         return named(serving.taken)
     if unready:
         return withheld_for(unready)
@@ -267,24 +262,23 @@ def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str |
     return f"{reason.value}: {reason.doc}" if reason else None
 
 
-def _rollout(serving: Serving, obs: ModelDeploymentObservation, now: str) -> RolloutStatus:
+def _rollout(serving: Serving, served: Iterable[Served], now: str) -> RolloutStatus:
     """The decided status, with since when stable is; a deployment whose name is somebody else's stays where it was."""
-    deployment, decided, split = serving.deployment, serving.decision.status, serving.split
+    deployment, decided, split = serving.seen.deployment, serving.decision.status, serving.split
     if serving.taken:
-        kept = remembered(deployment, obs.record, content_hashes(serving.states)) or RolloutStatus()
+        kept = serving.seen.before or RolloutStatus()
         gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since")
         return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
     if decided.stable is None or decided.stable not in split.weights:
         return decided
     whole = deployment.spec.weight_of(decided.stable) == 100 and split.weights[decided.stable] == 100
-    served: tuple[Served, ...] = (*obs.adapters, *obs.base_models)
     since = stable_since(deployment, decided.stable, served, whole=whole, now=now)
     return decided.model_copy(update={"stable_since": since})
 
 
 def _events(serving: Serving, status: ModelDeploymentStatus, problem: Problem | None) -> tuple[Event, ...]:
     """Told on a change of what is served only."""
-    deployment = serving.deployment
+    deployment = serving.seen.deployment
     before, meta = deployment.status, deployment.metadata
     about = ObjectReference(names.API_VERSION, "ModelDeployment", meta.namespace, meta.name, meta.uid)
     events: list[Event] = []

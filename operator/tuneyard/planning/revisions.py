@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tuneyard.api.basemodel import BaseModelResource
@@ -175,6 +175,6 @@ def says_full(withheld: str | None) -> bool:
     return bool(withheld) and str(withheld).startswith(f"{Reason.NO_READY_ENDPOINT.value} ({Reason.POOL_FULL.value})")
 
 
-def first_wrong_reference(states: Sequence[RevisionState]) -> Problem | None:
+def first_wrong_reference(states: Iterable[RevisionState]) -> Problem | None:
     """Of all revisions, in their order."""
     return next((p for p in map(wrong_reference, states) if p), None)

@@ -102,8 +102,12 @@ def _opened(seen: Seen) -> RolloutStatus:
         stable=before.stable, paused=before.paused, verdicts=verdicts, history=before.history,
         last_command=before.last_command,
     )  # fmt: skip
-    rejected = {name: 0 for name in seen.listed if verdict_on(seen, status, name)}
-    return status.model_copy(update={"stable": _stable(seen, before.stable, rejected)})
+    return status.model_copy(update={"stable": _stable(seen, before.stable, _rejected(seen, status))})
+
+
+def _rejected(seen: Seen, status: RolloutStatus) -> dict[str, int]:
+    """Those with a verdict, who may have nothing."""
+    return {name: 0 for name in seen.listed if verdict_on(seen, status, name)}
 
 
 def _stable(seen: Seen, previous: str | None, rejected: dict[str, int]) -> str | None:
@@ -134,28 +138,21 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
     if not seen.spec.progressive:
         # meant to get most; of equals the one listed last, which is the newest
         return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
-    climbing = [n for n in free if _allowed_before(seen, n) < 100]
+    climbing = [n for n in free if seen.allowed_before(n) < 100]
     return next(iter([*reversed(climbing), *reversed(free), *reversed(others)]), None)
-
-
-def _allowed_before(seen: Seen, revision: str) -> int:
-    allowed = (seen.before.allowed if seen.before else None) or {}
-    return allowed.get(revision, 0)
 
 
 # -- how far ----------------------------------------------------------------------------------------------------------
 
 
 def _manual(seen: Seen, status: RolloutStatus) -> _Step:
-    rejected = {n: 0 for n in seen.listed if verdict_on(seen, status, n)}
-    candidate = _candidate(seen, status)
+    rejected, candidate = _rejected(seen, status), _candidate(seen, status)
     update = {"candidate": candidate, "allowed": rejected or None, "paused": None}
     status = status.model_copy(update=update)
-    if status.stable is None or status.stable not in seen.listed:
-        refused = candidate is not None and candidate in rejected
-        return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
-    if candidate is not None and candidate in rejected:
+    if candidate in rejected:
         return _Step(status, Situation.REFUSED)
+    if status.stable is None or status.stable not in seen.listed:
+        return _Step(status, Situation.UNSERVED)
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     whole = seen.spec.weight_of(status.stable) == 100 and split.weights[status.stable] == 100
     return _Step(status, Situation.SETTLED if whole else Situation.CLIMBING)
@@ -165,9 +162,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
     if status.stable is None or status.stable not in seen.listed:
         candidate = _candidate(seen, status)
         refused = candidate is not None and verdict_on(seen, status, candidate) is not None
-        known = status.model_copy(update={"candidate": candidate if refused else None})
-        known = known.model_copy(update={"allowed": _allowed(seen, known, None)})
-        return _Step(known, Situation.REFUSED if refused else Situation.UNSERVED)
+        status = status.model_copy(update={"candidate": candidate, "allowed": _allowed(seen, status, None)})
+        return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
     stable = status.stable
     status = _judged(seen, status, stable)
     candidate = _candidate(seen, status)
@@ -179,7 +175,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
     if verdict_on(seen, status, candidate) is not None:
         return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.REFUSED)
     proven = _proven(seen, status, candidate)
-    held = position(seen, candidate, stable, skips=promote or proven, stopped=paused(seen, status))
+    stopped = paused(seen, status)
+    held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped)
     if held.whole and (promote or proven or (held.served and not held.left)):
         return _taken_over(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
@@ -190,10 +187,8 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "step_started_at": held.started,
         "waiting_since": since,
     }
-    situation = Situation.PROVING if held.whole else Situation.CLIMBING
-    stopped = paused(seen, status)
-    status = status.model_copy(update=update)
-    return _Step(status, Situation.STOPPED if stopped else situation, held, deadline_left(seen, since))
+    situation = Situation.STOPPED if stopped else Situation.PROVING if held.whole else Situation.CLIMBING
+    return _Step(status.model_copy(update=update), situation, held, deadline_left(seen, since))
 
 
 def _judged(seen: Seen, status: RolloutStatus, stable: str) -> RolloutStatus:
@@ -222,7 +217,7 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
     """Who may have how much. Not named, so that it begins anew: what the spec gives nothing, and was never stable."""
     allowed: dict[str, int] = {}
     for name in seen.listed:
-        before = _allowed_before(seen, name)
+        before = seen.allowed_before(name)
         if name == status.stable:
             continue
         if verdict_on(seen, status, name) is not None:
@@ -266,11 +261,10 @@ def _with_history(seen: Seen, status: RolloutStatus) -> RolloutStatus:
 
 
 def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> RolloutStatus:
-    candidate = status.candidate
-    if taken.situation is Situation.UNSERVED:
-        return status.model_copy(update={"phase": "Idle", "candidate": None})
+    candidate = None if taken.situation is Situation.UNSERVED else status.candidate
     update = {
         "phase": PHASE_IN[taken.situation],
+        "candidate": candidate,
         "weight": split.weights[candidate] if candidate else None,
         "target": seen.spec.weight_of(candidate) if candidate else None,
     }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from tuneyard.api.rollout import Step
+from tuneyard.api.rollout import RolloutSpec, RolloutStatus, Step
 from tuneyard.api.schema import seconds
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
@@ -46,20 +46,16 @@ class Position:
 
 def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool) -> Position:
     """Where the candidate is now. `skips`: it needs no steps; `stopped`: it must not go on."""
-    steps, before = seen.rollout.steps or [], seen.before
-    same = before is not None and before.candidate == candidate
-    allowed = ((before.allowed if before else None) or {}).get(candidate, 0)
-    known = before.step if before is not None and same else None
-    step = len(steps) if skips else current_step(steps, allowed, known)
+    steps, before = seen.rollout.steps or [], seen.before or RolloutStatus()
+    known = before.step if before.candidate == candidate else None
+    step = len(steps) if skips else current_step(steps, seen.allowed_before(candidate), known)
     target = seen.spec.weight_of(candidate)
     limit = _limit(steps, step)
-    unchanged = same and known == step and before is not None and min(limit, before.target or 0) == min(limit, target)
-    started = before.step_started_at if before is not None and unchanged else None
-    if stopped or not seen.ready[candidate]:
-        started = None
     served = seen.confirmed.get(candidate) == min(limit, target)
-    if started is None and unchanged and served and seen.ready[candidate] and not stopped:
-        started = seen.stamp
+    unchanged = known == step and min(limit, before.target or 0) == min(limit, target)
+    started = None
+    if unchanged and seen.ready[candidate] and not stopped:
+        started = before.step_started_at or (seen.stamp if served else None)
     return _moved(seen, steps, Position(step, len(steps), limit, started, served=served), target, stable)
 
 
@@ -70,6 +66,12 @@ def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
     if allowed == 100:
         return len(steps)
     return max(0, sum(s.weight <= allowed for s in steps) - 1)
+
+
+def stays(rollout: RolloutSpec, step: int) -> str | None:
+    """How long a candidate stays at the step of this index; past all of them it bakes."""
+    steps = rollout.steps or []
+    return steps[step].hold if step < len(steps) else rollout.bake_time
 
 
 def _limit(steps: Sequence[Step], step: int) -> int:
@@ -83,13 +85,13 @@ def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable:
     since = parsed_time(at.started)
     if since is None:
         return replace(at, goes_on=goes_on)
-    stays = (seen.rollout.bake_time if past else steps[at.step].hold) or "0s"
-    left = max(0.0, remaining(since, seconds(stays), seen.now))
-    until = rfc3339(since + timedelta(seconds=seconds(stays)))
+    hold = stays(seen.rollout, at.step) or "0s"
+    left = max(0.0, remaining(since, seconds(hold), seen.now))
+    until = rfc3339(since + timedelta(seconds=seconds(hold)))
     whole = past and target == 100
     if whole or (goes_on and left > 0):
         return replace(at, left=left, until=until, whole=whole, goes_on=goes_on)
     if not goes_on or not seen.ready[stable] or not at.served:
         return replace(at, goes_on=goes_on)
-    words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {stays}"
+    words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {hold}"
     return Position(at.step + 1, at.steps, _limit(steps, at.step + 1), None, goes_on=True, completed=words)

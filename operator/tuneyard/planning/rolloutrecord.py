@@ -38,9 +38,8 @@ def _foreign(config_map: ChildObservation | None) -> bool:
     return config_map is not None and config_map.component != names.ROLLOUT_RECORD
 
 
-def worth_keeping(deployment: ModelDeploymentResource) -> bool:
-    """Whether the stored status says something that a record is made of."""
-    rollout = deployment.status.rollout
+def worth_keeping(deployment: ModelDeploymentResource, rollout: RolloutStatus | None) -> bool:
+    """Whether a rollout's status, the stored one or the next, says something that a record is made of."""
     found = rollout and (deployment.spec.progressive or rollout.verdicts or rollout.history or rollout.last_command)
     return bool(found)
 
@@ -75,10 +74,12 @@ def wanted_record(
     deployment: ModelDeploymentResource, rollout: RolloutStatus, config_map: ChildObservation | None, hashes: Hashes
 ) -> RolloutRecord | None:
     """What is to be kept; None for a deployment of which there is nothing to keep."""
+    if config_map is None and not worth_keeping(deployment, rollout):
+        return None
     before = record_of(config_map)
     found = hashes.get(rollout.stable or "")
     stable = StableContents(revision=rollout.stable, content_hash=found) if rollout.stable and found else None
-    record = RolloutRecord(
+    return RolloutRecord(
         deployment=deployment.metadata.name,
         stable=stable or (before.stable if before else None),
         paused=rollout.paused,
@@ -86,8 +87,6 @@ def wanted_record(
         history=list(rollout.history or ()),
         last_command=rollout.last_command,
     )
-    worth = deployment.spec.progressive or record.verdicts or record.history or record.last_command
-    return record if worth or config_map is not None else None
 
 
 def record_object(namespace: str, record: RolloutRecord, unused_since: str | None = None) -> dict[str, Any]:

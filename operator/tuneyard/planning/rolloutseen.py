@@ -45,6 +45,10 @@ class Seen:
         """Names of its revisions, in their order."""
         return [r.name for r in self.spec.revisions]
 
+    def allowed_before(self, revision: str) -> int:
+        """The most that gateways might give the revision until now; 0 where nothing is known of it."""
+        return ((self.before.allowed if self.before else None) or {}).get(revision, 0)
+
     @property
     def stamp(self) -> str:
         """The moment as text."""

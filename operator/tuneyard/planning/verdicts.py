@@ -17,6 +17,7 @@ from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.planning.loraadapter import INCOMPATIBLE
 from tuneyard.planning.observations import Problem, problem_of
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import RevisionState, cause
@@ -25,23 +26,7 @@ from tuneyard.planning.timestamps import parsed_time, remaining
 
 PROGRESS_DEADLINE = "1h"
 
-REFUSED_FILES = frozenset(
-    {
-        Reason.INVALID_CONFIG,
-        Reason.UNSUPPORTED_ADAPTER,
-        Reason.RANK_TOO_HIGH,
-        Reason.ALPHA_ZERO,
-        Reason.NOT_SAFETENSORS,
-        Reason.CORRUPT_WEIGHTS,
-        Reason.UNEXPECTED_TENSOR,
-        Reason.SHAPE_MISMATCH,
-        Reason.UNSUPPORTED_DTYPE,
-        Reason.NON_FINITE_VALUES,
-        Reason.DIGEST_MISMATCH,
-        Reason.LOAD_REFUSED,
-        Reason.CANNOT_GENERATE,
-    }
-)
+REFUSED_FILES = INCOMPATIBLE | {Reason.DIGEST_MISMATCH, Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE}
 """What a pod says of contents that will be no better on another one."""
 
 MAY_PASS = frozenset({Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE})

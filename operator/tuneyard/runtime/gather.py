@@ -104,14 +104,14 @@ class Reads:
         somebody else's, which the informers do not show.
         """
         found = self._world.children[CONFIG_MAP].get(namespace, names.rollout_record(name))
-        unsure = deployment is not None and found is None and worth_keeping(deployment)
+        unsure = deployment is not None and found is None and worth_keeping(deployment, deployment.status.rollout)
         if unsure or (deployment is not None and deployment.status.rollout is None):
             return self._fetched_record(namespace, name)
         return None if found is None else self._world.applied.seen(found)
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
-        return None if item is None else child_observation({**item, "apiVersion": CONFIG_MAP[0], "kind": CONFIG_MAP[1]})
+        return None if item is None else child_observation(item)
 
     def unreadable(self, namespace: str) -> tuple[str, ...]:
         """Names of the ModelDeployments that exist and cannot be read."""

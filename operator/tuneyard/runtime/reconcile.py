@@ -29,6 +29,7 @@ from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
@@ -127,7 +128,7 @@ class Reconciler:
         if invalid is not None:
             return self._write(key, observed, self._stalled(key.kind, observed, None, invalid).to_dict())
         plan = self._plan(reads, key)
-        needed = needed_reads(key, plan, observed)
+        needed = needed_reads(plan, observed)
         if not isinstance(reads, needed):
             return self._pass(key, needed(self._world, self._api))
         try:
@@ -239,29 +240,26 @@ def _status(kind: str, observed: Object) -> Status:
         return _STATUSES[kind]()
 
 
-def needed_reads(key: Key, plan: Plan, observed: Object) -> type[Reads]:
+def needed_reads(plan: Plan, observed: Object) -> type[Reads]:
     """How sure the observation has to be for this plan to be executed."""
     if any(isinstance(action, Delete) for action in plan.actions):
         return FreshReferences
-    decides = key.kind == MODEL_DEPLOYMENT and (promotes(observed, plan) or judges(observed, plan))
+    rollout = plan.status.rollout if isinstance(plan.status, ModelDeploymentStatus) else None
+    stored = (observed.get("status") or {}).get("rollout") or {}
+    decides = rollout is not None and (promotes(stored, rollout) or judges(stored, rollout))
     return FreshReads if decides else Reads
 
 
-def promotes(observed: Object, plan: Plan) -> bool:
-    """Whether the plan names another stable revision than the stored status: what is withheld goes to that one then.
+def promotes(stored: Mapping[str, Any], rollout: RolloutStatus) -> bool:
+    """Whether another revision than the stored one is named stable: what is withheld goes to that one then.
 
     The first one does not hang on pods, so that a thousand new deployments do not list a thousand times.
     """
-    if not isinstance(plan.status, ModelDeploymentStatus) or plan.status.rollout is None:
-        return False
-    before = ((observed.get("status") or {}).get("rollout") or {}).get("stable")
-    return before is not None and plan.status.rollout.stable not in (None, before)
+    before = stored.get("stable")
+    return before is not None and rollout.stable not in (None, before)
 
 
-def judges(observed: Object, plan: Plan) -> bool:
-    """Whether the plan gives a verdict that the stored status does not have: it outlives what it was given for."""
-    if not isinstance(plan.status, ModelDeploymentStatus) or plan.status.rollout is None:
-        return False
-    before = ((observed.get("status") or {}).get("rollout") or {}).get("verdicts") or ()
-    known = {v.get("contentHash") for v in before}
-    return any(v.content_hash not in known for v in plan.status.rollout.verdicts or ())
+def judges(stored: Mapping[str, Any], rollout: RolloutStatus) -> bool:
+    """Whether a verdict is given that is not stored yet: it outlives what it was given for."""
+    known = {v.get("contentHash") for v in stored.get("verdicts") or ()}
+    return any(v.content_hash not in known for v in rollout.verdicts or ())

@@ -197,6 +197,25 @@ def test_another_stable_revision_is_named_only_for_pods_that_the_api_server_has(
     assert scene.api.writes[-1][2]["status"]["rollout"]["stable"] == "v1"
 
 
+def test_a_verdict_is_given_only_for_what_the_api_server_says_too(scene: Scene) -> None:
+    spec = deployment_spec("base", {"v0": 0, "v1": 100}, {"v1": "one"})
+    spec["rollout"] = {"mode": "Progressive", "steps": [{"weight": 5}]}
+    scene.see(resource("LoRAAdapter", "one", adapter_spec("base")))
+    scene.see(resource("ModelDeployment", "m", spec, {"rollout": {"phase": "Progressing", "stable": "v0"}}))
+    failing = pod()
+    report = json.loads(failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS])
+    report["adapters"]["one"] = {"state": "Failed", "reason": "NonFiniteValues", "message": "a weight is NaN"}
+    failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = json.dumps(report)
+    scene.see(failing, stored=False)
+    scene.store(pod())
+    scene.reconciler.reconcile(M)
+    assert "verdicts" not in scene.api.writes[-1][2]["status"]["rollout"], "the informers are behind"
+    scene.store(failing)
+    scene.reconciler._written.clear()
+    scene.reconciler.reconcile(M)
+    assert [v["reason"] for v in scene.api.writes[-1][2]["status"]["rollout"]["verdicts"]] == ["NonFiniteValues"]
+
+
 def test_weight_is_taken_away_without_asking(scene: Scene) -> None:
     before = {"traffic": [{"revision": "v0", "specWeight": 100, "weight": 100}]}
     scene.see(resource("ModelDeployment", "m", deployment_spec("base", {"v0": 100}), before))
