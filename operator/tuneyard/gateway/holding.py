@@ -24,7 +24,13 @@ from aiohttp import web
 
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.planning.routes import ModelRoutes
-from tuneyard.systems.envoy.bootstrap import HOLD_MODEL_HEADER, HOLD_PATH, HOLD_REFUSAL_HEADER, HOLD_REVISION_HEADER
+from tuneyard.systems.envoy.bootstrap import (
+    HOLD_MODEL_HEADER,
+    HOLD_PATH,
+    HOLD_REFUSAL_HEADER,
+    HOLD_REVISION_HEADER,
+    HOLD_SECONDS,
+)
 from tuneyard.systems.envoy.listening import make_way, protect
 
 ROOM_GRACE = 3.0
@@ -47,7 +53,7 @@ class Outcome(StrEnum):
 class Limits:
     """How long and how many may wait at this gateway."""
 
-    seconds: float = 60.0
+    seconds: float = HOLD_SECONDS
     requests: int = 1000
     of_one_deployment: int = 100
 
