@@ -137,17 +137,19 @@ def _places(
 
     `template`: that of the pods that stay; `before`: the plan until now, `config_map`: what it stands in.
     """
-    pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
+    mine = [p for p in obs.pods if p.pool == pool.name]
+    pods, going = [p for p in mine if not p.deleted], [p for p in mine if p.hands_over]
     staying = staying_pods(pods, template)
     seen, waits = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
-    hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
+    every_host = hosts_of([*pods, *going], seen, known, obs.now, before)
+    hosts = [replace(host, stays=host.name in staying) for host in every_host[: len(pods)]]
+    leaving = every_host[len(pods) :]
     counted = sorted(h.name for h in hosts)
     loads = growth.pool_loads(obs.deployments, obs.demand).get((pool.namespace, pool.name), growth.Loads())
     had, limits = growth.remembered(marks_of(config_map, ANNOTATION_GROWN)), growth.bounds(pool.serving, wish.copies)
     grown = growth.grown(wish.adapters, loads, had, limits, known=obs.demand.known, now=obs.now)
     wish = replace(wish, more={name: g.copies for name, g in grown.items()})
     places = spread(wish, hosts, _held(before, counted))
-    leaving = hosts_of([p for p in obs.pods if p.pool == pool.name and p.hands_over], {}, known, obs.now, before)
     found, idle = with_leaving(places, hosts, leaving), frozenset(wish.idle)
     having = {name: pods for name, pods in found.items() if pods or name not in idle}
     return _Places(having, counted, _more(wish, places), grown, loads, seen, tuple(waits))
