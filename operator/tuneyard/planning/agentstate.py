@@ -125,6 +125,12 @@ def current(state: State, planned: PlannedAdapter) -> Prepared | None:
     return prepared if prepared is not None and prepared.serves(planned) else None
 
 
+def is_put_off(state: State, planned: PlannedAdapter, now: float) -> bool:
+    """Whether the adapter has failed and is not tried yet."""
+    failure = state.failures.get(planned.name)
+    return failure is not None and now < failure.retry_at
+
+
 # events
 
 
