@@ -240,17 +240,16 @@ class GatewayProcess:
         return (await self._ask(path))[1]
 
     async def applied(self, after: int = -1, *, token: str | None = None) -> AppliedReport:
-        given = names.observe_token(MASTER) if token is None else token
-        status, text = await self._ask(f"/v1/applied?after={after}", {"authorization": f"Bearer {given}"})
-        assert status == 200, (status, text)
-        return AppliedReport.model_validate_json(text)
+        return AppliedReport.model_validate_json(await self._report("applied", after, token))
 
     async def demand(self, after: int = -1) -> DemandReport:
-        status, text = await self._ask(
-            f"/v1/demand?after={after}", {"authorization": f"Bearer {names.observe_token(MASTER)}"}
-        )
+        return DemandReport.model_validate_json(await self._report("demand", after))
+
+    async def _report(self, what: str, after: int, token: str | None = None) -> str:
+        given = names.observe_token(MASTER) if token is None else token
+        status, text = await self._ask(f"/v1/{what}?after={after}", {"authorization": f"Bearer {given}"})
         assert status == 200, (status, text)
-        return DemandReport.model_validate_json(text)
+        return text
 
     async def demands(self, until: Callable[[DemandReport], bool], what: str, within: float = 20.0) -> DemandReport:
         """The first report of which that holds."""

@@ -77,19 +77,13 @@ class IdlingWorld:
         return self.cluster.condition("ModelDeployment", model, "Ready")
 
     async def __aenter__(self) -> Self:
-        cluster = self.cluster
-        lora = {"maxCpuLoras": self._places, "idleTimeout": f"{TIMEOUT}s"}
-        serving = {**BASE_SPEC["serving"], "lora": lora}
-        cluster.apply("BaseModel", BASE, {**BASE_SPEC, "serving": serving})
-        for model in self._models:
-            cluster.apply("LoRAAdapter", model, adapter_spec(BASE, model))
-            spec = deployment_spec(BASE, {"v1": 100}, {"v1": model})
-            cluster.apply("ModelDeployment", model, spec)
-        self._stack.callback(self.operator.kill)
-        self.operator.start()
-        await self._stack.enter_async_context(self.gateway)
-        await self._pod()
-        await self.gateway.ready()
+        async with AsyncExitStack() as stack:
+            await asyncio.to_thread(self._apply)
+            stack.enter_context(self.operator)
+            await stack.enter_async_context(self.gateway)
+            await self._pod(stack)
+            await self.gateway.ready()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -97,16 +91,25 @@ class IdlingWorld:
     ) -> None:
         await self._stack.aclose()
 
-    async def _pod(self) -> None:
+    def _apply(self) -> None:
+        lora = {"maxCpuLoras": self._places, "idleTimeout": f"{TIMEOUT}s"}
+        serving = {**BASE_SPEC["serving"], "lora": lora}
+        self.cluster.apply("BaseModel", BASE, {**BASE_SPEC, "serving": serving})
+        for model in self._models:
+            self.cluster.apply("LoRAAdapter", model, adapter_spec(BASE, model))
+            spec = deployment_spec(BASE, {"v1": 100}, {"v1": model})
+            self.cluster.apply("ModelDeployment", model, spec)
+
+    async def _pod(self, stack: AsyncExitStack) -> None:
         """One pod with all its processes."""
         volumes = self._folder / "volumes"
         for model in self._models:
             shutil.copytree(adapters() / "adapter-a", volumes / "models" / model)
         engine = pod_engine("fake", build_tiny() / "base", BASE, self._places)
         engine.key = names.engine_key(MASTER, self.cluster.namespace, names.pool_name(BASE))
-        self._stack.callback(engine.kill)
+        stack.callback(engine.kill)
         await asyncio.to_thread(engine.start)
-        front = await self._stack.enter_async_context(envoy.Front(self._folder, engine.port))
+        front = await stack.enter_async_context(envoy.Front(self._folder, engine.port))
         self.cluster.pod("pod-0", BASE)
         self.cluster.verified("pod-0", "sha256:" + "ab" * 32)
         rig = AgentRig(
@@ -118,12 +121,12 @@ class IdlingWorld:
             volumes=volumes,
         )
         rig.on_report = self._reports.put_nowait
-        self._rig = await self._stack.enter_async_context(rig)
+        self._rig = await stack.enter_async_context(rig)
         publishing = asyncio.create_task(self._publish())
-        self._stack.callback(publishing.cancel)
+        stack.callback(publishing.cancel)
         settings = replace(rig.settings, namespace=self.cluster.namespace, pool=names.pool_name(BASE))
         informer = follow_plan(self._server.api(), settings, rig.agent.knowledge)
-        self._stack.push_async_callback(asyncio.to_thread, informer.stop)
+        stack.push_async_callback(asyncio.to_thread, informer.stop)
 
     async def _publish(self) -> None:
         """As the agent's own process does: the newest report onto its pod."""

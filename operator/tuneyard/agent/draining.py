@@ -8,7 +8,7 @@ The engine's container is stopped only after `drain()` has returned (its preStop
 meets a dying engine. A second call joins the first one.
 
 The kubelet runs the same hook when it restarts an engine that hangs. Then there is no sense in waiting for what runs,
-and the pod stays: draining ends with the engine (planning.agentstate), and the front takes requests again. That may
+and the pod stays: draining ends with the engine (planning.agentlearning), and the front takes requests again. That may
 happen at any moment of a drain, so that a drain looks again before and after it closes the front.
 """
 

@@ -9,7 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from tuneyard.planning.agentstate import Event, Failed, Proven, State, learned
+from tuneyard.planning.agentlearning import learned
+from tuneyard.planning.agentstate import Event, Failed, Proven, State
 
 _log = logging.getLogger(__name__)
 

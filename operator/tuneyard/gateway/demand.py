@@ -57,7 +57,8 @@ class Demand:
         self._used: dict[str, float] = {}
         self._revisions: dict[tuple[str, str], _Counted] = {}
         self._waiting: dict[str, int] = {}
-        self._told: dict[str, DeploymentDemand] = {}
+        self._told: dict[str, tuple[int, dict[str, tuple[int, float]]]] = {}
+        """By deployment: requests that wait, and by revision requests so far and under way; the version's content."""
         self._version = Version()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -105,11 +106,17 @@ class Demand:
 
     def report(self) -> DemandReport:
         """What is asked now."""
+        # all of it is as it should be: to check that again for thousands takes a while
         deployments = {
             name: DeploymentDemand.model_construct(
-                idle_seconds=self._idle(name), waiting=told.waiting, revisions=told.revisions
+                idle_seconds=self._idle(name),
+                waiting=waiting,
+                revisions={
+                    revision: RevisionDemand.model_construct(requests=requests, in_flight=in_flight)
+                    for revision, (requests, in_flight) in revisions.items()
+                },
             )
-            for name, told in self._told.items()
+            for name, (waiting, revisions) in self._told.items()
         }
         return DemandReport.model_construct(gateway=self._name, version=self._version.number, deployments=deployments)
 
@@ -129,15 +136,11 @@ class Demand:
 
     def _tell(self) -> None:
         """Make it a new version, if it is one."""
-        revisions: dict[str, dict[str, RevisionDemand]] = {}
+        revisions: dict[str, dict[str, tuple[int, float]]] = {}
         for (deployment, revision), counted in self._revisions.items():
-            # all of it is as it should be: to check that again for thousands, every second, takes a while
-            said = RevisionDemand.model_construct(requests=counted.requests, in_flight=round(counted.in_flight, 1))
-            revisions.setdefault(deployment, {})[revision] = said
+            revisions.setdefault(deployment, {})[revision] = (counted.requests, round(counted.in_flight, 1))
         told = {
-            name: DeploymentDemand.model_construct(
-                waiting=self._waiting.get(name, 0), revisions=revisions.get(name, {})
-            )
+            name: (self._waiting.get(name, 0), revisions.get(name, {}))
             for name in sorted(self._used.keys() | self._waiting.keys())
         }
         if told != self._told:

@@ -24,7 +24,14 @@ from aiohttp import web
 
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.planning.routes import ModelRoutes
-from tuneyard.systems.envoy.bootstrap import HOLD_MODEL_HEADER, HOLD_PATH, HOLD_REFUSAL_HEADER, HOLD_REVISION_HEADER
+from tuneyard.systems.envoy.bootstrap import (
+    HOLD_MODEL_HEADER,
+    HOLD_PATH,
+    HOLD_REFUSAL_HEADER,
+    HOLD_REVISION_HEADER,
+    HOLD_SECONDS,
+)
+from tuneyard.systems.envoy.listening import make_way, protect
 
 ROOM_GRACE = 3.0
 """Seconds for which a pool has to be full before nobody waits for it any more."""
@@ -46,7 +53,7 @@ class Outcome(StrEnum):
 class Limits:
     """How long and how many may wait at this gateway."""
 
-    seconds: float = 60.0
+    seconds: float = HOLD_SECONDS
     requests: int = 1000
     of_one_deployment: int = 100
 
@@ -188,15 +195,7 @@ async def serve(holding: Holding, socket: Path) -> web.AppRunner:
     # a client that leaves ends Envoy's call, and only a handler that is cancelled by that frees the place
     runner = web.AppRunner(application(holding), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
     await runner.setup()
-    _make_way(socket)
+    make_way(socket)
     await web.UnixSite(runner, str(socket), backlog=1024).start()
-    _protect(socket)
+    protect(socket)
     return runner
-
-
-def _make_way(socket: Path) -> None:
-    socket.unlink(missing_ok=True)
-
-
-def _protect(socket: Path) -> None:
-    socket.chmod(0o600)

@@ -125,8 +125,9 @@ def pod_of(raw: Json) -> Pod:
 
 def _takes_requests(pod: Pod | None) -> bool:
     """Whether routes may lead to the pod."""
-    there = pod is not None and (not pod.deleted or pod.hands_over)
-    return there and pod is not None and pod.report is not None and pod.report.engine == "Ready"
+    if pod is None or (pod.deleted and not pod.hands_over):
+        return False
+    return pod.report is not None and pod.report.engine == "Ready"
 
 
 def _changed_adapters(before: Pod | None, after: Pod | None) -> set[str] | None:

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tuneyard.api.documents import PlannedAdapter
-from tuneyard.planning.agentstate import Prepared, State, current
+from tuneyard.planning.agentstate import Prepared, State, current, is_put_off
 from tuneyard.planning.podreport import within_room
 
 GRACE = 3.0
@@ -140,7 +140,7 @@ def _forward(state: State, now: float) -> Iterator[Step]:
     room = state.max_cpu_loras - len(_held(state))
     adapters = state.plan.adapters if state.plan else []
     for planned in sorted(adapters, key=lambda a: a.name in state.slow):
-        if planned.name not in served or _waits(state, planned, now):
+        if planned.name not in served or is_put_off(state, planned, now):
             continue
         prepared = current(state, planned)
         step = Fetch(planned) if prepared is None else _engine_step(state, planned, prepared)
@@ -209,19 +209,13 @@ def _refused(state: State, now: float) -> frozenset[str]:
     return frozenset(
         p.engine_name
         for a in (plan.adapters if plan else [])
-        if _waits(state, a, now) and (p := current(state, a)) is not None and p.engine_name not in state.proven
+        if is_put_off(state, a, now) and (p := current(state, a)) is not None and p.engine_name not in state.proven
     )
 
 
 def _expected(state: State, engine_name: str) -> bool:
     """Whether a name that is not prepared may turn out to be wanted, once files that are being read are known."""
     return any(kind == "adapter" and engine_name.rpartition("-")[0] == name for kind, name in state.working)
-
-
-def _waits(state: State, planned: PlannedAdapter, now: float) -> bool:
-    """Whether the adapter has failed and is not tried yet."""
-    failure = state.failures.get(planned.name)
-    return failure is not None and now < failure.retry_at
 
 
 def _held(state: State) -> frozenset[str]:

@@ -185,18 +185,19 @@ def making_room(
 
     `config_map`: that of the pool's plan until now.
     """
-    if not pool.waking:
+    waited_for = _waited_for(obs, pool) if pool.waking else set[str]()
+    if not waited_for:
         return ()
     refused = placement(pool, obs.adapters, holders(plan_of(config_map))).refused
-    waited_for = _waited_for(obs, pool)
     missing = sum(p.reason is Reason.POOL_FULL for name, p in refused.items() if name in waited_for)
     candidates: list[tuple[float, str]] = []
     for deployment in obs.deployments if missing else ():
+        # one that cannot go would keep its turn, and the next one its place
+        if not (_at_rest(deployment) and _holds_place(deployment, pool, refused)):
+            continue
         timeout = idle_timeout(deployment, (*obs.siblings, base))
         found = asked(obs.demand, deployment)
-        # one that cannot go would keep its turn, and the next one its place
-        able = _at_rest(deployment) and _holds_place(deployment, pool, refused)
-        if timeout is not None and able and found.for_(_early(timeout)):
+        if timeout is not None and found.for_(_early(timeout)):
             candidates.append((-(found.quiet or 0.0), deployment.metadata.name))
     return tuple(sorted(name for _, name in sorted(candidates)[:missing]))
 

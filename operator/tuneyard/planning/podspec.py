@@ -13,41 +13,34 @@ Rules:
 from __future__ import annotations
 
 import math
-import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactVolume, Resources, Toleration
+from tuneyard.api.serving import Resources, Toleration
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
     BASE,
-    BASE_LINK,
     RUN,
     base_digest,
     bounded,
     cache_mount,
-    cache_volume,
     container,
     fetching,
-    host_folder,
     literal,
     mount,
     requests,
     security_context,
     source_text,
     token_mount,
-    token_volume,
     value,
 )
+from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, volumes
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
-ARTIFACTS = "/artifacts"
 ADAPTERS = "/adapters"
-IMAGE = f"{ARTIFACTS}/@image"
-"""A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
 SERVED_MARK = f"{RUN}/served"
@@ -91,16 +84,6 @@ def pod_labels(pool: Pool) -> dict[str, str]:
     }
 
 
-def base_path(base: BaseModelResource) -> str:
-    """Where the base's files are in its pods."""
-    volume, image = base.spec.source.volume, base.spec.source.image
-    if image is not None:
-        return posixpath.normpath(f"{IMAGE}/{image.path or ''}")
-    if volume is None:
-        return BASE_LINK
-    return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
-
-
 def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     """The pod template of a pool whose serving block passed servingchecks.violation."""
     serving = pool.serving
@@ -124,7 +107,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
             _agent(pool, base, settings),
         ],
         "containers": [_engine(pool, base, settings)],
-        "volumes": _volumes(pool, base, settings),
+        "volumes": volumes(pool, base, settings),
         "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
     if settings.model_pull_secrets:
@@ -163,17 +146,14 @@ def _resources(asked_for: Resources) -> dict[str, Any]:
 def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
     """What looks at the base before all; where that is fetched over the network, it also fetches it."""
     source = base.spec.source
-    env, mounts, fetch = (
-        [base_digest(names.pool_plan(pool.name))],
-        [*_artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)],
-        [],
-    )
+    env, fetch = [base_digest(names.pool_plan(pool.name))], []
+    mounts = [*artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)]
     if source.is_remote:
         fetch = ["--source", source_text(source)]
         env += fetching(pool.serving.cache, settings)
         mounts += [cache_mount(pool.namespace, pool.serving.cache), mount("base", BASE), token_mount()]
     else:
-        mounts += _base_mounts(base)
+        mounts += base_mounts(base)
     return container(
         VERIFY,
         settings.images.tuneyard,
@@ -242,8 +222,8 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
         },
         resources=bounded("50m", "128Mi", settings),
         volumeMounts=[
-            *_artifact_mounts(serving.artifact_volumes),
-            *_base_mounts(base),
+            *artifact_mounts(serving.artifact_volumes),
+            *base_mounts(base),
             cache_mount(pool.namespace, pool.serving.cache),
             mount("adapters", ADAPTERS),
             mount("run", RUN),
@@ -281,8 +261,8 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         },
         lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
         volumeMounts=[
-            *_artifact_mounts(serving.artifact_volumes),
-            *_base_mounts(base),
+            *artifact_mounts(serving.artifact_volumes),
+            *base_mounts(base),
             *([cache_mount(pool.namespace, pool.serving.cache, read_only=True)] if base.spec.source.is_remote else []),
             mount("adapters", ADAPTERS, read_only=True),
             mount("shm", "/dev/shm"),  # noqa: S108
@@ -353,49 +333,3 @@ def _key(name: str, pool: Pool) -> dict[str, Any]:
 def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
     """For an agent that finds its base gone from the cache."""
     return [value("TUNEYARD_BASE_SOURCE", source_text(base.spec.source))] if base.spec.source.is_remote else []
-
-
-def _base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
-    source = base.spec.source
-    if source.image is not None:
-        return [mount("image", IMAGE, read_only=True)]
-    return [mount("base", BASE, read_only=True)] if source.is_remote else []
-
-
-def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
-    image = base.spec.source.image
-    if image is not None:
-        return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
-    return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
-
-
-def _volume_name(artifact_volume: str) -> str:
-    """A volume's name in the pod: a DNS label, while names of artifact volumes may have dots and be longer."""
-    name = f"artifacts-{artifact_volume.replace('.', '-')}"
-    plain = len(name) <= 63 and "." not in artifact_volume
-    return name if plain else f"{name[:54].rstrip('-')}-{names.short_hash(artifact_volume)}"
-
-
-def _artifact_mounts(volumes: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
-    return [mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in volumes]
-
-
-def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
-    if volume.persistent_volume_claim is not None:
-        claim = volume.persistent_volume_claim.claim_name
-        return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-    return host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
-
-
-def _volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
-    return [
-        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
-        cache_volume(pool.serving.cache),
-        *_base_volumes(base, settings),
-        {"name": "adapters", "emptyDir": {}},
-        {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "home", "emptyDir": {}},
-        token_volume(),
-    ]

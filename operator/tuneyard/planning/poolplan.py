@@ -68,6 +68,22 @@ class WantedPlan:
     """Adapters that get more copies than before, in words."""
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Which pods are to have which adapters, and what that depends on."""
+
+    having: Mapping[str, Sequence[str] | None]
+    """By adapter; None: every pod."""
+    counted: list[str] | None = None
+    """The pods that adapters are spread over; None: that does not matter."""
+    more: Mapping[str, int] = field(default_factory=dict)
+    """Pods of the adapters that have more than the others."""
+    grown: Mapping[str, growth.Grown] = field(default_factory=dict)
+    loads: growth.Loads = field(default_factory=growth.Loads)
+    seen: Mapping[str, str] = field(default_factory=dict)
+    waits: tuple[float, ...] = ()
+
+
 def wanted_plan(
     obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None, deployment: Json
 ) -> WantedPlan:
@@ -82,50 +98,61 @@ def wanted_plan(
     unused = _storable(pool, unused, known, placed.planned)
     number = copies(pool.serving, len(wanted), before, len(unused.keys() | pool.idle))
     room = pool.serving.lora.max_cpu_loras
-    seen: dict[str, str] = {}
-    waits: list[float] = []
-    counted: list[str] | None = None
-    grown: dict[str, growth.Grown] = {}
-    more: dict[str, int] = {}
-    loads = growth.Loads()
     if number is None:
-        having: Mapping[str, Sequence[str] | None] = dict.fromkeys([*wanted, *unused][: max(room, len(wanted))])
+        found = _Places(dict.fromkeys([*wanted, *unused][: max(room, len(wanted))]))
     else:
-        pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
-        staying = staying_pods(
-            pods, deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
-        )
-        seen, waits = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
-        hosts = [replace(host, stays=host.name in staying) for host in hosts_of(pods, seen, known, obs.now, before)]
-        counted = sorted(h.name for h in hosts)
-        loads = growth.pool_loads(obs.deployments, obs.demand).get((pool.namespace, pool.name), loads)
-        had, limits = growth.remembered(marks_of(config_map, ANNOTATION_GROWN)), growth.bounds(pool.serving, number)
-        grown = growth.grown(wanted, loads, had, limits, known=obs.demand.known, now=obs.now)
-        wish = Wish(
-            wanted, list(unused), number, room, pool.serving.replicas, {name: g.copies for name, g in grown.items()}
-        )
-        places = spread(wish, hosts, _held(before, counted))
-        more = _more(wish, places)
-        leaving = hosts_of([p for p in obs.pods if p.pool == pool.name and p.hands_over], {}, known, obs.now, before)
-        found = with_leaving(places, hosts, leaving)
-        having = {name: pods for name, pods in found.items() if pods or name not in unused}
+        wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
+        template = deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
+        found = _places(obs, pool, wish, known, template=template, before=before, config_map=config_map)
     plan = PoolPlan(
         pool=pool.name,
         base_model=pool.base_model,
         max_rank=pool.serving.lora.max_rank,
         copies=number,
-        pods=counted,
-        adapters=[_planned(known[n], having[n], more.get(n)) for n in sorted(having)],
+        pods=found.counted,
+        adapters=[_planned(known[n], found.having[n], found.more.get(n)) for n in sorted(found.having)],
     )
-    stays = {name: since for name, since in unused.items() if name in having}
-    waits += [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
-    waits += [growth.LOOK_AGAIN] if grown else []
+    stays = {name: since for name, since in unused.items() if name in found.having}
+    waits = [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
+    waits += [growth.LOOK_AGAIN] if found.grown else []
     marks = {
-        ANNOTATION_GROWN: {name: g.mark for name, g in grown.items()},
+        ANNOTATION_GROWN: {name: g.mark for name, g in found.grown.items()},
         ANNOTATION_UNUSED_ADAPTERS: {name: rfc3339(since) for name, since in stays.items()},
-        ANNOTATION_PODS_SEEN: seen,
+        ANNOTATION_PODS_SEEN: found.seen,
     }
-    return WantedPlan(plan, marks, tuple(waits), _grew(before, plan, loads))
+    return WantedPlan(plan, marks, (*found.waits, *waits), _grew(before, plan, found.loads))
+
+
+def _places(
+    obs: BaseModelObservation,
+    pool: Pool,
+    wish: Wish,
+    known: Mapping[str, LoRAAdapterResource],
+    *,
+    template: str,
+    before: PoolPlan | None,
+    config_map: ChildObservation | None,
+) -> _Places:
+    """The pods of each adapter, where not every pod has all.
+
+    `template`: that of the pods that stay; `before`: the plan until now, `config_map`: what it stands in.
+    """
+    mine = [p for p in obs.pods if p.pool == pool.name]
+    pods, going = [p for p in mine if not p.deleted], [p for p in mine if p.hands_over]
+    staying = staying_pods(pods, template)
+    seen, waits = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
+    every_host = hosts_of([*pods, *going], seen, known, obs.now, before)
+    hosts = [replace(host, stays=host.name in staying) for host in every_host[: len(pods)]]
+    leaving = every_host[len(pods) :]
+    counted = sorted(h.name for h in hosts)
+    loads = growth.pool_loads(obs.deployments, obs.demand).get((pool.namespace, pool.name), growth.Loads())
+    had, limits = growth.remembered(marks_of(config_map, ANNOTATION_GROWN)), growth.bounds(pool.serving, wish.copies)
+    grown = growth.grown(wish.adapters, loads, had, limits, known=obs.demand.known, now=obs.now)
+    wish = replace(wish, more={name: g.copies for name, g in grown.items()})
+    places = spread(wish, hosts, _held(before, counted))
+    found, idle = with_leaving(places, hosts, leaving), frozenset(wish.idle)
+    having = {name: pods for name, pods in found.items() if pods or name not in idle}
+    return _Places(having, counted, _more(wish, places), grown, loads, seen, tuple(waits))
 
 
 def _grew(before: PoolPlan | None, plan: PoolPlan, loads: growth.Loads) -> dict[str, str]:

@@ -13,7 +13,7 @@ A pod fetches two artifacts at a time over the network, for all tenants of its p
 from __future__ import annotations
 
 from tuneyard.api.documents import PlannedAdapter
-from tuneyard.planning.agentstate import State, current
+from tuneyard.planning.agentstate import State, current, is_put_off
 from tuneyard.planning.podreport import within_room
 
 SLOW_AFTER = 120.0
@@ -38,7 +38,7 @@ def gives_way(state: State, planned: PlannedAdapter, now: float) -> bool:
         and a.name in served
         and a.name not in state.slow
         and ("adapter", a.name) not in state.working
-        and (a.name not in state.failures or state.failures[a.name].retry_at <= now)
+        and not is_put_off(state, a, now)
         and current(state, a) is None
         for a in state.plan.adapters
     )

@@ -13,19 +13,18 @@
 
 Rules:
 - waking is cheap and means nothing but "look again": too much costs time, too little loses a change;
-- others are woken only by what they read of an object (`_signature`), or a thousand deployments that share a base
+- others are woken only by what they read of an object (signatures.py), or a thousand deployments that share a base
   would wake each other with every status that is written;
 - the index is brought up to date before anybody is woken, so whoever looks finds the change.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
-from tuneyard.api.documents import PodReport, PoolPlan
+from tuneyard.api.documents import PoolPlan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutRecord
@@ -33,6 +32,16 @@ from tuneyard.planning import children
 from tuneyard.planning.observations import RECORD_KEY, PodObservation, parsed, pod_observation
 from tuneyard.planning.pools import grown_copies, holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
+from tuneyard.runtime.signatures import (
+    changed_adapters,
+    identity,
+    orders,
+    reasons,
+    references,
+    said_of_adapters,
+    signature,
+    standing,
+)
 from tuneyard.runtime.world import CONFIG_MAP, World, read_or_none
 from tuneyard.systems.kube.client import Object
 from tuneyard.systems.kube.informers import OnChange
@@ -103,7 +112,7 @@ class Wakes:
 
         To be called before the write: the echo may come sooner than the answer.
         """
-        self._writing[_key(observed["kind"], observed)] = (_orders(observed), status)
+        self._writing[_key(observed["kind"], observed)] = (orders(observed), status)
 
     def on_deployment(self, change: Change, item: Object) -> None:
         """A ModelDeployment came, changed or went."""
@@ -122,7 +131,7 @@ class Wakes:
         concerned = self._put(key, groups)
         named = [g for g in concerned if isinstance(g, Key)]
         bases = [g for g in named if g.kind == BASE_MODEL]
-        differs = self._differs(key, change, _references(item))
+        differs = self._differs(key, change, references(item))
         if differs:
             world.places.changed(bases)
         self._itself(key, item)
@@ -147,7 +156,7 @@ class Wakes:
         bases = [g for g in self._put(key, groups) if isinstance(g, Key)]
         self._places_change(key, change, item, bases)
         self._itself(key, item)
-        if self._differs(key, change, _signature(item)):
+        if self._differs(key, change, signature(item)):
             trained = self._of(LORA_ADAPTER, trained_from(key.namespace, key.name))
             self._others(key, bases, self._of(MODEL_DEPLOYMENT, key), trained)
 
@@ -159,7 +168,7 @@ class Wakes:
         self._places_change(key, change, item, [key])
         self._itself(key, item)
         self._others(key, self._asked_to_go(key, change, item))
-        if self._differs(key, change, _signature(item)):
+        if self._differs(key, change, signature(item)):
             self._others(key, self._of(LORA_ADAPTER, key), self._of(MODEL_DEPLOYMENT, key))
         if change != "MODIFIED" or item["metadata"].get("deletionTimestamp"):
             self._others(key, self._of(BASE_MODEL, all_bases(key.namespace)))
@@ -214,7 +223,7 @@ class Wakes:
         return self._world.index.of(*((kind, group) for group in groups))
 
     def _itself(self, key: Key, item: Object) -> None:
-        echo = self._writing.get(key) == (_orders(item), item.get("status"))
+        echo = self._writing.get(key) == (orders(item), item.get("status"))
         if not echo and self._world.in_scope(key.namespace):
             self._wake_itself(key)
 
@@ -229,14 +238,14 @@ class Wakes:
     def _in_scope(self, keys: Iterable[Key]) -> list[Key]:
         return [key for key in keys if self._world.in_scope(key.namespace)]
 
-    def _differs(self, key: Key, change: Change, signature: object) -> bool:
+    def _differs(self, key: Key, change: Change, now: object) -> bool:
         """Whether what others read of the object has changed."""
         if change == "DELETED":
             self._signatures.pop(key, None)
             self._writing.pop(key, None)
             return True
-        before, self._signatures[key] = self._signatures.get(key), signature
-        return before != signature
+        before, self._signatures[key] = self._signatures.get(key), now
+        return before != now
 
     def _asked_to_go(self, key: Key, change: Change, item: Object) -> list[Key]:
         """The deployments that are to make room from now on; who is not any more has nothing to look at."""
@@ -263,7 +272,7 @@ class Wakes:
         """Forget who has a place where what decides it has changed: not a status, which is written all the time."""
         before = self._placing.pop(key, None)
         if change != "DELETED":
-            self._placing[key] = _identity(item)
+            self._placing[key] = identity(item)
         if before != self._placing.get(key):
             self._world.places.changed(bases)
 
@@ -292,7 +301,7 @@ class Wakes:
     def _without_place(self, bases: Iterable[Key]) -> list[Key]:
         """Adapters of these bases that a pool had no place for: one may have become free."""
         adapters = self._of(LORA_ADAPTER, *bases)
-        return [k for k in adapters if Reason.POOL_FULL.value in _reasons(self._world.raw(k) or {})]
+        return [k for k in adapters if Reason.POOL_FULL.value in reasons(self._world.raw(k) or {})]
 
     def _concerned_by_pod(self, namespace: str, before: PodObservation | None, now: PodObservation | None) -> list[Key]:
         pods = [p for p in (before, now) if p is not None]
@@ -308,11 +317,11 @@ class Wakes:
     ) -> Iterable[Key]:
         """The adapters that read another thing of the pod now; of one that leaves they read nothing."""
         pods = [p for p in (before, now) if p is not None]
-        if _standing(before) != _standing(now):
+        if standing(before) != standing(now):
             neighbours = self._world.pods.all(self._world.pod_index.of(*((namespace, p.base_model) for p in pods)))
             if any(p.problem for p in (*pods, *neighbours)):
                 return self._of(LORA_ADAPTER, *bases)
-        old, new = _said_of_adapters(before), _said_of_adapters(now)
+        old, new = said_of_adapters(before), said_of_adapters(now)
         return [Key(LORA_ADAPTER, namespace, n) for n in old.keys() | new.keys() if old.get(n) != new.get(n)]
 
     def _child_listener(self, api_version: str, kind: str) -> OnChange:
@@ -334,46 +343,8 @@ def _holders_in(plan: PoolPlan | None) -> _Holders:
     return _Holders(frozenset(holders(plan)), plan.copies, frozenset(grown_copies(plan).items()))
 
 
-def changed_adapters(before: PodObservation | None, now: PodObservation | None) -> set[str] | None:
-    """The adapters that two observations of one pod say different things of; None where more than that differs."""
-    if before is None or now is None or before.report is None or now.report is None:
-        return None
-    if _without_adapters(before) != _without_adapters(now):
-        return None
-    old, new = before.report.adapters, now.report.adapters
-    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-
-
-def _standing(pod: PodObservation | None) -> object:
-    """What decides which of a pool's problems is told."""
-    return None if pod is None or pod.deleted else (pod.pool, pod.template, pod.created, pod.problem)
-
-
-def _said_of_adapters(pod: PodObservation | None) -> dict[str, object]:
-    if pod is None or pod.deleted or pod.report is None:
-        return {}
-    return {name: (pod.pool, report) for name, report in pod.report.adapters.items()}
-
-
-def _without_adapters(pod: PodObservation) -> tuple[object, ...]:
-    report = pod.report or PodReport(address="", engine="Starting", base_model="")
-    rest = report.model_copy(update={"adapters": {}})
-    return (pod.uid, pod.pool, pod.base_model, pod.deleted, pod.ready, pod.problem, pod.base_report, pod.node, rest)
-
-
 def _key(kind: str, item: Object) -> Key:
     return Key(kind, item["metadata"].get("namespace", ""), item["metadata"]["name"])
-
-
-def _identity(item: Object) -> tuple[object, ...]:
-    metadata = item["metadata"]
-    return metadata.get("uid"), metadata.get("generation"), bool(metadata.get("deletionTimestamp"))
-
-
-def _orders(item: Object) -> tuple[object, ...]:
-    """What somebody asks of the object: its spec, and the command that stands in its annotations."""
-    annotations = item["metadata"].get("annotations") or {}
-    return *_identity(item), annotations.get(names.ANNOTATION_COMMAND)
 
 
 def is_record(item: Object) -> bool:
@@ -385,26 +356,3 @@ def _recorded(item: Object) -> list[Key]:
     """The ModelDeployment of such a ConfigMap; of one that cannot be read nobody knows."""
     record = parsed(RolloutRecord, (item.get("data") or {}).get(RECORD_KEY))
     return [Key(MODEL_DEPLOYMENT, item["metadata"].get("namespace", ""), record.deployment)] if record else []
-
-
-def _references(item: Object) -> object:
-    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
-
-    Of its status only whether its adapters are wanted, and whether requests wait for them.
-    """
-    spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
-    used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
-    sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
-    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
-
-
-def _signature(item: Object) -> object:
-    """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
-    status = item.get("status") or {}
-    pools = tuple((str(p.get("name")), str(p.get("progress"))) for p in status.get("pools") or ())
-    conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
-    return _identity(item), status.get("digest"), pools, conditions
-
-
-def _reasons(item: Object) -> set[str]:
-    return {str(c.get("reason")) for c in (item.get("status") or {}).get("conditions") or ()}

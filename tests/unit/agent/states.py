@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tuneyard.api.documents import PlannedAdapter, PoolPlan
 from tuneyard.api.sources import Source, VolumeSource
-from tuneyard.planning.agentstate import Event, PlanChanged, State, learned
+from tuneyard.planning.agentlearning import learned
+from tuneyard.planning.agentstate import Event, PlanChanged, State
 
 
 def planned(name: str, digest: str | None = None, path: str = "") -> PlannedAdapter:

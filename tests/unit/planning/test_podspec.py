@@ -24,7 +24,8 @@ from tuneyard.api.serving import (
 )
 from tuneyard.api.sources import HuggingFaceSource, ImageSource, SecretReference, Source
 from tuneyard.planning.children import namespace_access, pool_deployment, pool_plan
-from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, base_path, pod_template
+from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, pod_template
+from tuneyard.planning.podvolumes import base_path
 from tuneyard.planning.pools import Pool, pools_of
 from tuneyard.planning.settings import Settings
 

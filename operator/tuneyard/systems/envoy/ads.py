@@ -33,6 +33,7 @@ from google.protobuf.message import Message
 
 from tuneyard.systems.envoy.delta import CLUSTER, ENDPOINTS, ROUTES, SCOPE, Resource, Session
 from tuneyard.systems.envoy.documents import Json
+from tuneyard.systems.envoy.listening import make_way, protect
 from tuneyard.systems.envoy.translate import ModelResources
 
 LINGER = 15.0
@@ -82,14 +83,6 @@ def packed(type_url: str, document: Json, needs: frozenset[str] = frozenset()) -
     body.Pack(_message(type_url, document), "type.googleapis.com/", deterministic=True)
     version = hashlib.sha256(body.value).hexdigest()[:16]
     return Resource(version, body, needs, empty=type_url == ENDPOINTS and not document["endpoints"])
-
-
-def _make_way(socket: Path) -> None:
-    socket.unlink(missing_ok=True)
-
-
-def _protect(socket: Path) -> None:
-    socket.chmod(0o600)
 
 
 class AdsServer:
@@ -203,14 +196,14 @@ class AdsServer:
 
     async def start(self, socket: Path, *services: Callable[[grpc.aio.Server], None]) -> None:
         """Listen; a socket that an earlier process left is replaced. `services` add others to the server."""
-        _make_way(socket)
+        make_way(socket)
         self._server = grpc.aio.server(options=_OPTIONS)
         ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(_Servicer(self.serve), self._server)
         for add in services:
             add(self._server)
         self._server.add_insecure_port(f"unix:{socket}")
         await self._server.start()
-        _protect(socket)
+        protect(socket)
 
     async def stop(self) -> None:
         """End the streams; Envoy keeps what it has."""

@@ -53,6 +53,7 @@ HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revisi
 HOLD_REFUSAL_HEADER = "x-tuneyard-refusal"
 """How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not."""
 HOLD_SECONDS = 60.0
+"""How long a request may wait for its adapter where nobody says otherwise."""
 _HOLD_MARGIN = 5.0
 """Seconds that Envoy waits longer than the process should: one that hangs must hold nobody for ever."""
 NOWHERE = "nowhere"

@@ -1,8 +1,11 @@
-"""Where to listen for everybody: a cluster's pods have IPv4, IPv6 or both, and a machine may have IPv6 switched off."""
+"""Where to listen for everybody: a cluster's pods have IPv4, IPv6 or both, and a machine may have IPv6 switched off.
+And how to listen for nobody else: on a Unix socket that only this pod's user may open.
+"""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 IPV4, ALL = "0.0.0.0", "::"
 
@@ -26,3 +29,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
     if host == ALL:
         return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def make_way(path: Path) -> None:
+    """Remove a Unix socket that an earlier process left."""
+    path.unlink(missing_ok=True)
+
+
+def protect(path: Path) -> None:
+    """Let only this process's user open a Unix socket."""
+    path.chmod(0o600)

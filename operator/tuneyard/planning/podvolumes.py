@@ -1,0 +1,80 @@
+"""Where the files of bases and adapters lie in a model pod, and the volumes that bring them there.
+
+Rule: a path is the same in every container of the pod that has it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.serving import ArtifactVolume
+from tuneyard.planning.podparts import BASE, BASE_LINK, cache_volume, host_folder, mount, token_volume
+from tuneyard.planning.pools import Pool
+from tuneyard.planning.settings import Settings
+
+ARTIFACTS = "/artifacts"
+IMAGE = f"{ARTIFACTS}/@image"
+"""A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
+
+
+def base_path(base: BaseModelResource) -> str:
+    """Where the base's files are in its pods."""
+    volume, image = base.spec.source.volume, base.spec.source.image
+    if image is not None:
+        return posixpath.normpath(f"{IMAGE}/{image.path or ''}")
+    if volume is None:
+        return BASE_LINK
+    return posixpath.normpath(f"{ARTIFACTS}/{volume.name}/{volume.path}")
+
+
+def base_mounts(base: BaseModelResource) -> list[dict[str, Any]]:
+    """What a container that reads the base mounts, beside artifact volumes."""
+    source = base.spec.source
+    if source.image is not None:
+        return [mount("image", IMAGE, read_only=True)]
+    return [mount("base", BASE, read_only=True)] if source.is_remote else []
+
+
+def _base_volumes(base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
+    image = base.spec.source.image
+    if image is not None:
+        return [{"name": "image", "image": {"reference": image.reference, "pullPolicy": settings.image_pull_policy}}]
+    return [{"name": "base", "emptyDir": {}}] if base.spec.source.is_remote else []
+
+
+def _volume_name(artifact_volume: str) -> str:
+    """A volume's name in the pod: a DNS label, while names of artifact volumes may have dots and be longer."""
+    name = f"artifacts-{artifact_volume.replace('.', '-')}"
+    plain = len(name) <= 63 and "." not in artifact_volume
+    return name if plain else f"{name[:54].rstrip('-')}-{names.short_hash(artifact_volume)}"
+
+
+def artifact_mounts(declared: Iterable[ArtifactVolume]) -> list[dict[str, Any]]:
+    """The pool's artifact volumes, each under its name."""
+    return [mount(_volume_name(v.name), f"{ARTIFACTS}/{v.name}", read_only=True) for v in declared]
+
+
+def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
+    if volume.persistent_volume_claim is not None:
+        claim = volume.persistent_volume_claim.claim_name
+        return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    return host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
+
+
+def volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
+    """All volumes of a pool's pods."""
+    return [
+        *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
+        cache_volume(pool.serving.cache),
+        *_base_volumes(base, settings),
+        {"name": "adapters", "emptyDir": {}},
+        {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "home", "emptyDir": {}},
+        token_volume(),
+    ]

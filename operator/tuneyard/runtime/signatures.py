@@ -1,0 +1,77 @@
+"""What of an object decides whether a change of it concerns anybody, as values that can be compared (wakes.py).
+
+Rule: who reads more of another object than stands here is not woken when it changes.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tuneyard.api import names
+from tuneyard.api.documents import PodReport
+from tuneyard.planning.observations import PodObservation
+from tuneyard.systems.kube.client import Object
+
+
+def identity(item: Object) -> tuple[object, ...]:
+    """Which object it is, with which spec, and whether it is going."""
+    metadata = item["metadata"]
+    return metadata.get("uid"), metadata.get("generation"), bool(metadata.get("deletionTimestamp"))
+
+
+def orders(item: Object) -> tuple[object, ...]:
+    """What somebody asks of the object: its spec, and the command that stands in its annotations."""
+    annotations = item["metadata"].get("annotations") or {}
+    return *identity(item), annotations.get(names.ANNOTATION_COMMAND)
+
+
+def references(item: Object) -> object:
+    """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
+
+    Of its status only whether its adapters are wanted, and whether requests wait for them.
+    """
+    spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
+    used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
+    sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
+    return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
+
+
+def signature(item: Object) -> object:
+    """What others read of a BaseModel or LoRAAdapter: not, for example, who uses it."""
+    status = item.get("status") or {}
+    pools = tuple((str(p.get("name")), str(p.get("progress"))) for p in status.get("pools") or ())
+    conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
+    return identity(item), status.get("digest"), pools, conditions
+
+
+def reasons(item: Object) -> set[str]:
+    """The reasons of its conditions."""
+    return {str(c.get("reason")) for c in (item.get("status") or {}).get("conditions") or ()}
+
+
+def changed_adapters(before: PodObservation | None, now: PodObservation | None) -> set[str] | None:
+    """The adapters that two observations of one pod say different things of; None where more than that differs."""
+    if before is None or now is None or before.report is None or now.report is None:
+        return None
+    if _without_adapters(before) != _without_adapters(now):
+        return None
+    old, new = before.report.adapters, now.report.adapters
+    return {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+
+
+def standing(pod: PodObservation | None) -> object:
+    """What decides which of a pool's problems is told."""
+    return None if pod is None or pod.deleted else (pod.pool, pod.template, pod.created, pod.problem)
+
+
+def said_of_adapters(pod: PodObservation | None) -> dict[str, object]:
+    """What is read of a pod for each adapter: of one that leaves nothing."""
+    if pod is None or pod.deleted or pod.report is None:
+        return {}
+    return {name: (pod.pool, report) for name, report in pod.report.adapters.items()}
+
+
+def _without_adapters(pod: PodObservation) -> tuple[object, ...]:
+    report = pod.report or PodReport(address="", engine="Starting", base_model="")
+    rest = report.model_copy(update={"adapters": {}})
+    return (pod.uid, pod.pool, pod.base_model, pod.deleted, pod.ready, pod.problem, pod.base_report, pod.node, rest)
