@@ -73,6 +73,11 @@ class LoRAAdapterResource(ApiModel):
     status: LoRAAdapterStatus = LoRAAdapterStatus()
 
     @property
+    def pinned_digest(self) -> str | None:
+        """The digest that pods must find: the spec's, or the one that the status has."""
+        return self.spec.digest or self.status.digest
+
+    @property
     def parent_name(self) -> str | None:
         """Name of the object that its lineage gives as its parent."""
         return self.spec.lineage.parent_name if self.spec.lineage else None

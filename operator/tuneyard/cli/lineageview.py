@@ -111,7 +111,7 @@ def _adapter(name: str, read: Read) -> MadeAdapter:
     warned = find(status.conditions, TRAINED_FROM_BASE)
     return MadeAdapter(
         name=name,
-        digest=spec.digest or status.digest,
+        digest=adapter.pinned_digest,
         source=source_text(spec.source),
         lineage=spec.lineage,
         base_model=spec.base_model,

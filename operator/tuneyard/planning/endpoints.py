@@ -65,7 +65,7 @@ def adapter_digest(revision: Revision, adapter: LoRAAdapterResource | None) -> s
     """The digest of the adapter that a revision serves, or None while there is none or it must not be asked for."""
     if adapter is None or revision.adapter is None or adapter.spec.base_model != revision.base_model:
         return None
-    return adapter.spec.digest or adapter.status.digest
+    return adapter.pinned_digest
 
 
 def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:

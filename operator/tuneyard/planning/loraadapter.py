@@ -109,7 +109,7 @@ class Spread:
         """The adapter's digest, for ever the same as soon as there is one."""
         reported = (s.report.digest for s in self.said if s.report.state != "Failed")
         first = next((d for d in reported if d is not None and is_digest(d)), None)
-        return self.adapter.spec.digest or self.adapter.status.digest or first
+        return self.adapter.pinned_digest or first
 
     @property
     def loaded(self) -> int:

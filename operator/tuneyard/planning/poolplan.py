@@ -233,7 +233,7 @@ def _offers(pod: PodObservation) -> bool:
 
 
 def _engine_name(adapter: LoRAAdapterResource) -> str | None:
-    digest = adapter.spec.digest or adapter.status.digest
+    digest = adapter.pinned_digest
     return names.engine_adapter_name(adapter.metadata.name, digest) if digest else None
 
 
@@ -282,7 +282,7 @@ def _storable(
 
 
 def _planned(adapter: LoRAAdapterResource, pods: Sequence[str] | None, copies: int | None) -> PlannedAdapter:
-    digest = adapter.spec.digest or adapter.status.digest
+    digest = adapter.pinned_digest
     named = None if pods is None else list(pods)
     # all of it was read as what it is: to check that again for thousands takes longer than to place them
     return PlannedAdapter.model_construct(

@@ -120,7 +120,7 @@ def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource 
     Without this a forced sync of an adapter whose digest stands in status only would unroute it until it is pinned.
     """
     known = before.status.digest if before is not None and files_of(before) == files_of(adapter) else None
-    if known is None or adapter.spec.digest or adapter.status.digest:
+    if known is None or adapter.pinned_digest:
         return adapter
     return adapter.model_copy(update={"status": adapter.status.model_copy(update={"digest": known})})
 
