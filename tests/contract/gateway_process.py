@@ -239,6 +239,11 @@ class GatewayProcess:
     async def page(self, path: str = "/metrics") -> str:
         return (await self._ask(path))[1]
 
+    async def held(self) -> int:
+        """How many requests it holds now."""
+        lines = (await self.page()).splitlines()
+        return next(int(float(line.split()[1])) for line in lines if line.startswith("tuneyard_gateway_held "))
+
     async def applied(self, after: int = -1, *, token: str | None = None) -> AppliedReport:
         return AppliedReport.model_validate_json(await self._report("applied", after, token))
 

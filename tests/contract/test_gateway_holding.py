@@ -98,11 +98,7 @@ def waiting(team: Team, model: str, count: int) -> Callable[[DemandReport], bool
 
 
 async def held(gateway: GatewayProcess, count: int) -> None:
-    async def counted() -> float:
-        lines = (await gateway.page()).splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("tuneyard_gateway_held "))
-
-    await becomes(counted, float(count), f"{count} requests wait")
+    await becomes(gateway.held, count, f"{count} requests wait")
 
 
 async def test_held_requests_are_answered_whole_when_the_adapter_comes(
@@ -209,10 +205,20 @@ async def test_nobody_waits_for_what_will_not_come(gateway: GatewayProcess, team
     assert await ask(gateway, "broken") == (503, "This model is not ready: no pod serves it at the moment.")
     assert time.monotonic() - again < 1, "both say so at once"
     team.sleep("full", **IDLE)
-    full = asyncio.create_task(ask(gateway, "full"))
-    await held(gateway, 1)
+    full = await held_again(gateway, "full")
     team.report(pod, "full")
     assert await full == (200, engine_name_of("full"))
+
+
+async def held_again(gateway: GatewayProcess, model: str) -> asyncio.Task[Answer]:
+    """A request that waits: those that come before the gateway knows that they may are refused at once."""
+    async with asyncio.timeout(20):
+        while True:
+            request = asyncio.create_task(ask(gateway, model))
+            while not request.done():
+                if (await gateway.held()) == 1:
+                    return request
+            assert (await request)[0] == 503
 
 
 async def test_an_adapter_that_nobody_has_ever_read(gateway: GatewayProcess, team: Team, pod: Upstream) -> None:

@@ -155,13 +155,14 @@ def next_sleep(
         return Sleep(waking_since=status.waking_since, wait=LOOK)
     if timeout is None:
         return Sleep()
+    unknown = min(_LONGEST_LOOK, max(LOOK, timeout))
     if not _settled(deployment, unloaded):
         # what it waits for comes as a change, but for a gateway's word that nobody waits
-        return Sleep(wait=LOOK if without_room else _LONGEST_LOOK)
+        return Sleep(wait=LOOK if without_room else unknown)
     makes_room = _makes_room(obs, deployment) and found.for_(_early(timeout))
     if found.for_(timeout) or makes_room:
         return Sleep(idle_since=now, wait=_IDLE_LOOK)
-    return Sleep(wait=_LONGEST_LOOK if found.quiet is None else max(1.0, timeout - found.quiet))
+    return Sleep(wait=unknown if found.quiet is None else max(1.0, timeout - found.quiet))
 
 
 def look_again(sleep: Sleep, deployment: ModelDeploymentResource, status: ModelDeploymentStatus) -> float | None:

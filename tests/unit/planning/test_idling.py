@@ -62,6 +62,13 @@ def test_anything_else_keeps_it_awake(asked: DemandView, what: str) -> None:
     assert state(planned(chat(), asked)[0]) == "awake", what
 
 
+@pytest.mark.parametrize(("timeout", "soon"), [("10s", 10.0), ("5m", 60.0)])
+def test_what_no_gateway_tells_of_yet_is_looked_at_again_within_its_timeout(timeout: str, soon: float) -> None:
+    """Nothing else may ever come of it: gateways send a report of their own only when somebody waits."""
+    assert planned(chat(), demand(said(4000), {}), bases=base(timeout))[1] == soon
+    assert planned(chat(known(observed_generation=0)), demand({}), bases=base(timeout))[1] == soon
+
+
 @pytest.mark.parametrize(
     ("status", "what"),
     [
