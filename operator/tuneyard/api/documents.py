@@ -8,6 +8,7 @@ Keep report (pod that keeps a node's cache -> operator): the same annotation.
 Base report (init container -> operator): its termination message, on success and on failure.
 Applied report (gateway -> operator): GET /v1/applied on the gateway process, bearer token.
 Demand report (gateway -> operator): GET /v1/demand there, in the same way.
+Evidence report (gateway -> operator): GET /v1/evidence there, in the same way.
 
 Readers ignore fields they do not know; `version` changes only when a reader must refuse.
 """
@@ -21,6 +22,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from tuneyard.api.analysis import Slo
 from tuneyard.api.base import ApiModel
 from tuneyard.api.sources import Source
 
@@ -229,3 +231,34 @@ class DemandReport(ApiModel):
     version: int
     """Another one whenever there is something new; GET /v1/demand?after=N answers when it is not N, or after 20 s."""
     deployments: dict[str, DeploymentDemand] = {}
+
+
+class DeploymentEvidence(ApiModel):
+    """What one gateway has seen of the answers of one ModelDeployment."""
+
+    uid: str
+    """The object's; another one began to be counted anew."""
+    slo: Slo
+    """What answers were judged by; with another one counting begins anew."""
+    counts: dict[str, dict[str, dict[int, tuple[int, int, int, int]]]] = {}
+    """Revision -> objective (planning/evidence.py) -> length of the prompt, by `prompt_bucket` -> answers that were
+    judged, those that were bad, those whose predecessor was bad, and those of them that were bad too."""
+
+
+class EvidenceReport(ApiModel):
+    """What one gateway has seen of answers, by `namespace/name` of those ModelDeployments that name objectives.
+
+    Counters only grow while the process lives; all of a report are of one moment.
+    """
+
+    gateway: str
+    process: str
+    """Another one after each start of the process that counts."""
+    age_seconds: float
+    """How long it has been counting."""
+    version: int
+    """Another one whenever there is something new, once a second at most; GET /v1/evidence?after=N answers when it is
+    not N, or after 20 s."""
+    judging: bool = True
+    """Whether Envoy tells what becomes of requests now; when not, silence says nothing."""
+    deployments: dict[str, DeploymentEvidence] = {}

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
 from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Duration, Text, cel
@@ -84,6 +85,10 @@ class RolloutSpec(ApiModel):
             description="In mode Progressive, how long a candidate with all traffic may still be rolled back by itself, "
             "before it becomes the stable revision. Default 0s."
         ),
+    ] = None
+    analysis: Annotated[
+        AnalysisSpec | None,
+        Field(description="In mode Progressive, what the candidate's answers are judged by. Default: by nothing."),
     ] = None
     paused: Annotated[bool | None, Field(description="In mode Progressive, no step is taken while true.")] = None
     retry_token: Annotated[
