@@ -86,6 +86,15 @@ class RolloutSpec(ApiModel):
             "before it becomes the stable revision. Default 0s."
         ),
     ] = None
+    keep_warm: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=16,
+            description="In mode Progressive, how many of the revisions that were stable before stay loaded at weight 0. "
+            "Default: all that are listed.",
+        ),
+    ] = None
     analysis: Annotated[
         AnalysisSpec | None,
         Field(description="In mode Progressive, what the candidate's answers are judged by. Default: by nothing."),

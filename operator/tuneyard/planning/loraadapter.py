@@ -97,7 +97,9 @@ class Spread:
     said: tuple[Said, ...]
     """What they report of it."""
     idle: bool = False
-    """Only idle ModelDeployments name it."""
+    """Only idle ModelDeployments name it, or revisions that need not be loaded."""
+    cold: bool = False
+    """Such revisions, of a ModelDeployment that is not idle."""
 
     @property
     def wanted(self) -> int:
@@ -179,7 +181,8 @@ def _spread(obs: LoRAAdapterObservation, adapter: LoRAAdapterResource) -> Spread
         return Spread(adapter, obs.base is not None, users, (), (), (), ())
     pools = tuple(p for p in obs.pools if name in p.wanted)
     if not pools and any(name in p.idle for p in obs.pools):
-        return Spread(adapter, True, users, (), (), (), (), idle=True)
+        awake = any(d.metadata.name in users and not d.status.idle_since for d in obs.deployments)
+        return Spread(adapter, True, users, (), (), (), (), idle=True, cold=awake)
     refusals = [p.refused.get(name) for p in pools]
     mine = {(p.namespace, p.name) for p in pools}
     pods = [p for p in obs.pods if (p.namespace, p.pool) in mine and not p.deleted]
@@ -215,6 +218,11 @@ def _work(spread: Spread) -> Problem | None:
 
 def _done(spread: Spread) -> Problem:
     if spread.idle:
+        if spread.cold:
+            words = (
+                f"not loaded: beyond rollout.keepWarm of {', '.join(spread.users)}; a weight for its revision loads it"
+            )
+            return Problem(Reason.IDLE, clipped(words))
         return Problem(Reason.IDLE, f"not loaded, nobody asks for {', '.join(spread.users)}; the next request loads it")
     if not spread.users:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)

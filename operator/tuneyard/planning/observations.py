@@ -178,7 +178,7 @@ class PoolPlaces:
     grown: Mapping[str, int] = field(default_factory=dict)
     """Pods that should have an adapter, where that are more."""
     idle: frozenset[str] = frozenset()
-    """Those that only idle ModelDeployments name."""
+    """Those that only idle ModelDeployments name, or revisions that need not be loaded."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Rules:
   its own per base, `serving` of a revision one for that revision alone (the revision's block lies over the
   deployment's, that over the base's);
 - all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded.
-  Those that only idle ModelDeployments name (idling.py) are not, until somebody asks for them;
+  Those that only idle ModelDeployments name (idling.py) are not, until somebody asks for them, nor those beyond
+  `rollout.keepWarm` (keepwarm.py);
 - a pod holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
   gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
   while do not make a pool smaller: nobody loses his place by that;
@@ -34,6 +35,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem, parsed
 
 POOL_GRACE = 60.0
@@ -89,7 +91,7 @@ class Pool:
     adapter_names: frozenset[str]
     """Adapters of the revisions that use it, whether they exist or not, without the idle ones."""
     idle: frozenset[str] = frozenset()
-    """Those that only idle ModelDeployments name."""
+    """Those that only idle ModelDeployments name, or revisions that need not be loaded."""
     waking: frozenset[str] = frozenset()
     """Those that requests wait for."""
 
@@ -174,7 +176,7 @@ def pools_of(base: BaseModelResource, deployments: Iterable[ModelDeploymentResou
 def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeploymentResource, Revision]]) -> Pool:
     deployment, revision = uses[0]
     named = frozenset(r.adapter for _, r in uses if r.adapter)
-    wanted = frozenset(r.adapter for d, r in uses if r.adapter and not d.status.idle_since)
+    wanted = frozenset(r.adapter for d, r in uses if r.adapter and not d.status.idle_since and r.name in warm(d))
     return Pool(
         namespace=base.metadata.namespace,
         name=name,

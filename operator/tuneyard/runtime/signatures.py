@@ -28,12 +28,24 @@ def orders(item: Object) -> tuple[object, ...]:
 def references(item: Object) -> object:
     """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
 
-    Of its status only whether its adapters are wanted, and whether requests wait for them.
+    Of its status only whether its adapters are wanted, and whether requests wait for them; with keepWarm also which.
     """
     spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
     used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
     sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
+    used |= _keeps_warm(spec, status)
     return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
+
+
+def _keeps_warm(spec: Object, status: Object) -> Object:
+    """What decides which revisions are loaded, where that is not all of them (planning/keepwarm.py)."""
+    rollout = status.get("rollout") or {}
+    if (spec.get("rollout") or {}).get("keepWarm") is None:
+        return {}
+    weighted = sorted(str(t.get("revision")) for t in spec.get("traffic") or () if t.get("weight"))
+    history = [line.get("revision") for line in rollout.get("history") or () if line.get("outcome") == "Stable"]
+    keep = spec["rollout"]["keepWarm"], spec["rollout"].get("mode")
+    return {"warm": [*keep, rollout.get("stable"), rollout.get("candidate"), weighted, history]}
 
 
 def signature(item: Object) -> object:
