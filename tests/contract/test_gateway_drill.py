@@ -30,7 +30,9 @@ async def test_errors_are_those_of_the_faulty_revision_alone(tmp_path: Path) -> 
         assert pod.asked.total() == len(served), "no engine has seen those that failed"
         assert json.loads(refused[0])["error"]["type"] == "server_error"
         logged = [line for line in await rig.envoy.logged(60) if line["status"] == 502]
-        assert {line["deployment"] for line in logged} == {"default/md-support"}, "and it is known whose errors they are"
+        assert {line["deployment"] for line in logged} == {"default/md-support"}, (
+            "and it is known whose errors they are"
+        )
 
 
 async def test_a_delay_comes_before_the_first_token(tmp_path: Path) -> None:

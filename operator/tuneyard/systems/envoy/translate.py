@@ -193,10 +193,12 @@ def _faulty(fault: Fault | None) -> Json:
         return {}
     does: Json = {"@type": EXTENSIONS + "filters.http.fault.v3.HTTPFault"}
     if fault.errors:
-        does["abort"] = {"http_status": _FAULTY_STATUS, "percentage": {"numerator": fault.errors, "denominator": "HUNDRED"}}
+        does["abort"] = {
+            "http_status": _FAULTY_STATUS,
+            "percentage": {"numerator": fault.errors},
+        }
     if fault.delay_ms:
-        every = {"numerator": 100, "denominator": "HUNDRED"}
-        does["delay"] = {"fixed_delay": f"{fault.delay_ms / 1000:.3f}s", "percentage": every}
+        does["delay"] = {"fixed_delay": f"{fault.delay_ms / 1000:.3f}s", "percentage": {"numerator": 100}}
     return {"fault": does}
 
 
