@@ -37,6 +37,8 @@ ANNOTATION_UNUSED_SINCE = f"{GROUP}/unused-since"
 
 ANNOTATION_COMMAND = f"{GROUP}/command"
 """On a ModelDeployment: a command for its rollout, as JSON: id, action and the revision that is meant."""
+ANNOTATION_DRILL = f"{GROUP}/drill"
+"""On a ModelDeployment that a rehearsal has made: the fault of one of its revisions, as JSON (api/drill.py)."""
 ROLLOUT_RECORD = "rollout-record"
 """Value of the label app.kubernetes.io/component of the ConfigMaps that outlive their ModelDeployments."""
 

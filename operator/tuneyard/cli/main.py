@@ -92,6 +92,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.rollout", "run"),
     ),
     Command(
+        "drill",
+        "rehearse a rollback: a bad candidate beside what is stable, and how long until it is rolled back by itself",
+        _lazy("tuneyard.cli.drill", "add_arguments"),
+        _lazy("tuneyard.cli.drill", "run"),
+    ),
+    Command(
         "history",
         "show which revisions of a model deployment became stable and which were rejected",
         _lazy("tuneyard.cli.history", "add_arguments"),

@@ -2,7 +2,7 @@
 
 Only what specs say counts, and of those only what decides the answers: a digest that was pinned later, a base's
 replicas or an evaluation that was added change nothing, and an object that is created again from Git has the hash it
-had.
+had. A revision with a fault that a rehearsal puts into its answers is not the one without.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import json
 from collections.abc import Iterable
 
 from tuneyard.api import names
+from tuneyard.api.drill import Fault
 from tuneyard.planning.revisions import RevisionState
 
 
-def content_hash(state: RevisionState) -> str | None:
+def content_hash(state: RevisionState, fault: Fault | None = None) -> str | None:
     """Hash of a revision's contents; None while something that it names does not exist."""
     base, adapter, revision = state.base, state.adapter, state.revision
     if base is None or (adapter is None and revision.adapter is not None):
         return None
-    parts = {
+    parts: dict[str, object] = {
         "revision": revision.to_dict() | {"name": None},
         "base": [base.spec.source.to_dict(), base.spec.digest],
         "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest] if adapter else None,
     }
+    if fault is not None and fault.revision == revision.name:
+        parts["fault"] = fault.to_dict()
     return names.short_hash(json.dumps(parts, sort_keys=True), length=16)
 
 
-def content_hashes(states: Iterable[RevisionState]) -> dict[str, str | None]:
-    """By revision."""
-    return {state.revision.name: content_hash(state) for state in states}
+def content_hashes(states: Iterable[RevisionState], fault: Fault | None = None) -> dict[str, str | None]:
+    """By revision; `fault` is that of the deployment's rehearsal."""
+    return {state.revision.name: content_hash(state, fault) for state in states}

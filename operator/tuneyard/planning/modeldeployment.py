@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tuneyard.api import names
 from tuneyard.api.conditions import Finding, is_true, merged
+from tuneyard.api.drill import fault_of
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
@@ -153,7 +154,7 @@ def _seen(
     on_demand: frozenset[str],
 ) -> Seen:
     """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
-    hashes = content_hashes(states)
+    hashes = content_hashes(states, fault_of(deployment.metadata.annotations))
     before = remembered(deployment, obs.record, hashes)
     stored = deployment.status.rollout or RolloutStatus()
     split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)

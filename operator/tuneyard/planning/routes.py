@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
@@ -52,6 +53,8 @@ class RevisionRoute:
     """The digest of the adapter, or without one of the base, as far as it is known."""
     held: bool = False
     """No pod has it, and one will when somebody asks for it: requests are held until then."""
+    fault: Fault | None = None
+    """What a rehearsal puts into its answers."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def model_routes(
     base_digests = {
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
-    routing = deployment.spec.routing
+    routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
     return ModelRoutes(
         model=deployment.model_name,
         namespace=deployment.metadata.namespace,
@@ -193,6 +196,7 @@ def model_routes(
                     else base_digests.get(revision.base_model)
                 ),
                 held=revision.name in on_demand and not ready[revision.name],
+                fault=fault if fault and fault.revision == revision.name else None,
             )
             for revision in deployment.spec.revisions
         ),

@@ -5,11 +5,12 @@ Rules of the chain, in its order:
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
-3. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
+3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py);
+4. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
    is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
-4. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
+5. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;
-5. `answer` watches the response for the access log; 6. `router`.
+6. `answer` watches the response for the access log; 7. `router`.
 Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
 Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
 them. It tells over the same socket what it sends where (loads.py). The admin interface is a Unix socket too: nothing
@@ -234,6 +235,8 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> J
         },
         "http_filters": [
             lua("extract", scripts["extract"]),
+            # does nothing but where a route says so (a rehearsal)
+            extension("fault", "filters.http.fault.v3.HTTPFault"),
             _unrouting(lua("rewrite", scripts["rewrite"])),
             _gate(),
             _unrouting(lua("answer", scripts["answer"])),

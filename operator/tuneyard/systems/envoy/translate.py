@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tuneyard.api import names
+from tuneyard.api.drill import Fault
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
@@ -176,10 +177,29 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **held)}
     return {
-        "typed_per_filter_config": _rewriting(engine=revision.engine_name, **held),
+        "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **held), **_faulty(revision.fault)},
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
         **_answering(revision),
     }
+
+
+_FAULTY_STATUS = 502
+"""Not 500: the local replies turn that into 503, because it is how Envoy sheds load."""
+
+
+def _faulty(fault: Fault | None) -> Json:
+    """What the filter `fault` does to requests for this revision: a rehearsal's errors and delays."""
+    if fault is None:
+        return {}
+    does: Json = {"@type": EXTENSIONS + "filters.http.fault.v3.HTTPFault"}
+    if fault.errors:
+        does["abort"] = {
+            "http_status": _FAULTY_STATUS,
+            "percentage": {"numerator": fault.errors},
+        }
+    if fault.delay_ms:
+        does["delay"] = {"fixed_delay": f"{fault.delay_ms / 1000:.3f}s", "percentage": {"numerator": 100}}
+    return {"fault": does}
 
 
 def _answering(revision: RevisionRoute) -> Json:

@@ -1,0 +1,39 @@
+"""A fault that gateways put into the answers of one revision, for a rehearsal: the annotation tuneyard.dev/drill.
+
+It stands on a ModelDeployment of its own, which `tuneyard drill` makes and removes, so that nobody's traffic meets it.
+Who may set it may also take the object's traffic away by its spec: it gives no new power.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel
+
+MOST_DELAY_MS = 60_000
+
+
+class Fault(ApiModel):
+    """What happens to requests that were given to a revision."""
+
+    revision: str
+    errors: Annotated[int, Field(ge=0, le=100)] = 0
+    """Percent of them that are answered with status 502."""
+    delay_ms: Annotated[int, Field(ge=0, le=MOST_DELAY_MS)] = 0
+    """Milliseconds that each waits before it is sent to an engine."""
+
+
+def fault_of(annotations: Mapping[str, str]) -> Fault | None:
+    """The fault that an object's annotations ask for; None without one, or where it cannot be read."""
+    text = annotations.get(names.ANNOTATION_DRILL)
+    if text is None:
+        return None
+    try:
+        return Fault.from_dict(json.loads(text))
+    except (ValueError, ValidationError):
+        return None
