@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from tuneyard.api.analysis import Slo
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
@@ -71,6 +72,8 @@ class ModelRoutes:
     allow_revision_header: bool = False
     no_room: bool = False
     """Requests are held for an adapter that its pool has no place for."""
+    slo: Slo | None = None
+    """What its answers are judged by."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -172,6 +175,7 @@ def model_routes(
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
     routing = deployment.spec.routing
+    analysis = deployment.spec.rollout.analysis if deployment.spec.rollout else None
     return ModelRoutes(
         model=deployment.model_name,
         namespace=deployment.metadata.namespace,
@@ -199,6 +203,7 @@ def model_routes(
         unserved=split.unserved,
         allow_revision_header=bool(routing and routing.allow_revision_header),
         no_room=has_no_room(deployment),
+        slo=analysis.slo if analysis else None,
     )
 
 
