@@ -13,7 +13,7 @@ What is counted as what (an objective that is not in the spec is not looked at):
 | the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | |
 | the client chose the revision by header | | | |
 
-- ttft and itl are those of streams, and judged as soon as they are known, however the stream ends. One whose client left
+- ttft and itl are those of streams, judged as soon as they are known, however the stream ends. One whose client left
   without a token, after more than `ttft`, is known to be too slow as well; one whose client left earlier tells nothing;
 - answers that waited until an adapter was loaded are judged by errorRate only: how often that happens follows from how
   much a revision is asked, and a candidate at 1 % is asked least;
@@ -166,13 +166,13 @@ class Evidence:
         known = self._judged.get(name)
         if known is None or (known.uid, known.slo) != (uid, slo):
             known = self._judged[name] = _Judged(uid, slo, Limits.of(slo), {})
-            self._tell()
         if known.revisions.keys() != set(revisions):
             known.revisions = {r: known.revisions.get(r) or _Counted() for r in revisions}
             self._tell()
 
     def answered(self, answers: Iterable[Answer]) -> None:
         """Requests have ended, in this order."""
+        new = False
         for answer in answers:
             judged = self._judged.get(answer.deployment)
             counted = judged.revisions.get(answer.revision) if judged is not None else None
@@ -181,8 +181,8 @@ class Evidence:
             prompts = prompt_bucket(answer.prompt_tokens)
             for objective, bad in judge(answer, judged.limits):
                 counted.take(objective, bad, prompts)
-                self._new = True
-        if self._new:
+                new = True
+        if new:
             self._tell()
 
     # -- what is told ----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ jit.flush()
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 local CARRY = 512 -- bytes of the previous chunks that are looked at again: a usage object may be cut in two
 
+local HEAD = #'\ndata: {"error"'
+
 -- Whether the text held a usage object; the last one counts.
 local function read_usage(handle, text)
   local at, found = 0, nil
@@ -48,12 +50,12 @@ local function watch_whole(handle)
   end
 end
 
--- How many events that carry something generated begin behind the first `seen` bytes, and whether one is an error.
+-- How many events that carry something generated have begun since the text was `seen` bytes long, and whether one is an
+-- error. One has begun when HEAD bytes of it are there: by then it shows what it is.
 local function events(text, seen)
   local count, failed = 0, false
-  -- a mark of six bytes that begins earlier has been seen already
-  local at = find(text, '\ndata:', seen > 5 and seen - 4 or 1, true)
-  while at do
+  local at = find(text, '\ndata:', seen > HEAD and seen - HEAD + 2 or 1, true)
+  while at and at + HEAD - 1 <= #text do
     local from = at + 6
     if byte(text, from) == 32 then from = from + 1 end
     if sub(text, from, from + 7) == '{"error"' then
