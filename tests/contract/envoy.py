@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -178,8 +178,9 @@ class Rig:
         concurrency: int = 1,
         ads: Path | None = None,
         memory: int = 0,
+        services: Sequence[Callable[[Any], None]] = (),
     ) -> None:
-        """`ads`: the socket of an ADS server of another process, then this one runs none.
+        """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
         `memory`: bytes that Envoy is told it may use, 0: nothing is told.
         """
@@ -188,6 +189,7 @@ class Rig:
         self.ads = AdsServer()
         self.folder = folder
         self._own_ads = ads is None
+        self._services = services
         self._socket = ads or folder / "ads.sock"
         config = bootstrap(
             "gateway-test",
@@ -205,7 +207,7 @@ class Rig:
 
     async def __aenter__(self) -> Self:
         if self._own_ads:
-            await self.ads.start(self._socket)
+            await self.ads.start(self._socket, *self._services)
         self.envoy.start()
         self.session = aiohttp.ClientSession(
             base_url=self.url,

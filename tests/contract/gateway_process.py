@@ -20,7 +20,7 @@ from tests.contract.envoy import Rig, eventually
 from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedReport, DemandReport, PodReport
+from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -250,6 +250,9 @@ class GatewayProcess:
     async def demand(self, after: int = -1) -> DemandReport:
         return DemandReport.model_validate_json(await self._report("demand", after))
 
+    async def evidence(self, after: int = -1) -> EvidenceReport:
+        return EvidenceReport.model_validate_json(await self._report("evidence", after))
+
     async def _report(self, what: str, after: int, token: str | None = None) -> str:
         given = names.observe_token(MASTER) if token is None else token
         status, text = await self._ask(f"/v1/{what}?after={after}", {"authorization": f"Bearer {given}"})
@@ -266,6 +269,16 @@ class GatewayProcess:
         except TimeoutError:
             raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
         return report
+
+    async def evidences(self, until: Callable[[EvidenceReport], bool], what: str, within: float = 20.0) -> None:
+        """Until a report is like that."""
+        report = await self.evidence()
+        try:
+            async with asyncio.timeout(within):
+                while not until(report):
+                    report = await self.evidence(report.version)
+        except TimeoutError:
+            raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
 
     async def status_without(self, token: str, path: str = "/v1/applied") -> int:
         return (await self._ask(path, {"authorization": token}))[0]

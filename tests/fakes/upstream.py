@@ -2,7 +2,8 @@
 
 Not an engine (tests/fakes/engine.py is one): it loads nothing and takes any model, unless `models` says which. A body
 may say how the answer is to come: `stream`, `chunks` (number), `delay` (seconds between two), `first` (seconds before
-the first), `size` (bytes of a whole answer).
+the first), `size` (bytes of a whole answer), `comments` (whether a stream is kept alive by comments, one before every
+token), `fails` (whether it ends in an error).
 """
 
 from __future__ import annotations
@@ -159,15 +160,23 @@ class Upstream:
     async def _stream(self, asked: dict[str, Any], model: str, writer: asyncio.StreamWriter) -> None:
         count, delay = int(asked.get("chunks", 4)), float(asked.get("delay", 0.02))
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        if asked.get("comments"):
+            writer.write(_chunk(b": keep-alive\n\n"))
         await writer.drain()
         await asyncio.sleep(float(asked.get("first", 0)))
         common = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": model}
         for number in range(count):
             if number:
-                await asyncio.sleep(delay)
+                await asyncio.sleep(delay / 2)
+                if asked.get("comments"):
+                    writer.write(_chunk(b": keep-alive\n\n"))
+                    await writer.drain()
+                await asyncio.sleep(delay / 2)
             delta = {"index": 0, "delta": {"content": f"{number} "}}
             writer.write(_chunk(_event({**common, "choices": [delta]})))
             await writer.drain()
+        if asked.get("fails"):
+            writer.write(_chunk(_event({"error": {"message": "out of memory", "type": "InternalServerError"}})))
         usage = {"prompt_tokens": 7, "total_tokens": 7 + count, "completion_tokens": count}
         writer.write(_chunk(_event({**common, "choices": [], "usage": usage})))
         writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")

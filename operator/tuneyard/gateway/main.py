@@ -15,8 +15,10 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from aiohttp import web
 
 from tuneyard.api import names
 from tuneyard.gateway import snapshot
+from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.options import Options, options
@@ -35,6 +39,7 @@ from tuneyard.gateway.server import application
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
+from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
@@ -57,14 +62,25 @@ class Gateway:
         self.world = World()
         self.publisher = Publisher(given.name, self.world, partial(names.engine_key, master), self.metrics)
         self.demand = Demand(given.name, lambda: self.publisher.routed)
-        clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        clock = loop.time
         self._loads = LoadReports(
             lambda: self.demand.begin(clock()), lambda loads: self.demand.reported(clock(), loads)
+        )
+        self._answers = AnswerReports(self._answered)
+        self.answer_metrics = AnswerMetrics()
+        # Envoy opens its streams of answers with the first one: until then its other stream says that it is there
+        self.evidence = Evidence(
+            given.name,
+            f"{given.name}-{secrets.token_hex(4)}",
+            clock,
+            loop.call_later,
+            lambda: self.publisher.ads.connected or self._answers.streams > 0,
         )
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
-        self.publisher.on_change = self.holding.changed
+        self.publisher.on_change = self._rerouted
         self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
         self.watches = Watches(
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
@@ -82,6 +98,16 @@ class Gateway:
         self.publisher.mark(models)
         self._writer.mark()
 
+    def _rerouted(self, model: str) -> None:
+        routes = self.publisher.routes(model)
+        self.evidence.routed(model, routes)
+        self.answer_metrics.routed(model, routes)
+        self.holding.changed(model)
+
+    def _answered(self, answers: Sequence[Answer]) -> None:
+        self.evidence.answered(answers)
+        self.answer_metrics.answered(answers)
+
     @property
     def ready(self) -> bool:
         """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining."""
@@ -91,7 +117,7 @@ class Gateway:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
-        await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
+        await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         holding = await serve(self.holding, self._given.holding_socket)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
@@ -141,10 +167,12 @@ class Gateway:
         app = application(
             self.publisher,
             self.demand,
+            self.evidence,
             self._token,
             alive=self.watches.alive,
             ready=lambda: self.ready,
             metrics=self.metrics,
+            answers=self.answer_metrics,
             envoy=self.envoy,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

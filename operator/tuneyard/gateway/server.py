@@ -2,9 +2,10 @@
 
 - GET /v1/applied?after=N   what is in force, with the bearer token; waits up to 20 s for a version other than N
 - GET /v1/demand?after=N    what is asked of whom, in the same way
+- GET /v1/evidence?after=N  what has been counted of answers, in the same way
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
-- GET /metrics              this process's metrics, then Envoy's
+- GET /metrics              this process's metrics, those of answers, then Envoy's
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
-from tuneyard.api.documents import AppliedReport, DemandReport
+from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport
+from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.publisher import Publisher
 
@@ -27,17 +30,20 @@ WAIT = 20.0
 def application(
     publisher: Publisher,
     demand: Demand,
+    evidence: Evidence,
     token: str,
     *,
     alive: Callable[[], bool],
     ready: Callable[[], bool],
     metrics: Metrics,
+    answers: AnswerMetrics,
     envoy: EnvoyAdmin,
 ) -> web.Application:
     """The routes; `token` is what the operator proves itself with."""
 
     async def answer(
-        request: web.Request, report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport]]
+        request: web.Request,
+        report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport]],
     ) -> web.Response:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
@@ -56,6 +62,9 @@ def application(
     async def demanded(request: web.Request) -> web.Response:
         return await answer(request, demand.report_after)
 
+    async def evidenced(request: web.Request) -> web.Response:
+        return await answer(request, evidence.report_after)
+
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n") if alive() else web.Response(status=503, text="watches are stale\n")
 
@@ -64,11 +73,13 @@ def application(
 
     async def metrics_page(_: web.Request) -> web.Response:
         own = generate_latest(metrics.registry).decode()
-        return web.Response(text=own + await envoy.metrics(), content_type="text/plain", charset="utf-8")
+        text = own + await answers.page() + await envoy.metrics()
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()
     app.router.add_get("/v1/applied", applied)
     app.router.add_get("/v1/demand", demanded)
+    app.router.add_get("/v1/evidence", evidenced)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

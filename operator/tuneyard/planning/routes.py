@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from tuneyard.api.analysis import Slo
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
@@ -74,6 +75,8 @@ class ModelRoutes:
     allow_revision_header: bool = False
     no_room: bool = False
     """Requests are held for an adapter that its pool has no place for."""
+    slo: Slo | None = None
+    """What its answers are judged by."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -175,6 +178,7 @@ def model_routes(
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
     routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
+    analysis = deployment.spec.rollout.analysis if deployment.spec.rollout else None
     return ModelRoutes(
         model=deployment.model_name,
         namespace=deployment.metadata.namespace,
@@ -203,6 +207,7 @@ def model_routes(
         unserved=split.unserved,
         allow_revision_header=bool(routing and routing.allow_revision_header),
         no_room=has_no_room(deployment),
+        slo=analysis.slo if analysis else None,
     )
 
 

@@ -10,11 +10,11 @@ Rules of the chain, in its order:
    is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
 5. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;
-6. `answer` watches the response for the access log; 7. `router`.
+6. `answer` watches the response for the access logs; 7. `router`.
 Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
 Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
-them. It tells over the same socket what it sends where (loads.py). The admin interface is a Unix socket too: nothing
-outside the pod reaches /config_dump, which holds engine keys.
+them. It tells over the same socket what it sends where (loads.py) and what becomes of it (answers.py). The admin
+interface is a Unix socket too: nothing outside the pod reaches /config_dump, which holds engine keys.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ HOP_HEADER = "tuneyard-hop"
 """On every request to an engine. Clients may say it too, and are refused: nothing removes it on the way in."""
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
+
+ANSWERS_INTERVAL = "0.1s"
+ANSWERS_BUFFER = 64 * 1024
+"""After how long, or with how many bytes, each worker tells the process what became of requests."""
 
 DRAIN_SECONDS = 5
 
@@ -254,6 +258,22 @@ def _stdout_log() -> list[Json]:
     return [extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})]
 
 
+def _answers_log() -> Json:
+    """What became of each request, for the gateway process; answers.py says what Envoy does with it."""
+    return extension(
+        "answers",
+        "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        common_config={
+            "log_name": "answers",
+            "transport_api_version": "V3",
+            "grpc_service": {"envoy_grpc": {"cluster_name": ADS_CLUSTER}},
+            "buffer_flush_interval": ANSWERS_INTERVAL,
+            "buffer_size_bytes": ANSWERS_BUFFER,
+        },
+        additional_response_headers_to_log=["content-type"],
+    )
+
+
 def _ads_cluster(socket: str) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
@@ -288,7 +308,8 @@ def bootstrap(
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
     """
     chain = _connection_manager(
-        {**gateway_scripts(hold_seconds), **(scripts or {})}, _stdout_log() if access_log is None else access_log
+        {**gateway_scripts(hold_seconds), **(scripts or {})},
+        [*(_stdout_log() if access_log is None else access_log), _answers_log()],
     )
     listener: Json = {
         "name": "clients",

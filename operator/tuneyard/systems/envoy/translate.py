@@ -35,6 +35,8 @@ from tuneyard.systems.envoy.documents import (
 
 LIST = "-"
 """Scope of requests that lead to no model."""
+WEIGHTS_ROUTE = "weights"
+"""Name of the route that chooses the revision by chance; on every other one the request has named it."""
 
 EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
@@ -246,7 +248,7 @@ def _by_weight(model: ModelRoutes, key: EngineKey) -> Json:
         refused = _rewriting(refusal="unserved")
         clusters.append({"name": NOWHERE, "weight": model.unserved, "typed_per_filter_config": refused})
     return {
-        "name": "weights",
+        "name": WEIGHTS_ROUTE,
         "match": {"prefix": "/v1/"},
         "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
     }

@@ -61,6 +61,7 @@ function envoy_on_request(handle)
     local waited = wait_for_adapter(handle, hold, context:get('revision'))
     if waited then return refuse(handle, '503', waited, 'server_error', 'model_not_ready', 'model') end
     headers = handle:headers() -- the wrapper from before the wait is dead
+    handle:streamInfo():dynamicMetadata():set('tuneyard', 'held', true)
   end
   headers:replace('content-length', tostring(#text))
   headers:replace('x-tuneyard-gate', 'open')

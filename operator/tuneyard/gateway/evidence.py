@@ -1,0 +1,234 @@
+"""What this gateway has seen of answers: how many of each revision were judged by each objective, and how many bad.
+
+What is counted as what (an objective that is not in the spec is not looked at):
+
+| what became of the request | errorRate | ttft, itl | e2e |
+|---|---|---|---|
+| status below 400, whole | good | by what they were | by what it was |
+| status 500 and above from a pod | bad | | |
+| no pod could be reached, or closed before it answered, on every try | bad | | |
+| broken off after the headers, an error told in the stream, silent for the idle timeout | bad | by what they were | |
+| status 400 to 499 from a pod | | | |
+| the client left | | by what they were | bad if it was over already |
+| the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | |
+| the client chose the revision by header | | | |
+
+- ttft and itl are those of streams, judged as soon as they are known, however the stream ends. One whose client left
+  without a token, after more than `ttft`, is known to be too slow as well; one whose client left earlier tells nothing;
+- answers that waited until an adapter was loaded are judged by errorRate only: how often that happens follows from how
+  much a revision is asked, and a candidate at 1 % is asked least;
+- requests that name their revision are no random sample, and none of them is judged;
+- the length of the prompt is a quarter of the request's bytes, for good and bad answers alike;
+- answers follow each other as they ended: with several workers of Envoy, to a tenth of a second.
+
+Rules:
+- counters are of the deployment's uid and objectives: where either is another one, they begin anew;
+- what is not routed any more is forgotten, and its late answers are not counted;
+- nothing is ever subtracted, and a report is of one moment;
+- there is a new version with the first answer after a second without one: once a second at most.
+All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from tuneyard.api.analysis import Slo, milliseconds
+from tuneyard.api.documents import DeploymentEvidence, EvidenceReport
+from tuneyard.gateway.versions import Version
+from tuneyard.planning.evidence import Objective, prompt_bucket
+from tuneyard.planning.routes import ModelRoutes
+from tuneyard.systems.envoy.answers import Answer, Outcome
+
+INTERVAL = 1.0
+"""Seconds between two versions, at least."""
+
+Judgement = tuple[Objective, bool]
+"""By what an answer was judged, and whether it was bad."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a good answer is, in milliseconds; None: not looked at."""
+
+    errors: bool
+    ttft: int | None
+    itl: int | None
+    e2e: int | None
+
+    @classmethod
+    def of(cls, slo: Slo) -> Limits:
+        """The limits that objectives name."""
+
+        def limit(text: str | None) -> int | None:
+            return None if text is None else milliseconds(text)
+
+        return cls(slo.error_rate is not None, limit(slo.ttft), limit(slo.itl), limit(slo.e2e))
+
+
+def judge(answer: Answer, limits: Limits) -> list[Judgement]:
+    """What the table above says of an answer."""
+    if answer.chosen or answer.outcome in (Outcome.REFUSED, Outcome.CLIENT_ERROR):
+        return []
+    left = answer.outcome is Outcome.CLIENT_LEFT
+    found: list[Judgement] = []
+    if limits.errors and not left:
+        found.append((Objective.ERROR_RATE, answer.outcome is Outcome.ERROR))
+    if answer.held:
+        return found
+    if limits.ttft is not None and answer.streamed:
+        if answer.ttft is not None:
+            found.append((Objective.TTFT, answer.ttft > limits.ttft))
+        elif left and answer.took > limits.ttft:
+            found.append((Objective.TTFT, True))
+    if limits.itl is not None and answer.streamed and answer.itl is not None:
+        found.append((Objective.ITL, answer.itl > limits.itl))
+    if limits.e2e is not None:
+        over = answer.took > limits.e2e
+        if answer.outcome is Outcome.OK or (left and over):
+            found.append((Objective.E2E, over))
+    return found
+
+
+@dataclass
+class _Counted:
+    """One revision of a deployment."""
+
+    counts: dict[Objective, dict[int, list[int]]] = field(default_factory=dict)
+    bad: set[Objective] = field(default_factory=set)
+    """The objectives by which its newest answer was bad."""
+
+    def take(self, objective: Objective, bad: bool, prompts: int) -> None:
+        """One judgement."""
+        tally = self.counts.setdefault(objective, {}).setdefault(prompts, [0, 0, 0, 0])
+        after_bad = objective in self.bad
+        tally[0] += 1
+        tally[1] += bad
+        tally[2] += after_bad
+        tally[3] += bad and after_bad
+        if bad:
+            self.bad.add(objective)
+        else:
+            self.bad.discard(objective)
+
+
+@dataclass
+class _Judged:
+    """One deployment that names objectives."""
+
+    uid: str
+    slo: Slo
+    limits: Limits
+    revisions: dict[str, _Counted]
+
+
+class Evidence:
+    """Keeps count for one gateway process."""
+
+    def __init__(
+        self,
+        name: str,
+        process: str,
+        clock: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object],
+        judging: Callable[[], bool],
+    ) -> None:
+        """`process`: another name after each start; `later` calls a function after so many seconds of `clock`.
+
+        `judging`: whether Envoy tells what becomes of requests.
+        """
+        self._name, self._process = name, process
+        self._clock, self._later, self._judging = clock, later, judging
+        self._started = clock()
+        self._models: dict[str, str] = {}
+        """The deployment (`namespace/name`) of each model that is judged."""
+        self._judged: dict[str, _Judged] = {}
+        self._version = Version()
+        self._new = False
+        """There is something that no version has."""
+        self._resting = False
+        """The last version is younger than INTERVAL."""
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def routed(self, model: str, routes: ModelRoutes | None) -> None:
+        """A model is routed like this from now on, None: not any more."""
+        before = self._models.pop(model, None)
+        name = f"{routes.namespace}/{routes.deployment}" if routes is not None else None
+        if routes is not None and name is not None and routes.slo is not None:
+            self._models[model] = name
+            self._put(name, routes.uid, routes.slo, routes.weights)
+        if before is not None and before not in self._models.values() and self._judged.pop(before, None) is not None:
+            self._tell()
+
+    def _put(self, name: str, uid: str, slo: Slo, revisions: Collection[str]) -> None:
+        known = self._judged.get(name)
+        if known is None or (known.uid, known.slo) != (uid, slo):
+            known = self._judged[name] = _Judged(uid, slo, Limits.of(slo), {})
+        if known.revisions.keys() != set(revisions):
+            known.revisions = {r: known.revisions.get(r) or _Counted() for r in revisions}
+            self._tell()
+
+    def answered(self, answers: Iterable[Answer]) -> None:
+        """Requests have ended, in this order."""
+        new = False
+        for answer in answers:
+            judged = self._judged.get(answer.deployment)
+            counted = judged.revisions.get(answer.revision) if judged is not None else None
+            if judged is None or counted is None:
+                continue
+            prompts = prompt_bucket(answer.prompt_tokens)
+            for objective, bad in judge(answer, judged.limits):
+                counted.take(objective, bad, prompts)
+                new = True
+        if new:
+            self._tell()
+
+    # -- what is told ----------------------------------------------------------------------------------------------
+
+    def report(self) -> EvidenceReport:
+        """What has been counted so far."""
+        # all of it is as it should be: to check that again for thousands takes a while
+        deployments = {
+            name: DeploymentEvidence.model_construct(
+                uid=judged.uid,
+                slo=judged.slo,
+                counts={
+                    revision: {
+                        objective.value: {prompts: (t[0], t[1], t[2], t[3]) for prompts, t in tallies.items()}
+                        for objective, tallies in counted.counts.items()
+                    }
+                    for revision, counted in judged.revisions.items()
+                    if counted.counts
+                },
+            )
+            for name, judged in self._judged.items()
+        }
+        return EvidenceReport.model_construct(
+            gateway=self._name,
+            process=self._process,
+            age_seconds=round(self._clock() - self._started, 3),
+            version=self._version.number,
+            judging=self._judging(),
+            deployments=deployments,
+        )
+
+    async def report_after(self, version: int, within: float) -> EvidenceReport:
+        """The report as soon as its version is another than `version`, or after `within` seconds."""
+        await self._version.other_than(version, within)
+        return self.report()
+
+    def _tell(self) -> None:
+        """Make it a new version, now or as soon as the last one is old enough."""
+        self._new = True
+        if not self._resting:
+            self._new = False
+            self._resting = True
+            self._version.grow()
+            self._later(INTERVAL, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = False
+        if self._new:
+            self._tell()

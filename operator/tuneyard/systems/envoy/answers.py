@@ -1,0 +1,185 @@
+"""What became of each request, as Envoy tells it (its gRPC access log), as small values.
+
+What Envoy 1.40 does, as seen:
+- every worker has a stream of its own and opens it with the first request that it has something to tell of: before that
+  nobody connects, and silence means that nothing was asked;
+- entries wait in Envoy for ANSWERS_INTERVAL at most, less where they fill ANSWERS_BUFFER;
+- while nobody listens, or the stream breaks, what would have been sent is dropped, and the next entries try again.
+  While this process takes nothing, a stream fills up to its window, then a buffer, and what comes after is dropped.
+  Requests wait for none of that;
+- an entry has no cluster where no endpoint was asked: a revision without any cannot be told from one that is unknown.
+
+Rules:
+- an entry that names no revision is no answer of one and is left out;
+- this process spends half of its time on answers at most, whatever the rate is: it rests as long as a message took.
+  What Envoy has to drop then is what came at a bad moment, of whichever revision.
+All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import grpc
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
+
+from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, revision_of
+
+BYTES_PER_TOKEN = 4
+"""Of a request's body, with all that is around the prompt: what English and JSON come to, roughly."""
+
+_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
+_REFUSED = ("upstream_overflow", "overload_manager")
+_BROKEN = (
+    "no_healthy_upstream",
+    "upstream_request_timeout",
+    "local_reset",
+    "upstream_remote_reset",
+    "upstream_connection_failure",
+    "upstream_connection_termination",
+    "upstream_retry_limit_exceeded",
+    "upstream_protocol_error",
+    "upstream_max_stream_duration_reached",
+    "stream_idle_timeout",
+    "duration_timeout",
+)
+"""Flags of a request whose engine could not be reached, or did not finish what it had begun."""
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How a request ended, from the revision's point of view."""
+
+    OK = "ok"
+    ERROR = "error"
+    """By the revision's doing: a status of 500 and above, no connection, a broken stream."""
+    CLIENT_ERROR = "client_error"
+    """A status of 400 to 499: the client's doing."""
+    CLIENT_LEFT = "client_left"
+    """Before the answer was whole."""
+    REFUSED = "refused"
+    """By the gateway itself."""
+
+
+class Answer(NamedTuple):
+    """What became of one request that went to a revision. Times are in milliseconds."""
+
+    deployment: str
+    """`namespace/name`."""
+    revision: str
+    outcome: Outcome
+    took: float
+    """From the whole request to the last byte of the answer; of one that ended otherwise, to its end."""
+    prompt_tokens: int
+    """As estimated from the request's size: the same way for all, also for those that failed."""
+    chosen: bool = False
+    """The client named the revision."""
+    held: bool = False
+    """It waited until the revision's adapter was loaded."""
+    streamed: bool = False
+    ttft: float | None = None
+    """Time to the first token of a stream."""
+    itl: float | None = None
+    """Mean time between two tokens of a stream."""
+
+
+class AnswerReports:
+    """Hears what becomes of requests, from all workers of Envoy."""
+
+    def __init__(self, answered: Callable[[Sequence[Answer]], None]) -> None:
+        """`answered` gets those of one message, in the order in which they ended."""
+        self._answered = answered
+        self._turn = asyncio.Lock()
+        self.streams = 0
+        """How many there are now."""
+
+    def join(self, server: grpc.aio.Server) -> None:
+        """Make this a service of the server."""
+        als_pb2_grpc.add_AccessLogServiceServicer_to_server(_Servicer(self.serve), server)
+
+    async def serve(self, messages: AsyncIterator[als_pb2.StreamAccessLogsMessage]) -> None:
+        """One stream, until Envoy ends it."""
+        self.streams += 1
+        _log.info("Envoy tells its answers (%d streams)", self.streams)
+        clock = asyncio.get_running_loop().time
+        try:
+            async for message in messages:
+                async with self._turn:
+                    began = clock()
+                    self._answered(answers_of(message))
+                    await asyncio.sleep(clock() - began)
+        finally:
+            self.streams -= 1
+
+
+def answers_of(message: als_pb2.StreamAccessLogsMessage) -> list[Answer]:
+    """The answers of revisions that a message tells of."""
+    found = (answer_of(entry) for entry in message.http_logs.log_entry)
+    return [answer for answer in found if answer is not None]
+
+
+def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
+    """What an entry tells; None where no endpoint of a revision was asked."""
+    common = entry.common_properties
+    revision = revision_of(common.upstream_cluster)
+    if revision is None:
+        return None
+    told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
+    outcome = _outcome(entry, "failed" in told)
+    whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR)
+    ended = common.time_to_last_upstream_rx_byte if whole else common.duration
+    return Answer(
+        deployment=revision[0],
+        revision=revision[1],
+        outcome=outcome,
+        took=max(0.0, _milliseconds(ended) - _milliseconds(common.time_to_last_rx_byte)),
+        prompt_tokens=entry.request.request_body_bytes // BYTES_PER_TOKEN,
+        chosen=common.route_name != WEIGHTS_ROUTE,
+        held="held" in told,
+        streamed=entry.response.response_headers.get("content-type", "").startswith("text/event-stream"),
+        ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
+        itl=told["itl_ms"].number_value if "itl_ms" in told else None,
+    )
+
+
+def _outcome(entry: accesslog_pb2.HTTPAccessLogEntry, failed: bool) -> Outcome:
+    """How it ended; `failed`: the engine said in its stream that it cannot go on."""
+    # most entries have no flag at all, and asking for each costs more than all the rest
+    flags = {field.name for field, _ in entry.common_properties.response_flags.ListFields()}
+    status, details = entry.response.response_code.value, entry.response.response_code_details
+    if not flags.isdisjoint(_LEFT):
+        return Outcome.CLIENT_LEFT
+    if 400 <= status < 500:
+        return Outcome.CLIENT_ERROR if details == "via_upstream" else Outcome.REFUSED
+    if not flags.isdisjoint(_REFUSED):
+        return Outcome.REFUSED
+    if failed or not flags.isdisjoint(_BROKEN):
+        return Outcome.ERROR
+    if details != "via_upstream":
+        return Outcome.REFUSED
+    return Outcome.ERROR if status >= 500 else Outcome.OK
+
+
+def _milliseconds(duration: Any) -> float:
+    return float(duration.seconds * 1000 + duration.nanos / 1e6)
+
+
+class _Servicer(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[misc]
+    """Names the method as gRPC does."""
+
+    def __init__(self, serve: Callable[..., Any]) -> None:
+        self._serve = serve
+
+    async def StreamAccessLogs(  # noqa: N802
+        self, request_iterator: AsyncIterator[als_pb2.StreamAccessLogsMessage], _context: object
+    ) -> als_pb2.StreamAccessLogsResponse:
+        """Envoy's stream."""
+        await self._serve(request_iterator)
+        return als_pb2.StreamAccessLogsResponse()

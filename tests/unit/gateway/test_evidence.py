@@ -1,0 +1,246 @@
+"""What a gateway counts as what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pydantic.alias_generators import to_camel
+
+from tests.contract.envoy import model, revision
+from tuneyard.api.analysis import Slo
+from tuneyard.gateway.evidence import INTERVAL, Evidence, Limits, judge
+from tuneyard.planning.evidence import Objective, Position, Reading, Series, Tally, growth
+from tuneyard.planning.routes import ModelRoutes
+from tuneyard.systems.envoy.answers import Answer, Outcome
+
+SLO = Slo(error_rate="1%", ttft="2s", itl="100ms", e2e="30s")
+LIMITS = Limits.of(SLO)
+OK, ERROR, LEFT = Outcome.OK, Outcome.ERROR, Outcome.CLIENT_LEFT
+NAME = "default/md-support"
+
+
+def answer(outcome: Outcome = OK, *, took: float = 900.0, revision: str = "v1", **more: Any) -> Answer:
+    """A whole answer; with `ttft` it is a stream."""
+    streamed = more.pop("streamed", "ttft" in more)
+    return Answer(NAME, revision, outcome, took, more.pop("prompt_tokens", 100), streamed=streamed, **more)
+
+
+def routes(*revisions: str, slo: Slo | None = SLO, uid: str = "uid-1") -> ModelRoutes:
+    return replace(model("support", *(revision(r, 0) for r in revisions or ("v1", "v2"))), slo=slo, uid=uid)
+
+
+E, T, B, L = Objective.ERROR_RATE, Objective.TTFT, Objective.ITL, Objective.E2E
+
+
+@pytest.mark.parametrize(
+    ("given", "judged"),
+    [
+        # whole
+        (answer(), {E: False, L: False}),
+        (answer(took=30_000), {E: False, L: False}),
+        (answer(took=30_001), {E: False, L: True}),
+        (answer(ttft=2000, itl=100), {E: False, T: False, B: False, L: False}),
+        (answer(ttft=2001, itl=101), {E: False, T: True, B: True, L: False}),
+        (answer(ttft=300), {E: False, T: False, L: False}),
+        # errors: also where they come soon, and where they come late
+        (answer(ERROR, took=1), {E: True}),
+        (answer(ERROR, took=60_000), {E: True}),
+        # a stream that breaks
+        (answer(ERROR, ttft=300, itl=200), {E: True, T: False, B: True}),
+        (answer(ERROR, streamed=True), {E: True}),
+        # whose client left: before anything is known, after, and when it was too late anyhow
+        (answer(LEFT), {}),
+        (answer(LEFT, streamed=True, took=1999), {}),
+        (answer(LEFT, streamed=True, took=2001), {T: True}),
+        (answer(LEFT, took=29_000), {}),
+        (answer(LEFT, took=31_000), {L: True}),
+        (answer(LEFT, ttft=300, itl=30, took=5000), {T: False, B: False}),
+        (answer(LEFT, ttft=2500, took=31_000), {T: True, L: True}),
+        # a client that sent nonsense, a gateway that refused
+        (answer(Outcome.CLIENT_ERROR, took=60_000), {}),
+        (answer(Outcome.REFUSED), {}),
+        # no random sample
+        (answer(chosen=True), {}),
+        (answer(ERROR, chosen=True), {}),
+        # had to wait for its adapter
+        (answer(held=True, ttft=9000, itl=500, took=60_000), {E: False}),
+        (answer(ERROR, held=True), {E: True}),
+        (answer(LEFT, held=True, streamed=True, took=60_000), {}),
+    ],
+)
+def test_what_is_judged_as_what(given: Answer, judged: dict[Objective, bool]) -> None:
+    assert dict(judge(given, LIMITS)) == judged
+
+
+@pytest.mark.parametrize("named", [{"error_rate": "1%"}, {"ttft": "2s"}, {"itl": "100ms"}, {"e2e": "30s"}])
+def test_objectives_that_are_not_named_are_not_looked_at(named: dict[str, str]) -> None:
+    found = judge(answer(ttft=300, itl=30), Limits.of(Slo(**named)))
+    assert [objective for objective, _ in found] == [Objective({"error_rate": "errorRate"}.get(*named, *named))]
+
+
+class Gateway:
+    """One process's evidence, with a clock that is put forward by hand."""
+
+    def __init__(self, process: str = "gateway-0-1") -> None:
+        self.now, self.judging = 50.0, True
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.evidence = Evidence("gateway-0", process, lambda: self.now, self._later, lambda: self.judging)
+        self.evidence.routed("support", routes())
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.timers.append((self.now + seconds, call))
+
+    def forward(self, seconds: float) -> None:
+        self.now += seconds
+        due = [call for at, call in self.timers if at <= self.now]
+        self.timers = [(at, call) for at, call in self.timers if at > self.now]
+        for call in due:
+            call()
+
+    def answers(self, *answers: Answer) -> None:
+        self.evidence.answered(answers)
+
+    def tallies(self, objective: Objective = E, revision: str = "v1") -> dict[int, tuple[int, int, int, int]]:
+        return self.evidence.report().deployments[NAME].counts.get(revision, {}).get(objective.value, {})
+
+    @property
+    def version(self) -> int:
+        return self.evidence.report().version
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+def test_answers_after_bad_ones_are_told_apart_by_revision_and_objective(gateway: Gateway) -> None:
+    good, bad = answer(), answer(ERROR)
+    gateway.answers(good, bad, bad, answer(revision="v2"), bad, good, good)
+    gateway.answers(answer(revision="v2", outcome=ERROR))
+    gateway.answers(answer(revision="v2"), bad)
+    assert gateway.tallies() == {0: (7, 4, 3, 2)}
+    assert gateway.tallies(revision="v2") == {0: (3, 1, 1, 0)}
+    assert gateway.tallies(L) == {0: (3, 0, 0, 0)}
+
+
+def test_what_is_not_judged_stands_between_no_two_answers(gateway: Gateway) -> None:
+    gateway.answers(answer(ERROR), answer(LEFT), answer(Outcome.CLIENT_ERROR), answer(ERROR))
+    assert gateway.tallies() == {0: (2, 2, 1, 1)}
+
+
+def test_a_run_goes_on_through_prompts_of_every_length(gateway: Gateway) -> None:
+    gateway.answers(answer(ERROR), answer(ERROR, prompt_tokens=5000), answer(prompt_tokens=257))
+    assert gateway.tallies() == {0: (1, 1, 0, 0), 3: (1, 1, 1, 1), 1: (1, 0, 1, 0)}
+
+
+def test_counts_begin_anew_with_another_object_and_with_other_objectives(gateway: Gateway) -> None:
+    gateway.answers(answer())
+    gateway.evidence.routed("support", routes())
+    assert gateway.tallies() == {0: (1, 0, 0, 0)}
+    gateway.evidence.routed("support", routes(uid="uid-2"))
+    assert gateway.tallies() == {}
+    gateway.answers(answer())
+    stricter = Slo(error_rate="1%", e2e="1s")
+    gateway.evidence.routed("support", routes(uid="uid-2", slo=stricter))
+    assert gateway.tallies() == {}
+    gateway.answers(answer(took=1500))
+    told = gateway.evidence.report().deployments[NAME]
+    assert (told.uid, told.slo, gateway.tallies(L)) == ("uid-2", stricter, {0: (1, 1, 0, 0)})
+
+
+def test_what_is_not_routed_any_more_is_forgotten(gateway: Gateway) -> None:
+    gateway.answers(answer(), answer(revision="v2"))
+    gateway.evidence.routed("support", routes("v2", "v3"))
+    gateway.answers(answer(), answer(revision="v3"))
+    assert gateway.evidence.report().deployments[NAME].counts.keys() == {"v2", "v3"}
+    gateway.evidence.routed("support", routes("v1", "v2", "v3"))
+    assert gateway.tallies() == {}
+    gateway.evidence.routed("support", routes(slo=None))
+    assert not gateway.evidence.report().deployments
+    gateway.answers(answer())
+    gateway.evidence.routed("support", None)
+    assert not gateway.evidence.report().deployments
+
+
+def test_another_model_name_forgets_nothing(gateway: Gateway) -> None:
+    gateway.answers(answer())
+    gateway.evidence.routed("renamed", replace(routes(), model="renamed"))
+    gateway.evidence.routed("support", None)
+    assert gateway.tallies() == {0: (1, 0, 0, 0)}
+    gateway.evidence.routed("renamed", None)
+    assert not gateway.evidence.report().deployments
+
+
+def test_there_is_a_version_a_second_at_most_and_none_without_news(gateway: Gateway) -> None:
+    gateway.forward(INTERVAL)
+    before = gateway.version
+    gateway.answers(answer())
+    assert gateway.version == before + 1
+    for _ in range(5):
+        gateway.forward(0.1)
+        gateway.answers(answer())
+    assert gateway.version == before + 1
+    gateway.forward(0.5)
+    assert gateway.version == before + 2
+    gateway.forward(10)
+    gateway.answers(answer(LEFT))
+    gateway.forward(10)
+    assert gateway.version == before + 2
+    assert gateway.tallies() == {0: (6, 0, 0, 0)}
+
+
+async def test_who_waits_is_answered_as_soon_as_there_is_something(gateway: Gateway) -> None:
+    gateway.forward(INTERVAL)
+    waiting = asyncio.create_task(gateway.evidence.report_after(gateway.version, 20))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    gateway.answers(answer(ERROR))
+    async with asyncio.timeout(1):
+        assert (await waiting).deployments[NAME].counts["v1"]["errorRate"] == {0: (1, 1, 0, 0)}
+
+
+def test_a_report_says_who_counts_and_for_how_long(gateway: Gateway) -> None:
+    gateway.forward(12.5)
+    gateway.judging = False
+    report = gateway.evidence.report()
+    assert (report.gateway, report.process, report.age_seconds) == ("gateway-0", "gateway-0-1", 12.5)
+    assert not report.judging
+    text = report.model_dump_json(by_alias=True, exclude_none=True)
+    assert type(report).model_validate_json(text).deployments[NAME].slo == SLO
+
+
+def test_it_is_what_the_judge_reads(gateway: Gateway) -> None:
+    """Two processes, of which one restarts: nothing is counted twice, and only what nobody has read is lost."""
+    other = Gateway("gateway-1-1")
+
+    def reading(one: Gateway, process: str) -> Reading:
+        counts = {
+            Series(r, Objective(o), prompts): Tally(*tally)
+            for r, objectives in one.evidence.report().deployments[NAME].counts.items()
+            for o, tallies in objectives.items()
+            for prompts, tally in tallies.items()
+        }
+        return Reading(process, one.now - one.evidence.report().age_seconds, counts)
+
+    position, _ = growth(Position(), [reading(gateway, "a"), reading(other, "b")], 50.0)
+    gateway.answers(answer(), answer(ERROR))
+    other.answers(answer(revision="v2"))
+    position, grown = growth(position, [reading(gateway, "a"), reading(other, "b")], 55.0)
+    assert grown[Series("v1", E)] == Tally(2, 1, 0, 0)
+    restarted = Gateway()
+    restarted.now += 6
+    restarted.evidence = Evidence("g", "c", lambda: restarted.now, restarted._later, lambda: True)
+    restarted.evidence.routed("support", routes())
+    restarted.answers(answer())
+    _, grown = growth(position, [reading(restarted, "c"), reading(other, "b")], 57.0)
+    assert grown[Series("v1", E)] == Tally(1, 0, 0, 0)
+    assert Series("v2", E) not in grown
+
+
+def test_objectives_are_called_as_in_the_spec() -> None:
+    fields = {to_camel(name) if field.alias is None else field.alias for name, field in Slo.model_fields.items()}
+    assert {objective.value for objective in Objective} == fields - {"slowShare"}
