@@ -110,6 +110,11 @@ class Team:
         path = self._path("modeldeployments", name)
         return self.api.request("PATCH", path, body={"spec": {"traffic": targets}}, content_type=MERGE)
 
+    def annotate(self, name: str, **annotations: str) -> None:
+        """A ModelDeployment."""
+        path = self._path("modeldeployments", name)
+        self.api.request("PATCH", path, body={"metadata": {"annotations": annotations}}, content_type=MERGE)
+
     def delete(self, plural: str, name: str) -> None:
         self.api.request("DELETE", self._path(plural, name))
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.apiserver import ApiServer
 from tests.contract.envoy import Rig, model, revision
+from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.fakes.upstream import Upstream
+from tuneyard.api import names
 from tuneyard.api.drill import Fault
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
 
 async def test_errors_are_those_of_the_faulty_revision_alone(tmp_path: Path) -> None:
@@ -29,10 +32,31 @@ async def test_errors_are_those_of_the_faulty_revision_alone(tmp_path: Path) -> 
         assert set(served) == {"v1"}
         assert pod.asked.total() == len(served), "no engine has seen those that failed"
         assert json.loads(refused[0])["error"]["type"] == "server_error"
-        logged = [line for line in await rig.envoy.logged(60) if line["status"] == 502]
-        assert {line["deployment"] for line in logged} == {"default/md-support"}, (
-            "and it is known whose errors they are"
-        )
+
+
+async def test_they_count_as_that_revisions_errors(apiserver: ApiServer, tmp_path: Path) -> None:
+    team = Team(apiserver, "drill-judged")
+    team.make_base()
+    for adapter in ("stable", "drill"):
+        team.make_adapter(adapter)
+    rollout = {"analysis": {"slo": {"errorRate": "1%"}}}
+    fault = json.dumps(Fault(revision="drill", errors=50).to_dict())
+    async with Upstream("a") as pod, GatewayProcess(apiserver, tmp_path) as gateway:
+        team.make_pod(pod, "stable", "drill")
+        team.make_deployment("chat", {"stable": 50, "drill": 50}, rollout=rollout)
+        team.annotate("chat", **{names.ANNOTATION_DRILL: fault})
+        await gateway.applies(f"{team.namespace}/chat", {"stable": 50, "drill": 50})
+        answers = [await gateway.rig.post({"model": "chat"}) for _ in range(100)]
+        spoiled = sum(status == 502 for status, _, _ in answers)
+        served = sum(status == 200 and headers["x-revision"] == "drill" for status, headers, _ in answers)
+        assert spoiled > 5
+        assert served > 5
+
+        async def counted() -> dict[str, tuple[int, int]]:
+            found = (await gateway.evidence()).deployments[f"{team.namespace}/chat"].counts
+            return {r: tuple(map(sum, zip(*c["errorRate"].values(), strict=True)))[:2] for r, c in found.items()}  # type: ignore[misc]
+
+        await becomes(counted, {"drill": (spoiled + served, spoiled), "stable": (100 - spoiled - served, 0)}, "judged")
 
 
 async def test_a_delay_comes_before_the_first_token(tmp_path: Path) -> None:

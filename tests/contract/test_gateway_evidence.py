@@ -76,7 +76,7 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
         for pod in pods.values():
             await pod.__aenter__()
         for name in rows:
-            deploy(team, name, **({"routing": {"allowRevisionHeader": True}} if name == "chosen" else {}))
+            deploy(team, name, routing={"allowRevisionHeader": name == "chosen"})
         deploy(team, "unserved")
         for name, pod in pods.items():
             team.make_pod(pod, *(row for row, on in rows.items() if on == name))

@@ -128,10 +128,8 @@ def traffic(candidate: int) -> list[dict[str, Any]]:
 
 
 def is_spoiled(answer: Answer, fault: Fault) -> bool:
-    """Whether the fault has reached that answer: an error has no header that tells its revision."""
-    if answer.revision == CANDIDATE:
-        return True
-    return bool(fault.errors) and answer.status != 200
+    """Whether the fault has reached that answer."""
+    return answer.revision == CANDIDATE and (answer.status != 200 or bool(fault.delay_ms))
 
 
 def result(
@@ -140,7 +138,7 @@ def result(
     """The times; `decided`: when the verdict was seen."""
     spoiled = [a for a in answers if is_spoiled(a, fault)]
     first = min((a.ended for a in spoiled), default=None)
-    last = max((a.sent for a in spoiled), default=None)
+    last = max((a.sent for a in answers if a.revision == CANDIDATE), default=None)
     return Result(
         rolled_back=verdict is not None,
         weight=weight,

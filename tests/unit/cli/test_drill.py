@@ -82,9 +82,9 @@ def test_names_stay_within_their_length() -> None:
 
 def test_times_begin_with_the_first_answer_that_the_fault_has_spoiled() -> None:
     good = [Answer(t / 10, t / 10 + 0.05, 200, "stable") for t in range(50)]
-    bad = [Answer(1.0, 1.1, 502), Answer(1.5, 1.6, 502), Answer(3.0, 3.3, 502)]
-    found = result([*good, *bad], ERRORS, 10, VERDICT, decided=2.6)
-    assert (found.requests, found.spoiled) == (53, 3)
+    bad = [Answer(1.0, 1.1, 502, "drill"), Answer(1.5, 1.6, 502, "drill"), Answer(3.0, 3.3, 200, "drill")]
+    found = result([*good, *bad, Answer(4.0, 4.1, 503, "stable")], ERRORS, 10, VERDICT, decided=2.6)
+    assert (found.requests, found.spoiled) == (54, 2), "half of its answers may still be good"
     assert (found.seconds_to_detect, found.seconds_to_roll_back) == (1.5, 1.9)
     assert found.rolled_back
     assert (found.reason, found.evidence) == ("AnalysisFailed", "all bad")
@@ -128,7 +128,7 @@ def test_an_annotation_that_cannot_be_read_is_no_fault(text: str) -> None:
 
 def test_a_result_is_told_in_a_table() -> None:
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(render(result([Answer(1.0, 1.1, 502)], ERRORS, 10, VERDICT, decided=2.6)))
+    console.print(render(result([Answer(1.0, 1.1, 502, "drill")], ERRORS, 10, VERDICT, decided=2.6)))
     text = console.export_text()
     assert "rolled back by itself" in text
     assert "1.50 s" in text

@@ -10,6 +10,7 @@ What Envoy 1.40 does, as seen:
 - an entry has no cluster where no endpoint was asked: a revision without any cannot be told from one that is unknown.
 
 Rules:
+- what a rehearsal has spoiled (rewrite.lua) is an error of its revision, though no endpoint was asked;
 - an entry that names no revision is no answer of one and is left out;
 - this process spends half of its time on answers at most, whatever the rate is: it rests as long as a message took.
   What Envoy has to drop then is what came at a bad moment, of whichever revision.
@@ -128,11 +129,12 @@ def answers_of(message: als_pb2.StreamAccessLogsMessage) -> list[Answer]:
 def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     """What an entry tells; None where no endpoint of a revision was asked."""
     common = entry.common_properties
-    revision = revision_of(common.upstream_cluster)
+    told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
+    spoiled = told["spoiled"].string_value.rpartition("/") if "spoiled" in told else None
+    revision = (spoiled[0], spoiled[2]) if spoiled else revision_of(common.upstream_cluster)
     if revision is None:
         return None
-    told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
-    outcome = _outcome(entry, "failed" in told)
+    outcome = Outcome.ERROR if spoiled else _outcome(entry, "failed" in told)
     whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR)
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(

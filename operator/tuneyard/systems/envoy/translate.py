@@ -175,33 +175,25 @@ def _rewriting(**context: str) -> Json:
 
 def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
-    held = {"hold": model.model, "revision": revision.name} if revision.held else {}
+    told = {"hold": model.model, "revision": revision.name} if revision.held else {}
     if revision.engine_name is None:
-        return {"typed_per_filter_config": _rewriting(refusal="unserved", **held)}
+        return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
+    if revision.fault is not None and revision.fault.errors:
+        told |= {"errors": str(revision.fault.errors), "revision": revision.name}
+        told |= {"deployment": f"{model.namespace}/{model.deployment}"}
     return {
-        "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **held), **_faulty(revision.fault)},
+        "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **told), **_faulty(revision.fault)},
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
         **_answering(revision),
     }
 
 
-_FAULTY_STATUS = 502
-"""Not 500: the local replies turn that into 503, because it is how Envoy sheds load."""
-
-
 def _faulty(fault: Fault | None) -> Json:
-    """What the filter `fault` does to requests for this revision: a rehearsal's errors and delays."""
-    if fault is None:
+    """What the filter `fault` does to requests for this revision: a rehearsal's delay. Its errors are `rewrite`'s."""
+    if fault is None or not fault.delay_ms:
         return {}
-    does: Json = {"@type": EXTENSIONS + "filters.http.fault.v3.HTTPFault"}
-    if fault.errors:
-        does["abort"] = {
-            "http_status": _FAULTY_STATUS,
-            "percentage": {"numerator": fault.errors},
-        }
-    if fault.delay_ms:
-        does["delay"] = {"fixed_delay": f"{fault.delay_ms / 1000:.3f}s", "percentage": {"numerator": 100}}
-    return {"fault": does}
+    delay = {"fixed_delay": f"{fault.delay_ms / 1000:.3f}s", "percentage": {"numerator": 100}}
+    return {"fault": {"@type": EXTENSIONS + "filters.http.fault.v3.HTTPFault", "delay": delay}}
 
 
 def _answering(revision: RevisionRoute) -> Json:

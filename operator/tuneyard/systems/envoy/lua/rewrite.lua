@@ -5,6 +5,8 @@
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * where the revision's adapter is loaded only when somebody asks (context `hold`), the request waits here for the
 --     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
+--   * a rehearsal spoils a share of its candidate's requests (context `errors`, percent): they end here, and dynamic
+--     metadata says whose errors they are, since no endpoint was asked;
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 jit.off() -- as in extract.lua
 jit.flush()
@@ -52,6 +54,12 @@ function envoy_on_request(handle)
     end
     return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error',
       'model_not_found', 'model')
+  end
+  local errors = context:get('errors')
+  if errors and math.random(100) <= tonumber(errors) then
+    local whose = context:get('deployment') .. '/' .. context:get('revision')
+    handle:streamInfo():dynamicMetadata():set('tuneyard', 'spoiled', whose)
+    return refuse(handle, '502', 'A rehearsal has spoiled this answer.', 'server_error', 'rehearsal')
   end
   local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
