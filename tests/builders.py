@@ -35,6 +35,7 @@ from tuneyard.api.modeldeployment import (
 from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
+from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import (
     BaseModelObservation,
@@ -260,6 +261,7 @@ class Situation:
     unreachable: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     demand: DemandView = field(default_factory=DemandView)
+    answers: AnswersView = field(default_factory=AnswersView)
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -312,4 +314,6 @@ class Situation:
             settings=self.settings,
             now=self.now,
             record=next((c for c in self.children if c.name == names.rollout_record(name)), None),
+            answers=self.answers,
+            evidence=next((c for c in self.children if c.name == names.rollout_evidence(name)), None),
         )

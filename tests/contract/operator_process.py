@@ -247,7 +247,7 @@ class Cluster:
 
 
 class FakeGateway:
-    """Answers like a gateway process; `applied` and `demanded` set what it says."""
+    """Answers like a gateway process; `applied`, `demanded` and `counted` set what it says."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -255,6 +255,12 @@ class FakeGateway:
         self.deployments: dict[str, Object] = {}
         self.demand_version = 0
         self.demand: dict[str, Object] = {}
+        self.evidence_version = 0
+        self.evidence: dict[str, Object] = {}
+        """By `namespace/name`."""
+        self.process = f"{name}-1"
+        self.began = time.monotonic()
+        self.judging = True
         self.unauthorized = 0
         self._changed = threading.Condition()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -289,6 +295,54 @@ class FakeGateway:
             self._changed.wait_for(lambda: self.demand_version > after, timeout=20)
             return {"gateway": self.name, "version": self.demand_version, "deployments": self.demand}
 
+    def judges(self, deployment: Object) -> None:
+        """The gateway judges the answers of this object, as its spec says; another one, or by others, begins anew."""
+        metadata, slo = deployment["metadata"], deployment["spec"]["rollout"]["analysis"]["slo"]
+        with self._changed:
+            key = f"{metadata['namespace']}/{metadata['name']}"
+            known = self.evidence.get(key, {})
+            if (known.get("uid"), known.get("slo")) != (metadata["uid"], slo):
+                self.evidence[key] = {"uid": metadata["uid"], "slo": slo, "counts": {}}
+                self._told()
+
+    def counted(self, deployment: str, revision: str, judged: int, bad: int = 0, objective: str = "errorRate") -> None:
+        """So many more answers, bad ones never in a row."""
+        with self._changed:
+            series = self.evidence[deployment]["counts"].setdefault(revision, {}).setdefault(objective, {})
+            series["0"] = [a + b for a, b in zip(series.get("0", [0] * 4), (judged, bad, bad, 0), strict=True)]
+            self._told()
+
+    def judge(self, judging: bool) -> None:
+        """Whether its Envoy tells what becomes of requests."""
+        with self._changed:
+            self.judging = judging
+            self._told()
+
+    def restarted(self) -> None:
+        """Another process: it counts from the beginning."""
+        with self._changed:
+            name, _, number = self.process.rpartition("-")
+            self.process, self.began = f"{name}-{int(number) + 1}", time.monotonic()
+            for told in self.evidence.values():
+                told["counts"] = {}
+            self._told()
+
+    def _told(self) -> None:
+        self.evidence_version += 1
+        self._changed.notify_all()
+
+    def evidence_report(self, after: int) -> Object:
+        with self._changed:
+            self._changed.wait_for(lambda: self.evidence_version != after, timeout=20)
+            return {
+                "gateway": self.name,
+                "process": self.process,
+                "ageSeconds": time.monotonic() - self.began,
+                "version": self.evidence_version,
+                "judging": self.judging,
+                "deployments": json.loads(json.dumps(self.evidence)),
+            }
+
     def report(self, after: int) -> Object:
         with self._changed:
             self._changed.wait_for(lambda: self.version > after, timeout=20)
@@ -304,7 +358,8 @@ class FakeGateway:
                     self.send_error(401)
                     return
                 after = int(self.path.partition("after=")[2] or -1)
-                asked = gateway.demand_report if self.path.startswith("/v1/demand") else gateway.report
+                reports = {"/v1/demand": gateway.demand_report, "/v1/evidence": gateway.evidence_report}
+                asked = reports.get(self.path.partition("?")[0], gateway.report)
                 body = json.dumps(asked(after)).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))

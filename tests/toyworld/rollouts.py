@@ -25,6 +25,7 @@ from tests.builders import (
     pod,
     revision,
 )
+from tests.toyworld.counting import Counting
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
@@ -32,6 +33,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymen
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.serving import ServingSpec
+from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import ChildObservation, PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete, Event, Plan
@@ -62,6 +64,9 @@ class RolloutWorld:
     """Adapters that were replaced by another one of the same name: how often."""
     events: list[Event] = field(default_factory=list)
     record: ChildObservation | None = None
+    evidence: ChildObservation | None = None
+    counting: dict[str, Counting] = field(default_factory=lambda: {name: Counting(name) for name in GATEWAYS})
+    """What each gateway counts of answers."""
     stored: ModelDeploymentResource | None = None
     views: dict[str, ModelRoutes] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -132,9 +137,9 @@ class RolloutWorld:
                 self._version += 1
                 obj = json.loads(json.dumps(action.object))
                 obj["metadata"]["resourceVersion"] = str(self._version)
-                self.record = child_of(obj)
+                self._put(obj["metadata"]["name"], child_of(obj))
             elif isinstance(action, Delete):
-                self.record = None
+                self._put(action.name, None)
         if not crash and isinstance(plan.status, ModelDeploymentStatus) and plan.status != known.status:
             self._store(known, ModelDeploymentStatus.from_dict(plan.status.to_dict()))
             self.events += plan.events
@@ -143,11 +148,11 @@ class RolloutWorld:
     def settle(self) -> RolloutStatus:
         """Operator and gateways until nothing changes; no time passes."""
         for _ in range(60):
-            before = (self.stored, dict(self.views), self.record)
+            before = (self.stored, dict(self.views), self.record, self.evidence)
             self.reconcile()
             for name in GATEWAYS:
                 self.gateway(name)
-            if before == (self.stored, self.views, self.record):
+            if before == (self.stored, self.views, self.record, self.evidence):
                 return self.status
         raise AssertionError(f"not quiet: {self.status}")
 
@@ -186,7 +191,7 @@ class RolloutWorld:
             adapters=self.adapters(),
             deployments=(deployed,),
             pods=tuple(self._pods(deployed)),
-            children=(self.record,) if self.record else (),
+            children=tuple(child for child in (self.record, self.evidence) if child),
             applied=tuple(
                 AppliedReport(
                     gateway=name,
@@ -200,8 +205,24 @@ class RolloutWorld:
                 for name, view in sorted(self.views.items())
             ),
             gateways_expected=len(GATEWAYS),
+            answers=self._answers(deployed),
             now=self.clock,
         )
+
+    def _answers(self, deployed: ModelDeploymentResource) -> AnswersView:
+        """Gateways that judge what the spec names."""
+        rollout = deployed.spec.rollout
+        slo = rollout.analysis.slo if rollout and rollout.analysis else None
+        if slo is None:
+            return AnswersView((), len(GATEWAYS))
+        told = (c.heard(deployed.metadata.key, deployed.metadata.uid, slo, self.clock) for c in self.counting.values())
+        return AnswersView(tuple(h for h in told if h is not None), len(GATEWAYS))
+
+    def _put(self, name: str, child: ChildObservation | None) -> None:
+        if name == names.rollout_evidence(self.now.metadata.name):
+            self.evidence = child
+        else:
+            self.record = child
 
     def _pods(self, deployed: ModelDeploymentResource) -> list[PodObservation]:
         """A pod of the shared pool with all that are loaded there, and one of each own pool."""

@@ -42,6 +42,9 @@ ANNOTATION_DRILL = f"{GROUP}/drill"
 ROLLOUT_RECORD = "rollout-record"
 """Value of the label app.kubernetes.io/component of the ConfigMaps that outlive their ModelDeployments."""
 
+ROLLOUT_EVIDENCE = "rollout-evidence"
+"""The same of the ConfigMaps that keep the evidence on candidates."""
+
 AGENT_SERVICE_ACCOUNT = "tuneyard-agent"
 GATEWAY_POD_READER = "tuneyard-gateway"
 
@@ -106,6 +109,11 @@ def pool_key_secret(pool: str) -> str:
 def rollout_record(deployment: str) -> str:
     """Name of the ConfigMap that keeps a ModelDeployment's verdicts beyond the object itself."""
     return bounded(f"{deployment}-verdicts")
+
+
+def rollout_evidence(deployment: str) -> str:
+    """Name of the ConfigMap that keeps the evidence on a ModelDeployment's candidate."""
+    return bounded(f"{deployment}-evidence")
 
 
 def prewarm(base_model: str) -> str:

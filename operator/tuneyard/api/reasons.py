@@ -160,6 +160,23 @@ class Reason(StrEnum):
         "ProgressDeadlineExceeded",
         "The candidate had no ready pod for longer than spec.rollout.progressDeadline.",
     )
+    ANALYSIS_FAILED = (
+        "AnalysisFailed",
+        "The candidate's answers are bad more often than stable's, and more often than is tolerated.",
+    )
+    INCONCLUSIVE = (
+        "Inconclusive",
+        "The step's hold is over, and too little is known of the candidate's answers to take the next one.",
+    )
+    NO_TRAFFIC = ("NoTraffic", "The step's hold is over, and nobody asks the candidate: silence proves nothing.")
+    METRICS_UNAVAILABLE = (
+        "MetricsUnavailable",
+        "Not every gateway tells what it has seen of answers, so no step is taken and nothing is rejected for it.",
+    )
+    STABLE_BROKEN = (
+        "StableBroken",
+        "Stable itself breaks an objective while a candidate has traffic: it may be the candidate's doing.",
+    )
     ABORTED = ("Aborted", "Somebody ended the candidate's rollout by a command.")
     PAUSED = ("Paused", "No step is taken until the rollout is resumed.")
     BAKING = ("Baking", "The candidate has all traffic; stable stays the way back until bakeTime is over.")

@@ -15,7 +15,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Duration, Text, cel
 
-Phase = Literal["Idle", "Progressing", "Paused", "Baking", "Completed", "RolledBack"]
+Phase = Literal["Idle", "Progressing", "Paused", "Inconclusive", "Baking", "Completed", "RolledBack"]
 MAX_VERDICTS = 16
 MAX_HISTORY = 20
 Token = Annotated[str, Field(max_length=63)]
@@ -137,6 +137,32 @@ class LastCommand(ApiModel):
     at: Moment
 
 
+class ObjectiveCounts(ApiModel):
+    """Answers of both revisions that were judged by one objective, in the same time."""
+
+    objective: str
+    candidate_judged: int
+    candidate_bad: int
+    stable_judged: int
+    stable_bad: int
+
+
+class AnalysisStatus(ApiModel):
+    """What the candidate's answers say of it; written every few seconds at most."""
+
+    outcome: Literal["Pass", "Reject", "Continue", "NoTraffic", "MetricsUnavailable"]
+    sentence: Annotated[Text, Field(description="Why, with its numbers.")]
+    stable_broken: Annotated[
+        Text | None, Field(description="How stable itself breaks an objective; no step is taken meanwhile.")
+    ] = None
+    objectives: Annotated[list[ObjectiveCounts] | None, Field(max_length=8)] = None
+    since: Annotated[Moment, Field(description="When the candidate's traffic, and with it the evidence, began.")]
+    inconclusive_since: Annotated[
+        Moment | None,
+        Field(description="Since when the step's hold is over and the evidence, though gateways tell it, not enough."),
+    ] = None
+
+
 class RolloutStatus(ApiModel):
     """Where the rollout stands."""
 
@@ -158,6 +184,7 @@ class RolloutStatus(ApiModel):
     waiting_since: Annotated[
         Moment | None, Field(description="Since when the candidate has had no ready pod, while stable had one.")
     ] = None
+    analysis: AnalysisStatus | None = None
     paused: Annotated[bool | None, Field(description="By a command.")] = None
     allowed: Annotated[
         dict[str, int] | None,

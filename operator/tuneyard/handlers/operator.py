@@ -25,6 +25,7 @@ from tuneyard.runtime.execute import Executor
 from tuneyard.runtime.gateways import Gateways, gateway_addresses
 from tuneyard.runtime.growing import Growing
 from tuneyard.runtime.keys import Key
+from tuneyard.runtime.looking import Looking
 from tuneyard.runtime.metrics import Metrics
 from tuneyard.runtime.queue import WorkQueue
 from tuneyard.runtime.reconcile import Reconciler
@@ -70,7 +71,8 @@ class Operator:
         self.lease = LeaderLease(api, settings.tuneyard_namespace, LEASE, identity)
         self._events = Events(api, identity)
         demanded = Growing(self.world).concerned
-        self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded)
+        looking = Looking(self.world, self.queue.add_after)
+        self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded, looking.concerns)
         self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(

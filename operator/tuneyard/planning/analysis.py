@@ -138,16 +138,16 @@ def judged(analysis: Analysis, rules: Rules, sight: Sight) -> Judgement:
     for target in rules.targets:
         if found := _rejected(analysis, rules, target):
             return found
-    if sight.now - analysis.heard >= rules.silence:
-        return Judgement(
-            Outcome.NO_TRAFFIC,
-            f"no answer of {analysis.candidate} has been judged for {sight.now - analysis.heard:.0f} s",
-        )
     if sight.answered < sight.gateways:
         return Judgement(
             Outcome.METRICS_UNAVAILABLE,
             f"only {sight.answered} of {sight.gateways} gateways have told their counts, too few to pass "
             f"{analysis.candidate}",
+        )
+    if sight.now - analysis.heard >= rules.silence:
+        return Judgement(
+            Outcome.NO_TRAFFIC,
+            f"no answer of {analysis.candidate} has been judged for {sight.now - analysis.heard:.0f} s",
         )
     return _passed(analysis, rules)
 

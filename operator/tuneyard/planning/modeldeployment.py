@@ -2,7 +2,8 @@
 
 Rules (rollout.md 1, 2, 5):
 - weights come from traffic.effective, which gateways compute too: this plan reports them, and sets no more than what
-  the rollout allows (rollout.py). Its only action is the record that outlives the object (rolloutrecord.py);
+  the rollout allows (rollout.py). Its actions are the record that outlives the object (rolloutrecord.py) and
+  the evidence on its candidate (evidencerecord.py);
 - a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
 - a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
 """
@@ -18,12 +19,14 @@ from tuneyard.api.drill import fault_of
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning.answers import Answers
 from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.endpoints import ready_endpoints
+from tuneyard.planning.evidencerecord import evidence_actions, evidence_of
 from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
-from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.plan import Action, Event, ObjectReference, Plan
 from tuneyard.planning.promotion import Served, stable_since
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, named, with_remedy
@@ -117,11 +120,18 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
-        actions=record_actions(deployment, obs.record, hashes),
+        actions=(*record_actions(deployment, obs.record, hashes), *_kept(obs, serving)),
         status=status,
         events=_events(serving, status, problem),
         requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
     )
+
+
+def _kept(obs: ModelDeploymentObservation, serving: Serving) -> tuple[Action, ...]:
+    """The evidence of a new look, before the status that follows from it."""
+    found = None if serving.taken else serving.decision.look
+    record = found.record if found is not None and not found.stored else None
+    return evidence_actions(serving.seen.deployment, obs.evidence, record)
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
@@ -168,7 +178,15 @@ def _seen(
         confirmed={revision: weight for revision, weight in split.weights.items() if applied[revision]},
         now=obs.now,
         on_demand=on_demand,
+        served=split.weights,
+        answers=_answers(obs, deployment),
+        evidence=evidence_of(obs.evidence, deployment),
     )
+
+
+def _answers(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Answers:
+    analysis = deployment.spec.rollout.analysis if deployment.spec.rollout else None
+    return obs.answers.of(deployment.metadata.key, deployment.metadata.uid, analysis.slo) if analysis else Answers()
 
 
 def _model_name_taken(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Problem | None:
@@ -268,7 +286,7 @@ def _rollout(serving: Serving, served: Iterable[Served], now: str) -> RolloutSta
     deployment, decided, split = serving.seen.deployment, serving.decision.status, serving.split
     if serving.taken:
         kept = serving.seen.before or RolloutStatus()
-        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since")
+        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since", "analysis")
         return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
     if decided.stable is None or decided.stable not in split.weights:
         return decided

@@ -23,6 +23,7 @@ from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodRep
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
+from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
@@ -222,8 +223,10 @@ class ModelDeploymentObservation:
     settings: Settings
     now: datetime
     record: ChildObservation | None = None
-    """The ConfigMap that outlives it."""
+    """The ConfigMap that outlives it; `evidence`: the one with the evidence on its candidate."""
     demand: DemandView = field(default_factory=DemandView)
+    answers: AnswersView = field(default_factory=AnswersView)
+    evidence: ChildObservation | None = None
 
 
 def parsed(document: type[_Document], text: str | None) -> _Document | None:

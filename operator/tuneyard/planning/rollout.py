@@ -5,6 +5,8 @@ Rules (rollout.md 1 to 5):
 - position: a candidate of which nothing is known begins at step 0. A step's hold counts from when every gateway serves
   its weight, and begins again when the candidate loses its pods or the rollout is paused. Without stable's pods no step
   is taken: there is nothing to compare with and nowhere to go back to;
+- evidence: with spec.rollout.analysis a step is taken, and a candidate rejected, for what its answers say; see
+  rolloutgate.py;
 - verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it;
 - stable: the last revision that got all traffic, held it for bakeTime and had no verdict. What has been stable before
   needs no steps: going back to it is allowed all along, so gateways do it by themselves, also while no operator runs;
@@ -23,7 +25,9 @@ from tuneyard.api.rollout import MAX_HISTORY, Outcome, RolloutStatus, Verdict
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import cause, is_work
+from tuneyard.planning.rolloutanalysis import Look, look
 from tuneyard.planning.rolloutcommands import given, obey
+from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
 from tuneyard.planning.rolloutposition import Position, position
 from tuneyard.planning.rolloutseen import Seen
@@ -54,6 +58,8 @@ class Decision:
     work: Problem | None = None
     told: tuple[Told, ...] = ()
     requeue_after: float | None = None
+    look: Look | None = None
+    """What is known of answers."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class _Step:
     position: Position | None = None
     waiting: float | None = None
     """Seconds of the candidate's progressDeadline that are left."""
+    gate: Gate = OPEN
 
 
 def decide(seen: Seen) -> Decision:
@@ -79,8 +86,9 @@ def decide(seen: Seen) -> Decision:
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     status = _weighed(seen, status, split, taken)
     work = _work(seen, status, split, taken)
-    held = taken.position
-    waits = (held.left if held else None, taken.waiting)
+    held, found = taken.position, _look(seen, status, taken)
+    looks = (found.again if found else None, inconclusive_left(seen, status.analysis))
+    waits = (held.left if held else None, taken.waiting, *looks)
     return Decision(
         status=status,
         split=split,
@@ -88,6 +96,7 @@ def decide(seen: Seen) -> Decision:
         work=work,
         told=tuple(_told(seen, status, taken)),
         requeue_after=min((w for w in waits if w is not None and w > 0), default=None),
+        look=found,
     )
 
 
@@ -165,19 +174,19 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         status = status.model_copy(update={"candidate": candidate, "allowed": _allowed(seen, status, None)})
         return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
     stable = status.stable
-    status = _judged(seen, status, stable)
+    status, asked = _judged(seen, status, stable)
     candidate = _candidate(seen, status)
     status = status.model_copy(update={"candidate": candidate})
     if candidate is None:
-        return _Step(
-            status.model_copy(update={"allowed": _allowed(seen, status, None), "paused": None}), Situation.SETTLED
-        )
+        status = status.model_copy(update={"allowed": _allowed(seen, status, None), "paused": None})
+        return _Step(status, Situation.SETTLED, gate=asked)
     if verdict_on(seen, status, candidate) is not None:
-        return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.REFUSED)
+        status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
+        return _Step(status, Situation.REFUSED, gate=asked)
     proven = _proven(seen, status, candidate)
     stopped = paused(seen, status)
-    held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped)
-    if held.whole and (promote or proven or (held.served and not held.left)):
+    held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped, passes=asked.opens)
+    if held.whole and (promote or proven or (held.served and not held.left and not held.waits)):
         return _taken_over(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
     update = {
@@ -186,24 +195,50 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "position": f"{held.step}/{held.steps}",
         "step_started_at": held.started,
         "waiting_since": since,
+        "analysis": asked.status,
     }
-    situation = Situation.STOPPED if stopped else Situation.PROVING if held.whole else Situation.CLIMBING
-    return _Step(status.model_copy(update=update), situation, held, deadline_left(seen, since))
+    return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)
 
 
-def _judged(seen: Seen, status: RolloutStatus, stable: str) -> RolloutStatus:
-    """With a verdict on each candidate that has failed: who comes next is held against the same stable revision."""
+def _situation(held: Position, stopped: bool) -> Situation:
+    if stopped:
+        return Situation.STOPPED
+    if held.waits:
+        return Situation.UNPROVEN
+    return Situation.PROVING if held.whole else Situation.CLIMBING
+
+
+def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStatus, Gate]:
+    """With a verdict on each candidate that has failed: who comes next is held against the same stable revision.
+
+    And what stands before the one that is left. The evidence that one was rejected for is kept until that is stored.
+    """
+    asked, kept = OPEN, None
     for _ in seen.listed:
         candidate = _candidate(seen, status)
         if candidate is None or verdict_on(seen, status, candidate) is not None:
             break
+        if kept is not None or _proven(seen, status, candidate):
+            asked = Gate(kept, opens=_proven(seen, status, candidate))
+        else:
+            asked = gate(seen, candidate, stable, stopped=paused(seen, status))
         since = waiting_since(seen, status, candidate, stable)
-        why = failure(seen, candidate, stable) or overdue(seen, candidate, since)
+        why = failure(seen, candidate, stable) or overdue(seen, candidate, since) or asked.against
         verdict = new_verdict(seen, candidate, why) if why else None
         if verdict is None:
             break
+        kept = kept or asked.look
         status = status.model_copy(update={"verdicts": with_verdict(list(status.verdicts or ()), verdict)})
-    return status
+    return status, asked
+
+
+def _look(seen: Seen, status: RolloutStatus, taken: _Step) -> Look | None:
+    """The look that is to be kept: at the candidate, at the one that is being rejected, else at stable alone."""
+    if taken.gate.look is not None:
+        return taken.gate.look
+    settled = taken.situation in (Situation.SETTLED, Situation.REFUSED)
+    same = seen.before is not None and status.stable == seen.before.stable
+    return look(seen, None, status.stable) if settled and same and status.stable else None
 
 
 def _taken_over(seen: Seen, status: RolloutStatus, candidate: str) -> _Step:
@@ -294,6 +329,9 @@ def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Prob
     if taken.situation is Situation.STOPPED:
         by = "spec.rollout.paused" if seen.rollout.paused else "a command"
         return Problem(Reason.PAUSED, f"{has}, paused by {by}")
+    shut = taken.gate.closed if held.waits else None
+    if shut is not None:
+        return Problem(shut.reason, clipped(f"{has}, and stays there: {shut.message}"))
     if taken.situation is Situation.PROVING:
         return Problem(Reason.BAKING, f"{has}; {status.stable} stays the way back until {held.until}")
     if split.weights[candidate] == status.target and not held.goes_on:
@@ -312,7 +350,8 @@ def _told(seen: Seen, status: RolloutStatus, taken: _Step) -> Iterator[Told]:
         else:
             yield "Warning", Reason.COMMAND_REFUSED, words
     if taken.position is not None and taken.position.completed:
-        yield "Normal", Reason.STEP_COMPLETED, f"{status.candidate}: {taken.position.completed}"
+        words = f"{status.candidate}: {taken.position.completed}"
+        yield "Normal", Reason.STEP_COMPLETED, clipped(f"{words}; {taken.gate.told}" if taken.gate.told else words)
     step = transition(before.phase if seen.before else None, taken.situation)
     refused = taken.situation is Situation.REFUSED
     if step is None or step.event is None or not (seen.spec.progressive or refused):
@@ -324,5 +363,7 @@ def _told(seen: Seen, status: RolloutStatus, taken: _Step) -> Iterator[Told]:
             step.event,
             clipped(f"{status.candidate} gets no traffic: {verdict.evidence if verdict else ''}"),
         )
+    elif taken.situation is Situation.UNPROVEN and taken.gate.closed is not None:
+        yield "Warning", taken.gate.closed.reason, clipped(f"{status.candidate}: {taken.gate.closed.message}")
     else:
         yield "Normal", step.event, f"{status.candidate}: {step.words}"

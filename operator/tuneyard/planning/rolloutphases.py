@@ -25,6 +25,7 @@ class Situation(Enum):
     SETTLED = "stable has what the spec gives it, no other gets weight"
     CLIMBING = "the spec gives a candidate weight"
     STOPPED = "paused"
+    UNPROVEN = "a hold is over, and the evidence is missing"
     PROVING = "the candidate has all traffic"
     REFUSED = "the candidate has a verdict"
 
@@ -34,6 +35,7 @@ PHASE_IN: Mapping[Situation, Phase] = {
     Situation.SETTLED: "Completed",
     Situation.CLIMBING: "Progressing",
     Situation.STOPPED: "Paused",
+    Situation.UNPROVEN: "Inconclusive",
     Situation.PROVING: "Baking",
     Situation.REFUSED: "RolledBack",
 }
@@ -59,6 +61,13 @@ TRANSITIONS = (
     Transition("Progressing", Situation.STOPPED, "paused", Reason.PAUSED),
     Transition("Paused", Situation.CLIMBING, "resumed", Reason.PROGRESSING),
     Transition("Progressing", Situation.PROVING, "all steps held, the candidate has all traffic", Reason.BAKING),
+    Transition("Progressing", Situation.UNPROVEN, "a hold is over, the evidence is missing", Reason.INCONCLUSIVE),
+    Transition(
+        "Inconclusive", Situation.CLIMBING, "the evidence is there, or the hold begins again", Reason.PROGRESSING
+    ),
+    Transition("Inconclusive", Situation.STOPPED, "paused", Reason.PAUSED),
+    Transition("Inconclusive", Situation.SETTLED, "the spec goes back to stable, or gateways tell again"),
+    Transition("Baking", Situation.UNPROVEN, "bakeTime is over, gateways do not tell", Reason.INCONCLUSIVE),
     Transition("Baking", Situation.STOPPED, "paused", Reason.PAUSED),
     Transition("Baking", Situation.SETTLED, "bakeTime is over, or promoted"),
     Transition("Progressing", Situation.SETTLED, "the spec goes back to stable, or bakeTime is 0"),
@@ -66,6 +75,7 @@ TRANSITIONS = (
     Transition("Baking", Situation.CLIMBING, "the candidate has not all traffic any more", Reason.PROGRESSING),
     Transition("Progressing", Situation.REFUSED, "verdict", Reason.ROLLED_BACK),
     Transition("Paused", Situation.REFUSED, "verdict", Reason.ROLLED_BACK),
+    Transition("Inconclusive", Situation.REFUSED, "verdict", Reason.ROLLED_BACK),
     Transition("Baking", Situation.REFUSED, "verdict", Reason.ROLLED_BACK),
     Transition("Completed", Situation.REFUSED, "the spec gives a rejected revision weight", Reason.ROLLED_BACK),
     Transition("RolledBack", Situation.CLIMBING, "another candidate, or retried", Reason.PROGRESSING),

@@ -5,7 +5,8 @@ Rules:
 - a hold begins when every gateway says that it serves the step's weight, and ends only while every gateway says so: of
   a silent one nobody knows what users got. A candidate without a ready pod, a pause or another spec weight let it begin
   again;
-- a step is taken only below the spec weight, while stable has a ready pod, and one at a time.
+- a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
+  missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
 
 from __future__ import annotations
@@ -40,12 +41,17 @@ class Position:
     """Every gateway says that it serves that now."""
     goes_on: bool = False
     """There is more for it to get."""
+    waits: bool = False
+    """Its hold is over, and only the evidence is missing."""
     completed: str = ""
     """The step that was completed just now, in words."""
 
 
-def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool) -> Position:
-    """Where the candidate is now. `skips`: it needs no steps; `stopped`: it must not go on."""
+def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool, passes: bool = True) -> Position:
+    """Where the candidate is now.
+
+    `skips`: it needs no steps; `stopped`: it must not go on; `passes`: the evidence lets it.
+    """
     steps, before = seen.rollout.steps or [], seen.before or RolloutStatus()
     known = before.step if before.candidate == candidate else None
     step = len(steps) if skips else current_step(steps, seen.allowed_before(candidate), known)
@@ -56,7 +62,8 @@ def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: b
     started = None
     if unchanged and seen.ready[candidate] and not stopped:
         started = before.step_started_at or (seen.stamp if served else None)
-    return _moved(seen, steps, Position(step, len(steps), limit, started, served=served), target, stable)
+    at = Position(step, len(steps), limit, started, served=served)
+    return _moved(seen, steps, at, target, stable, passes=passes or skips)
 
 
 def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
@@ -78,7 +85,7 @@ def _limit(steps: Sequence[Step], step: int) -> int:
     return steps[step].weight if step < len(steps) else 100
 
 
-def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable: str) -> Position:
+def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable: str, *, passes: bool) -> Position:
     """The position after the time that has passed."""
     past = at.step >= len(steps)
     goes_on = not past and (at.limit < target or target == 100)
@@ -90,8 +97,11 @@ def _moved(seen: Seen, steps: Sequence[Step], at: Position, target: int, stable:
     until = rfc3339(since + timedelta(seconds=seconds(hold)))
     whole = past and target == 100
     if whole or (goes_on and left > 0):
-        return replace(at, left=left, until=until, whole=whole, goes_on=goes_on)
+        waits = not passes and at.served and left <= 0
+        return replace(at, left=left, until=until, whole=whole, goes_on=goes_on, waits=waits)
     if not goes_on or not seen.ready[stable] or not at.served:
         return replace(at, goes_on=goes_on)
+    if not passes:
+        return replace(at, goes_on=True, waits=True)
     words = f"step {at.step + 1} of {at.steps} held, {min(at.limit, target)} % for {hold}"
     return Position(at.step + 1, at.steps, _limit(steps, at.step + 1), None, goes_on=True, completed=words)

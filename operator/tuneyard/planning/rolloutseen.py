@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.planning.answers import Answers
 from tuneyard.planning.revisions import RevisionState
 from tuneyard.planning.timestamps import rfc3339
 
@@ -29,6 +31,12 @@ class Seen:
     now: datetime
     on_demand: frozenset[str] = frozenset()
     """Revisions that are loaded when somebody asks for them; see idling.py."""
+    served: Mapping[str, int] = field(default_factory=dict)
+    """Per revision, the weight that the stored status gives it."""
+    answers: Answers = field(default_factory=Answers)
+    """What gateways tell of answers."""
+    evidence: EvidenceRecord | None = None
+    """What was known of them at the last look."""
 
     @property
     def spec(self) -> ModelDeploymentSpec:

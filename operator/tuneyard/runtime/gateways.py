@@ -1,21 +1,23 @@
-"""What the gateways say they serve, and what is asked of them: two long polls per gateway pod.
+"""What the gateways say they serve, what is asked of them and what becomes of answers: three long polls per gateway.
 
 Rules:
 - every Ready gateway pod that is not leaving is asked; one that leaves is forgotten with its reports;
-- the word of one that does not answer does not count (polling.py), and each of its two reports is looked at for
+- the word of one that does not answer does not count (polling.py), and each of its reports is looked at for
   itself: what it serves may be known while what is asked of it is not;
 - only the ModelDeployments whose applied report has changed are woken, and by what is asked only those for which
-  requests begin to wait, besides whom `demanded` names.
+  requests begin to wait, besides whom `demanded` names. Of whom other answers are told, `answered_by` hears.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, DeploymentDemand
+from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, DeploymentDemand, EvidenceReport
+from tuneyard.planning.answers import AnswersView, Heard
 from tuneyard.planning.demand import DemandView
 from tuneyard.runtime.gather import GatewayView
 from tuneyard.runtime.keys import MODEL_DEPLOYMENT, Key
@@ -43,14 +45,15 @@ class _Followed:
     address: str
     applied: Poll[AppliedReport]
     demand: Poll[DemandReport]
+    evidence: Poll[EvidenceReport]
 
     def start(self) -> None:
-        self.applied.start()
-        self.demand.start()
+        for poll in (self.applied, self.demand, self.evidence):
+            poll.start()
 
     def stop(self) -> None:
-        self.applied.stop()
-        self.demand.stop()
+        for poll in (self.applied, self.demand, self.evidence):
+            poll.stop()
 
 
 class Gateways:
@@ -61,15 +64,22 @@ class Gateways:
         token: str,
         wake: Callable[[list[Key] | None], None],
         demanded: Callable[[DemandView], Iterable[Key]] = lambda _: (),
+        answered_by: Callable[[list[Key]], None] = lambda _: None,
     ) -> None:
-        """`demanded`: whom what is asked concerns now, besides those for whom requests begin to wait."""
+        """`demanded`: whom what is asked concerns now, besides those for whom requests begin to wait.
+
+        `answered_by` gets the keys of which a gateway tells other answers.
+        """
         self._headers = {"Authorization": f"Bearer {token}"}
         self._wake = wake
         self._demanded = demanded
+        self._answered_by = answered_by
         self._lock = threading.Lock()
         self._followed: dict[str, _Followed] = {}
         self._applied: dict[str, Said[AppliedReport]] = {}
         self._demand: dict[str, Said[DemandReport]] = {}
+        self._evidence: dict[str, Said[EvidenceReport]] = {}
+        self._came: dict[str, float] = {}
         # gateways are asked by address, and the token is what tells that the answer comes from one
         self._http = connections()
 
@@ -81,6 +91,7 @@ class Gateways:
                 self._followed.pop(name).stop()
                 self._applied.pop(name, None)
                 self._demand.pop(name, None)
+                self._evidence.pop(name, None)
             new = {n: self._polls(n, address) for n, address in addresses.items() if n not in self._followed}
             self._followed.update(new)
         for polls in new.values():
@@ -92,14 +103,16 @@ class Gateways:
         """What is known now."""
         with self._lock:
             said = {name: self._applied.get(name, Said()) for name in sorted(self._followed)}
-            demand = self._asked()
+            demand, answers = self._asked(), self._answers()
         applied = tuple(s.report for s in said.values() if s.report is not None and s.reachable)
-        return GatewayView(applied, len(said), tuple(name for name, s in said.items() if not s.reachable), demand)
+        silent = tuple(name for name, s in said.items() if not s.reachable)
+        return GatewayView(applied, len(said), silent, demand, answers)
 
     def answered(self) -> bool:
         """Whether every gateway has answered or failed to, so that the view is as good as it gets."""
         with self._lock:
-            return all(name in self._applied and name in self._demand for name in self._followed)
+            reports = (self._applied, self._demand, self._evidence)
+            return all(name in heard for name in self._followed for heard in reports)
 
     def stop(self) -> None:
         """End all polls."""
@@ -122,12 +135,24 @@ class Gateways:
             Poll(
                 http, f"{url}/demand", headers, DemandReport.model_validate_json, lambda r: self._hear_demand(name, r)
             ),
+            Poll(
+                http,
+                f"{url}/evidence",
+                headers,
+                EvidenceReport.model_validate_json,
+                lambda r: self._hear_evidence(name, r),
+            ),
         )
 
     def _asked(self) -> DemandView:
         said = (self._demand.get(name, Said()) for name in sorted(self._followed))
         reports = tuple(s.report for s in said if s.report is not None and s.reachable)
         return DemandView(reports, len(self._followed))
+
+    def _answers(self) -> AnswersView:
+        said = [(name, self._evidence.get(name, Said())) for name in sorted(self._followed)]
+        heard = (Heard(s.report, self._came[name]) for name, s in said if s.report is not None and s.reachable)
+        return AnswersView(tuple(heard), len(self._followed))
 
     def _hear_applied(self, name: str, report: AppliedReport | None) -> None:
         with self._lock:
@@ -155,6 +180,30 @@ class Gateways:
         concerned = [*waited_for, *self._demanded(asked)]
         if concerned:
             self._wake(concerned)
+
+    def _hear_evidence(self, name: str, report: EvidenceReport | None) -> None:
+        with self._lock:
+            if name not in self._followed:
+                return
+            before = self._evidence.get(name, Said())
+            now = self._evidence[name] = before.then(report)
+            if report is not None:
+                self._came[name] = time.time()
+        told = now.report.deployments if now.report else {}
+        if before.reachable == now.reachable:
+            self._answered_by(other_answers(before.report, report))
+        else:
+            # its silence, too, is something that is said of all that it judges
+            self._answered_by(_keys(told))
+
+
+def other_answers(before: EvidenceReport | None, now: EvidenceReport | None) -> list[Key]:
+    """The ModelDeployments of which two reports of one gateway tell other answers; all, once it judges or does not."""
+    if before is None or now is None:
+        return []
+    old, new = before.deployments, now.deployments
+    whole = before.judging != now.judging or before.process != now.process
+    return _keys(name for name in old.keys() | new.keys() if whole or old.get(name) != new.get(name))
 
 
 def changed_deployments(before: Mapping[str, AppliedDeployment], now: Mapping[str, AppliedDeployment]) -> list[Key]:

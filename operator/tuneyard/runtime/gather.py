@@ -17,6 +17,7 @@ from tuneyard.api.documents import AppliedReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
+from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import (
     BaseModelObservation,
@@ -50,11 +51,13 @@ class GatewayView:
         expected: int = 0,
         unreachable: tuple[str, ...] = (),
         demand: DemandView | None = None,
+        answers: AnswersView | None = None,
     ) -> None:
         self.applied = applied
         self.expected = expected
         self.unreachable = unreachable
         self.demand = demand or DemandView()
+        self.answers = answers or AnswersView()
 
 
 class Reads:
@@ -108,6 +111,13 @@ class Reads:
         if unsure or (deployment is not None and deployment.status.rollout is None):
             return self._fetched_record(namespace, name)
         return None if found is None else self._world.applied.seen(found)
+
+    def evidence(self, namespace: str, name: str) -> ChildObservation | None:
+        """The ConfigMap with the evidence on a candidate of this ModelDeployment.
+
+        One that is a little old does no harm: what has come since is counted again from there.
+        """
+        return self._world.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
@@ -203,6 +213,15 @@ class FreshReads(Reads):
         """The ConfigMap that outlives the ModelDeployment of this name, fetched."""
         del deployment
         return self._fetched_record(namespace, name)
+
+    def evidence(self, namespace: str, name: str) -> ChildObservation | None:
+        """The ConfigMap with the evidence on a candidate of this ModelDeployment, fetched where there may be one."""
+        deployment = self.deployment(namespace, name)
+        rollout = deployment.spec.rollout if deployment else None
+        if rollout is None or rollout.analysis is None:
+            return super().evidence(namespace, name)
+        item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_evidence(name))
+        return None if item is None else child_observation(item)
 
     def _read(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
         item = self.object(key)
@@ -316,6 +335,8 @@ def gather_modeldeployment(
         settings=settings,
         now=now,
         record=reads.record(namespace, key.name, deployment),
+        answers=gateways.answers,
+        evidence=reads.evidence(namespace, key.name),
     )
 
 

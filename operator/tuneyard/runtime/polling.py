@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 import urllib3
 from pydantic import ValidationError
 
-from tuneyard.api.documents import AppliedReport, DemandReport
+from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _CONNECT, _READ = 2.0, 25.0
 _FAILURES = 2
 _DELAYS = (0.2, 1.0, 2.0, 5.0)
 
-Report = TypeVar("Report", bound=AppliedReport | DemandReport)
+Report = TypeVar("Report", bound=AppliedReport | DemandReport | EvidenceReport)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Reconciler:
             self._write(key, observed, self._stalled(key.kind, observed, plan.status, error.problem).to_dict())
             raise
         except ApiError:
-            # a rollout's only action is its record: weight must go down also while nobody can write that one
+            # a rollout's only actions are its records: weight must go down also while nobody can write that one
             if key.kind == MODEL_DEPLOYMENT:
                 self._finish(key, observed, plan)
             raise

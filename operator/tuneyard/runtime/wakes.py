@@ -191,6 +191,9 @@ class Wakes:
             self._wake(self._in_scope(_recorded(item)))
             return
         metadata = item["metadata"]
+        if (metadata.get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_EVIDENCE:
+            # only the operator's own passes read it, and they write it
+            return
         namespace = metadata.get("namespace", "")
         label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
         member = (api_version, kind, namespace, metadata["name"])

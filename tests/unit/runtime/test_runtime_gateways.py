@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from tests.contract.operator_process import MASTER, FakeGateway, eventually
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedDeployment, DeploymentDemand
+from tuneyard.api.analysis import Slo
+from tuneyard.api.documents import AppliedDeployment, DeploymentDemand, EvidenceReport
+from tuneyard.planning.answers import Heard
 from tuneyard.planning.demand import DemandView
-from tuneyard.runtime.gateways import Gateways, begun_to_wait, changed_deployments, gateway_addresses
+from tuneyard.planning.evidence import Tally
+from tuneyard.runtime.gateways import Gateways, begun_to_wait, changed_deployments, gateway_addresses, other_answers
 from tuneyard.runtime.keys import BASE_MODEL, MODEL_DEPLOYMENT, Key
 
 
@@ -151,3 +155,64 @@ def test_while_a_gateway_does_not_say_what_is_asked_of_it_nothing_is_known_of_id
             assert gateways.view().demand.idle_seconds("team", "m") == 60
         finally:
             gateways.stop()
+
+
+def judging(name: str) -> dict[str, Any]:
+    return {**stored(name), "spec": {"rollout": {"analysis": {"slo": {"errorRate": "1%"}}}}}
+
+
+def test_what_became_of_answers_arrives_at_once_and_tells_whom_it_concerns() -> None:
+    told: list[Key] = []
+    key = Key(MODEL_DEPLOYMENT, "team", "m")
+    slo = Slo(error_rate="1%")
+    with FakeGateway("one") as gateway:
+        gateways = Gateways(names.observe_token(MASTER), Woken(), answered_by=told.extend)
+        gateways.follow(dict([gateway.entry.split("=")]))
+        try:
+            eventually(gateways.answered, "the first answer", 5)
+            gateway.judges(judging("m"))
+            gateway.counted("team/m", "v1", 10, 2)
+            eventually(lambda: gateways.view().answers.of(("team", "m"), "uid-m", slo).readings, "it is heard", 5)
+            eventually(
+                lambda: [t.judged for r in gateways.view().answers.heard for t in counts(r)] == [10], "its counts", 5
+            )
+            assert set(told) == {key}
+            found = gateways.view().answers.of(("team", "m"), "uid-m", slo)
+            assert (found.expected, found.answered) == (1, 1)
+            assert abs(time.time() - gateway_age(gateway) - found.readings[0].started) < 2
+            gateway.judge(False)
+            eventually(lambda: not gateways.view().answers.of(("team", "m"), "uid-m", slo).answered, "not judging", 5)
+            for uid, other in (("another", slo), ("uid-m", Slo(error_rate="2%"))):
+                assert gateways.view().answers.of(("team", "m"), uid, other).readings == ()
+        finally:
+            gateways.stop()
+
+
+def counts(heard: Heard) -> list[Tally]:
+    return [
+        Tally(*numbers)
+        for told in heard.report.deployments.values()
+        for objectives in told.counts.values()
+        for lengths in objectives.values()
+        for numbers in lengths.values()
+    ]
+
+
+def gateway_age(gateway: FakeGateway) -> float:
+    return time.monotonic() - gateway.began
+
+
+def test_of_two_reports_those_are_told_of_which_they_tell_other_answers() -> None:
+    def report(**fields: Any) -> EvidenceReport:
+        counts = {"v1": {"errorRate": {0: (1, 0, 0, 0)}}}
+        same, other = ({"uid": "u", "slo": {"errorRate": "1%"}, "counts": c} for c in (counts, {}))
+        told = {"a/same": same, "a/changes": other if fields.pop("changes", False) else same}
+        found = {"gateway": "g", "process": "g-1", "ageSeconds": 1, "version": 1, "deployments": told, **fields}
+        return EvidenceReport.from_dict(found)
+
+    both = [Key(MODEL_DEPLOYMENT, "a", n) for n in ("changes", "same")]
+    assert other_answers(report(), report(ageSeconds=9)) == []
+    assert other_answers(report(), report(changes=True)) == both[:1]
+    assert other_answers(report(), report(judging=False)) == both
+    assert other_answers(report(), report(process="g-2")) == both
+    assert other_answers(None, report()) == []

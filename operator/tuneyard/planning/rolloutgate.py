@@ -1,0 +1,153 @@
+"""What the evidence means for a rollout: whether a step may be taken, and whether the candidate is rejected for it.
+
+Rules:
+- a hold that is over is not enough: the next step needs Pass now. With all traffic on the candidate there is nobody to
+  compare it with: it becomes stable unless it does gross harm, or gateways do not tell;
+- Reject is a verdict at once, also while the rollout is paused;
+- silence is no outcome. When a hold has been over for inconclusiveDeadline and the evidence, though every gateway tells
+  it, has not been enough, `onInconclusive` decides. While gateways do not tell, or stable breaks an objective itself,
+  that time does not run: an outage of the metrics neither rejects nor promotes, however long it takes;
+- who is promoted by a command, or has been stable before, is asked for no evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tuneyard.api.analysis import DEFAULT_INCONCLUSIVE_DEADLINE
+from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import AnalysisStatus, ObjectiveCounts
+from tuneyard.api.schema import seconds
+from tuneyard.planning.analysis import Outcome
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.remedies import clipped
+from tuneyard.planning.rolloutanalysis import Look, look, rules_of
+from tuneyard.planning.rolloutposition import position
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.sequential import Comparison, Watch
+from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+
+_UNKNOWN = frozenset({Outcome.CONTINUE, Outcome.NO_TRAFFIC})
+_REASONS = {
+    Outcome.CONTINUE: Reason.INCONCLUSIVE,
+    Outcome.NO_TRAFFIC: Reason.NO_TRAFFIC,
+    Outcome.METRICS_UNAVAILABLE: Reason.METRICS_UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What stands between a candidate and its next step."""
+
+    look: Look | None = None
+    """None: nothing is asked."""
+    opens: bool = True
+    against: Problem | None = None
+    """Why it is rejected."""
+    status: AnalysisStatus | None = None
+    told: str = ""
+    """What the step that is taken now is taken for."""
+
+    @property
+    def closed(self) -> Problem | None:
+        """Why no step is taken, though its hold is over."""
+        if self.status is None:
+            return None
+        if self.status.stable_broken:
+            return Problem(Reason.STABLE_BROKEN, self.status.stable_broken)
+        reason = _REASONS.get(Outcome(self.status.outcome))
+        return Problem(reason, self.status.sentence) if reason else None
+
+
+OPEN = Gate()
+
+
+def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
+    """What the evidence lets the candidate do now; `stopped`: the rollout is paused."""
+    if rules_of(seen.rollout) is None:
+        return OPEN
+    found = look(seen, candidate, stable)
+    if found is None or found.judgement is None:
+        return Gate(found, opens=False)
+    outcome, sentence = found.judgement.outcome, clipped(found.judgement.sentence, 900)
+    told = _status(seen, found, candidate, outcome, sentence)
+    if outcome is Outcome.REJECT:
+        return Gate(found, opens=False, against=Problem(Reason.ANALYSIS_FAILED, sentence), status=told)
+    opens = outcome is Outcome.PASS and not told.stable_broken
+    if found.alone:
+        opens = outcome is not Outcome.METRICS_UNAVAILABLE
+    if opens:
+        return Gate(found, status=told, told=sentence)
+    return _unproven(seen, Gate(found, opens=False, status=told), candidate, stable, stopped=stopped)
+
+
+def _unproven(seen: Seen, shut: Gate, candidate: str, stable: str, *, stopped: bool) -> Gate:
+    """What becomes of a candidate of which too little is known; the time runs only from the end of its hold."""
+    told = shut.status
+    at = position(seen, candidate, stable, skips=False, stopped=stopped, passes=False)
+    if told is None or not at.waits or told.stable_broken or Outcome(told.outcome) not in _UNKNOWN:
+        return shut
+    since = _before(seen, candidate)
+    started = (since.inconclusive_since if since else None) or seen.stamp
+    told = told.model_copy(update={"inconclusive_since": started})
+    left, action = inconclusive_left(seen, told), _action(seen)
+    if left is None or left > 0 or action == "Hold":
+        return Gate(shut.look, opens=False, status=told)
+    words = f"{told.sentence}; it has been inconclusive since {started}, longer than inconclusiveDeadline"
+    if action == "Promote":
+        return Gate(shut.look, status=told, told=words)
+    return Gate(shut.look, opens=False, against=Problem(Reason.INCONCLUSIVE, clipped(words, 900)), status=told)
+
+
+def inconclusive_left(seen: Seen, told: AnalysisStatus | None) -> float | None:
+    """Seconds of inconclusiveDeadline that are left; None while it does not run."""
+    spec, since = seen.rollout.analysis, parsed_time(told.inconclusive_since if told else None)
+    if spec is None or since is None:
+        return None
+    deadline = spec.inconclusive_deadline
+    return remaining(since, seconds(deadline) if deadline else DEFAULT_INCONCLUSIVE_DEADLINE, seen.now)
+
+
+def _action(seen: Seen) -> str:
+    spec = seen.rollout.analysis
+    return (spec.on_inconclusive if spec else None) or "Hold"
+
+
+def _before(seen: Seen, candidate: str) -> AnalysisStatus | None:
+    before = seen.before
+    return before.analysis if before is not None and before.candidate == candidate else None
+
+
+def _status(seen: Seen, found: Look, candidate: str, outcome: Outcome, sentence: str) -> AnalysisStatus:
+    """What is said of it: the numbers of a look, which stay until the next one unless the outcome changes."""
+    record, before = found.record, _before(seen, candidate)
+    since = rfc3339(datetime.fromtimestamp(record.since or record.looked, UTC))
+    trouble = None
+    if record.broken:
+        when = "as it did before it" if record.broken_before else "since it has traffic"
+        trouble = clipped(f"beside {candidate}, {when}: {record.broken}")
+    if not found.telling and before is not None and before.outcome == outcome.value and before.since == since:
+        kept = before.model_copy(update={"inconclusive_since": None})
+        return kept if before.stable_broken == trouble else kept.model_copy(update={"stable_broken": trouble})
+    return AnalysisStatus(
+        outcome=outcome.value, sentence=sentence, stable_broken=trouble, objectives=_counts(found), since=since
+    )
+
+
+def _counts(found: Look) -> list[ObjectiveCounts]:
+    analysis = found.analysis
+    counts = []
+    for objective in {**analysis.comparisons, **analysis.alone}:
+        mine, other = analysis.comparisons.get(objective, Comparison()).whole.seen
+        mine = mine.plus(analysis.alone.get(objective, Watch()).capital.seen.candidate)
+        counts.append(
+            ObjectiveCounts(
+                objective=objective.value,
+                candidate_judged=mine.judged,
+                candidate_bad=mine.bad,
+                stable_judged=other.judged,
+                stable_bad=other.bad,
+            )
+        )
+    return counts
