@@ -1,0 +1,51 @@
+"""Rollouts that are judged by the answers of real engines: one that takes over by itself, and a rehearsal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from demo.kubectl import ready
+from demo.system import MODELS_NAMESPACE, ROOT
+from tests.e2e.world import MODEL, World, deployment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+
+JUDGED = {
+    "mode": "Progressive",
+    "steps": [{"weight": 50, "hold": "3s"}],
+    "analysis": {"slo": {"errorRate": "20%", "ttft": "1m"}, "minRequests": 10, "warmUp": "0s"},
+}
+
+
+def test_a_candidate_that_answers_well_takes_over_by_itself(world, traffic):
+    world.apply(deployment({"v1": 0, "v2": 100}, rollout=JUDGED))
+    seen = world.wait_for(lambda d: d["status"]["rollout"].get("analysis", {}).get("objectives"), timeout=120)
+    assert {o["objective"] for o in seen["status"]["rollout"]["analysis"]["objectives"]} <= {"errorRate", "ttft"}
+    seen = world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d), timeout=180)
+    assert not seen["status"]["rollout"].get("verdicts")
+    told = traffic.summary()
+    assert told.failed == told.cut == 0, told
+
+
+def test_a_rehearsal_is_rolled_back_and_no_user_meets_it(world: World, traffic) -> None:
+    world.apply(deployment({"v1": 100}, rollout=JUDGED))
+    world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v1" and ready(d))
+    command = [sys.executable, "-m", "tuneyard", "drill", MODEL, "-n", MODELS_NAMESPACE, "-o", "json"]
+    command += ["--gateway", world.system.gateway, "--rate", "1", "--weight", "50", "--within", "3m"]
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(world.system.provider.kubeconfig()),
+        "PYTHONPATH": str(ROOT / "operator"),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["reason"] == "AnalysisFailed"
+    assert 0 < told["spoiled"] < told["requests"]
+    users = traffic.summary()
+    assert users.failed == users.cut == 0, users
