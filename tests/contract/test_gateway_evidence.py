@@ -76,7 +76,7 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
         for pod in pods.values():
             await pod.__aenter__()
         for name in rows:
-            deploy(team, name, **({"routing": {"allowRevisionHeader": True}} if name == "chosen" else {}))
+            deploy(team, name, routing={"allowRevisionHeader": name == "chosen"})
         deploy(team, "unserved")
         for name, pod in pods.items():
             team.make_pod(pod, *(row for row, on in rows.items() if on == name))
@@ -256,7 +256,6 @@ async def test_nobody_is_blamed_for_having_waited_for_an_adapter(gateway: Gatewa
         asked = asyncio.create_task(gateway.rig.post({"model": "support", **STREAM}))
         await becomes(gateway.held, 1, "it waits")
         team.report(pod, "support")
-        team.sleep("support")
         assert (await asked)[0] == 200
         await gateway.evidences(lambda r: bool(tallies(r, team, "support")), "it is counted")
         assert tallies(await gateway.evidence(), team, "support") == {"errorRate": (1, 0, 0, 0)}
