@@ -2,8 +2,7 @@
 
 Five ways to one upstream, in turn, so that a slow moment of the machine hits all: directly; through an Envoy that does
 nothing but pass on; through two of those, which is what two hops cost at least; through a pod's front; through gateway
-and front. One worker each; client, upstream and both Envoys
-share the machine's cores.
+and front. One worker each; client, upstream, both Envoys and the process that counts answers share the machine's cores.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from benchmarks import load
+from benchmarks.counting import counting
 from benchmarks.report import write
-from tests.contract.envoy import Envoy, Front, Rig, model, revision
+from tests.contract.envoy import Envoy, Front, Rig
 from tests.contract.ports import free_port
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
 
@@ -59,16 +60,21 @@ class Way:
     port: int
     envoys: tuple[int, ...] = ()
     """Process ids."""
+    counting: tuple[int, ...] = ()
+    """That of the process that hears what became of the requests."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round of one way: medians in ms at one and at 32 connections, rate at 32, CPU of all its Envoys together."""
+    """One round of one way: medians in ms at one and at 32 connections, and at 32 the rate and CPU per request."""
 
     one: float
     many: float
     per_second: float
     cpu_us: float
+    """Of all its Envoys together."""
+    counting_us: float
+    """Of the process that hears of them."""
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -87,12 +93,13 @@ def _sha256_speed() -> float:
 
 async def _round(way: Way, request: bytes) -> Round:
     one = await asyncio.to_thread(load.measure, way.port, request, connections=1, seconds=SECONDS / 2)
-    before = sum(map(_cpu_seconds, way.envoys))
+    pids = (way.envoys, way.counting)
+    before = [sum(map(_cpu_seconds, p)) for p in pids]
     many = await asyncio.to_thread(load.measure, way.port, request, connections=32, seconds=SECONDS)
-    used = sum(map(_cpu_seconds, way.envoys)) - before
+    used = [1e6 * (sum(map(_cpu_seconds, p)) - b) / len(many.latencies) for p, b in zip(pids, before, strict=True)]
     if one.errors or many.errors:
         raise SystemExit(f"port {way.port}: {one.errors + many.errors} answers were not 200")
-    return Round(one.quantile(0.5), many.quantile(0.5), many.per_second, 1e6 * used / len(many.latencies))
+    return Round(one.quantile(0.5), many.quantile(0.5), many.per_second, *used)
 
 
 async def _measure(ways: dict[str, Way], request: bytes) -> tuple[dict[str, list[Round]], float]:
@@ -112,25 +119,24 @@ async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
     port, bare_port, before_port = free_port(), free_port(), free_port()
     bare = Envoy(_passing_on(bare_port, port, folder / "bare-admin.sock"), folder, "bare")
     before = Envoy(_passing_on(before_port, bare_port, folder / "before-admin.sock"), folder, "before")
-    with load.upstream(port):
-        async with Front(folder, port) as front, Rig(folder) as rig:
-            pods = [front.address]
-            await rig.serve(model("support", revision("v1", 90, pods), revision("v2", 10, pods)))
-            try:
-                for envoy in (bare, before):
-                    envoy.start()
-                    await envoy.ready()
-                ways = {
-                    DIRECT: Way(port),
-                    BARE: Way(bare_port, (bare.pid,)),
-                    TWO_BARE: Way(before_port, (before.pid, bare.pid)),
-                    FRONT: Way(front.port, (front.envoy.pid,)),
-                    WHOLE: Way(rig.port, (rig.envoy.pid, front.envoy.pid)),
-                }
-                return await _measure(ways, load.request_of(load.body_of("support", 1024)))
-            finally:
-                bare.stop()
-                before.stop()
+    socket = folder / "ads.sock"
+    with load.upstream(port), ExitStack() as stack:
+        async with Front(folder, port) as front, Rig(folder, ads=socket) as rig:
+            stack.callback(bare.stop)
+            stack.callback(before.stop)
+            heard = stack.enter_context(counting(socket, [front.address]))
+            for envoy in (bare, before):
+                envoy.start()
+                await envoy.ready()
+            await rig.envoy.ready()
+            ways = {
+                DIRECT: Way(port),
+                BARE: Way(bare_port, (bare.pid,)),
+                TWO_BARE: Way(before_port, (before.pid, bare.pid)),
+                FRONT: Way(front.port, (front.envoy.pid,)),
+                WHOLE: Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,)),
+            }
+            return await _measure(ways, load.request_of(load.body_of("support", 1024)))
 
 
 def _medians(rounds: list[Round]) -> Round:
@@ -145,7 +151,7 @@ def main() -> int:
     for name, m in middle.items():
         print(
             f"{name:16} p50 at 1: {m.one:.3f} ms   at 32: {m.per_second:8.0f} requests/s, p50 {m.many:.2f} ms, "
-            f"Envoy CPU {m.cpu_us:.0f} us"
+            f"Envoy CPU {m.cpu_us:.0f} us, counting {m.counting_us:.0f} us"
         )
     added = [whole.one - direct.one for whole, direct in zip(results[WHOLE], results[DIRECT], strict=True)]
     rates = [r.per_second for r in results[WHOLE]]
@@ -153,6 +159,7 @@ def main() -> int:
         "added_ms_p50_1kb": statistics.median(added),
         "requests_per_second_1kb": statistics.median(rates),
         "cpu_us_per_request": middle[WHOLE].cpu_us,
+        "counting_cpu_us_per_request": middle[WHOLE].counting_us,
         "front_added_ms_p50_1kb": middle[FRONT].one - middle[DIRECT].one,
         "direct_ms_p50_1kb": middle[DIRECT].one,
         "direct_requests_per_second_1kb": middle[DIRECT].per_second,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.service.accesslog.v3 import als_pb2
 
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.fakes.upstream import Upstream
@@ -51,23 +53,24 @@ async def pod() -> AsyncIterator[Upstream]:
 async def test_requests_wait_for_nobody_who_does_not_listen(tmp_path: Path, pod: Upstream) -> None:
     ears = Ears()
     async with Rig(tmp_path, services=[ears.join], concurrency=2) as rig:
-        await rig.serve(model("support", revision("v1", 100, [pod.address])))
+        await rig.serve(model("support", revision("v1", 50, [pod.address]), revision("v2", 50, [pod.address])))
         assert ears.streams == 0
         await rig.post({"model": "support"})
         await eventually(lambda: len(ears.answers) == 1, "it is told")
-        assert (ears.answers[0].deployment, ears.answers[0].revision) == ("default/md-support", "v1")
+        assert ears.answers[0].deployment == "default/md-support"
         assert ears.answers[0].outcome is Outcome.OK
 
         ears.open.clear()
         dropped = r"access_logs\.grpc_access_log\.logs_dropped"
-        slowest, sent = 0.0, 0
+        slowest, sent, by = 0.0, 0, Counter[str]()
         memory = await rig.envoy.stat(r"server\.memory_allocated")
         while not await rig.envoy.stat(dropped):
-            assert sent < 20_000, "nothing was dropped"
+            assert sent * len(LONG["user-agent"]) < 32 << 20, "nothing was dropped"
             begin = time.perf_counter()
             answers = await asyncio.gather(*(rig.post({"model": "support"}, headers=LONG) for _ in range(50)))
             slowest, sent = max(slowest, time.perf_counter() - begin), sent + 50
             assert all(status == 200 for status, _, _ in answers)
+            by.update(headers["x-revision"] for _, headers, _ in answers)
         assert slowest < 2
         assert await rig.envoy.stat(r"server\.memory_allocated") - memory < 32 << 20
 
@@ -75,8 +78,36 @@ async def test_requests_wait_for_nobody_who_does_not_listen(tmp_path: Path, pod:
         # some had to be dropped; what waited is told, and what comes from now on
         await rig.post({"model": "support", "stream": True})
         await eventually(lambda: any(answer.streamed for answer in ears.answers), "it is told again")
-        assert len(ears.answers) <= sent + 2
         assert {answer.outcome for answer in ears.answers} == {Outcome.OK}
+        # of both revisions about the same share
+        told = Counter(answer.revision for answer in ears.answers)
+        assert told.total() <= sent + 2
+        shares = [told[name] / by[name] for name in ("v1", "v2")]
+        assert abs(shares[0] - shares[1]) < 5 / sent**0.5, (told, by)
+
+
+async def test_other_things_get_half_of_the_time_however_much_is_told() -> None:
+    loop = asyncio.get_running_loop()
+    busy, ended = 0.0, 0
+
+    def slow(_: Sequence[Answer]) -> None:
+        nonlocal busy
+        began = loop.time()
+        while loop.time() - began < 0.02:
+            pass
+        busy += loop.time() - began
+
+    async def messages() -> AsyncIterator[als_pb2.StreamAccessLogsMessage]:
+        nonlocal ended
+        for _ in range(10):
+            yield als_pb2.StreamAccessLogsMessage()
+        ended += 1
+
+    reports = AnswerReports(slow)
+    began = loop.time()
+    await asyncio.gather(*(reports.serve(messages()) for _ in range(3)))
+    assert (ended, reports.streams) == (3, 0)
+    assert busy < 0.6 * (loop.time() - began)
 
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'

@@ -256,7 +256,6 @@ async def test_nobody_is_blamed_for_having_waited_for_an_adapter(gateway: Gatewa
         asked = asyncio.create_task(gateway.rig.post({"model": "support", **STREAM}))
         await becomes(gateway.held, 1, "it waits")
         team.report(pod, "support")
-        team.sleep("support")
         assert (await asked)[0] == 200
         await gateway.evidences(lambda r: bool(tallies(r, team, "support")), "it is counted")
         assert tallies(await gateway.evidence(), team, "support") == {"errorRate": (1, 0, 0, 0)}

@@ -1,0 +1,108 @@
+"""From an entry of Envoy's gRPC access log to what became of the request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+from google.protobuf import json_format
+
+from tuneyard.systems.envoy.answers import Answer, Outcome, answer_of, answers_of
+
+ENGINE = "via_upstream"
+
+
+def entry(
+    status: int = 200,
+    *flags: str,
+    details: str = ENGINE,
+    cluster: str = "team/support~chat/v1/0123abcd",
+    route: str = "weights",
+    content: str = "application/json",
+    **told: Any,
+) -> accesslog_pb2.HTTPAccessLogEntry:
+    return json_format.ParseDict(
+        {
+            "common_properties": {
+                "upstream_cluster": cluster,
+                "route_name": route,
+                "time_to_last_rx_byte": "0.020s",
+                "time_to_last_upstream_rx_byte": "1.520s",
+                "duration": "2.020s",
+                "response_flags": dict.fromkeys(flags, True),
+                "metadata": {"filter_metadata": {"tuneyard": told}} if told else {},
+            },
+            "request": {"request_body_bytes": 4000},
+            "response": {
+                "response_code": status,
+                "response_code_details": details,
+                "response_headers": {"content-type": content},
+            },
+        },
+        accesslog_pb2.HTTPAccessLogEntry(),
+    )
+
+
+def read(*args: Any, **more: Any) -> Answer:
+    found = answer_of(entry(*args, **more))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        (entry(200), Outcome.OK),
+        (entry(204), Outcome.OK),
+        (entry(500), Outcome.ERROR),
+        (entry(503, "upstream_retry_limit_exceeded"), Outcome.ERROR),
+        (entry(503, "upstream_connection_failure", details="upstream_reset_before_response_started"), Outcome.ERROR),
+        (entry(503, "upstream_connection_termination", details="upstream_reset"), Outcome.ERROR),
+        (entry(504, "stream_idle_timeout", details="stream_idle_timeout"), Outcome.ERROR),
+        (entry(200, "stream_idle_timeout", details="stream_idle_timeout"), Outcome.ERROR),
+        (entry(200, "upstream_remote_reset", details="upstream_reset_after_response_started"), Outcome.ERROR),
+        (entry(200, "upstream_protocol_error", details="upstream_reset_after_response_started"), Outcome.ERROR),
+        (entry(200, failed=True), Outcome.ERROR),
+        (entry(400), Outcome.CLIENT_ERROR),
+        (entry(429), Outcome.CLIENT_ERROR),
+        (entry(200, "downstream_connection_termination", details="downstream_remote_disconnect"), Outcome.CLIENT_LEFT),
+        (entry(0, "downstream_remote_reset", details="http2.remote_reset"), Outcome.CLIENT_LEFT),
+        (entry(503, "upstream_overflow", details="upstream_reset_before_response_started"), Outcome.REFUSED),
+        (entry(503, "overload_manager", details="overload"), Outcome.REFUSED),
+        (entry(408, "stream_idle_timeout", details="request_timeout"), Outcome.REFUSED),
+        (entry(413, details="request_payload_too_large"), Outcome.REFUSED),
+        (entry(503, details="lua_response", error="model_not_ready"), Outcome.REFUSED),
+        (entry(500, details="rbac_access_denied_matched_policy[none]"), Outcome.REFUSED),
+    ],
+)
+def test_how_a_request_ended(given: accesslog_pb2.HTTPAccessLogEntry, outcome: Outcome) -> None:
+    found = answer_of(given)
+    assert found is not None
+    assert found.outcome is outcome
+
+
+def test_whose_answer_it_was() -> None:
+    assert (read().deployment, read().revision, read().prompt_tokens) == ("team/support.chat", "v1", 1000)
+    assert not read().chosen
+    assert read(route="revision/v1").chosen
+    assert read(held=True).held
+    assert read(content="text/event-stream; charset=utf-8").streamed
+    for cluster in ("", "nowhere", "holding"):
+        assert answer_of(entry(cluster=cluster)) is None
+
+
+def test_an_answer_is_timed_to_its_last_byte_and_a_wait_to_its_end() -> None:
+    assert read().took == pytest.approx(1500)
+    assert read(200, "downstream_connection_termination").took == pytest.approx(2000)
+    assert read(500).took == pytest.approx(2000)
+    assert (read().ttft, read().itl) == (None, None)
+    assert (read(ttft_ms=302.5, itl_ms=30.25).ttft, read(ttft_ms=302.5, itl_ms=30.25).itl) == (302.5, 30.25)
+
+
+def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:
+    message = als_pb2.StreamAccessLogsMessage()
+    message.http_logs.log_entry.extend([entry(500), entry(cluster=""), entry(200)])
+    assert [a.outcome for a in answers_of(message)] == [Outcome.ERROR, Outcome.OK]
+    assert answers_of(als_pb2.StreamAccessLogsMessage()) == []
