@@ -15,6 +15,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from tuneyard.api import names
@@ -22,8 +23,8 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import LastCommand, RolloutStatus
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.rolloutrender import render_rollout
-from tuneyard.cli.rolloutview import rollout_view
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.rolloutview import RolloutView, evidence_line, rollout_view
+from tuneyard.cli.status import add_cluster_arguments, console_for, follow, machine_readable, readings, show
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
 from tuneyard.systems.kube.client import MERGE, ApiError
 from tuneyard.systems.kube.objects import path
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     status = actions.add_parser("status", help="where it stands", description="Where the rollout stands.")
     _name(status)
-    status.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
+    how = status.add_mutually_exclusive_group()
+    how.add_argument("-w", "--watch", action="store_true", help="follow live; lines of changes where no terminal is")
+    how.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
     for action, words in ACTIONS.items():
         added = actions.add_parser(action, help=words, description=f"{words[0].upper()}{words[1:]}.")
         _name(added)
@@ -61,19 +64,37 @@ def run(args: argparse.Namespace) -> int:
     """Show the rollout, or send the command and print the answer."""
     cluster = open_cluster(args.kubeconfig, args.context)
     namespace = args.namespace or cluster.namespace
-    deployment = read_deployment(cluster, namespace, args.name)
     if args.action == "status":
-        view = rollout_view(deployment, datetime.now(UTC))
-        if args.output:
-            sys.stdout.write(machine_readable(view, args.output))
-        else:
-            show(console_for(sys.stdout), render_rollout(view))
-        return 0
+        return _status(args, lambda: rollout_view(read_deployment(cluster, namespace, args.name), datetime.now(UTC)))
+    deployment = read_deployment(cluster, namespace, args.name)
     answer = ask(cluster, deployment, args.action, args.revision or meant(deployment, args.action))
     sys.stdout.write(f"{answer.message}\n" if answer.accepted else "")
     if not answer.accepted:
         raise UserError(f"refused: {answer.message}")
     return 0
+
+
+def _status(args: argparse.Namespace, read: Callable[[], RolloutView]) -> int:
+    console = console_for(sys.stdout)
+    if args.output:
+        sys.stdout.write(machine_readable(read(), args.output))
+    elif not args.watch:
+        show(console, render_rollout(read()))
+    elif console.is_terminal:
+        return follow(read, render_rollout, console)
+    else:
+        _follow_as_lines(read)
+    return 0
+
+
+def _follow_as_lines(read: Callable[[], RolloutView]) -> None:
+    told = ""
+    for view, problem in readings(read):
+        line = problem if view is None else evidence_line(view)
+        if line != told:
+            sys.stdout.write(f"{datetime.now(UTC):%H:%M:%S} {line}\n")
+            sys.stdout.flush()
+        told = line
 
 
 def meant(deployment: ModelDeploymentResource, action: str) -> str | None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tuneyard.api.rollout import AnalysisStatus
 from tuneyard.cli.rolloutview import HistoryView, RolloutView
 from tuneyard.cli.statusrender import duration, section, table
 
-_STYLES = {"Completed": "green", "RolledBack": "red", "Paused": "yellow", "Progressing": "cyan", "Baking": "cyan"}
+_STYLES = {
+    "Completed": "green",
+    "RolledBack": "red",
+    "Paused": "yellow",
+    "Inconclusive": "yellow",
+    "Progressing": "cyan",
+    "Baking": "cyan",
+}
+
+_OUTCOMES = {"Pass": "green", "Reject": "red", "Continue": "cyan"}
 
 
 def render_rollout(view: RolloutView) -> RenderableType:
@@ -22,6 +32,8 @@ def render_rollout(view: RolloutView) -> RenderableType:
     parts.append(Text(view.message))
     if view.steps:
         parts.append(_steps(view))
+    if view.candidate is not None and view.analysis is not None:
+        parts += [_split(view), *_evidence(view, view.analysis)]
     if view.verdicts:
         parts.append(_verdicts(view))
     if view.last_command is not None:
@@ -50,6 +62,31 @@ def _steps(view: RolloutView) -> RenderableType:
         style = "bold" if step.state == "now" else "dim" if step.state == "ahead" else ""
         rows.add_row(str(number), f"{step.weight} %", step.hold or "-", Text(step.state, style=style))
     return section("Steps", rows)
+
+
+def _split(view: RolloutView) -> RenderableType:
+    rows = table("REVISION", "WEIGHT", "SPEC", "EVERYWHERE", "WITHHELD")
+    for part in view.split:
+        everywhere = Text("yes" if part.verified else "not yet", style="" if part.verified else "yellow")
+        weights = (f"{part.weight} %", f"{part.spec_weight} %")
+        rows.add_row(part.revision, *weights, everywhere, part.withheld or "-")
+    return section("Split", rows)
+
+
+def _evidence(view: RolloutView, analysis: AnalysisStatus) -> list[RenderableType]:
+    rows = table("OBJECTIVE", f"{view.candidate}: BAD OF JUDGED", f"{view.stable}: BAD OF JUDGED")
+    for counted in analysis.objectives or ():
+        mine, other = (counted.candidate_bad, counted.candidate_judged), (counted.stable_bad, counted.stable_judged)
+        rows.add_row(counted.objective, _share(*mine), _share(*other))
+    words = Text(f"{analysis.outcome}: ", style=_OUTCOMES.get(analysis.outcome, "yellow"))
+    # while a step waits for it, the message above has the sentence already
+    words.append("as above" if analysis.sentence in view.message else analysis.sentence, style="default")
+    said: list[RenderableType] = [section(f"Evidence since {analysis.since}", rows), words]
+    return [*said, Text(analysis.stable_broken, style="yellow")] if analysis.stable_broken else said
+
+
+def _share(bad: int, judged: int) -> str:
+    return f"{bad} of {judged} ({100 * bad / judged:.2g} %)" if judged else "none yet"
 
 
 def _verdicts(view: RolloutView) -> RenderableType:

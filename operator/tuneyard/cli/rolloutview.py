@@ -10,7 +10,7 @@ from datetime import datetime
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import find
 from tuneyard.api.modeldeployment import ModelDeploymentResource
-from tuneyard.api.rollout import LastCommand, Outcome, RolloutStatus, Verdict
+from tuneyard.api.rollout import AnalysisStatus, LastCommand, Outcome, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
 from tuneyard.planning.rolloutposition import stays
 from tuneyard.planning.timestamps import parsed_time, remaining
@@ -22,6 +22,17 @@ class StepView(ApiModel):
     weight: int
     hold: str | None = None
     state: str
+
+
+class SplitView(ApiModel):
+    """What a revision gets of the traffic."""
+
+    revision: str
+    weight: int
+    spec_weight: int
+    verified: bool = False
+    """Every gateway serves just that."""
+    withheld: str | None = None
 
 
 class RolloutView(ApiModel):
@@ -41,6 +52,8 @@ class RolloutView(ApiModel):
     """Until time alone lets it go on; None: it waits for something else."""
     paused_by: str | None = None
     steps: list[StepView] = []
+    split: list[SplitView] = []
+    analysis: AnalysisStatus | None = None
     message: str = ""
     """What the Ready condition says."""
     verdicts: list[Verdict] = []
@@ -76,6 +89,18 @@ def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutV
         seconds_left=_seconds_left(deployment, rollout, now),
         paused_by=paused_by if deployment.spec.progressive else None,
         steps=_steps(deployment, rollout),
+        split=[
+            SplitView(
+                revision=t.revision,
+                weight=t.weight,
+                spec_weight=t.spec_weight,
+                verified=t.verified,
+                withheld=t.withheld,
+            )
+            for t in deployment.status.traffic
+            if t.weight or t.spec_weight
+        ],
+        analysis=rollout.analysis,
         message=ready.message if ready else "no status yet: the operator has not seen it",
         verdicts=list(rollout.verdicts or ()),
         last_command=rollout.last_command,
@@ -98,7 +123,12 @@ def _steps(deployment: ModelDeploymentResource, rollout: RolloutStatus) -> list[
 
 def _seconds_left(deployment: ModelDeploymentResource, rollout: RolloutStatus, now: datetime) -> int | None:
     spec, since = deployment.spec.rollout, parsed_time(rollout.step_started_at)
-    if spec is None or since is None or rollout.step is None or rollout.phase not in ("Progressing", "Baking"):
+    if (
+        spec is None
+        or since is None
+        or rollout.step is None
+        or rollout.phase not in ("Progressing", "Inconclusive", "Baking")
+    ):
         return None
     hold = stays(spec, rollout.step)
     return max(0, int(remaining(since, seconds(hold), now))) if hold else None
@@ -125,4 +155,11 @@ def summary(view: RolloutView) -> str | None:
         words += f", {view.position} steps done"
     if view.paused_by:
         return f"{words}, paused by {view.paused_by}"
-    return words
+    return f"{words}, {view.analysis.outcome}" if view.analysis is not None else words
+
+
+def evidence_line(view: RolloutView) -> str:
+    """One line of a live view where no terminal is."""
+    words = summary(view) or f"rollout: {view.stable or 'nobody'} is stable"
+    words = f"{words} ({view.phase})"
+    return f"{words}: {view.analysis.sentence}" if view.analysis is not None else words

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import yaml
 from rich.console import Console, Group, RenderableType
@@ -31,6 +31,7 @@ from tuneyard.cli.statusview import DeploymentView, Overview, deployment_view, o
 WATCH_SECONDS = 1.0
 WIDTH_WITHOUT_TERMINAL = 160
 View = DeploymentView | Overview
+Shown = TypeVar("Shown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         return Group(_rendered(view, namespace, console), *_remarks(cluster))
 
     if args.watch:
-        return _follow(read, render, console) if console.is_terminal else _follow_as_lines(read)
+        return follow(read, render, console) if console.is_terminal else _follow_as_lines(read)
     view = read()
     if args.output:
         sys.stdout.write(machine_readable(view, args.output))
@@ -129,7 +130,7 @@ def _remarks(cluster: Cluster) -> list[Text]:
     return [Text(f"\nleft out, {what}: {why}", style="yellow") for what, why in sorted(cluster.remarks.items())]
 
 
-def _readings(read: Callable[[], View]) -> Iterator[tuple[View | None, str]]:
+def readings(read: Callable[[], Shown]) -> Iterator[tuple[Shown | None, str]]:
     """(view, "") or (None, what went wrong), once a second for ever; the first failure is the user's to see at once."""
     yield read(), ""
     while True:
@@ -140,10 +141,11 @@ def _readings(read: Callable[[], View]) -> Iterator[tuple[View | None, str]]:
             yield None, str(error)
 
 
-def _follow(read: Callable[[], View], render: Callable[[View], RenderableType], console: Console) -> int:
-    last: View | None = None
+def follow(read: Callable[[], Shown], render: Callable[[Shown], RenderableType], console: Console) -> int:
+    """Show on a terminal what is read, once a second, until it is interrupted."""
+    last: Shown | None = None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        for view, problem in _readings(read):
+        for view, problem in readings(read):
             last = view or last
             shown = [render(last)] if last else []
             live.update(Group(*shown, Text(problem, style="red")), refresh=True)
@@ -153,7 +155,7 @@ def _follow(read: Callable[[], View], render: Callable[[View], RenderableType], 
 def _follow_as_lines(read: Callable[[], View]) -> int:
     before: Overview | None = None
     told = ""
-    for view, problem in _readings(read):
+    for view, problem in readings(read):
         lines = [problem] if problem and problem != told else []
         told = problem
         if view is not None:

@@ -86,7 +86,7 @@ class Look:
     judgement: Judgement | None = None
     """None: the candidate has had no traffic."""
     telling: bool = True
-    """Its numbers are to be said: every LOOK_SECONDS, and at each change of who is compared or of weights."""
+    """Its numbers, where they are others, are to be said now: every LOOK_SECONDS, and at a change of weights."""
     again: float | None = None
     """Seconds after which time alone asks for another look."""
 
@@ -283,9 +283,10 @@ class _Looking:
         sight = Sight(self.now, {}, answers.expected, answers.answered)
         judgement = judged(analysis, self.rules, sight)
         silent = analysis.heard + self.rules.silence - self.now
-        times = (waits, None if judgement.outcome is Outcome.NO_TRAFFIC else silent)
+        told = record.looked + LOOK_SECONDS - self.now
+        times = (waits, told, None if judgement.outcome is Outcome.NO_TRAFFIC else silent)
         again = min((t for t in times if t is not None and t > 0), default=None)
-        return Look(analysis, record, stored, judgement, not stored, again)
+        return Look(analysis, record, stored, judgement, not stored or told <= 0, again)
 
     def _here(self) -> Position:
         revisions = {self.stable.revision, self.candidate.revision if self.candidate else ""}

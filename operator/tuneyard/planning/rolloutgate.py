@@ -127,11 +127,13 @@ def _status(seen: Seen, found: Look, candidate: str, outcome: Outcome, sentence:
     if record.broken:
         when = "as it did before it" if record.broken_before else "since it has traffic"
         trouble = clipped(f"beside {candidate}, {when}: {record.broken}")
-    if not found.telling and before is not None and before.outcome == outcome.value and before.since == since:
+    counts = _counts(found)
+    same = before is not None and before.outcome == outcome.value and before.since == since
+    if before is not None and same and (not found.telling or before.objectives == counts):
         kept = before.model_copy(update={"inconclusive_since": None})
         return kept if before.stable_broken == trouble else kept.model_copy(update={"stable_broken": trouble})
     return AnalysisStatus(
-        outcome=outcome.value, sentence=sentence, stable_broken=trouble, objectives=_counts(found), since=since
+        outcome=outcome.value, sentence=sentence, stable_broken=trouble, objectives=counts, since=since
     )
 
 

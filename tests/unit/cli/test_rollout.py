@@ -8,10 +8,12 @@ import pytest
 
 from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
 from tests.unit.cli.test_status_render import compare, shown
+from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.api.reasons import Reason
 from tuneyard.cli.rollout import meant
 from tuneyard.cli.rolloutrender import render_history, render_rollout
-from tuneyard.cli.rolloutview import history_view, rollout_view, summary
+from tuneyard.cli.rolloutview import evidence_line, history_view, rollout_view, summary
+from tuneyard.planning.evidence import Tally
 
 
 def rolled_back() -> RolloutWorld:
@@ -36,7 +38,20 @@ def climbing() -> RolloutWorld:
     return world
 
 
-CASES = {"climbing": climbing, "rolled-back": rolled_back, "paused": paused, "baking": lambda: finished(bakeTime="1h")}
+def inconclusive() -> RolloutWorld:
+    world = judged_world()
+    look(world, {"v1": Tally(950, 5, 5), "v2": Tally(50, 1, 1)}, looks=2)
+    look(world, {"v1": Tally(950, 5, 5), "v2": Tally(50, 1, 1)}, seconds=300)
+    return world
+
+
+CASES = {
+    "climbing": climbing,
+    "inconclusive": inconclusive,
+    "rolled-back": rolled_back,
+    "paused": paused,
+    "baking": lambda: finished(bakeTime="1h"),
+}
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -63,6 +78,13 @@ def test_the_line_in_the_status() -> None:
     told = summary(rollout_view(paused().now, world.clock))
     assert told == "rollout: v2 has 5 of 100 %, 0/2 steps done, paused by a command"
     assert summary(rollout_view(RolloutWorld(rollout={}).now, world.clock)) is None
+
+
+def test_a_line_of_the_live_view() -> None:
+    world = inconclusive()
+    line = evidence_line(rollout_view(world.now, world.clock))
+    assert line.startswith("rollout: v2 has 5 of 100 %, 0/2 steps done, Continue (Inconclusive): errorRate: 6 of 300")
+    assert evidence_line(rollout_view(RolloutWorld().now, world.clock)) == "rollout: v1 is stable (Completed)"
 
 
 @pytest.mark.parametrize(
