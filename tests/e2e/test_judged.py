@@ -13,7 +13,7 @@ from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE, ROOT
 from tests.e2e.world import MODEL, World, deployment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.cluster]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 JUDGED = {
     "mode": "Progressive",
