@@ -22,6 +22,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import grpc
@@ -51,6 +52,7 @@ _BROKEN = (
 )
 """Flags of a request whose engine could not be reached, or did not finish what it had begun."""
 
+_revision_of = lru_cache(maxsize=10_000)(revision_of)
 _log = logging.getLogger(__name__)
 
 
@@ -88,6 +90,8 @@ class Answer(NamedTuple):
     """Time to the first token of a stream."""
     itl: float | None = None
     """Mean time between two tokens of a stream."""
+    request_id: str = ""
+    """What the client knows it by."""
 
 
 class AnswerReports:
@@ -128,7 +132,7 @@ def answers_of(message: als_pb2.StreamAccessLogsMessage) -> list[Answer]:
 def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     """What an entry tells; None where no endpoint of a revision was asked."""
     common = entry.common_properties
-    revision = revision_of(common.upstream_cluster)
+    revision = _revision_of(common.upstream_cluster)
     if revision is None:
         return None
     told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
@@ -146,6 +150,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         streamed=entry.response.response_headers.get("content-type", "").startswith("text/event-stream"),
         ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
+        request_id=entry.request.request_id,
     )
 
 
