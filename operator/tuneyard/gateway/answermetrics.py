@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.answers import Answer, Outcome
 
-REQUESTS = "tuneyard_requests_total"
+REQUESTS, FEEDBACK = "tuneyard_requests_total", "tuneyard_feedback_total"
 
 
 class _Kind(NamedTuple):
@@ -80,13 +80,14 @@ class _Histogram:
 class _Revision:
     """All series of one revision."""
 
-    __slots__ = ("_labels", "histograms", "outcomes")
+    __slots__ = ("_labels", "histograms", "outcomes", "ratings")
 
     def __init__(self, deployment: str, revision: str) -> None:
         namespace, _, name = deployment.partition("/")
         # names of Kubernetes objects: nothing in them needs escaping
         self._labels = f'namespace="{namespace}",deployment="{name}",revision="{revision}"'
         self.outcomes: dict[Outcome, int] = {}
+        self.ratings: dict[str, int] = {}
         self.histograms: dict[str, _Histogram] = {}
 
     def take(self, answer: Answer) -> None:
@@ -107,6 +108,10 @@ class _Revision:
     def requests(self) -> Iterator[str]:
         for outcome, count in self.outcomes.items():
             yield f'{REQUESTS}{{{self._labels},outcome="{outcome.value}"}} {count}\n'
+
+    def feedback(self) -> Iterator[str]:
+        for rating, count in self.ratings.items():
+            yield f'{FEEDBACK}{{{self._labels},rating="{rating}"}} {count}\n'
 
 
 class AnswerMetrics:
@@ -144,11 +149,20 @@ class AnswerMetrics:
                 revision = self._revisions[key] = _Revision(*key)
             revision.take(answer)
 
+    def rated(self, answer: Answer, bad: bool) -> None:
+        """A user said what an answer was worth."""
+        revision = self._revisions.get((answer.deployment, answer.revision))
+        if revision is not None:
+            rating = "bad" if bad else "good"
+            revision.ratings[rating] = revision.ratings.get(rating, 0) + 1
+
     async def page(self) -> str:
         """All series as Prometheus reads them."""
         revisions = list(self._revisions.values())
         parts = [f"# HELP {REQUESTS} Requests that went to a revision, by how they ended.\n# TYPE {REQUESTS} counter\n"]
         parts += [line for revision in revisions for line in revision.requests()]
+        parts.append(f"# HELP {FEEDBACK} Answers that were rated; bad: below 0.\n# TYPE {FEEDBACK} counter\n")
+        parts += [line for revision in revisions for line in revision.feedback()]
         for kind in KINDS:
             parts.append(f"# HELP {kind.name} {kind.help}\n# TYPE {kind.name} histogram\n")
             for number, revision in enumerate(revisions, 1):

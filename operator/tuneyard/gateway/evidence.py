@@ -22,6 +22,7 @@ What is counted as what (an objective that is not in the spec is not looked at):
 - answers follow each other as they ended: with several workers of Envoy, to a tenth of a second.
 
 Rules:
+- feedback is judged when it is given, by its score (feedback.py);
 - counters are of the deployment's uid and objectives: where either is another one, they begin anew;
 - what is not routed any more is forgotten, and its late answers are not counted;
 - nothing is ever subtracted, and a report is of one moment;
@@ -184,6 +185,15 @@ class Evidence:
                 new = True
         if new:
             self._tell()
+
+    def rated(self, answer: Answer, bad: bool) -> None:
+        """A user said what an answer was worth."""
+        judged = self._judged.get(answer.deployment)
+        counted = judged.revisions.get(answer.revision) if judged is not None else None
+        if judged is None or counted is None or judged.slo.feedback is None or answer.chosen:
+            return
+        counted.take(Objective.FEEDBACK, bad, prompt_bucket(answer.prompt_tokens))
+        self._tell()
 
     # -- what is told ----------------------------------------------------------------------------------------------
 

@@ -190,10 +190,16 @@ def application(holding: Holding) -> web.Application:
     return app
 
 
-async def serve(holding: Holding, socket: Path) -> web.AppRunner:
-    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced."""
+async def serve(holding: Holding, socket: Path, *others: Callable[[web.Application], None]) -> web.AppRunner:
+    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced.
+
+    `others` add what else Envoy's scripts ask.
+    """
     # a client that leaves ends Envoy's call, and only a handler that is cancelled by that frees the place
-    runner = web.AppRunner(application(holding), access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
+    app = application(holding)
+    for add in others:
+        add(app)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
     await runner.setup()
     make_way(socket)
     await web.UnixSite(runner, str(socket), backlog=1024).start()

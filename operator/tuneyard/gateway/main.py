@@ -31,6 +31,7 @@ from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
+from tuneyard.gateway.feedback import Feedback, Peers, join
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.options import Options, options
@@ -40,7 +41,7 @@ from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
-from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
 from tuneyard.systems.kube.client import Api, connect
@@ -77,6 +78,9 @@ class Gateway:
             loop.call_later,
             lambda: self.publisher.ads.connected or self._answers.streams > 0,
         )
+        self._token = names.observe_token(master)
+        self._peers = Peers(given.peers, self._token)
+        self.feedback = Feedback(clock, self._rated, self._peers.ask)
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
@@ -89,7 +93,6 @@ class Gateway:
         self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
         self.metrics.models.set_function(lambda: float(self.publisher.models))
         self.metrics.held.set_function(lambda: float(self.holding.held))
-        self._token = names.observe_token(master)
         self._leaving = False
         self._resumed = False
         self._was_ready = False
@@ -107,6 +110,11 @@ class Gateway:
     def _answered(self, answers: Sequence[Answer]) -> None:
         self.evidence.answered(answers)
         self.answer_metrics.answered(answers)
+        self.feedback.answered(answers)
+
+    def _rated(self, answer: Answer, bad: bool) -> None:
+        self.evidence.rated(answer, bad)
+        self.answer_metrics.rated(answer, bad)
 
     @property
     def ready(self) -> bool:
@@ -118,7 +126,8 @@ class Gateway:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
-        holding = await serve(self.holding, self._given.holding_socket)
+        rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
+        holding = await serve(self.holding, self._given.holding_socket, rating)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -131,6 +140,7 @@ class Gateway:
             resuming.cancel()
             await server.cleanup()
             await holding.cleanup()
+            await self._peers.close()
             await self.watches.stop()
             await self.publisher.ads.stop()
 
@@ -168,6 +178,7 @@ class Gateway:
             self.publisher,
             self.demand,
             self.evidence,
+            self.feedback,
             self._token,
             alive=self.watches.alive,
             ready=lambda: self.ready,

@@ -11,6 +11,7 @@
 | TUNEYARD_HOLD_SECONDS | how long a request waits for an adapter to be loaded | 60 |
 | TUNEYARD_HOLD_REQUESTS | how many may wait at this gateway | 1000 |
 | TUNEYARD_HOLD_PER_DEPLOYMENT | how many of them for one ModelDeployment | 100 |
+| TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
 """
@@ -41,6 +42,7 @@ class Options:
     drain_delay: float
     drain_seconds: float
     hold: Limits
+    peers: str
 
     @property
     def ads_socket(self) -> Path:
@@ -79,4 +81,5 @@ def options(environment: Mapping[str, str]) -> Options:
             requests=int(environment.get("TUNEYARD_HOLD_REQUESTS") or Limits.requests),
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
+        peers=environment.get("TUNEYARD_PEERS", ""),
     )

@@ -3,6 +3,7 @@
 - GET /v1/applied?after=N   what is in force, with the bearer token; waits up to 20 s for a version other than N
 - GET /v1/demand?after=N    what is asked of whom, in the same way
 - GET /v1/evidence?after=N  what has been counted of answers, in the same way
+- POST /v1/feedback         what a user of another gateway thought of an answer of this one, with the same token
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, those of answers, then Envoy's
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
@@ -21,16 +23,41 @@ from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
+from tuneyard.gateway.feedback import Feedback, Given, Taken, join
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.publisher import Publisher
 
 WAIT = 20.0
+
+ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport]]
+"""A report as soon as its version is another, or after so many seconds."""
+
+
+def _trusted(wanted: str, request: web.Request) -> bool:
+    """Whether a request comes with the token."""
+    return hmac.compare_digest(request.headers.get("Authorization", "").encode(), wanted.encode())
+
+
+async def _report(
+    report_after: ReportAfter, trusted: Callable[[web.Request], bool], request: web.Request
+) -> web.Response:
+    """A report to whom is trusted."""
+    if not trusted(request):
+        return web.json_response({"error": "the bearer token is missing or wrong"}, status=401)
+    try:
+        after = int(request.query.get("after", "-1"))
+    except ValueError:
+        return web.json_response({"error": "after must be a number"}, status=400)
+    report = await report_after(after, WAIT)
+    text = report.model_dump_json(by_alias=True, exclude_none=True)
+    return web.Response(text=text, content_type="application/json")
 
 
 def application(
     publisher: Publisher,
     demand: Demand,
     evidence: Evidence,
+    feedback: Feedback,
     token: str,
     *,
     alive: Callable[[], bool],
@@ -40,30 +67,10 @@ def application(
     envoy: EnvoyAdmin,
 ) -> web.Application:
     """The routes; `token` is what the operator proves itself with."""
+    trusted = partial(_trusted, f"Bearer {token}")
 
-    async def answer(
-        request: web.Request,
-        report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport]],
-    ) -> web.Response:
-        given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return web.json_response({"error": "the bearer token is missing or wrong"}, status=401)
-        try:
-            after = int(request.query.get("after", "-1"))
-        except ValueError:
-            return web.json_response({"error": "after must be a number"}, status=400)
-        report = await report_after(after, WAIT)
-        text = report.model_dump_json(by_alias=True, exclude_none=True)
-        return web.Response(text=text, content_type="application/json")
-
-    async def applied(request: web.Request) -> web.Response:
-        return await answer(request, publisher.report_after)
-
-    async def demanded(request: web.Request) -> web.Response:
-        return await answer(request, demand.report_after)
-
-    async def evidenced(request: web.Request) -> web.Response:
-        return await answer(request, evidence.report_after)
+    async def rated(given: Given) -> Taken:
+        return feedback.take(given)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n") if alive() else web.Response(status=503, text="watches are stale\n")
@@ -77,9 +84,14 @@ def application(
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()
-    app.router.add_get("/v1/applied", applied)
-    app.router.add_get("/v1/demand", demanded)
-    app.router.add_get("/v1/evidence", evidenced)
+    reports: dict[str, ReportAfter] = {
+        "/v1/applied": publisher.report_after,
+        "/v1/demand": demand.report_after,
+        "/v1/evidence": evidence.report_after,
+    }
+    for path, report_after in reports.items():
+        app.router.add_get(path, partial(_report, report_after, trusted))
+    join(app, "/v1/feedback", rated, trusted)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

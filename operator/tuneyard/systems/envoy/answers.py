@@ -23,6 +23,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import grpc
@@ -52,6 +53,7 @@ _BROKEN = (
 )
 """Flags of a request whose engine could not be reached, or did not finish what it had begun."""
 
+_revision_of = lru_cache(maxsize=10_000)(revision_of)
 _log = logging.getLogger(__name__)
 
 
@@ -89,6 +91,8 @@ class Answer(NamedTuple):
     """Time to the first token of a stream."""
     itl: float | None = None
     """Mean time between two tokens of a stream."""
+    request_id: str = ""
+    """What the client knows it by."""
 
 
 class AnswerReports:
@@ -131,7 +135,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     common = entry.common_properties
     told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
     spoiled = told["spoiled"].string_value.rpartition("/") if "spoiled" in told else None
-    revision = (spoiled[0], spoiled[2]) if spoiled else revision_of(common.upstream_cluster)
+    revision = (spoiled[0], spoiled[2]) if spoiled else _revision_of(common.upstream_cluster)
     if revision is None:
         return None
     outcome = Outcome.ERROR if spoiled else _outcome(entry, "failed" in told)
@@ -148,6 +152,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         streamed=entry.response.response_headers.get("content-type", "").startswith("text/event-stream"),
         ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
+        request_id=entry.request.request_id,
     )
 
 

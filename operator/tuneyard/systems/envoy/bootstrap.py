@@ -53,6 +53,8 @@ HOLD_PATH = "/hold"
 HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revision"
 HOLD_REFUSAL_HEADER = "x-tuneyard-refusal"
 """How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not."""
+FEEDBACK_PATH = "/feedback"
+"""How `extract` passes on to the same process what users thought of answers."""
 HOLD_SECONDS = 60.0
 """How long a request may wait for its adapter where nobody says otherwise."""
 _HOLD_MARGIN = 5.0

@@ -21,6 +21,7 @@ local INFERENCE = {
   ['/v1/completions'] = true,
   ['/v1/embeddings'] = true,
 }
+local MAX_FEEDBACK = 32768 -- bytes of a body, whose text may be 4096 and have six for each as JSON
 local MAX_DEPTH = 256      -- of nesting
 local MAX_TOKENS = 1000000 -- strings and brackets: bounds the time that one body can take
 
@@ -113,6 +114,25 @@ local function list_models(handle, headers, path)
   headers:replace('x-tuneyard-gate', 'open')
 end
 
+-- POST /v1/feedback: the gateway process knows whose answer it was, and answers by itself.
+local function give_feedback(handle)
+  local body = handle:body(true)
+  if body:length() > MAX_FEEDBACK then
+    return refuse(handle, '413', 'The body is over the limit of 32 KiB.', 'invalid_request_error', 'request_too_large')
+  end
+  local answer, text = handle:httpCall('holding', {
+    [':method'] = 'POST',
+    [':path'] = '/feedback',
+    [':authority'] = 'holding',
+  }, body:getBytes(0, body:length()), 5000)
+  local status, kind = answer[':status'], answer['content-type'] or ''
+  if find(kind, 'application/json', 1, true) ~= 1 then
+    return refuse(handle, '503', 'Nobody could take this feedback at the moment.', 'server_error', 'unavailable')
+  end
+  if status ~= '202' then handle:streamInfo():dynamicMetadata():set('tuneyard', 'error', 'feedback') end
+  handle:respond({ [':status'] = status, ['content-type'] = 'application/json' }, text)
+end
+
 function envoy_on_request(handle)
   local headers = handle:headers()
   if headers:get('tuneyard-hop') then
@@ -123,6 +143,7 @@ function envoy_on_request(handle)
   if query then path = sub(path, 1, query - 1) end
   local method = headers:get(':method')
   if method == 'GET' and not INFERENCE[path] then return list_models(handle, headers, path) end
+  if path == '/v1/feedback' and method == 'POST' then return give_feedback(handle) end
   if not INFERENCE[path] then return unknown_url(handle) end
   if method ~= 'POST' then
     return refuse(handle, '405', 'Only POST is allowed here.', 'invalid_request_error', 'method_not_allowed')

@@ -1,0 +1,196 @@
+"""What users thought of answers: POST /v1/feedback, attached to the revision that answered.
+
+Rules:
+- an answer is known by its x-request-id, at the gateway process that it passed, for KEPT_SECONDS and as long as it is
+  one of its last KEPT answers; ids that are too long to be anybody's are not kept;
+- any gateway takes feedback: one that does not know an answer asks the others, over the port where the operator asks
+  too. So nothing about the answer stands in the id: a client can forge none, and rates an answer once;
+- what a process has forgotten by ending cannot be rated any more (404), and is told from nothing else;
+- Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
+- a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
+- the text is checked for its size and not kept.
+All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import aiohttp
+from aiohttp import web
+
+from tuneyard.systems.envoy.answers import Answer, Outcome
+from tuneyard.systems.envoy.documents import error_text
+
+KEPT = 100_000
+KEPT_SECONDS = 3600.0
+PATIENCE = 0.4
+"""Seconds; longer than Envoy keeps an entry to itself."""
+MAX_ID, MAX_TEXT = 200, 4096
+PEER_SECONDS = 1.5
+
+_log = logging.getLogger(__name__)
+
+
+class Taken(IntEnum):
+    """What became of feedback, as HTTP says it."""
+
+    ACCEPTED = 202
+    UNKNOWN = 404
+    REPEATED = 409
+
+
+@dataclass(frozen=True)
+class Given:
+    """One user's word."""
+
+    request_id: str
+    score: float
+
+    @property
+    def bad(self) -> bool:
+        """Whether it counts against the revision."""
+        return self.score < 0
+
+
+Ask = Callable[[Given], Awaitable[Taken]]
+"""What the other gateways say."""
+
+
+def read(body: bytes) -> Given:
+    """The feedback that a body holds; ValueError says what is wrong with it."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        raise ValueError("The body is not valid JSON.") from None
+    if not isinstance(said, dict):
+        raise ValueError("The body must be a JSON object with request_id and score.")
+    request_id, score, text = said.get("request_id"), said.get("score"), said.get("text", "")
+    if not isinstance(request_id, str) or not request_id:
+        raise ValueError("request_id must be the x-request-id of an answer.")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or abs(score) > 1:
+        raise ValueError("score must be a number from -1 to 1.")
+    if not isinstance(text, str) or len(text.encode()) > MAX_TEXT:
+        raise ValueError(f"text must be a string of at most {MAX_TEXT} bytes.")
+    return Given(request_id, float(score))
+
+
+class Feedback:
+    """The answers of one gateway process that may be rated."""
+
+    def __init__(
+        self, clock: Callable[[], float], rated: Callable[[Answer, bool], None], ask: Ask, *, kept: int = KEPT
+    ) -> None:
+        """`rated` gets an answer and whether it was bad; `ask`: the other gateways."""
+        self._clock, self._rated, self._ask, self._kept = clock, rated, ask, kept
+        self._answers: dict[str, tuple[float, Answer | None]] = {}
+        """By request id, the oldest first: when it ended, and what it was; None: it has been rated."""
+
+    def answered(self, answers: Iterable[Answer]) -> None:
+        """Requests have ended."""
+        now = self._clock()
+        for answer in answers:
+            if answer.outcome in (Outcome.REFUSED, Outcome.CLIENT_ERROR) or not 0 < len(answer.request_id) <= MAX_ID:
+                continue
+            self._answers.pop(answer.request_id, None)
+            # no more of it than a rating needs: there are many
+            rest = Answer(answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen)
+            self._answers[answer.request_id] = (now, rest)
+            if len(self._answers) > self._kept:
+                del self._answers[next(iter(self._answers))]
+
+    def take(self, given: Given) -> Taken:
+        """Attach it to an answer of this process."""
+        ended, answer = self._answers.get(given.request_id, (-math.inf, None))
+        if self._clock() - ended > KEPT_SECONDS:
+            return Taken.UNKNOWN
+        if answer is None:
+            return Taken.REPEATED
+        self._answers[given.request_id] = (ended, None)
+        self._rated(answer, given.bad)
+        return Taken.ACCEPTED
+
+    async def take_anywhere(self, given: Given) -> Taken:
+        """Attach it to an answer of whichever gateway."""
+        taken = self.take(given)
+        if taken is not Taken.UNKNOWN:
+            return taken
+        await asyncio.sleep(PATIENCE)
+        taken = self.take(given)
+        return taken if taken is not Taken.UNKNOWN else await self._ask(given)
+
+
+def join(app: web.Application, path: str, take: Ask, trusted: Callable[[web.Request], bool] = lambda _: True) -> None:
+    """Take feedback there from whom is trusted; errors are in OpenAI's shape."""
+
+    def refused(status: int, message: str, code: str, param: str | None = None) -> web.Response:
+        text = error_text(message, "invalid_request_error", code, param)
+        return web.Response(status=status, text=text, content_type="application/json")
+
+    async def feedback(request: web.Request) -> web.Response:
+        if not trusted(request):
+            return refused(401, "The bearer token is missing or wrong.", "invalid_token")
+        try:
+            given = read(await request.read())
+        except ValueError as error:
+            return refused(400, str(error), "invalid_body")
+        taken = await take(given)
+        if taken is Taken.UNKNOWN:
+            message = "No answer with this request_id is known here: it is not one of the last hour's."
+            return refused(taken, message, "request_not_found", "request_id")
+        if taken is Taken.REPEATED:
+            return refused(taken, "This answer has been rated already.", "already_rated", "request_id")
+        return web.json_response({"object": "feedback", "request_id": given.request_id}, status=taken)
+
+    app.router.add_post(path, feedback)
+
+
+class Peers:
+    """The other gateways, by a name that resolves to all of them (this one among them: it says again what it said)."""
+
+    def __init__(self, name: str, token: str) -> None:
+        """`name`: host:port, empty where there are no others; `token` is what gateways prove themselves with."""
+        self._host, _, port = name.rpartition(":")
+        self._port = int(port or 0)
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, given: Given) -> Taken:
+        """Have the one that knows the answer take it."""
+        if not self._host:
+            return Taken.UNKNOWN
+        said = await asyncio.gather(*(self._post(address, given) for address in await self._addresses()))
+        return max((taken for taken in said if taken is not Taken.UNKNOWN), default=Taken.UNKNOWN)
+
+    async def _addresses(self) -> list[str]:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            _log.warning("the other gateways cannot be found under %s: %s", self._host, error)
+            return []
+        hosts = {str(address[0]) for _, _, _, _, address in found}
+        return [f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in sorted(hosts)]
+
+    async def _post(self, address: str, given: Given) -> Taken:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PEER_SECONDS))
+        body = {"request_id": given.request_id, "score": given.score}
+        try:
+            async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=self._headers) as answer:
+                return Taken(answer.status)
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            # one that has just ended, or is about to: what it knew nobody knows
+            return Taken.UNKNOWN
+
+    async def close(self) -> None:
+        """End the connections."""
+        if self._session is not None:
+            await self._session.close()
