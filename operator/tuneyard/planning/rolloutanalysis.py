@@ -5,8 +5,8 @@ beside it. Rules:
 - a look takes in what has come since the stored one, and is stored in the pass that makes it. Between two looks the
   stored one is judged: bets are settled at moments that time alone chooses, never at those that look good;
 - looks come every LOOK_SECONDS, in the first minute of a step every FIRST_SECONDS, and one at every change of who is
-  compared or of weights; between rollouts every QUIET_SECONDS, so that it is known how stable's bad answers come. While
-  no answer comes nothing is stored;
+  compared, of weights or of gateways; between rollouts every QUIET_SECONDS, so that it is known how stable's bad
+  answers come. While no answer comes nothing is stored;
 - the candidate's first weight begins the evidence, a change of its weight a step, all traffic the time alone. This
   follows from the weight that the stored status gives it, so a crash between two writes only makes a look late;
 - who else becomes the candidate, and other objectives, begin anew: gateways' counters are then only positions;
@@ -132,8 +132,10 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     record, analysis, own = known
     same = record.candidate == about
     late = _late(record, now)
-    position, grown = growth(Position(record.looked, _read(record.seen)), looking.readings(record), now)
-    unchanged = same and record.weight == looking.weight
+    readings = looking.readings(record)
+    position, grown = growth(Position(record.looked, _read(record.seen)), readings, now)
+    known_by_name = all(r.process in record.seen for r in readings)
+    unchanged = same and record.weight == looking.weight and known_by_name
     if unchanged and not (grown and late <= 0):
         return looking.said(record, analysis, own, stored=True, waits=late if grown else None)
     telling = not unchanged or now // LOOK_SECONDS != record.looked // LOOK_SECONDS
