@@ -24,14 +24,17 @@ import uvloop
 from aiohttp import web
 
 from tuneyard.api import names
-from tuneyard.gateway import snapshot
+from tuneyard.gateway import mirrorserver, snapshot
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.mirroring import Mirroring
+from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
+from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
@@ -64,7 +67,15 @@ class Gateway:
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
-        self.publisher.on_change = self.holding.changed
+        self._pods = Pods()
+        self.mirroring = Mirroring(
+            given.name,
+            self.publisher.routes,
+            partial(names.engine_key, master),
+            self._pods.ask,
+            MirrorMetrics(self.metrics.registry),
+        )
+        self.publisher.on_change = self._routes_changed
         self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
         self.watches = Watches(
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
@@ -82,6 +93,10 @@ class Gateway:
         self.publisher.mark(models)
         self._writer.mark()
 
+    def _routes_changed(self, model: str) -> None:
+        self.holding.changed(model)
+        self.mirroring.changed(model)
+
     @property
     def ready(self) -> bool:
         """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining."""
@@ -93,6 +108,7 @@ class Gateway:
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
         holding = await serve(self.holding, self._given.holding_socket)
+        mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -105,6 +121,9 @@ class Gateway:
             resuming.cancel()
             await server.cleanup()
             await holding.cleanup()
+            await mirror.cleanup()
+            await self.mirroring.stop()
+            await self._pods.close()
             await self.watches.stop()
             await self.publisher.ads.stop()
 
@@ -141,6 +160,7 @@ class Gateway:
         app = application(
             self.publisher,
             self.demand,
+            self.mirroring,
             self._token,
             alive=self.watches.alive,
             ready=lambda: self.ready,
@@ -198,6 +218,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         port=given.port,
         admin_socket=str(given.admin_socket),
         holding_socket=str(given.holding_socket),
+        mirror_socket=str(given.mirror_socket),
         hold_seconds=given.hold.seconds,
         listen=given.listen,
         memory=given.envoy_memory,

@@ -2,6 +2,7 @@
 
 - GET /v1/applied?after=N   what is in force, with the bearer token; waits up to 20 s for a version other than N
 - GET /v1/demand?after=N    what is asked of whom, in the same way
+- GET /v1/mirror            what mirrors have seen, with the same token, at once
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, then Envoy's
@@ -11,14 +12,17 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from tuneyard.api.documents import AppliedReport, DemandReport
+from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.mirroring import Mirroring
 from tuneyard.gateway.publisher import Publisher
 
 WAIT = 20.0
@@ -27,6 +31,7 @@ WAIT = 20.0
 def application(
     publisher: Publisher,
     demand: Demand,
+    mirroring: Mirroring,
     token: str,
     *,
     alive: Callable[[], bool],
@@ -37,7 +42,8 @@ def application(
     """The routes; `token` is what the operator proves itself with."""
 
     async def answer(
-        request: web.Request, report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport]]
+        request: web.Request,
+        report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport | MirrorReport]],
     ) -> web.Response:
         given = request.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
@@ -50,12 +56,6 @@ def application(
         text = report.model_dump_json(by_alias=True, exclude_none=True)
         return web.Response(text=text, content_type="application/json")
 
-    async def applied(request: web.Request) -> web.Response:
-        return await answer(request, publisher.report_after)
-
-    async def demanded(request: web.Request) -> web.Response:
-        return await answer(request, demand.report_after)
-
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n") if alive() else web.Response(status=503, text="watches are stale\n")
 
@@ -67,8 +67,9 @@ def application(
         return web.Response(text=own + await envoy.metrics(), content_type="text/plain", charset="utf-8")
 
     app = web.Application()
-    app.router.add_get("/v1/applied", applied)
-    app.router.add_get("/v1/demand", demanded)
+    app.router.add_get("/v1/applied", partial(answer, publisher.report_after))
+    app.router.add_get("/v1/demand", partial(answer, demand.report_after))
+    app.router.add_get("/v1/mirror", partial(answer, mirroring.report_after))
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

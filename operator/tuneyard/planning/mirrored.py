@@ -1,0 +1,199 @@
+"""What a mirrored answer is like beside the one that the user got: plain measures of two texts, of which none is kept.
+
+Rules:
+- an answer is `answered` (2xx and whole), `invalid` (4xx: the request was wrong, which says nothing about a model),
+  `error` (5xx), `broken` (a stream or a body that ends early), `timeout` or `unreachable`;
+- its text is what a client would show: contents of messages or deltas, texts of completions, names and arguments of
+  tool calls, of all choices. Embeddings have none;
+- it refuses when it is finished by a content filter, fills OpenAI's `refusal`, or begins with one of REFUSALS (its
+  first REFUSAL_WINDOW characters; apostrophes and case do not matter). The list is English, plain, and counts words,
+  not meaning;
+- similarity is the share of three-character pieces that two texts have in common (Dice: twice the common ones by all
+  of both; white space and case do not matter), of their first COMPARED characters: 1 for equal texts, about 0.2 to 0.4
+  for unrelated ones of one language. It says that answers differ, not which is better;
+- texts leave this module as lengths, a number and a keyed digest only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Outcome = Literal["answered", "invalid", "error", "broken", "timeout", "unreachable"]
+
+COMPARED = 8000
+"""Characters of a text that are compared."""
+REFUSAL_WINDOW = 200
+REFUSALS = (
+    "i'm sorry, but",
+    "i am sorry, but",
+    "i'm sorry, i can",
+    "sorry, but i can",
+    "i apologize, but",
+    "i can't help",
+    "i cannot help",
+    "i can't assist",
+    "i cannot assist",
+    "i can't provide",
+    "i cannot provide",
+    "i can't comply",
+    "i cannot comply",
+    "i'm unable to",
+    "i am unable to",
+    "i'm not able to",
+    "i am not able to",
+    "i won't be able to",
+    "i must decline",
+    "as an ai language model",
+)
+"""What a refusal begins with."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, as much of it as a comparison needs."""
+
+    outcome: Outcome
+    status: int | None = None
+    text: str | None = None
+    """Its first COMPARED characters; None where it has no text, or was too long to be kept."""
+    characters: int = 0
+    """Of the whole text."""
+    refuses: bool = False
+    first_ms: float | None = None
+    """Until its first token (of a whole answer: until it was there)."""
+    whole_ms: float | None = None
+    digest: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the model or its pod is to blame."""
+        return self.outcome in ("error", "broken", "timeout", "unreachable")
+
+
+@dataclass(frozen=True)
+class Came:
+    """An answer as it came."""
+
+    status: int
+    kind: str
+    """Its content type."""
+    body: bytes | None
+    """None: it was longer than what is kept."""
+    first_ms: float | None = None
+    whole_ms: float | None = None
+
+
+def read_answer(came: Came, key: bytes) -> Answer:
+    """What there is to say of an answer; `key` makes its digest one that nobody can guess texts by."""
+    known = Answer("answered", came.status, first_ms=came.first_ms, whole_ms=came.whole_ms)
+    if came.status >= 400:
+        return replace(known, outcome="error" if came.status >= 500 else "invalid")
+    if came.body is None:
+        return known
+    streamed = came.kind.startswith("text/event-stream")
+    documents, whole = _events(came.body) if streamed else _document(came.body)
+    if not whole:
+        return replace(known, outcome="broken")
+    pieces, refuses = _said(documents)
+    text = "".join(pieces)
+    if not text:
+        return replace(known, refuses=refuses)
+    return replace(
+        known,
+        text=text[:COMPARED],
+        characters=len(text),
+        refuses=refuses or begins_with_refusal(text),
+        digest=hashlib.blake2b(text.encode("utf-8", "replace"), key=key, digest_size=8).hexdigest(),
+    )
+
+
+def _document(body: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """A whole answer, and whether it is one."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return [], False
+    return ([found], True) if isinstance(found, dict) else ([], False)
+
+
+def _events(body: bytes) -> tuple[list[dict[str, Any]], bool]:
+    """The events of a stream, and whether it has come to its end."""
+    found: list[dict[str, Any]] = []
+    for line in body.splitlines():
+        data = line[5:].strip() if line.startswith(b"data:") else b""
+        if data == b"[DONE]":
+            return found, True
+        if data:
+            try:
+                event = json.loads(data)
+            except ValueError:
+                return found, False
+            if isinstance(event, dict):
+                found.append(event)
+    return found, False
+
+
+def _said(documents: list[dict[str, Any]]) -> tuple[list[str], bool]:
+    """The text of all choices, each in one piece, and whether one of them refuses by OpenAI's own fields."""
+    texts: dict[Any, list[str]] = {}
+    refuses = False
+    for document in documents:
+        choices = document.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if not isinstance(choice, dict):
+                continue
+            said = choice.get("message") or choice.get("delta") or {}
+            refuses = refuses or choice.get("finish_reason") == "content_filter" or bool(said.get("refusal"))
+            texts.setdefault(choice.get("index"), []).extend(_texts(choice, said))
+    return [piece for pieces in texts.values() for piece in pieces], refuses
+
+
+def _texts(choice: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
+    calls = said.get("tool_calls") or ()
+    functions = [c.get("function") or {} for c in calls if isinstance(c, dict)]
+    candidates = [choice.get("text"), said.get("content"), said.get("refusal")]
+    for text in [*candidates, *(f.get(k) for f in functions for k in ("name", "arguments"))]:
+        if isinstance(text, str):
+            yield text
+
+
+def begins_with_refusal(text: str) -> bool:
+    """Whether a text begins like a refusal."""
+    plain = text.lstrip()[:REFUSAL_WINDOW].replace("\u2019", "'").casefold()
+    return any(phrase in plain for phrase in REFUSALS)
+
+
+def similarity(one: str, other: str) -> float:
+    """0 (nothing in common) to 1 (the same); texts of fewer than three characters are the same or not."""
+    first, second = (re.sub(r"\s+", " ", text.strip()).casefold() for text in (one[:COMPARED], other[:COMPARED]))
+    if first == second:
+        return 1.0
+    pieces, others = _pieces(first), _pieces(second)
+    total = pieces.total() + others.total()
+    return 2 * (pieces & others).total() / total if total else 0.0
+
+
+def _pieces(text: str) -> Counter[str]:
+    return Counter(text[at : at + 3] for at in range(len(text) - 2))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two answers to one request have in common."""
+
+    similarity: float | None = None
+    length_ratio: float | None = None
+    """Characters of the mirrored answer by those of the user's."""
+
+
+def compare(user: Answer, mirrored: Answer) -> Comparison:
+    """Of answers without a text there is nothing to compare but outcome and time."""
+    if user.text is None or mirrored.text is None:
+        return Comparison()
+    return Comparison(similarity(user.text, mirrored.text), mirrored.characters / user.characters)
