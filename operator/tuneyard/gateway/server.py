@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
@@ -26,6 +25,8 @@ from tuneyard.gateway.mirroring import Mirroring
 from tuneyard.gateway.publisher import Publisher
 
 WAIT = 20.0
+ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | MirrorReport]]
+"""Gets a version and seconds, as Publisher.report_after."""
 
 
 def application(
@@ -41,20 +42,20 @@ def application(
 ) -> web.Application:
     """The routes; `token` is what the operator proves itself with."""
 
-    async def answer(
-        request: web.Request,
-        report_after: Callable[[int, float], Awaitable[AppliedReport | DemandReport | MirrorReport]],
-    ) -> web.Response:
-        given = request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return web.json_response({"error": "the bearer token is missing or wrong"}, status=401)
-        try:
-            after = int(request.query.get("after", "-1"))
-        except ValueError:
-            return web.json_response({"error": "after must be a number"}, status=400)
-        report = await report_after(after, WAIT)
-        text = report.model_dump_json(by_alias=True, exclude_none=True)
-        return web.Response(text=text, content_type="application/json")
+    def telling(report_after: ReportAfter) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(request: web.Request) -> web.Response:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+                return web.json_response({"error": "the bearer token is missing or wrong"}, status=401)
+            try:
+                after = int(request.query.get("after", "-1"))
+            except ValueError:
+                return web.json_response({"error": "after must be a number"}, status=400)
+            report = await report_after(after, WAIT)
+            text = report.model_dump_json(by_alias=True, exclude_none=True)
+            return web.Response(text=text, content_type="application/json")
+
+        return answer
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n") if alive() else web.Response(status=503, text="watches are stale\n")
@@ -67,9 +68,9 @@ def application(
         return web.Response(text=own + await envoy.metrics(), content_type="text/plain", charset="utf-8")
 
     app = web.Application()
-    app.router.add_get("/v1/applied", partial(answer, publisher.report_after))
-    app.router.add_get("/v1/demand", partial(answer, demand.report_after))
-    app.router.add_get("/v1/mirror", partial(answer, mirroring.report_after))
+    app.router.add_get("/v1/applied", telling(publisher.report_after))
+    app.router.add_get("/v1/demand", telling(demand.report_after))
+    app.router.add_get("/v1/mirror", telling(mirroring.report_after))
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)
