@@ -5,9 +5,9 @@ Rules:
   `error` (5xx), `broken` (a stream or a body that ends early), `timeout` or `unreachable`;
 - its text is what a client would show: contents of messages or deltas, texts of completions, names and arguments of
   tool calls, of all choices. Embeddings have none;
-- it refuses when it is finished by a content filter, fills OpenAI's `refusal`, or begins with one of REFUSALS (its
-  first REFUSAL_WINDOW characters; apostrophes and case do not matter). The list is English, plain, and counts words,
-  not meaning;
+- it refuses when it is finished by a content filter, fills OpenAI's `refusal`, or has one of REFUSALS in its first
+  REFUSAL_WINDOW characters (the shape of apostrophes and case do not matter). The list is English and plain, and knows
+  words, not meaning;
 - similarity is the share of three-character pieces that two texts have in common (Dice: twice the common ones by all
   of both; white space and case do not matter), of their first COMPARED characters: 1 for equal texts, about 0.2 to 0.4
   for unrelated ones of one language. It says that answers differ, not which is better;
@@ -51,7 +51,8 @@ REFUSALS = (
     "i must decline",
     "as an ai language model",
 )
-"""What a refusal begins with."""
+"""What refusals begin with."""
+_REFUSAL = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, REFUSALS))})")
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,16 @@ def read_answer(came: Came, key: bytes) -> Answer:
 
 def _document(body: bytes) -> tuple[list[dict[str, Any]], bool]:
     """A whole answer, and whether it is one."""
+    found = _object(body)
+    return ([], False) if found is None else ([found], True)
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(body)
-    except ValueError:
-        return [], False
-    return ([found], True) if isinstance(found, dict) else ([], False)
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _events(body: bytes) -> tuple[list[dict[str, Any]], bool]:
@@ -129,34 +135,33 @@ def _events(body: bytes) -> tuple[list[dict[str, Any]], bool]:
         data = line[5:].strip() if line.startswith(b"data:") else b""
         if data == b"[DONE]":
             return found, True
-        if data:
-            try:
-                event = json.loads(data)
-            except ValueError:
-                return found, False
-            if isinstance(event, dict):
-                found.append(event)
+        event = _object(data) if data else None
+        if event is not None:
+            found.append(event)
+        elif data:
+            return found, False
     return found, False
 
 
 def _said(documents: list[dict[str, Any]]) -> tuple[list[str], bool]:
     """The text of all choices, each in one piece, and whether one of them refuses by OpenAI's own fields."""
-    texts: dict[Any, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     refuses = False
     for document in documents:
-        choices = document.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if not isinstance(choice, dict):
-                continue
-            said = choice.get("message") or choice.get("delta") or {}
+        for choice in _objects(document.get("choices")):
+            (said,) = _objects([choice.get("message") or choice.get("delta") or {}]) or [{}]
             refuses = refuses or choice.get("finish_reason") == "content_filter" or bool(said.get("refusal"))
-            texts.setdefault(choice.get("index"), []).extend(_texts(choice, said))
+            texts.setdefault(str(choice.get("index")), []).extend(_texts(choice, said))
     return [piece for pieces in texts.values() for piece in pieces], refuses
 
 
+def _objects(found: object) -> list[dict[str, Any]]:
+    """The objects of what should be a list of them: an engine may say anything."""
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def _texts(choice: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
-    calls = said.get("tool_calls") or ()
-    functions = [c.get("function") or {} for c in calls if isinstance(c, dict)]
+    functions = _objects([call.get("function") for call in _objects(said.get("tool_calls"))])
     candidates = [choice.get("text"), said.get("content"), said.get("refusal")]
     for text in [*candidates, *(f.get(k) for f in functions for k in ("name", "arguments"))]:
         if isinstance(text, str):
@@ -166,7 +171,7 @@ def _texts(choice: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
 def begins_with_refusal(text: str) -> bool:
     """Whether a text begins like a refusal."""
     plain = text.lstrip()[:REFUSAL_WINDOW].replace("\u2019", "'").casefold()
-    return any(phrase in plain for phrase in REFUSALS)
+    return _REFUSAL.search(plain) is not None
 
 
 def similarity(one: str, other: str) -> float:
