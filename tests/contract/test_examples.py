@@ -17,6 +17,7 @@ QUICKSTART = (
     "deployment-v3",
     "deployment-rollback",
     "deployment-by-steps",
+    "deployment-with-mirror",
 )
 
 
@@ -32,7 +33,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
     deployment = "modeldeployment.tuneyard.dev/acme-support"
     assert [line for text in said for line in text.splitlines() if line.startswith(deployment)] == [
         f"{deployment} created",
-        *[f"{deployment} configured"] * 4,
+        *[f"{deployment} configured"] * 5,
     ]
 
 

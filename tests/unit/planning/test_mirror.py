@@ -10,6 +10,7 @@ from tests.builders import NAMESPACE, Situation, base_model, deployment, pinned,
 from tuneyard.api.mirror import MirrorSpec, MirrorStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.cli.mirrorview import mirror_summary
 from tuneyard.planning.mirror import MirrorRoute, mirror_route, mirror_status
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.routes import model_routes
@@ -102,3 +103,20 @@ def test_the_status_says_it_and_nothing_of_weights_changes() -> None:
     without = plan_modeldeployment(replace(situation, deployments=(plain,)).deployment()).status
     assert without == status.model_copy(update={"mirror": None})
     assert made.metadata.namespace == NAMESPACE
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (MirrorStatus(revision="v3", percent=10), "mirror: v3 gets copies of 10 % of the requests"),
+        (
+            MirrorStatus(revision="v3", percent=0, message="no pod serves v3"),
+            "mirror: no copies for v3: no pod serves v3",
+        ),
+        (None, None),
+    ],
+)
+def test_the_line_in_the_status(told: MirrorStatus | None, words: str | None) -> None:
+    made = mirrored()
+    made = made.model_copy(update={"status": made.status.model_copy(update={"mirror": told})})
+    assert mirror_summary(made) == words
