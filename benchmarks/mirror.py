@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -79,6 +80,12 @@ def taking_copies(routes: dict[str, ModelRoutes], socket: Path, hanging: int) ->
         process.join()
 
 
+def _cpu_seconds(pid: int) -> float:
+    """What a process has used, as the kernel counts it."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def _paced(port: int, request: bytes) -> list[float]:
     """Latencies in ms of requests that begin at fixed times."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -98,11 +105,16 @@ async def _paced(port: int, request: bytes) -> list[float]:
     return latencies
 
 
-async def _run(folder: Path) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
+Rounds = dict[str, list[float]]
+
+
+async def _run(folder: Path) -> tuple[dict[str, list[list[float]]], Rounds, Rounds]:
+    """Per model and round: paced latencies, the median of unpaced ones, Envoy's CPU for one of these in µs."""
     primary, candidate, hanging = free_port(), free_port(), free_port()
     routes = routes_of(primary, candidate, hanging)
     paced: dict[str, list[list[float]]] = {name: [] for name in routes}
-    fast: dict[str, list[float]] = {name: [] for name in routes}
+    fast: Rounds = {name: [] for name in routes}
+    cpu: Rounds = {name: [] for name in routes}
     socket = folder / "mirror.sock"
     with load.upstream(primary), load.upstream(candidate), taking_copies(routes, socket, hanging):
         await eventually(socket.exists, "copies are taken")
@@ -112,21 +124,24 @@ async def _run(folder: Path) -> tuple[dict[str, list[list[float]]], dict[str, li
                 for name in routes:
                     request = load.request_of(load.body_of(name, BODY))
                     slow = await asyncio.to_thread(uvloop.run, _paced(rig.port, request))
+                    before = _cpu_seconds(rig.envoy.pid)
                     quick = await asyncio.to_thread(
                         load.measure, rig.port, request, connections=1, seconds=FAST_SECONDS
                     )
+                    used = _cpu_seconds(rig.envoy.pid) - before
                     if quick.errors:
                         raise SystemExit(f"{name}: {quick.errors} answers were not 200")
                     if number:  # the first round warms up
                         paced[name].append(slow)
                         fast[name].append(quick.quantile(0.5))
-    return paced, fast
+                        cpu[name].append(1e6 * used / len(quick.latencies))
+    return paced, fast, cpu
 
 
 def main() -> int:
     """Measure, write and print."""
     with tempfile.TemporaryDirectory(prefix="mirror-") as folder:
-        paced, fast = asyncio.run(_run(Path(folder)))
+        paced, fast, cpu = asyncio.run(_run(Path(folder)))
     figures: dict[str, float] = {}
     spread: dict[str, str] = {}
     for name in (PLAIN, ANSWERING, HANGING):
@@ -135,12 +150,13 @@ def main() -> int:
             figures[f"{name}_ms_p{share}"] = statistics.median(values)
             spread[f"{name}_ms_p{share}"] = f"{min(values):.3f} to {max(values):.3f}"
         figures[f"{name}_unpaced_ms_p50"] = statistics.median(fast[name])
+        figures[f"{name}_envoy_cpu_us"] = statistics.median(cpu[name])
     for name in (ANSWERING, HANGING):
         figures[f"{name}_added_ms_p50"] = figures[f"{name}_ms_p50"] - figures[f"{PLAIN}_ms_p50"]
     write(
         "mirror",
         figures,
-        dict.fromkeys(figures, "ms"),
+        {name: "us" if name.endswith("_us") else "ms" for name in figures},
         targets={"hanging_added_ms_p50": "<= 0.25"},
         spread=spread,
         note=f"Users' latency at the gateway with every request copied; body of {BODY} bytes, an upstream that answers "

@@ -8,6 +8,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ApiServer
+from tests.contract.envoy import Rig, model, revision
 from tests.contract.gateway_process import MASTER, GatewayProcess, Team, becomes, engine_name_of
 from tests.fakes.upstream import Mode, Upstream
 from tuneyard.api import names
 from tuneyard.api.documents import DemandReport
 from tuneyard.api.mirror import MirrorTotals
 from tuneyard.gateway.mirroring import RECENT
+from tuneyard.planning.mirror import MirrorRoute
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -151,10 +154,10 @@ async def test_the_share_is_right_and_who_chose_a_revision_is_not_copied(
     assert abs(copies - 200) < 4.5 * sqrt(800 * 0.25 * 0.75)
     totals = (await gateway.mirror()).mirrors[key]
     assert (totals.copies, totals.pairs, len(totals.recent)) == ({"answered": copies}, copies, RECENT)
-    for revision in ("v1", "v3"):
+    for chosen in ("v1", "v3"):
         for _ in range(30):
-            status, headers, _ = await gateway.rig.post({"model": "support"}, headers={"x-revision": revision})
-            assert (status, headers["x-revision"]) == (200, revision)
+            status, headers, _ = await gateway.rig.post({"model": "support"}, headers={"x-revision": chosen})
+            assert (status, headers["x-revision"]) == (200, chosen)
     assert (await gateway.mirror()).mirrors[key].copies == {"answered": copies}
     assert len(pods[1].received) == copies + 30
 
@@ -164,6 +167,7 @@ async def test_the_share_is_right_and_who_chose_a_revision_is_not_copied(
     report = await gateway.demands(lambda r: requests(r, key).get("v3") == 30, "the chosen ones are counted")
     assert requests(report, key) == {"v1": 830, "v3": 30}
     page = await gateway.page()
+    assert await gateway.rig.envoy.stat("http.gateway.lua.mirror.errors") == 0
     assert f'tuneyard_mirror_pairs_total{{deployment="support",namespace="{team.namespace}",revision="v3"}}' in page
     assert "envoy_lua_errors{" not in page
     for told in (page, gateway.log.read_text(), (await gateway.mirror()).model_dump_json()):
@@ -265,6 +269,22 @@ async def test_a_process_that_is_away_or_hangs_is_not_noticed_either(
     await ask(gateway, 3)
     await paired(gateway, key, 3)
     assert len(pods[1].received) == before + 3
+
+
+async def test_a_script_that_fails_harms_no_request(tmp_path: Path, pods: tuple[Upstream, Upstream]) -> None:
+    """Envoy goes on as if it were not there; what makes requests safe stands in other scripts."""
+    script = """
+        function envoy_on_request(handle) error('broken') end
+        function envoy_on_response(handle) handle:headers():nothing_of_that_name() end
+    """
+    routes = model("support", revision("v1", 100, [pods[0].address]), revision("v3", 0, [pods[1].address]))
+    async with Rig(tmp_path, scripts={"mirror": script}) as rig:
+        await rig.serve(replace(routes, mirror=MirrorRoute("v3", 100, 16, active=True)))
+        for _ in range(10):
+            status, headers, _ = await rig.post({"model": "support"})
+            assert (status, headers["x-revision"]) == (200, "v1")
+        assert await rig.envoy.stat("http.gateway.lua.mirror.errors") == 20
+    assert not pods[1].received
 
 
 async def test_a_client_that_leaves_makes_no_pair_and_a_mirror_that_goes_no_series(

@@ -70,7 +70,7 @@ class _Pair:
     mirrored: Answer | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Mirror:
     """What is known of one model's mirror."""
 

@@ -2,7 +2,8 @@
 
 Rules:
 - an answer is `answered` (2xx and whole), `invalid` (4xx: the request was wrong, which says nothing about a model),
-  `error` (5xx), `broken` (a stream or a body that ends early), `timeout` or `unreachable`;
+  `error` (5xx, or an error as one of a stream's events), `broken` (a stream or a body that ends early), `timeout` or
+  `unreachable`;
 - its text is what a client would show: contents of messages or deltas, texts of completions, names and arguments of
   tool calls, of all choices. Embeddings have none;
 - it refuses when it is finished by a content filter, fills OpenAI's `refusal`, or has one of REFUSALS in its first
@@ -97,10 +98,16 @@ def read_answer(came: Came, key: bytes) -> Answer:
         return replace(known, outcome="error" if came.status >= 500 else "invalid")
     if came.body is None:
         return known
-    streamed = came.kind.startswith("text/event-stream")
-    documents, whole = _events(came.body) if streamed else _document(came.body)
+    if came.kind.startswith("text/event-stream"):
+        documents, whole = _events(came.body)
+    elif came.kind.startswith("application/json"):
+        documents, whole = _document(came.body)
+    else:
+        return known
     if not whole:
         return replace(known, outcome="broken")
+    if any(isinstance(document.get("error"), dict) for document in documents):
+        return replace(known, outcome="error")
     pieces, refuses = _said(documents)
     text = "".join(pieces)
     if not text:

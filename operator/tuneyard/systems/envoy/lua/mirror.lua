@@ -72,7 +72,11 @@ function envoy_on_response(handle)
     ['x-tuneyard-kind'] = headers:get('content-type'),
   }
   local pieces, size, first = {}, 0, nil
-  if kept_now() < KEPT_AT_ONCE then kept[pieces] = true else pieces = nil end
+  if kept_now() < KEPT_AT_ONCE and not headers:get('content-encoding') then
+    kept[pieces] = true
+  else
+    pieces = nil
+  end
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     if length > 0 and (pieces or not first) then
