@@ -23,6 +23,11 @@ def _header(request: web.Request, name: str) -> str:
     return request.headers.get(f"x-tuneyard-{name}", "")
 
 
+def told_id(text: str) -> str:
+    """A request's id as reports may hold it: clients may send any bytes for one."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text[:_LONGEST_ID])
+
+
 def _milliseconds(text: str) -> float | None:
     return float(text) if text else None
 
@@ -38,7 +43,7 @@ async def _copy(request: web.Request) -> Copy:
         model=_header(request, "model"),
         revision=_header(request, "revision"),
         against=_header(request, "against"),
-        request_id=_header(request, "request")[:_LONGEST_ID],
+        request_id=told_id(_header(request, "request")),
         path=path,
         first=first,
         last=last,
