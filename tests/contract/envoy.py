@@ -197,6 +197,7 @@ class Rig:
             port=self.port,
             admin_socket=str(folder / "envoy-admin.sock"),
             holding_socket=str(folder / "holding.sock"),
+            mirror_socket=str(folder / "mirror.sock"),
             listen="127.0.0.1",
             memory=memory,
             scripts=scripts,

@@ -21,6 +21,7 @@ from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport, PodReport
+from tuneyard.api.mirror import MirrorReport
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -257,6 +258,9 @@ class GatewayProcess:
 
     async def evidence(self, after: int = -1) -> EvidenceReport:
         return EvidenceReport.model_validate_json(await self._report("evidence", after))
+
+    async def mirror(self) -> MirrorReport:
+        return MirrorReport.model_validate_json(await self._report("mirror", -1, None))
 
     async def _report(self, what: str, after: int, token: str | None = None) -> str:
         given = names.observe_token(MASTER) if token is None else token

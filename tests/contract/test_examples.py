@@ -18,6 +18,7 @@ QUICKSTART = (
     "deployment-rollback",
     "deployment-by-steps",
     "deployment-with-analysis",
+    "deployment-with-mirror",
 )
 
 

@@ -49,6 +49,21 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100}), "traffic": [{"revision": "v9", "weight": 100}]},
         'traffic names revision v9, which is not in spec.revisions ["v0"]: add the revision or correct the name',
     ),
+    "mirror-of-an-unknown-revision": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "mirror": {"revision": "v9", "percent": 10}},
+        'mirror names revision v9, which is not in spec.revisions ["v0"]: add the revision or correct the name',
+    ),
+    "mirror-of-all-the-traffic": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "mirror": {"revision": "v0", "percent": 10}},
+        "mirror.revision has all the traffic, so that there is nothing to copy: remove spec.mirror",
+    ),
+    "mirror-of-nothing": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100, "v1": 0}), "mirror": {"revision": "v1", "percent": 0}},
+        "spec.mirror.percent: Invalid value: 0: spec.mirror.percent in body should be greater than or equal to 1",
+    ),
     "revision-twice": (
         "ModelDeployment",
         {**deployment_spec("base", {"v0": 100}), "revisions": [{"name": "v0", "baseModel": "base"}] * 2},

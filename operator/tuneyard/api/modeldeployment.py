@@ -10,11 +10,10 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
+from tuneyard.api.mirror import MirrorSpec, MirrorStatus, mirror_rules
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
-from tuneyard.api.schema import ObjectName, Text, cel
+from tuneyard.api.schema import ObjectName, RevisionName, Text, cel
 from tuneyard.api.serving import ServingSpec
-
-RevisionName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
 
 class Revision(ApiModel):
@@ -74,6 +73,7 @@ class ModelDeploymentSpec(ApiModel):
                     "self.revisions.all(r, !has(r.serving) || !has(r.serving.cache) || !has(r.serving.cache.prewarm))",
                     "serving.cache.prewarm belongs to a base model: set it in spec.serving of the BaseModel",
                 ),
+                *mirror_rules(),
             ]
         }
     )
@@ -115,6 +115,9 @@ class ModelDeploymentSpec(ApiModel):
     ]
     rollout: RolloutSpec | None = None
     routing: Routing | None = None
+    mirror: Annotated[
+        MirrorSpec | None, Field(description="Copies of requests for another revision, whose answers nobody gets.")
+    ] = None
     serving: Annotated[ServingSpec | None, Field(description="Pods of its own for this deployment.")] = None
 
     @property
@@ -150,6 +153,7 @@ class ModelDeploymentStatus(ApiModel):
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]}),
     ] = []
     rollout: RolloutStatus | None = None
+    mirror: Annotated[MirrorStatus | None, Field(description="What is mirrored now.")] = None
     idle_since: Annotated[
         Moment | None, Field(description="Since when its adapters need not be loaded: the next request loads them.")
     ] = None

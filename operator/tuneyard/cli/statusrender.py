@@ -117,8 +117,7 @@ def _remarks(view: DeploymentView) -> list[Text]:
     lines = [Text(f'model "{view.model_name}"' + (f" at {view.url}" if view.url else ""))]
     if not view.conditions:
         lines.append(Text("No status yet: the operator has not seen it. Is it running?", style="yellow"))
-    if view.rollout:
-        lines.append(Text(view.rollout))
+    lines += [Text(words) for words in (view.rollout, view.mirror) if words]
     if view.stale:
         lines.append(Text("Status is of an older spec; the operator is catching up.", style="yellow"))
     if view.unserved:

@@ -20,6 +20,7 @@ from tuneyard.api.conditions import Condition, find
 from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+from tuneyard.cli.mirrorview import mirror_summary
 from tuneyard.cli.rolloutview import rollout_view, summary
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.pools import pool_of
@@ -94,6 +95,8 @@ class DeploymentView(ApiModel):
     phase: str | None = None
     rollout: str | None = None
     """Where a candidate stands on its steps, in a line."""
+    mirror: str | None = None
+    """What is copied to whom, in a line."""
     reason: str | None = None
     seconds_old: int | None = None
     revisions: list[RevisionView]
@@ -301,6 +304,7 @@ def deployment_view(deployment: ModelDeploymentResource, read: Read, now: dateti
         stale=status.observed_generation is not None and status.observed_generation != metadata.generation,
         phase=status.rollout.phase if status.rollout else None,
         rollout=summary(rollout_view(deployment, now)),
+        mirror=mirror_summary(deployment),
         reason=status.reason or _reason(status.conditions),
         seconds_old=age(metadata.creation_timestamp, now),
         revisions=revisions,

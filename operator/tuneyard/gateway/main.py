@@ -26,7 +26,7 @@ import uvloop
 from aiohttp import web
 
 from tuneyard.api import names
-from tuneyard.gateway import snapshot
+from tuneyard.gateway import mirrorserver, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
@@ -34,9 +34,12 @@ from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.feedback import Feedback, Peers, join
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.mirroring import Mirroring
+from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
+from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.settings import Settings
@@ -84,6 +87,14 @@ class Gateway:
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
+        self._pods = Pods()
+        self.mirroring = Mirroring(
+            given.name,
+            self.publisher.routes,
+            partial(names.engine_key, master),
+            self._pods.ask,
+            MirrorMetrics(self.metrics.registry),
+        )
         self.publisher.on_change = self._rerouted
         self._writer = snapshot.SnapshotWriter(given.snapshot, self.world.lines, self.metrics)
         self.watches = Watches(
@@ -106,6 +117,7 @@ class Gateway:
         self.evidence.routed(model, routes)
         self.answer_metrics.routed(model, routes)
         self.holding.changed(model)
+        self.mirroring.changed(model)
 
     def _answered(self, answers: Sequence[Answer]) -> None:
         self.evidence.answered(answers)
@@ -128,6 +140,7 @@ class Gateway:
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
         holding = await serve(self.holding, self._given.holding_socket, rating)
+        mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -141,6 +154,9 @@ class Gateway:
             await server.cleanup()
             await holding.cleanup()
             await self._peers.close()
+            await mirror.cleanup()
+            await self.mirroring.stop()
+            await self._pods.close()
             await self.watches.stop()
             await self.publisher.ads.stop()
 
@@ -175,9 +191,12 @@ class Gateway:
 
     async def _serve(self) -> web.AppRunner:
         app = application(
-            self.publisher,
-            self.demand,
-            self.evidence,
+            {
+                "/v1/applied": self.publisher.report_after,
+                "/v1/demand": self.demand.report_after,
+                "/v1/evidence": self.evidence.report_after,
+                "/v1/mirror": self.mirroring.report_after,
+            },
             self.feedback,
             self._token,
             alive=self.watches.alive,
@@ -237,6 +256,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         port=given.port,
         admin_socket=str(given.admin_socket),
         holding_socket=str(given.holding_socket),
+        mirror_socket=str(given.mirror_socket),
         hold_seconds=given.hold.seconds,
         listen=given.listen,
         memory=given.envoy_memory,

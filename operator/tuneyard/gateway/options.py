@@ -60,6 +60,11 @@ class Options:
         return self.directory / "holding.sock"
 
     @property
+    def mirror_socket(self) -> Path:
+        """Where Envoy's script hands over copies."""
+        return self.directory / "mirror.sock"
+
+    @property
     def snapshot(self) -> Path:
         """What an earlier process knew."""
         return self.directory / "world.jsonl"

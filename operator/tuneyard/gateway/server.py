@@ -4,6 +4,7 @@
 - GET /v1/demand?after=N    what is asked of whom, in the same way
 - GET /v1/evidence?after=N  what has been counted of answers, in the same way
 - POST /v1/feedback         what a user of another gateway thought of an answer of this one, with the same token
+- GET /v1/mirror            what mirrors have seen, with the same token, at once
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, those of answers, then Envoy's
@@ -12,24 +13,21 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
 from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport
+from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.answermetrics import AnswerMetrics
-from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
-from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.feedback import Feedback, Given, Taken, join
 from tuneyard.gateway.metrics import Metrics
-from tuneyard.gateway.publisher import Publisher
 
 WAIT = 20.0
-
-ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport]]
+ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport | MirrorReport]]
 """A report as soon as its version is another, or after so many seconds."""
 
 
@@ -54,9 +52,7 @@ async def _report(
 
 
 def application(
-    publisher: Publisher,
-    demand: Demand,
-    evidence: Evidence,
+    reports: Mapping[str, ReportAfter],
     feedback: Feedback,
     token: str,
     *,
@@ -66,7 +62,7 @@ def application(
     answers: AnswerMetrics,
     envoy: EnvoyAdmin,
 ) -> web.Application:
-    """The routes; `token` is what the operator proves itself with."""
+    """The routes; `reports` by path, `token` is what the operator proves itself with."""
     trusted = partial(_trusted, f"Bearer {token}")
 
     async def rated(given: Given) -> Taken:
@@ -84,11 +80,6 @@ def application(
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()
-    reports: dict[str, ReportAfter] = {
-        "/v1/applied": publisher.report_after,
-        "/v1/demand": demand.report_after,
-        "/v1/evidence": evidence.report_after,
-    }
     for path, report_after in reports.items():
         app.router.add_get(path, partial(_report, report_after, trusted))
     join(app, "/v1/feedback", rated, trusted)

@@ -24,6 +24,7 @@ from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.evidencerecord import evidence_actions, evidence_of
 from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
+from tuneyard.planning.mirror import mirror_status
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Action, Event, ObjectReference, Plan
@@ -113,6 +114,7 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
         rollout=rollout,
+        mirror=None if serving.taken else mirror_status(deployment.spec, serving.seen.ready, rollout.allowed),
         idle_since=serving.sleep.idle_since,
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),

@@ -24,6 +24,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
+from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.traffic import effective
@@ -77,6 +78,8 @@ class ModelRoutes:
     """Requests are held for an adapter that its pool has no place for."""
     slo: Slo | None = None
     """What its answers are judged by."""
+    mirror: MirrorRoute | None = None
+    """Copies of requests that another revision gets."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -166,9 +169,10 @@ def model_routes(
     ready = ready_pods(deployment, known, bases, pods)
     rollout = deployment.status.rollout or RolloutStatus()
     on_demand = held_on_demand(deployment)
+    pods_of = {revision: len(endpoints) for revision, endpoints in ready.items()}
     split = effective(
         deployment.spec,
-        {revision: len(endpoints) for revision, endpoints in ready.items()},
+        pods_of,
         stable=rollout.stable,
         allowed=rollout.allowed,
         on_demand=on_demand,
@@ -208,6 +212,7 @@ def model_routes(
         allow_revision_header=bool(routing and routing.allow_revision_header),
         no_room=has_no_room(deployment),
         slo=analysis.slo if analysis else None,
+        mirror=mirror_route(deployment.spec, pods_of, rollout.allowed),
     )
 
 

@@ -5,7 +5,8 @@ Rules of the chain, in its order:
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
-3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py);
+3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
+   which hands a copy of the request to the gateway process (mirroring.py);
 4. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
    is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
 5. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
@@ -39,6 +40,7 @@ from tuneyard.systems.envoy.documents import (
     status_is,
     tcp,
 )
+from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter
 from tuneyard.systems.envoy.overload import overload_manager
 
 RUN_DIRECTORY = "/run/tuneyard"
@@ -46,6 +48,7 @@ BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
 ADS_SOCKET = f"{RUN_DIRECTORY}/ads.sock"
 ADMIN_SOCKET = f"{RUN_DIRECTORY}/envoy-admin.sock"
 HOLDING_SOCKET = f"{RUN_DIRECTORY}/holding.sock"
+MIRROR_SOCKET = f"{RUN_DIRECTORY}/mirror.sock"
 
 ADS_CLUSTER = "xds"
 HOLDING_CLUSTER = "holding"
@@ -62,7 +65,7 @@ _HOLD_MARGIN = 5.0
 NOWHERE = "nowhere"
 """A cluster without endpoints, for shares of traffic that nobody may serve: `rewrite` refuses before it is asked."""
 STAT_PREFIX = "gateway"
-LUA_FILTERS = ("extract", "rewrite", "answer")
+LUA_FILTERS = ("extract", "mirror", "rewrite", "answer")
 GATE_HEADER = "x-tuneyard-gate"
 HOP_HEADER = "tuneyard-hop"
 """On every request to an engine. Clients may say it too, and are refused: nothing removes it on the way in."""
@@ -243,6 +246,7 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> J
             lua("extract", scripts["extract"]),
             # does nothing but where a route says so (a rehearsal)
             extension("fault", "filters.http.fault.v3.HTTPFault"),
+            _unrouting(mirror_filter(scripts.get("mirror"))),
             _unrouting(lua("rewrite", scripts["rewrite"])),
             _gate(),
             _unrouting(lua("answer", scripts["answer"])),
@@ -297,6 +301,7 @@ def bootstrap(
     port: int = names.GATEWAY_PORT,
     admin_socket: str = ADMIN_SOCKET,
     holding_socket: str = HOLDING_SOCKET,
+    mirror_socket: str = MIRROR_SOCKET,
     listen: str = "0.0.0.0",
     memory: int = 0,
     hold_seconds: float = HOLD_SECONDS,
@@ -327,7 +332,7 @@ def bootstrap(
         "overload_manager": overload_manager(memory),
         "static_resources": {
             "listeners": [listener],
-            "clusters": [_ads_cluster(ads_socket), holding, nowhere],
+            "clusters": [_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere],
         },
         "cluster_manager": {
             "load_stats_config": {

@@ -32,6 +32,7 @@ from tuneyard.systems.envoy.documents import (
     extension,
     set_header,
 )
+from tuneyard.systems.envoy.mirroring import copying
 
 LIST = "-"
 """Scope of requests that lead to no model."""
@@ -232,7 +233,7 @@ _TRIED_AGAIN: Json = {
 
 def _by_weight(model: ModelRoutes, key: EngineKey) -> Json:
     clusters: list[Json] = [
-        {"name": cluster_name(model, r), "weight": r.weight, **_to_revision(model, r, key)}
+        {"name": cluster_name(model, r), "weight": r.weight, **_mirrored(model, r, _to_revision(model, r, key))}
         for r in model.revisions
         if r.weight
     ]
@@ -244,6 +245,17 @@ def _by_weight(model: ModelRoutes, key: EngineKey) -> Json:
         "match": {"prefix": "/v1/"},
         "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
     }
+
+
+def _mirrored(model: ModelRoutes, revision: RevisionRoute, does: Json) -> Json:
+    """The same, with copies for another revision. Of what is held or refused none is made."""
+    mirror = model.mirror
+    if mirror is None or not mirror.active or mirror.revision == revision.name:
+        return does
+    if revision.held or revision.engine_name is None:
+        return does
+    filters = does["typed_per_filter_config"] | copying(model.model, revision.name, mirror.revision, mirror.percent)
+    return does | {"typed_per_filter_config": filters}
 
 
 def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:

@@ -1,0 +1,308 @@
+"""Shadow traffic at one gateway: copies of requests go to the mirrored revision, both answers are compared and dropped.
+
+Rules:
+- Envoy's script hands over a copy, and later the answer that the user got, under one id; neither is waited for. A
+  request of which only one side is told is never compared and is forgotten after PAIR_SECONDS;
+- at most `maxConcurrent` copies of a deployment and IN_ALL of all are under way; one more is left out and counted as
+  `busy`. Nothing queues: a queue would make late copies, and memory;
+- copies end when the mirror goes off: their pods are leaving, or somebody said stop;
+- texts are read in a thread, so that routes are pushed meanwhile, and live no longer than the comparison;
+- who has no mirror any more has no series any more.
+All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from tuneyard.api.mirror import MirrorAnswer, MirrorPair, MirrorReport, MirrorTotals
+from tuneyard.gateway.mirrormetrics import MirrorMetrics
+from tuneyard.gateway.shadow import Question
+from tuneyard.planning.mirrored import Answer, Came, Comparison, Outcome, compare, read_answer
+from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.timestamps import rfc3339
+
+IN_ALL = 64
+PAIR_SECONDS = 900.0
+PAIRS = 512
+RECENT = 20
+"""Pairs that are told of one mirror."""
+
+Labels = tuple[str, str, str]
+"""Namespace, deployment, mirrored revision."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A request as its client has sent it."""
+
+    id: str
+    model: str
+    revision: str
+    """Whom it is for."""
+    against: str
+    """Who answers the user."""
+    request_id: str
+    path: str
+    first: int
+    last: int
+    """Where the model's name stands in the body: 1-based, both ends included."""
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Copy({self.id} of {self.request_id} for {self.model})"
+
+
+@dataclass
+class _Pair:
+    """A request that both should answer."""
+
+    labels: Labels
+    against: str
+    request_id: str
+    since: float
+    user: Answer | None = None
+    mirrored: Answer | None = None
+
+
+@dataclass(eq=False)
+class _Mirror:
+    """What is known of one model's mirror."""
+
+    labels: Labels
+    copies: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    recent: deque[MirrorPair] = field(default_factory=lambda: deque(maxlen=RECENT))
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    turn: int = 0
+    """Whose turn among the pods it is."""
+
+
+class Mirroring:
+    """The mirrors of one gateway."""
+
+    def __init__(
+        self,
+        name: str,
+        routes: Callable[[str], ModelRoutes | None],
+        key: Callable[[str, str], str],
+        ask: Callable[[Question], Awaitable[Came | Outcome | None]],
+        metrics: MirrorMetrics,
+    ) -> None:
+        """`name`: the gateway's; `routes`: those of a model; `key`: the engine key of (namespace, pool)."""
+        self._name = name
+        self._routes = routes
+        self._key = key
+        self._ask = ask
+        self._metrics = metrics
+        self._secret = secrets.token_bytes(32)
+        self._mirrors: dict[str, _Mirror] = {}
+        """By model."""
+        self._pairs: dict[str, _Pair] = {}
+        """By the copy's id, the oldest first."""
+
+    # -- what Envoy tells ----------------------------------------------------------------------------------------
+
+    def changed(self, model: str) -> None:
+        """The model's routes may be others."""
+        routes, known = self._routes(model), self._mirrors.get(model)
+        labels = _labels(routes)
+        if known is not None and (routes is None or routes.mirror is None or not routes.mirror.active):
+            self._withdraw(known)
+        if known is not None and known.labels != labels:
+            self._withdraw(known)
+            self._metrics.forget(known.labels)
+            del self._mirrors[model]
+        if labels is not None and model not in self._mirrors:
+            self._mirrors[model] = _Mirror(labels)
+
+    def skipped(self, model: str, why: str) -> None:
+        """A request was not copied."""
+        mirror = self._mirrors.get(model)
+        if mirror is not None:
+            self._count(mirror, why)
+
+    def copy(self, copy: Copy) -> bool:
+        """Send a copy on its way; returns whether it is on it."""
+        routes, mirror = self._routes(copy.model), self._mirrors.get(copy.model)
+        if routes is None or mirror is None or routes.mirror is None:
+            return False
+        question = self._question(copy, routes, mirror)
+        if question is None:
+            self._count(mirror, "gone")
+            return False
+        if len(mirror.tasks) >= routes.mirror.max_concurrent or self._under_way >= IN_ALL:
+            self._count(mirror, "busy")
+            return False
+        now = asyncio.get_running_loop().time()
+        self._forget(now)
+        self._pairs[copy.id] = _Pair(mirror.labels, copy.against, copy.request_id, now)
+        task = asyncio.create_task(self._shadow(copy, question, mirror))
+        mirror.tasks.add(task)
+        self._tell_under_way(mirror)
+        task.add_done_callback(lambda done: self._ended(mirror, done))
+        return True
+
+    async def answered(self, id_: str, came: Came) -> None:
+        """What the user got."""
+        pair = self._pairs.get(id_)
+        if pair is not None:
+            pair.user = await asyncio.to_thread(read_answer, came, self._secret)
+            await self._settle(id_)
+
+    # -- to pods -------------------------------------------------------------------------------------------------
+
+    @property
+    def _under_way(self) -> int:
+        return sum(len(m.tasks) for m in self._mirrors.values())
+
+    def _question(self, copy: Copy, routes: ModelRoutes, mirror: _Mirror) -> Question | None:
+        """What to ask whom; None where nobody may be asked any more."""
+        revision = next((r for r in routes.revisions if r.name == copy.revision), None)
+        if routes.mirror is None or not routes.mirror.active or routes.mirror.revision != copy.revision:
+            return None
+        if revision is None or revision.engine_name is None or not revision.endpoints:
+            return None
+        mirror.turn += 1
+        endpoint = revision.endpoints[mirror.turn % len(revision.endpoints)]
+        body = copy.body[: copy.first - 1] + revision.engine_name.encode() + copy.body[copy.last :]
+        return Question(copy.id, endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body)
+
+    async def _shadow(self, copy: Copy, question: Question, mirror: _Mirror) -> None:
+        came = await self._ask(question)
+        if came is None:
+            self._count(mirror, "withdrawn")
+            self._pairs.pop(copy.id, None)
+            return
+        answer = Answer(came) if isinstance(came, str) else await asyncio.to_thread(read_answer, came, self._secret)
+        self._count(mirror, answer.outcome)
+        pair = self._pairs.get(copy.id)
+        if pair is not None:
+            pair.mirrored = answer
+            await self._settle(copy.id)
+
+    def _ended(self, mirror: _Mirror, task: asyncio.Task[None]) -> None:
+        mirror.tasks.discard(task)
+        if mirror in self._mirrors.values():
+            self._tell_under_way(mirror)
+        if not task.cancelled():
+            task.result()
+
+    def _withdraw(self, mirror: _Mirror) -> None:
+        """End the copies that are under way."""
+        for task in list(mirror.tasks):
+            task.cancel()
+            self._count(mirror, "withdrawn")
+        mirror.tasks.clear()
+        self._pairs = {i: p for i, p in self._pairs.items() if p.labels != mirror.labels}
+
+    async def stop(self) -> None:
+        """End all copies."""
+        tasks = [task for mirror in self._mirrors.values() for task in mirror.tasks]
+        for mirror in self._mirrors.values():
+            self._withdraw(mirror)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- both answers --------------------------------------------------------------------------------------------
+
+    def _forget(self, now: float) -> None:
+        """Requests of which one side will not be told any more."""
+        for id_, pair in list(self._pairs.items()):
+            if now - pair.since < PAIR_SECONDS and len(self._pairs) < PAIRS:
+                return
+            del self._pairs[id_]
+
+    async def _settle(self, id_: str) -> None:
+        """Compare, once both are there."""
+        pair = self._pairs.get(id_)
+        if pair is None or pair.user is None or pair.mirrored is None:
+            return
+        del self._pairs[id_]
+        found = await asyncio.to_thread(compare, pair.user, pair.mirrored)
+        mirror = next((m for m in self._mirrors.values() if m.labels == pair.labels), None)
+        if mirror is not None:
+            mirror.pairs += 1
+            mirror.recent.append(_told(pair, pair.user, pair.mirrored, found))
+            self._measure(pair.labels, {"user": pair.user, "mirrored": pair.mirrored}, found)
+
+    def _measure(self, labels: Labels, answers: dict[str, Answer], found: Comparison) -> None:
+        self._metrics.pairs.labels(*labels).inc()
+        for who, answer in answers.items():
+            # both at 0 from the first pair on, so that their rates can be divided
+            self._metrics.errors.labels(*labels, who).inc(answer.failed)
+            self._metrics.refusals.labels(*labels, who).inc(answer.refuses)
+            if answer.outcome == "answered":
+                for histogram, value in (
+                    (self._metrics.first, answer.first_ms),
+                    (self._metrics.whole, answer.whole_ms),
+                ):
+                    if value is not None:
+                        histogram.labels(*labels, who).observe(value / 1000)
+        if found.similarity is not None and found.length_ratio is not None:
+            self._metrics.similarity.labels(*labels).observe(found.similarity)
+            self._metrics.length.labels(*labels).observe(found.length_ratio)
+
+    def _count(self, mirror: _Mirror, outcome: str) -> None:
+        mirror.copies[outcome] += 1
+        self._metrics.copies.labels(*mirror.labels, outcome).inc()
+
+    def _tell_under_way(self, mirror: _Mirror) -> None:
+        self._metrics.under_way.labels(*mirror.labels).set(len(mirror.tasks))
+
+    def report(self) -> MirrorReport:
+        """What has been seen of every mirror."""
+        told = {}
+        for model, mirror in self._mirrors.items():
+            routes = self._routes(model)
+            percent = routes.mirror.percent if routes and routes.mirror and routes.mirror.active else 0
+            namespace, deployment, revision = mirror.labels
+            told[f"{namespace}/{deployment}"] = MirrorTotals(
+                revision=revision,
+                percent=percent,
+                copies=dict(mirror.copies),
+                pairs=mirror.pairs,
+                recent=list(mirror.recent),
+            )
+        return MirrorReport(gateway=self._name, mirrors=told)
+
+    async def report_after(self, _version: int, _within: float) -> MirrorReport:
+        """The same at once: it has no versions."""
+        return self.report()
+
+
+def _labels(routes: ModelRoutes | None) -> Labels | None:
+    if routes is None or routes.mirror is None:
+        return None
+    return routes.namespace, routes.deployment, routes.mirror.revision
+
+
+def _answer(answer: Answer) -> MirrorAnswer:
+    return MirrorAnswer(
+        outcome=answer.outcome,
+        status=answer.status,
+        characters=answer.characters if answer.text is not None else None,
+        refuses=answer.refuses,
+        first_ms=_rounded(answer.first_ms, 1),
+        whole_ms=_rounded(answer.whole_ms, 1),
+        digest=answer.digest,
+    )
+
+
+def _told(pair: _Pair, user: Answer, mirrored: Answer, found: Comparison) -> MirrorPair:
+    return MirrorPair(
+        at=rfc3339(datetime.now(UTC)),
+        request_id=pair.request_id,
+        against=pair.against,
+        user=_answer(user),
+        mirrored=_answer(mirrored),
+        similarity=_rounded(found.similarity, 3),
+    )
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

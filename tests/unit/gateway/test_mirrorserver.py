@@ -1,0 +1,97 @@
+"""What the gateway process takes for a copy or an answer, and what it drops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from tests.contract.envoy import eventually
+from tests.unit.gateway.test_mirroring import BODY, Gateway, routes, said
+from tuneyard.gateway.mirrorserver import application, told_id
+from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT
+
+COPY = {
+    "id": "1",
+    "model": "chat",
+    "revision": "v3",
+    "against": "v1",
+    "request": "r-1",
+    "path": "/v1/chat/completions",
+    "at": "12-15",
+}
+ANSWER = {"id": "1", "status": "200", "kind": "application/json", "first-ms": "1.5", "whole-ms": "2.5"}
+
+
+def headers(told: dict[str, str], **changes: str) -> dict[str, str]:
+    return {f"x-tuneyard-{name.replace('_', '-')}": value for name, value in {**told, **changes}.items()}
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway(routes())
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncIterator[TestClient]:
+    async with TestClient(TestServer(application(gateway.mirroring))) as client:
+        yield client
+
+
+async def post(client: TestClient, path: str, told: dict[str, str], body: bytes = BODY) -> int:
+    async with client.post(path, data=body, headers=told) as response:
+        return response.status
+
+
+async def test_a_copy_and_its_answer_make_a_pair(gateway: Gateway, client: TestClient) -> None:
+    gateway.answers = [said("hello")]
+    assert await post(client, "/copy", headers(COPY)) == 202
+    answer = json.dumps({"choices": [{"message": {"content": "hello"}}]}).encode()
+    assert await post(client, "/answer", headers(ANSWER), answer) == 202
+    await eventually(lambda: gateway.totals().pairs == 1, "a pair")
+    (pair,) = gateway.totals().recent
+    assert (pair.user.first_ms, pair.user.whole_ms, pair.similarity) == (1.5, 2.5, 1)
+    assert [q.body for q in gateway.asked] == [b'{"model": "v3-cccc", "messages": []}']
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"at": ""},
+        {"at": "12"},
+        {"at": "1-4"},
+        {"at": "15-12"},
+        {"at": "12-1500"},
+        {"at": "a-b"},
+        {"path": "/v1/load_lora_adapter"},
+        {"path": ""},
+    ],
+)
+async def test_what_is_no_copy_is_dropped(gateway: Gateway, client: TestClient, changes: dict[str, str]) -> None:
+    assert await post(client, "/copy", headers(COPY, **changes)) == 400
+    assert gateway.asked == []
+    assert gateway.totals().copies == {}
+
+
+async def test_what_nobody_wants_is_refused_in_words_of_its_own(gateway: Gateway, client: TestClient) -> None:
+    assert await post(client, "/copy", headers(COPY, model="unknown")) == 429
+    assert await post(client, "/copy", headers(COPY, revision="v1")) == 429
+    assert await post(client, "/copy", headers(COPY, skipped="too-long"), b"") == 202
+    assert gateway.totals().copies == {"gone": 1, "too-long": 1}
+    assert await post(client, "/answer", headers(ANSWER, id="unknown")) == 202
+    assert await post(client, "/answer", headers(ANSWER, status="")) == 400
+
+
+async def test_the_longest_that_the_script_tells_fit(gateway: Gateway, client: TestClient) -> None:
+    gateway.answers = [said("hello")]
+    assert await post(client, "/copy", headers(COPY), BODY + b" " * (BODY_LIMIT - len(BODY))) == 202
+    assert await post(client, "/answer", headers(ANSWER), b" " * ANSWER_LIMIT) == 202
+    await eventually(lambda: gateway.totals().pairs == 1, "a pair")
+    assert gateway.totals().recent[0].user.outcome == "broken"
+    assert await post(client, "/answer", headers(ANSWER), b" " * (2 * ANSWER_LIMIT)) == 413
+
+
+def test_ids_of_clients_can_be_told() -> None:
+    assert told_id("caf\udce9-\x1b[31m" + "x" * 200) == "caf?-?[31m" + "x" * 118
