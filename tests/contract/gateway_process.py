@@ -116,6 +116,13 @@ class Team:
         path = self._path("modeldeployments", name)
         self.api.request("PATCH", path, body={"metadata": {"annotations": annotations}}, content_type=MERGE)
 
+    def keep_only(self, name: str, revision: str) -> None:
+        """The edit that ends a canary: the other revisions are not listed any more."""
+        revisions = [{"name": revision, "baseModel": self.base, "adapter": revision}]
+        spec = {"revisions": revisions, "traffic": [{"revision": revision, "weight": 100}]}
+        path = self._path("modeldeployments", name)
+        self.api.request("PATCH", path, body={"spec": spec}, content_type=MERGE)
+
     def delete(self, plural: str, name: str) -> None:
         self.api.request("DELETE", self._path(plural, name))
 

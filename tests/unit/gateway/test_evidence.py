@@ -127,6 +127,12 @@ def test_answers_after_bad_ones_are_told_apart_by_revision_and_objective(gateway
     assert gateway.tallies(L) == {0: (3, 0, 0, 0)}
 
 
+def test_what_is_bad_by_one_objective_begins_no_run_of_another(gateway: Gateway) -> None:
+    gateway.answers(answer(ttft=9000), answer(ttft=9000))
+    assert gateway.tallies(T) == {0: (2, 2, 1, 1)}
+    assert gateway.tallies(E) == gateway.tallies(L) == {0: (2, 0, 0, 0)}
+
+
 def test_what_is_not_judged_stands_between_no_two_answers(gateway: Gateway) -> None:
     gateway.answers(answer(ERROR), answer(LEFT), answer(Outcome.CLIENT_ERROR), answer(ERROR))
     assert gateway.tallies() == {0: (2, 2, 1, 1)}

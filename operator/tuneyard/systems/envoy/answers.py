@@ -133,12 +133,13 @@ def answers_of(message: als_pb2.StreamAccessLogsMessage) -> list[Answer]:
 def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     """What an entry tells; None where no endpoint of a revision was asked."""
     common = entry.common_properties
-    told = common.metadata.filter_metadata[METADATA].fields if METADATA in common.metadata.filter_metadata else {}
+    metadata, request, response = common.metadata.filter_metadata, entry.request, entry.response
+    told = metadata[METADATA].fields if METADATA in metadata else {}
     spoiled = told["spoiled"].string_value.rpartition("/") if "spoiled" in told else None
     revision = (spoiled[0], spoiled[2]) if spoiled else _revision_of(common.upstream_cluster)
     if revision is None:
         return None
-    outcome = Outcome.ERROR if spoiled else _outcome(entry, "failed" in told)
+    outcome = Outcome.ERROR if spoiled else _outcome(common, response, "failed" in told)
     whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR)
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(
@@ -146,21 +147,24 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         revision=revision[1],
         outcome=outcome,
         took=max(0.0, _milliseconds(ended) - _milliseconds(common.time_to_last_rx_byte)),
-        prompt_tokens=entry.request.request_body_bytes // BYTES_PER_TOKEN,
+        prompt_tokens=request.request_body_bytes // BYTES_PER_TOKEN,
         chosen=common.route_name != WEIGHTS_ROUTE,
         held="held" in told,
-        streamed=entry.response.response_headers.get("content-type", "").startswith("text/event-stream"),
+        streamed=response.response_headers.get("content-type", "").startswith("text/event-stream"),
         ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
-        request_id=entry.request.request_id,
+        request_id=request.request_id,
     )
 
 
-def _outcome(entry: accesslog_pb2.HTTPAccessLogEntry, failed: bool) -> Outcome:
+def _outcome(
+    common: accesslog_pb2.AccessLogCommon, response: accesslog_pb2.HTTPResponseProperties, failed: bool
+) -> Outcome:
     """How it ended; `failed`: the engine said in its stream that it cannot go on."""
-    # most entries have no flag at all, and asking for each costs more than all the rest
-    flags = {field.name for field, _ in entry.common_properties.response_flags.ListFields()}
-    status, details = entry.response.response_code.value, entry.response.response_code_details
+    status, details = response.response_code.value, response.response_code_details
+    flags = {field.name for field, _ in common.response_flags.ListFields()}
+    if not flags and status < 400 and not failed and details == "via_upstream":
+        return Outcome.OK
     if not flags.isdisjoint(_LEFT):
         return Outcome.CLIENT_LEFT
     if 400 <= status < 500:
