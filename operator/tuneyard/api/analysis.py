@@ -41,7 +41,10 @@ class Slo(ApiModel):
         Latency | None,
         Field(description="Mean time between two tokens (chunks) of a streamed answer; for example 100ms."),
     ] = None
-    e2e: Annotated[Latency | None, Field(description="Time until the answer is whole; for example 30s.")] = None
+    # camelCase would make it e2E
+    e2e: Annotated[
+        Latency | None, Field(alias="e2e", description="Time until the answer is whole; for example 30s.")
+    ] = None
     feedback: Annotated[
         Percent | None, Field(description="Share of answers with feedback whose score may be below 0; for example 5%.")
     ] = None

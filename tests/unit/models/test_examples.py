@@ -117,6 +117,7 @@ def test_the_quickstart_is_a_story() -> None:
         "deployment-v3": {"v1": 45, "v2": 45, "v3": 10},
         "deployment-rollback": {"v1": 100},
         "deployment-by-steps": {"v1": 0, "v2": 100},
+        "deployment-with-analysis": {"v1": 0, "v2": 100},
     }
 
 
