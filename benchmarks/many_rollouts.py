@@ -43,8 +43,8 @@ GATEWAYS = 3
 HOLD = 20.0
 STEPS = [1, 5, 25]
 LATE = 5.0
-REQUESTS = 400
-"""Answers per second, gateway and deployment."""
+REQUESTS = 3000
+"""Answers per second, gateway and deployment: enough for a Pass at the first weight within its hold."""
 WITHIN = 180.0
 ADAPTERS = {"one": "sha256:" + "ab" * 32, "two": "sha256:" + "cd" * 32}
 REVISIONS: dict[str, str | None] = {"v1": "one", "v2": "two"}
@@ -109,18 +109,11 @@ class Following:
 
     def _count(self) -> None:
         """Once a second; one in two hundred answers is bad, of a bad candidate one in five."""
-        second = 0
         while not self._stopping.wait(1.0):
-            second += 1
             with self._lock:
                 served = [(n, name, c.weights) for n, (name, c) in enumerate(sorted(self.courses.items()))]
             told = [
-                (
-                    name,
-                    revision,
-                    judged,
-                    judged // 5 if revision == "v2" and n < BAD else int(second % 2 and judged > 100),
-                )
+                (name, revision, judged, judged // (5 if revision == "v2" and n < BAD else 200))
                 for n, name, weights in served
                 for revision, weight in weights.items()
                 if (judged := REQUESTS * weight // 100)
@@ -201,6 +194,8 @@ def main() -> int:
         ends = [_missed(courses[f"team/{n}"], number < BAD) for number, n in enumerate(names)]
         rejections = [c.rejected - c.began for c in courses.values() if c.rejected is not None]
     late = [seconds for _, each in ends for seconds in each]
+    by_step = [percentile(list(each), 0.5) for each in zip(*(each for _, each in ends if each), strict=False)]
+    print("late after each step, median:", " ".join(f"{seconds:.1f} s" for seconds in by_step))
     figures = {
         "missed_steps": float(sum(missed for missed, _ in ends)),
         "operator_cores": cores,
