@@ -41,7 +41,6 @@ class Slo(ApiModel):
         Latency | None,
         Field(description="Mean time between two tokens (chunks) of a streamed answer; for example 100ms."),
     ] = None
-    # camelCase would make it e2E
     e2e: Annotated[
         Latency | None, Field(alias="e2e", description="Time until the answer is whole; for example 30s.")
     ] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_the_record_is_small_and_written_seldom():
     assert world.now.metadata.resource_version == quiet
 
 
-def test_the_record_goes_with_the_analysis_and_another_s_config_map_stays():
+def test_the_record_goes_with_the_analysis():
     world = judged_world()
     look(world, GOOD)
     owner = next(a.object for a in actions(world) if isinstance(a, Apply))["metadata"]["ownerReferences"]
@@ -300,6 +301,30 @@ def test_the_record_goes_with_the_analysis_and_another_s_config_map_stays():
     plan = world.reconcile()
     assert [a.name for a in plan.actions if isinstance(a, Delete)] == [names.rollout_evidence("chat")]
     assert world.evidence is None
+
+
+def test_a_config_map_of_that_name_that_is_somebody_else_s_is_left_alone():
+    world = judged_world()
+    look(world, GOOD)
+    assert world.evidence is not None
+    world.evidence = replace(world.evidence, component="")
+    assert actions(world) == ()
+    assert world.status.analysis is not None and not world.status.analysis.objectives, "and it is not believed"
+    world.rollout.pop("analysis")
+    world.spec(WHOLE)
+    assert world.reconcile().actions == ()
+
+
+@pytest.mark.parametrize("spoilt", ["", "{}", "nonsense"])
+def test_evidence_that_cannot_be_read_begins_anew(spoilt: str):
+    world = judged_world()
+    look(world, GOOD, looks=10)
+    assert world.evidence is not None
+    world.evidence = replace(world.evidence, record=spoilt)
+    world.settle()
+    assert world.status.analysis is not None and not world.status.analysis.objectives
+    look(world, GOOD, looks=2)
+    assert counted(world) == (200, 3800)
 
 
 def actions(world: RolloutWorld) -> tuple[Any, ...]:
