@@ -305,11 +305,16 @@ class FakeGateway:
                 self.evidence[key] = {"uid": metadata["uid"], "slo": slo, "counts": {}}
                 self._told()
 
-    def counted(self, deployment: str, revision: str, judged: int, bad: int = 0, objective: str = "errorRate") -> None:
+    def counted(self, deployment: str, revision: str, judged: int, bad: int = 0) -> None:
         """So many more answers, bad ones never in a row."""
+        self.counted_at_once([(deployment, revision, judged, bad)])
+
+    def counted_at_once(self, answers: Iterable[tuple[str, str, int, int]]) -> None:
+        """The same of many deployments and revisions, told in one report."""
         with self._changed:
-            series = self.evidence[deployment]["counts"].setdefault(revision, {}).setdefault(objective, {})
-            series["0"] = [a + b for a, b in zip(series.get("0", [0] * 4), (judged, bad, bad, 0), strict=True)]
+            for deployment, revision, judged, bad in answers:
+                series = self.evidence[deployment]["counts"].setdefault(revision, {}).setdefault("errorRate", {})
+                series["0"] = [a + b for a, b in zip(series.get("0", [0] * 4), (judged, bad, bad, 0), strict=True)]
             self._told()
 
     def judge(self, judging: bool) -> None:

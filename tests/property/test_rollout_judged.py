@@ -148,10 +148,10 @@ def test_in_the_end_the_good_take_over_and_the_bad_are_rejected(history: list[St
         step.run(judged)
     for gateway in world.counting.values():
         gateway.silent, gateway.judging = False, True
-    for _ in range(30):
+    for _ in range(14):
         world.settle()
         judged.ask(3000)
-        world.wait(1)
+        world.wait(2.1)
     world.settle()
     if bad:
         assert [v.revision for v in world.status.verdicts or ()] == ["v2"] and world.status.stable == "v1"

@@ -35,6 +35,8 @@ class Looking:
         for key in keys:
             pause = self._pause(key)
             if pause is None:
+                with self._lock:
+                    self._next.pop(key, None)
                 continue
             with self._lock:
                 now = self._clock()

@@ -406,6 +406,13 @@ def test_a_record_wakes_its_deployment_alone_also_one_that_is_gone(scene: Scene)
     assert scene.world.child_index.of((NS, "")) == (), "it is no child of any pool"
 
 
+def test_evidence_that_the_operator_has_written_wakes_nobody(scene: Scene) -> None:
+    labels = {names.LABEL_COMPONENT: names.ROLLOUT_EVIDENCE}
+    item = {"metadata": {"name": names.rollout_evidence("m"), "labels": labels}, "data": {RECORD_KEY: "{}"}}
+    assert scene.tell(scene.world.children["v1", "ConfigMap"].informer, "MODIFIED", item) == set()
+    assert scene.world.child_index.of((NS, "")) == (), "it is no child of any pool"
+
+
 def test_a_command_beside_the_status_that_was_just_written_is_no_echo(scene: Scene) -> None:
     status = {"reason": "Ready"}
     found: Object = {"name": "m", "generation": 1}
