@@ -1,8 +1,7 @@
 """Shadow traffic at one gateway: copies of requests go to the mirrored revision, both answers are compared and dropped.
 
 Rules:
-- Envoy's script hands over a copy, and later the answer that the user got, under one id; neither is waited for. A
-  request of which only one side is told is never compared and is forgotten after PAIR_SECONDS;
+- Envoy's script hands over a copy with the answer that the user got, once that is through; it does not wait;
 - at most `maxConcurrent` copies of a deployment and IN_ALL of all are under way; one more is left out and counted as
   `busy`. Nothing queues: a queue would make late copies, and memory;
 - copies end when the mirror goes off: their pods are leaving, or somebody said stop;
@@ -28,8 +27,6 @@ from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.timestamps import rfc3339
 
 IN_ALL = 64
-PAIR_SECONDS = 900.0
-PAIRS = 512
 RECENT = 20
 """Pairs that are told of one mirror."""
 
@@ -39,9 +36,8 @@ Labels = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Copy:
-    """A request as its client has sent it."""
+    """A request as its client has sent it, and what was answered."""
 
-    id: str
     model: str
     revision: str
     """Whom it is for."""
@@ -53,21 +49,10 @@ class Copy:
     last: int
     """Where the model's name stands in the body: 1-based, both ends included."""
     body: bytes
+    user: Came
 
     def __repr__(self) -> str:
-        return f"Copy({self.id} of {self.request_id} for {self.model})"
-
-
-@dataclass
-class _Pair:
-    """A request that both should answer."""
-
-    labels: Labels
-    against: str
-    request_id: str
-    since: float
-    user: Answer | None = None
-    mirrored: Answer | None = None
+        return f"Copy(of {self.request_id} for {self.model})"
 
 
 @dataclass(eq=False)
@@ -103,8 +88,6 @@ class Mirroring:
         self._secret = secrets.token_bytes(32)
         self._mirrors: dict[str, _Mirror] = {}
         """By model."""
-        self._pairs: dict[str, _Pair] = {}
-        """By the copy's id, the oldest first."""
 
     # -- what Envoy tells ----------------------------------------------------------------------------------------
 
@@ -139,21 +122,11 @@ class Mirroring:
         if len(mirror.tasks) >= routes.mirror.max_concurrent or self._under_way >= IN_ALL:
             self._count(mirror, "busy")
             return False
-        now = asyncio.get_running_loop().time()
-        self._forget(now)
-        self._pairs[copy.id] = _Pair(mirror.labels, copy.against, copy.request_id, now)
         task = asyncio.create_task(self._shadow(copy, question, mirror))
         mirror.tasks.add(task)
         self._tell_under_way(mirror)
         task.add_done_callback(lambda done: self._ended(mirror, done))
         return True
-
-    async def answered(self, id_: str, came: Came) -> None:
-        """What the user got."""
-        pair = self._pairs.get(id_)
-        if pair is not None:
-            pair.user = await asyncio.to_thread(read_answer, came, self._secret)
-            await self._settle(id_)
 
     # -- to pods -------------------------------------------------------------------------------------------------
 
@@ -171,20 +144,26 @@ class Mirroring:
         mirror.turn += 1
         endpoint = revision.endpoints[mirror.turn % len(revision.endpoints)]
         body = copy.body[: copy.first - 1] + revision.engine_name.encode() + copy.body[copy.last :]
-        return Question(copy.id, endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body)
+        return Question(
+            secrets.token_hex(8), endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body
+        )
 
     async def _shadow(self, copy: Copy, question: Question, mirror: _Mirror) -> None:
         came = await self._ask(question)
         if came is None:
             self._count(mirror, "withdrawn")
-            self._pairs.pop(copy.id, None)
             return
-        answer = Answer(came) if isinstance(came, str) else await asyncio.to_thread(read_answer, came, self._secret)
-        self._count(mirror, answer.outcome)
-        pair = self._pairs.get(copy.id)
-        if pair is not None:
-            pair.mirrored = answer
-            await self._settle(copy.id)
+        user, mirrored, found = await asyncio.to_thread(self._compared, copy.user, came)
+        self._count(mirror, mirrored.outcome)
+        mirror.pairs += 1
+        mirror.recent.append(_told(copy, user, mirrored, found))
+        self._measure(mirror.labels, {"user": user, "mirrored": mirrored}, found)
+
+    def _compared(self, came: Came, copys: Came | Outcome) -> tuple[Answer, Answer, Comparison]:
+        """Both answers and what they have in common; in a thread."""
+        user = read_answer(came, self._secret)
+        mirrored = read_answer(copys, self._secret) if isinstance(copys, Came) else Answer(copys)
+        return user, mirrored, compare(user, mirrored)
 
     def _ended(self, mirror: _Mirror, task: asyncio.Task[None]) -> None:
         mirror.tasks.discard(task)
@@ -199,7 +178,6 @@ class Mirroring:
             task.cancel()
             self._count(mirror, "withdrawn")
         mirror.tasks.clear()
-        self._pairs = {i: p for i, p in self._pairs.items() if p.labels != mirror.labels}
 
     async def stop(self) -> None:
         """End all copies."""
@@ -208,27 +186,7 @@ class Mirroring:
             self._withdraw(mirror)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # -- both answers --------------------------------------------------------------------------------------------
-
-    def _forget(self, now: float) -> None:
-        """Requests of which one side will not be told any more."""
-        for id_, pair in list(self._pairs.items()):
-            if now - pair.since < PAIR_SECONDS and len(self._pairs) < PAIRS:
-                return
-            del self._pairs[id_]
-
-    async def _settle(self, id_: str) -> None:
-        """Compare, once both are there."""
-        pair = self._pairs.get(id_)
-        if pair is None or pair.user is None or pair.mirrored is None:
-            return
-        del self._pairs[id_]
-        found = await asyncio.to_thread(compare, pair.user, pair.mirrored)
-        mirror = next((m for m in self._mirrors.values() if m.labels == pair.labels), None)
-        if mirror is not None:
-            mirror.pairs += 1
-            mirror.recent.append(_told(pair, pair.user, pair.mirrored, found))
-            self._measure(pair.labels, {"user": pair.user, "mirrored": pair.mirrored}, found)
+    # -- what is told -----------------------------------------------------------------------------------------------
 
     def _measure(self, labels: Labels, answers: dict[str, Answer], found: Comparison) -> None:
         self._metrics.pairs.labels(*labels).inc()
@@ -293,11 +251,11 @@ def _answer(answer: Answer) -> MirrorAnswer:
     )
 
 
-def _told(pair: _Pair, user: Answer, mirrored: Answer, found: Comparison) -> MirrorPair:
+def _told(copy: Copy, user: Answer, mirrored: Answer, found: Comparison) -> MirrorPair:
     return MirrorPair(
         at=rfc3339(datetime.now(UTC)),
-        request_id=pair.request_id,
-        against=pair.against,
+        request_id=copy.request_id,
+        against=copy.against,
         user=_answer(user),
         mirrored=_answer(mirrored),
         similarity=_rounded(found.similarity, 3),

@@ -1,7 +1,7 @@
-"""Where Envoy's script hands over copies and answers: a Unix socket.
+"""Where Envoy's script hands over copies: a Unix socket.
 
-Nobody waits for what is answered here, but Envoy lets only so many calls be open: an answer is compared within its
-call, so that a process that cannot keep up is told less instead of piling it up. What does not fit is dropped with 400.
+Nobody waits for what is answered here, and what does not fit is dropped with 400. Envoy lets only so many calls be
+open, so that a process that cannot keep up is told less instead of piling it up.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiohttp import web
 from tuneyard.gateway.mirroring import Copy, Mirroring
 from tuneyard.planning.mirrored import Came
 from tuneyard.systems.envoy.listening import make_way, protect
-from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, ANSWER_PATH, BODY_LIMIT, COPY_PATH
+from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT, COPY_PATH
 
 _LONGEST_ID = 128
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -35,11 +35,17 @@ def _milliseconds(text: str) -> float | None:
 async def _copy(request: web.Request) -> Copy:
     """ValueError where it is none."""
     first, last = (int(part) for part in _header(request, "at").split("-"))
-    path, body = _header(request, "path"), await request.read()
-    if path not in _PATHS or not 1 < first <= last < len(body):
+    path, told, size = _header(request, "path"), await request.read(), int(_header(request, "size"))
+    if path not in _PATHS or not 1 < first <= last < size <= len(told):
         raise ValueError("not a copy of a request")
+    user = Came(
+        status=int(_header(request, "status")),
+        kind=_header(request, "kind"),
+        body=told[size:] if _header(request, "answer") == "whole" else None,
+        first_ms=_milliseconds(_header(request, "first-ms")),
+        whole_ms=_milliseconds(_header(request, "whole-ms")),
+    )
     return Copy(
-        id=_header(request, "id"),
         model=_header(request, "model"),
         revision=_header(request, "revision"),
         against=_header(request, "against"),
@@ -47,7 +53,8 @@ async def _copy(request: web.Request) -> Copy:
         path=path,
         first=first,
         last=last,
-        body=body,
+        body=told[:size],
+        user=user,
     )
 
 
@@ -55,8 +62,7 @@ def application(mirroring: Mirroring) -> web.Application:
     """What the script tells."""
 
     async def copied(request: web.Request) -> web.Response:
-        why = _header(request, "skipped")
-        if why:
+        if _header(request, "skipped"):
             mirroring.skipped(_header(request, "model"), "too-long")
             return web.Response(status=202)
         try:
@@ -65,24 +71,8 @@ def application(mirroring: Mirroring) -> web.Application:
             return web.Response(status=400)
         return web.Response(status=202 if taken else 429)
 
-    async def answered(request: web.Request) -> web.Response:
-        body = await request.read()
-        try:
-            came = Came(
-                status=int(_header(request, "status")),
-                kind=_header(request, "kind"),
-                body=None if _header(request, "skipped") else body,
-                first_ms=_milliseconds(_header(request, "first-ms")),
-                whole_ms=_milliseconds(_header(request, "whole-ms")),
-            )
-        except ValueError:
-            return web.Response(status=400)
-        await mirroring.answered(_header(request, "id"), came)
-        return web.Response(status=202)
-
-    app = web.Application(client_max_size=max(BODY_LIMIT, ANSWER_LIMIT) + 1)
+    app = web.Application(client_max_size=BODY_LIMIT + ANSWER_LIMIT + 1)
     app.router.add_post(COPY_PATH, copied)
-    app.router.add_post(ANSWER_PATH, answered)
     return app
 
 

@@ -1,8 +1,8 @@
 """A copy of a request on its way to a pod of the mirrored revision: asked once, for a time, and never again.
 
 Rules:
-- nothing of the user's headers goes with it but the content type: no credentials, and no request id, because engines
-  take two requests of one id for the same, and both may be in one engine;
+- none of the user's headers goes with it: no credentials, and no request id either, because engines take two requests
+  of one id for the same, and both may be in one engine;
 - the answer is read to its end, so that the pod does the work that it would do for a user, and kept up to a limit;
 - a pod that is just leaving says so by header; that is nobody's fault, and the copy counts as withdrawn.
 """

@@ -4,9 +4,9 @@ Rules:
 - Envoy's own mirror (request_mirror_policies) is not used: its copy has the body already rewritten for the revision
   that answers the user and carries the key of its pool, it cannot leave out a request that chose its revision or was
   held, and nothing of it tells which answer belongs to which;
-- the script `mirror` hands over instead, without waiting, on routes by weight alone. Where a mirror is off the routes
-  do not name the script, and nothing runs;
-- only UNDER_WAY copies and answers may be on their way to the process; what is more is dropped by Envoy, at once;
+- the script `mirror` hands over request and answer instead, without waiting, on routes by weight alone. Where a mirror
+  is off the routes do not name the script, and nothing runs;
+- only UNDER_WAY copies may be on their way to the process; what is more is dropped by Envoy, at once;
 - the process sends to pods itself: no load report, no access log and no answer that is judged ever has a copy in it.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, script, static_cluster
 
 MIRROR_CLUSTER = "mirror"
-COPY_PATH, ANSWER_PATH = "/copy", "/answer"
+COPY_PATH = "/copy"
 BODY_LIMIT = 256 * 1024
 """Bytes of a request that is copied; a longer one is counted and left out."""
 ANSWER_LIMIT = 512 * 1024
