@@ -36,6 +36,7 @@ from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -260,6 +261,7 @@ class Situation:
     unreachable: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     demand: DemandView = field(default_factory=DemandView)
+    gates: GateObservation | None = None
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -312,4 +314,5 @@ class Situation:
             settings=self.settings,
             now=self.now,
             record=next((c for c in self.children if c.name == names.rollout_record(name)), None),
+            gates=self.gates,
         )

@@ -25,6 +25,7 @@ from tests.builders import (
     pod,
     revision,
 )
+from tests.toyworld.gates import Gates
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
@@ -62,6 +63,7 @@ class RolloutWorld:
     """Adapters that were replaced by another one of the same name: how often."""
     events: list[Event] = field(default_factory=list)
     record: ChildObservation | None = None
+    gates: Gates = field(default_factory=Gates)
     stored: ModelDeploymentResource | None = None
     views: dict[str, ModelRoutes] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -106,6 +108,7 @@ class RolloutWorld:
     def recreate(self) -> None:
         """A forced sync: another uid, the same spec and annotations, no status."""
         known = self.now
+        self.gates.orphaned(known.metadata.uid)
         meta = known.metadata.model_copy(update={"uid": f"uid-{self._version}"})
         self._store(known.model_copy(update={"metadata": meta}), ModelDeploymentStatus())
 
@@ -128,7 +131,9 @@ class RolloutWorld:
         known = self.now
         plan = self.plan = plan_modeldeployment(self.situation().deployment())
         for action in plan.actions:
-            if isinstance(action, Apply):
+            if self.gates.takes(action):
+                self.gates.execute(action, self.clock)
+            elif isinstance(action, Apply):
                 self._version += 1
                 obj = json.loads(json.dumps(action.object))
                 obj["metadata"]["resourceVersion"] = str(self._version)
@@ -200,6 +205,7 @@ class RolloutWorld:
                 for name, view in sorted(self.views.items())
             ),
             gateways_expected=len(GATEWAYS),
+            gates=self.gates.seen_by(deployed),
             now=self.clock,
         )
 

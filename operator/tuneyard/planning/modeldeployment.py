@@ -116,7 +116,7 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
-        actions=record_actions(deployment, obs.record, hashes),
+        actions=(*record_actions(deployment, obs.record, hashes), *(decision.actions if not serving.taken else ())),
         status=status,
         events=_events(serving, status, problem),
         requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
@@ -167,6 +167,9 @@ def _seen(
         confirmed={revision: weight for revision, weight in split.weights.items() if applied[revision]},
         now=obs.now,
         on_demand=on_demand,
+        gates=obs.gates,
+        record=obs.record,
+        settings=obs.settings,
     )
 
 
@@ -267,7 +270,7 @@ def _rollout(serving: Serving, served: Iterable[Served], now: str) -> RolloutSta
     deployment, decided, split = serving.seen.deployment, serving.decision.status, serving.split
     if serving.taken:
         kept = serving.seen.before or RolloutStatus()
-        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since")
+        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since", "gates")
         return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
     if decided.stable is None or decided.stable not in split.weights:
         return decided

@@ -24,6 +24,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.settings import Settings
@@ -223,6 +224,8 @@ class ModelDeploymentObservation:
     now: datetime
     record: ChildObservation | None = None
     """The ConfigMap that outlives it."""
+    gates: GateObservation | None = None
+    """None: nobody has looked."""
     demand: DemandView = field(default_factory=DemandView)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.planning.gateobservations import GateObservation
+from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.revisions import RevisionState
+from tuneyard.planning.settings import Settings
 from tuneyard.planning.timestamps import rfc3339
 
 
@@ -29,6 +32,11 @@ class Seen:
     now: datetime
     on_demand: frozenset[str] = frozenset()
     """Revisions that are loaded when somebody asks for them; see idling.py."""
+    gates: GateObservation | None = None
+    """None: nobody has looked; see gates.under_way."""
+    record: ChildObservation | None = None
+    """The ConfigMap that outlives the deployment."""
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def spec(self) -> ModelDeploymentSpec:

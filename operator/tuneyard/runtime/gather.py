@@ -18,6 +18,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -32,6 +33,7 @@ from tuneyard.planning.observations import (
 from tuneyard.planning.pools import places
 from tuneyard.planning.rolloutrecord import worth_keeping
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.gategather import gather_gates
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
 from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
@@ -108,6 +110,10 @@ class Reads:
         if unsure or (deployment is not None and deployment.status.rollout is None):
             return self._fetched_record(namespace, name)
         return None if found is None else self._world.applied.seen(found)
+
+    def gates(self, deployment: ModelDeploymentResource | None, keys: EngineKeys) -> GateObservation | None:
+        """What is known of the deployment's gates, always fetched; None while none is under way."""
+        return gather_gates(self._api, deployment, keys)
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
@@ -294,7 +300,7 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
 
 
 def gather_modeldeployment(
-    reads: Reads, key: Key, *, gateways: GatewayView, settings: Settings, now: datetime
+    reads: Reads, key: Key, *, gateways: GatewayView, keys: EngineKeys, settings: Settings, now: datetime
 ) -> ModelDeploymentObservation:
     """What plan_modeldeployment looks at."""
     namespace = key.namespace
@@ -316,6 +322,7 @@ def gather_modeldeployment(
         settings=settings,
         now=now,
         record=reads.record(namespace, key.name, deployment),
+        gates=reads.gates(deployment, keys),
     )
 
 
