@@ -9,8 +9,9 @@ from typing import Any
 
 from tests.builders import KEYS
 from tuneyard.api import names
-from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, Side, Times
+from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, Side
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.gate.measures import times
 from tuneyard.planning.gateobservations import REPORTS_KEY, GateObservation, looked_at
 from tuneyard.planning.gates import under_way
 from tuneyard.planning.plan import Apply, Delete, Redacted
@@ -26,7 +27,7 @@ def measured(candidate: float, stable: float = 100.0) -> GateReport:
     """A benchmark that saw these 95th percentiles of the time to the first token."""
 
     def side(ttft: float) -> Side:
-        return Side(requests=200, ttft=Times(p50=ttft, p95=ttft, p99=ttft))
+        return Side(requests=200, ttft=times([ttft] * 200))
 
     return GateReport(benchmark=BenchmarkNumbers(candidate=side(candidate), stable=side(stable)))
 

@@ -49,7 +49,7 @@ class Side(ApiModel):
     tokens_per_second: float | None = None
     ttft: Times | None = None
     itl: Times | None = None
-    e2e: Times | None = None
+    e2e: Annotated[Times | None, Field(alias="e2e")] = None
 
 
 class BenchmarkNumbers(ApiModel):

@@ -56,15 +56,16 @@ class BenchmarkMax(ApiModel):
 
     model_config = _some("benchmark.max", (*LATENCIES, "errorRate"), "{ttftP95: 1.10x}")
 
+    # "e2e" has to be spelt out: the generator of aliases would write e2E
     ttft_p50: LatencyLimit | None = None
     ttft_p95: LatencyLimit | None = None
     ttft_p99: LatencyLimit | None = None
     itl_p50: LatencyLimit | None = None
     itl_p95: LatencyLimit | None = None
     itl_p99: LatencyLimit | None = None
-    e2e_p50: LatencyLimit | None = None
-    e2e_p95: LatencyLimit | None = None
-    e2e_p99: LatencyLimit | None = None
+    e2e_p50: Annotated[LatencyLimit | None, Field(alias="e2eP50")] = None
+    e2e_p95: Annotated[LatencyLimit | None, Field(alias="e2eP95")] = None
+    e2e_p99: Annotated[LatencyLimit | None, Field(alias="e2eP99")] = None
     error_rate: Annotated[
         Percent | None, Field(description="Share of the candidate's requests that may fail. Default 1%.")
     ] = None

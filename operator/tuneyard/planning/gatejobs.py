@@ -153,7 +153,7 @@ def _metadata(name: str, deployment: ModelDeploymentResource, owners: list[Json]
 
 def _pod(name: str, gate: Gate, settings: Settings) -> Json:
     task = {"configMap": {"name": name, "items": [{"key": TASK_FILE, "path": TASK_FILE}]}}
-    token = {"secret": {"name": names.gate_secret(name), "defaultMode": 0o440}}
+    token = {"secret": {"secretName": names.gate_secret(name), "defaultMode": 0o440}}
     volumes: list[Json] = [{"name": "task", **task}, {"name": "token", **token}]
     mounts = [mount("task", f"{FOLDER}/task", read_only=True), mount("token", f"{FOLDER}/token", read_only=True)]
     for volume, source in _named(gate).items():

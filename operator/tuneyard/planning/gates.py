@@ -34,7 +34,7 @@ FIRST_DELAY, LONGEST_DELAY = 30.0, 1800.0
 """Seconds until a gate that could not run is tried again; each time twice as long."""
 _GRACE = 120.0
 """Seconds after its timeout in which Kubernetes should have ended a Job."""
-_AT_ONCE, _SOON, _LOOK = 0.1, 1.0, 5.0
+_AT_ONCE, _SOON, _LOOK = 0.1, 1.0, 2.0
 """Seconds to the next look at a Job that is being made, and at one that runs: nothing tells of its end."""
 
 PASSING = ("Passed", "Skipped")

@@ -31,7 +31,7 @@ def test_a_candidate_gets_nothing_until_its_gate_has_passed():
     assert not world.status.allowed, "not named is nothing, and 0 would be a verdict"
     assert world.conditions["Reconciling"] == ("True", "Gating")
     assert world.gates.running == world.gates.jobs != []
-    assert world.plan.requeue_after == 5
+    assert world.plan.requeue_after == 2
     later(world, 60)
     assert world.weights == {"v1": 100}
 
