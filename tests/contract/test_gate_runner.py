@@ -153,6 +153,16 @@ async def test_without_the_token_nobody_gets_in(gateway: GatewayProcess, team: T
     assert await answered(x_revision="v9", tuneyard_gate=token(team)) == (V1, "v1")
 
 
+async def test_stable_is_never_measured_as_its_own_candidate(
+    gateway: GatewayProcess, team: Team, pod: Pod, tmp_path: Path
+) -> None:
+    """A gateway that does not know the token ignores the header, and stable answers."""
+    words = "a gateway sent a request for v2 to v1: it does not know this gate (yet)"
+    for name, gate in (("a", SPEED), ("b", QUALITY)):
+        report, _ = await run(tmp_path / name, gateway.url, "another token", gate, prompts=lines(PROMPTS[0]))
+        assert (report.benchmark, report.evaluation, report.cannot_run) == (None, None, words)
+
+
 async def test_a_candidate_whose_requests_fail_does_not_pass(
     gateway: GatewayProcess, team: Team, pod: Pod, tmp_path: Path
 ) -> None:

@@ -109,7 +109,7 @@ def _plot(words: str, found: list[Bar]) -> str:
         if n % every == 0:
             parts.append(
                 f'<text x="{slot * (n + 0.5):.1f}" y="{floor + 16:.0f}" text-anchor="middle">'
-                f"{milliseconds(bar.upto)}</text>"
+                f"up to {milliseconds(bar.upto)}</text>"
             )
     size = f"0 0 {_WIDTH:.0f} {_HEAD + _HEIGHT + _FOOT:.0f}"
     return f'<svg viewBox="{size}" role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'

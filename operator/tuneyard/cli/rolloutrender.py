@@ -8,7 +8,8 @@ from rich.text import Text
 from tuneyard.cli.rolloutview import HistoryView, RolloutView
 from tuneyard.cli.statusrender import duration, section, table
 
-_STYLES = {"Completed": "green", "RolledBack": "red", "Paused": "yellow", "Progressing": "cyan", "Baking": "cyan"}
+_STYLES = {"Completed": "green", "RolledBack": "red", "Paused": "yellow"}
+_STYLES |= dict.fromkeys(("Gating", "Progressing", "Baking"), "cyan")
 
 
 def render_rollout(view: RolloutView) -> RenderableType:

@@ -3,7 +3,9 @@
 Rules:
 - a revision is chosen by header, with the token that allows it; both are sent to the gateway only;
 - time to the first token is that of the first chunk with text, never of the headers: engines send those at once;
-- whatever goes wrong with a request is an outcome of it and no exception: what it means is for the caller to say.
+- an answer of another revision than the one that was asked is no measurement of anything: a gateway that does not know
+  the gate yet ignores the header, and stable would be measured as its own candidate. Then nothing is measured;
+- whatever else goes wrong with a request is an outcome of it and no exception: what it means is for the caller to say.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ class Answer:
     e2e: float = 0.0
 
 
+class MisroutedError(Exception):
+    """Another revision answered than the one that was asked."""
+
+
 class Asker:
     """Requests to one model of one gateway."""
 
@@ -49,13 +55,18 @@ class Asker:
         self._token = token
 
     async def ask(self, revision: str, body: Mapping[str, Any]) -> Answer:
-        """One request, streamed; `body` has messages or a prompt, and all else but the model."""
+        """One request, streamed; `body` has messages or a prompt, and all else but the model. Raises MisroutedError."""
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         asked = {**body, "model": self._model, "stream": True, "stream_options": {"include_usage": True}}
         headers = {names.REVISION_HEADER: revision, names.GATE_TOKEN_HEADER: self._token}
         began = time.monotonic()
         try:
             async with self._session.post(self._gateway + path, json=asked, headers=headers) as response:
+                told = response.headers.get(names.REVISION_HEADER)
+                if told != revision and (told is not None or response.status == 200):
+                    raise MisroutedError(
+                        f"a gateway sent a request for {revision} to {told}: it does not know this gate (yet)"
+                    )
                 if response.status != 200:
                     said = (await response.content.read(2000)).decode(errors="replace")
                     return Answer(error=f"status {response.status}: {_message(said)}", e2e=_since(began))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, Sample
 from tuneyard.api.gates import Benchmark
-from tuneyard.gate.asking import Answer, Asker
+from tuneyard.gate.asking import Answer, Asker, MisroutedError
 from tuneyard.gate.measures import side
 
 REQUESTS, CONCURRENCY, PROMPT_TOKENS, MAX_TOKENS = 200, 8, 128, 64
@@ -44,7 +44,7 @@ def prompts(tokens: int) -> Iterator[str]:
 
 
 async def run(asker: Asker, gate: Benchmark, *, candidate: str, stable: str) -> GateReport:
-    """All requests; raises UnreachableError."""
+    """All requests; raises UnreachableError or MisroutedError."""
     workers = min(gate.concurrency or CONCURRENCY, gate.requests or REQUESTS)
     texts = prompts(gate.prompt_tokens or PROMPT_TOKENS)
     found: dict[str, list[Answer]] = {candidate: [], stable: []}
@@ -75,8 +75,8 @@ async def run(asker: Asker, gate: Benchmark, *, candidate: str, stable: str) -> 
         async with asyncio.TaskGroup() as group:
             for number in range(workers):
                 group.create_task(worker(number))
-    except* UnreachableError as errors:
-        raise UnreachableError(str(errors.exceptions[0])) from None
+    except* (UnreachableError, MisroutedError) as errors:
+        raise errors.exceptions[0] from None
     numbers = BenchmarkNumbers(candidate=side(found[candidate]), stable=side(found[stable]))
     return GateReport(benchmark=numbers, samples=samples)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport, Sample
 from tuneyard.api.gates import Evaluation
-from tuneyard.gate.asking import Answer, Asker
+from tuneyard.gate.asking import Answer, Asker, MisroutedError
 from tuneyard.gate.benchmark import UnreachableError, sample
 from tuneyard.gate.judge import Grader, JudgeError
 from tuneyard.gate.prompts import METRIC, Prompt, PromptsError, score
@@ -28,7 +28,7 @@ _SAMPLES = 6
 async def run(
     asker: Asker, gate: Evaluation, prompts: Sequence[Prompt], grader: Grader | None, *, candidate: str, stable: str
 ) -> GateReport:
-    """All prompts; raises UnreachableError, JudgeError or PromptsError."""
+    """All prompts; raises UnreachableError, MisroutedError, JudgeError or PromptsError."""
     slots = asyncio.Semaphore(_AT_ONCE)
     found: list[tuple[Prompt, float, Sample]] = []
 
@@ -52,7 +52,7 @@ async def run(
         async with asyncio.TaskGroup() as group:
             for prompt in prompts:
                 group.create_task(one(prompt))
-    except* (UnreachableError, JudgeError, PromptsError) as errors:
+    except* (UnreachableError, MisroutedError, JudgeError, PromptsError) as errors:
         raise errors.exceptions[0] from None
     by_metric: dict[str, list[float]] = {}
     for prompt, reached, _ in found:

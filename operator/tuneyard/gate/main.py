@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from tuneyard.api.gatereports import MESSAGE_BYTES, GateReport, GateTask
 from tuneyard.api.gates import JUDGE_KEY, JUDGE_URL, Evaluation, Gate, Judge
 from tuneyard.gate import benchmark, evaluation
-from tuneyard.gate.asking import Asker, session
+from tuneyard.gate.asking import Asker, MisroutedError, session
 from tuneyard.gate.judge import Grader, JudgeError
 from tuneyard.gate.prompts import Prompt, PromptsError, parsed
 from tuneyard.planning.gatejobs import FOLDER, PROMPTS_FILE, TASK_FILE, TOKEN
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         report = asyncio.run(_run(args.folder))
-    except (CannotRunError, PromptsError, JudgeError, benchmark.UnreachableError) as error:
+    except (CannotRunError, PromptsError, JudgeError, MisroutedError, benchmark.UnreachableError) as error:
         report = GateReport(cannot_run=str(error)[:_WORD_LIMIT])
     report = report.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     text = fitting(report)

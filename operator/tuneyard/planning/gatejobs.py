@@ -82,7 +82,7 @@ def companions(
     assert mark is not None, "a Job without a mark is nobody's, and goes"  # noqa: S101
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid}
     task = GateTask(
-        gateway=settings.gateway_url.rstrip("/"),
+        gateway=settings.gateway_service.rstrip("/"),
         model=deployment.model_name,
         candidate=mark.revision,
         stable=mark.stable,
