@@ -36,6 +36,7 @@ class Pod(Upstream):
     slow: dict[str, float] = field(default_factory=dict)
     """Seconds to the first token, by model."""
     failing: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
     verdict: str = ""
 
     async def _stream(self, asked: Json, model: str, writer: asyncio.StreamWriter) -> None:
@@ -46,6 +47,8 @@ class Pod(Upstream):
             text = b'{"error":{"message":"the engine has had enough","type":"server_error"}}'
             head = f"HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
             return head.encode() + text
+        if model in self.full:
+            return b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n"
         return super()._refusal(model)
 
     def _completion(self, asked: Json, model: str) -> Json:
@@ -171,6 +174,16 @@ async def test_a_candidate_whose_requests_fail_does_not_pass(
     assert report.benchmark
     assert (report.benchmark.candidate.errors, report.benchmark.stable.errors) == (20, 0)
     assert "the engine has had enough" in report.samples[0].answer
+
+
+async def test_what_no_pod_could_take_is_nothing_against_the_candidate(
+    gateway: GatewayProcess, team: Team, pod: Pod, tmp_path: Path
+) -> None:
+    pod.full = {V2}
+    report, _ = await run(tmp_path / "a", gateway.url, token(team), SPEED)
+    assert report.cannot_run == "no pod took 20 of the requests to v2 (status 503: )"
+    report, _ = await run(tmp_path / "b", gateway.url, token(team), QUALITY, prompts=lines(PROMPTS[0]))
+    assert report.cannot_run == "no pod of v2 answers (status 503: )"
 
 
 async def test_a_gateway_that_does_not_answer_is_nothing_against_the_candidate(tmp_path: Path) -> None:

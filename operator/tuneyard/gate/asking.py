@@ -34,6 +34,8 @@ class Answer:
     """Why there is no whole answer, in words."""
     reached: bool = True
     """Whether anybody answered at all."""
+    served: bool = True
+    """False: no pod took it (503, or nobody was reached), which says nothing of what the revision would answer."""
     tokens: int = 0
     ttft: float | None = None
     itl: float | None = None
@@ -69,10 +71,12 @@ class Asker:
                     )
                 if response.status != 200:
                     said = (await response.content.read(2000)).decode(errors="replace")
-                    return Answer(error=f"status {response.status}: {_message(said)}", e2e=_since(began))
+                    words = f"status {response.status}: {_message(said)}"
+                    return Answer(error=words, served=response.status != 503, e2e=_since(began))
                 return await _streamed(response, began)
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
-            return Answer(error=f"no connection: {type(error).__name__}", reached=False, e2e=_since(began))
+            words = f"no connection: {type(error).__name__}"
+            return Answer(error=words, reached=False, served=False, e2e=_since(began))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Answer(error=f"broken off: {type(error).__name__}", e2e=_since(began))
 

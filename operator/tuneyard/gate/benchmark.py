@@ -4,6 +4,8 @@ Rules:
 - a pair of requests has the same prompt and is asked one after the other by the same worker, the candidate first in
   every other pair: whatever else goes on in the engines hits both alike;
 - no prompt comes twice, so that no engine answers from its prefix cache what it had to compute for the other;
+- a request that no pod could take (a drained node, an engine that restarts) is no fault of either: then nothing was
+  measured. One that an engine answers with an error is;
 - the first requests of each worker are not counted: kernels are compiled and connections made in them.
 """
 
@@ -33,7 +35,7 @@ _WORDS = (
 
 
 class UnreachableError(Exception):
-    """Nobody answers at all: there is nothing to measure."""
+    """Nobody answers: there is nothing to measure."""
 
 
 def prompts(tokens: int) -> Iterator[str]:
@@ -45,40 +47,59 @@ def prompts(tokens: int) -> Iterator[str]:
 
 async def run(asker: Asker, gate: Benchmark, *, candidate: str, stable: str) -> GateReport:
     """All requests; raises UnreachableError or MisroutedError."""
-    workers = min(gate.concurrency or CONCURRENCY, gate.requests or REQUESTS)
-    texts = prompts(gate.prompt_tokens or PROMPT_TOKENS)
-    found: dict[str, list[Answer]] = {candidate: [], stable: []}
-    samples: list[Sample] = []
-    left = iter(range(gate.requests or REQUESTS))
-    unreached = 0
-
-    async def pair(number: int, *, counts: bool) -> None:
-        nonlocal unreached
-        text = next(texts)
-        body = {"prompt": text, "max_tokens": gate.max_tokens or MAX_TOKENS, "temperature": 0}
-        for revision in (candidate, stable) if number % 2 == 0 else (stable, candidate):
-            answer = await asker.ask(revision, body)
-            unreached = 0 if answer.reached else unreached + 1
-            if unreached >= _UNREACHED:
-                raise UnreachableError(f"the gateway does not answer ({answer.error})")
-            if counts:
-                found[revision].append(answer)
-            if counts and revision == candidate and len(samples) < _SAMPLES:
-                samples.append(sample(text, answer))
-
-    async def worker(number: int) -> None:
-        await pair(number, counts=False)
-        for index in left:
-            await pair(index, counts=True)
-
+    load = _Load(asker, gate, candidate, stable)
     try:
         async with asyncio.TaskGroup() as group:
-            for number in range(workers):
-                group.create_task(worker(number))
+            for number in range(min(gate.concurrency or CONCURRENCY, gate.requests or REQUESTS)):
+                group.create_task(load.worker(number))
     except* (UnreachableError, MisroutedError) as errors:
         raise errors.exceptions[0] from None
-    numbers = BenchmarkNumbers(candidate=side(found[candidate]), stable=side(found[stable]))
-    return GateReport(benchmark=numbers, samples=samples)
+    return load.report()
+
+
+class _Load:
+    """The requests of all workers, and what came of them."""
+
+    def __init__(self, asker: Asker, gate: Benchmark, candidate: str, stable: str) -> None:
+        self._asker = asker
+        self._tokens = gate.max_tokens or MAX_TOKENS
+        self._candidate = candidate
+        self._stable = stable
+        self._prompts = prompts(gate.prompt_tokens or PROMPT_TOKENS)
+        self._left = iter(range(gate.requests or REQUESTS))
+        self._found: dict[str, list[Answer]] = {candidate: [], stable: []}
+        self._samples: list[Sample] = []
+        self._unreached = 0
+
+    async def worker(self, number: int) -> None:
+        """A pair that does not count, then pairs as long as there are any left."""
+        await self._pair(number, counts=False)
+        for index in self._left:
+            await self._pair(index, counts=True)
+
+    async def _pair(self, number: int, *, counts: bool) -> None:
+        text = next(self._prompts)
+        both = (self._candidate, self._stable)
+        for revision in both if number % 2 == 0 else both[::-1]:
+            answer = await self._asker.ask(revision, {"prompt": text, "max_tokens": self._tokens, "temperature": 0})
+            self._unreached = 0 if answer.reached else self._unreached + 1
+            if self._unreached >= _UNREACHED:
+                raise UnreachableError(f"the gateway does not answer ({answer.error})")
+            if counts:
+                self._found[revision].append(answer)
+            if counts and revision == self._candidate and len(self._samples) < _SAMPLES:
+                self._samples.append(sample(text, answer))
+
+    def report(self) -> GateReport:
+        """The numbers; raises UnreachableError where requests found no pod."""
+        for revision, answers in self._found.items():
+            unserved = [a for a in answers if not a.served]
+            if unserved:
+                raise UnreachableError(
+                    f"no pod took {len(unserved)} of the requests to {revision} ({unserved[0].error})"
+                )
+        candidate, stable = (side(self._found[r]) for r in (self._candidate, self._stable))
+        return GateReport(benchmark=BenchmarkNumbers(candidate=candidate, stable=stable), samples=self._samples)
 
 
 def sample(prompt: str, answer: Answer, check: str | None = None, score: float | None = None) -> Sample:

@@ -36,6 +36,8 @@ async def run(
         async with slots:
             body = {**prompt.body, "max_tokens": gate.max_tokens or MAX_TOKENS, "temperature": 0}
             answer = await _asked(asker, candidate, body)
+            if not answer.served:
+                raise UnreachableError(f"no pod of {candidate} answers ({answer.error})")
             if answer.error is not None and (await _asked(asker, stable, body)).error is not None:
                 raise UnreachableError(f"neither {candidate} nor {stable} answers ({answer.error})")
             if answer.error is not None:
