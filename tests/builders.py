@@ -37,6 +37,7 @@ from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewar
 from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -262,6 +263,7 @@ class Situation:
     unreadable: tuple[str, ...] = ()
     demand: DemandView = field(default_factory=DemandView)
     answers: AnswersView = field(default_factory=AnswersView)
+    gates: GateObservation | None = None
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -316,4 +318,5 @@ class Situation:
             record=next((c for c in self.children if c.name == names.rollout_record(name)), None),
             answers=self.answers,
             evidence=next((c for c in self.children if c.name == names.rollout_evidence(name)), None),
+            gates=self.gates,
         )

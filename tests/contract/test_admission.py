@@ -15,6 +15,7 @@ import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.chart import NAMESPACE, install, refusal, rendered, token
+from tests.contract.gatejobs import REFUSED_JOBS
 from tests.contract.test_admission_rbac import MODELS, RBAC, children
 from tuneyard.api import names
 from tuneyard.systems.kube import objects
@@ -322,6 +323,7 @@ class TestOperator:
                 daemon_set("x-prewarm", initContainers=[{"name": "i", "image": "x"}]),
                 "nor a container whose privileges can grow",
             ),
+            *REFUSED_JOBS,
             (binding({"kind": "ClusterRole", "name": "cluster-admin"}), "attempting to grant RBAC permissions"),
             (binding(AGENT_ROLE, {"kind": "User", "name": "mallory", "apiGroup": RBAC}), "only bind roles to"),
             (

@@ -114,6 +114,37 @@ def test_the_operator_does_all_its_work(cluster: Cluster, operator: OperatorProc
     assert refusals(operator.said()) == []
 
 
+def test_the_operator_runs_gates(cluster: Cluster, operator: OperatorProcess) -> None:
+    """A second revision of the deployment that the test before has left behind, with a gate."""
+    cluster.apply("LoRAAdapter", "acme-support-v2", {"baseModel": BASE, "source": SOURCE, "digest": DIGEST})
+    cluster.report("pod-0", BASE, {ADAPTER: DIGEST, "acme-support-v2": DIGEST})
+    eventually(
+        lambda: (cluster.status("ModelDeployment", "acme").get("rollout") or {}).get("stable") == "v1", "v1 first"
+    )
+    gate = {"name": "speed", "benchmark": {"max": {"ttftP95": "1.1x"}}}
+    revisions = [
+        {"name": "v1", "baseModel": BASE, "adapter": ADAPTER},
+        {"name": "v2", "baseModel": BASE, "adapter": "acme-support-v2"},
+    ]
+    rollout = {"mode": "Progressive", "steps": [{"weight": 1}], "gates": [gate]}
+
+    def give(v1: int, v2: int) -> None:
+        traffic = [{"revision": "v1", "weight": v1}, {"revision": "v2", "weight": v2}]
+        cluster.apply("ModelDeployment", "acme", {"revisions": revisions, "traffic": traffic, "rollout": rollout})
+
+    def made() -> set[str]:
+        selector = f"{names.LABEL_COMPONENT}={names.GATE}"
+        kinds = (("batch/v1", "Job"), ("v1", "Secret"), ("v1", "ConfigMap"))
+        return {kind for api, kind in kinds if objects.listed(cluster.api, api, kind, cluster.namespace, selector)}
+
+    give(0, 100)
+    whole = {"Job", "Secret", "ConfigMap"}
+    eventually(lambda: made() == whole, lambda: f"{made()}: {operator.said()[-2000:]}", within=30)
+    give(100, 0)
+    eventually(lambda: "Job" not in made(), "nobody waits for it any more", within=30)
+    assert refusals(operator.said()) == []
+
+
 def test_a_gateway_sees_what_it_must(cluster: Cluster, operator: OperatorProcess, tmp_path: Path) -> None:
     eventually(lambda: cluster.child("rbac.authorization.k8s.io/v1:rolebindings/tuneyard-gateway"), "the binding", 60)
     own = token(cluster.api, NAMESPACE, "tuneyard-gateway")

@@ -10,8 +10,14 @@ from tests.contract.apiserver import ApiServer
 from tests.contract.chart import CRD, NAMESPACE, install, may, named, rendered
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.gatereports import GateReports
+from tuneyard.api.gates import Gate
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.children import namespace_access, pool_companions
+from tuneyard.planning.gatejobs import companions, job_object, reports_object
+from tuneyard.planning.gateobservations import GateJob, JobMark
 from tuneyard.planning.observations import EngineKeys
+from tuneyard.planning.plan import Redacted
 from tuneyard.planning.pools import Pool, resolved_serving
 from tuneyard.planning.prewarm import prewarm_objects
 from tuneyard.planning.settings import Settings
@@ -40,6 +46,7 @@ OPERATOR_MAY: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "secrets"): ("create", "patch", "delete"),
     ("apps", "deployments"): CHILD,
     ("apps", "daemonsets"): CHILD,
+    ("batch", "jobs"): ("list", "create", "patch", "delete"),
     ("policy", "poddisruptionbudgets"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     (RBAC, "roles"): CHILD,
@@ -110,6 +117,35 @@ def a_prewarmed_base() -> BaseModelResource:
     )
 
 
+def gate_objects() -> list[Object]:
+    """What a gate is run with."""
+    deployment = ModelDeploymentResource.from_dict(
+        {
+            "metadata": {"name": "acme", "namespace": MODELS, "uid": "5b1c1d3e-9a7e-4c8e-8f56-0d6f4f1f5a22"},
+            "spec": {
+                "revisions": [{"name": "v1", "baseModel": "base"}],
+                "traffic": [{"revision": "v1", "weight": 100}],
+            },
+        }
+    )
+    gate = Gate.from_dict(
+        {
+            "name": "graded",
+            "evaluation": {
+                "prompts": {"configMap": "evals"},
+                "min": {"judge": 0.5},
+                "judge": {"url": "https://llm.example.com/v1", "model": "m", "secret": "judge"},
+            },
+        }
+    )
+    settings = Settings(tuneyard_namespace=NAMESPACE)
+    mark = JobMark(gate="graded", key="0123456789abcdef", revision="v2", stable="v1", attempt=1)
+    job = job_object(deployment, gate, mark, settings)
+    made = GateJob(job["metadata"]["name"], "7c4b6a0e-52a8-4f5b-8b71-2c3f2a9d7e11", "", mark, "")
+    told = companions(deployment, gate, made, Redacted("a token"), settings)
+    return [job, *told, reports_object(deployment, GateReports(deployment="acme"), None)]
+
+
 def children() -> list[Object]:
     """What the operator makes in a namespace with one pool, and one base that is fetched beforehand."""
     pool, base = a_pool()
@@ -117,6 +153,7 @@ def children() -> list[Object]:
     return [
         *namespace_access(MODELS, [base], ["hub-token"], settings),
         *pool_companions(pool, base, EngineKeys(b"master" * 8), settings),
+        *gate_objects(),
         *prewarm_objects(a_prewarmed_base(), resolved_serving(a_prewarmed_base().spec.serving), [], None, settings),
     ]
 

@@ -53,7 +53,10 @@ def routes_of(name: str) -> GatewayRoutes:
 
 
 def resources_of(routes: GatewayRoutes) -> list[ModelResources]:
-    models = [model_resources(m, lambda namespace, pool: f"<key of {namespace}/{pool}>") for m in routes.values()]
+    models = [
+        model_resources(m, lambda ns, pool: f"<key of {ns}/{pool}>", lambda ns, name: f"<token of {ns}/{name}>")
+        for m in routes.values()
+    ]
     return [*models, list_resources(routes.values())]
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.toyworld.gates import QUALITY, SPEED, measured
 from tests.toyworld.rollouts import GATEWAYS, RolloutWorld
+from tuneyard.api.gatereports import EvaluationNumbers, GateReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.revisions import revision_states
@@ -64,10 +66,16 @@ losses = st.sampled_from(
 waits = st.sampled_from([0.5, 5, 10, 21, 61]).map(lambda m: Step(f"{m} min pass", lambda w: w.wait(m)))
 passes = st.booleans().map(lambda c: Step("a pass" + " that crashes" * c, lambda w: w.reconcile(crash=c)))
 looks = st.sampled_from(GATEWAYS).map(lambda g: Step(f"{g} looks", lambda w: w.gateway(g)))
+reports: list[GateReport | str] = [measured(100), measured(200), GateReport(cannot_run="no judge"), "no report"]
+endings = st.sampled_from(reports).map(lambda r: Step(f"gates end with {r!r}"[:60], lambda w: w.gates.end(r)))
+lost_jobs = st.just(Step("all Jobs are gone", lambda w: w.gates.lose()))
+gate_edits = st.sampled_from([[], [SPEED], [SPEED, QUALITY]]).map(
+    lambda g: Step(f"{len(g)} gates", lambda w: w.spec(traffic_of(w), gates=g))
+)
 calm = st.just(Step("calm", RolloutWorld.settle))
 anything = st.one_of(
     edits, edits, pods, pods, breaks, mends, commands, losses, waits, waits, passes, passes, looks, calm, calm, tokens,
-    pauses, modes, bakes,
+    pauses, modes, bakes, endings, lost_jobs, gate_edits,
 )  # fmt: skip
 
 
@@ -115,7 +123,8 @@ def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
             assert cleared or (before & listed) <= now, "a verdict went by itself"
     world.settle()
     rules_hold(world)
-    for _ in range(40):
+    for _ in range(80):
+        world.gates.end(measured(100))
         if world.plan.requeue_after is None:
             break
         world.wait(world.plan.requeue_after / 60)
@@ -159,3 +168,23 @@ def test_a_good_candidate_takes_over_in_the_end(history):
         world.wait(6)
     rejected = [v.reason for v in world.status.verdicts or ()]
     assert world.status.stable == "v2" or rejected == ["ProgressDeadlineExceeded"]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.one_of(pods, losses, waits, waits, passes, looks, calm, pauses, bakes, lost_jobs), max_size=40))
+def test_who_has_not_passed_its_gates_gets_nothing_and_no_verdict_from_one_that_cannot_run(history):
+    world = RolloutWorld(rollout={"mode": "Progressive", "steps": [{"weight": 5}], "progressDeadline": "1000h"})
+    world.ready["v2"] = True
+    world.spec({"v1": 0, "v2": 100}, gates=[SPEED, QUALITY])
+    empty = GateReport(evaluation=EvaluationNumbers(prompts=1))
+    cannot: list[GateReport | str] = [GateReport(cannot_run="no judge"), "no report", empty]
+    for number, step in enumerate(history):
+        step.run(world)
+        world.gates.end(cannot[number % 3])
+        for name in GATEWAYS:
+            world.gateway(name)
+            assert world.views[name].weights["v2"] == 0
+        assert not world.status.verdicts
+    world.settle()
+    assert world.status.stable == "v1"
+    assert world.gates.results == []

@@ -26,6 +26,7 @@ from tests.builders import (
     revision,
 )
 from tests.toyworld.counting import Counting
+from tests.toyworld.gates import Gates
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.api.loraadapter import LoRAAdapterResource, LoRAAdapterStatus
@@ -67,6 +68,7 @@ class RolloutWorld:
     evidence: ChildObservation | None = None
     counting: dict[str, Counting] = field(default_factory=lambda: {name: Counting(name) for name in GATEWAYS})
     """What each gateway counts of answers."""
+    gates: Gates = field(default_factory=Gates)
     stored: ModelDeploymentResource | None = None
     views: dict[str, ModelRoutes] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -111,6 +113,7 @@ class RolloutWorld:
     def recreate(self) -> None:
         """A forced sync: another uid, the same spec and annotations, no status."""
         known = self.now
+        self.gates.orphaned(known.metadata.uid)
         meta = known.metadata.model_copy(update={"uid": f"uid-{self._version}"})
         self._store(known.model_copy(update={"metadata": meta}), ModelDeploymentStatus())
 
@@ -133,7 +136,9 @@ class RolloutWorld:
         known = self.now
         plan = self.plan = plan_modeldeployment(self.situation().deployment())
         for action in plan.actions:
-            if isinstance(action, Apply):
+            if self.gates.takes(action):
+                self.gates.execute(action, self.clock)
+            elif isinstance(action, Apply):
                 self._version += 1
                 obj = json.loads(json.dumps(action.object))
                 obj["metadata"]["resourceVersion"] = str(self._version)
@@ -206,6 +211,7 @@ class RolloutWorld:
             ),
             gateways_expected=len(GATEWAYS),
             answers=self._answers(deployed),
+            gates=self.gates.seen_by(deployed),
             now=self.clock,
         )
 

@@ -89,5 +89,6 @@ agentServiceAccountAnnotations: {{ toJson .Values.agentServiceAccountAnnotations
 agentMemoryLimit: {{ .Values.agentMemoryLimit | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
+gatewayService: {{ printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

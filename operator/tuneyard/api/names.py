@@ -39,6 +39,12 @@ ANNOTATION_COMMAND = f"{GROUP}/command"
 """On a ModelDeployment: a command for its rollout, as JSON: id, action and the revision that is meant."""
 ANNOTATION_DRILL = f"{GROUP}/drill"
 """On a ModelDeployment that a rehearsal has made: the fault of one of its revisions, as JSON (api/drill.py)."""
+ANNOTATION_GATE = f"{GROUP}/gate"
+"""On the Job of a gate: whose it is, as JSON, see planning.gatejobs."""
+GATE = "gate"
+"""Value of the label app.kubernetes.io/component of everything that runs a gate."""
+GATE_REPORTS = "gate-reports"
+"""Value of the same label of the ConfigMaps that keep what gates found."""
 ROLLOUT_RECORD = "rollout-record"
 """Value of the label app.kubernetes.io/component of the ConfigMaps that outlive their ModelDeployments."""
 
@@ -61,6 +67,8 @@ GATEWAY_OBSERVE_PORT = 9443
 
 MODEL_HEADER = "x-model"
 REVISION_HEADER = "x-revision"
+GATE_TOKEN_HEADER = "tuneyard-gate"  # noqa: S105
+"""On requests of a gate's pod: the token by which it may choose a revision that clients may not."""
 ADAPTER_HEADER = "x-adapter"
 """On answers of a revision with an adapter: `name@sha256:<hex>`, the bytes that answered."""
 BASE_HEADER = "x-base-model"
@@ -116,6 +124,21 @@ def rollout_evidence(deployment: str) -> str:
     return bounded(f"{deployment}-evidence")
 
 
+def gate_reports(deployment: str) -> str:
+    """Name of the ConfigMap that keeps what gates found of a ModelDeployment's revisions."""
+    return f"{bounded(deployment, 55)}-reports"
+
+
+def gate_job(deployment: str, key: str, attempt: int) -> str:
+    """Name of the Job that runs a gate, and of the ConfigMap that tells it what to do."""
+    return f"{bounded(deployment, 41)}-gate-{short_hash(deployment, key, str(attempt), length=10)}"
+
+
+def gate_secret(job: str) -> str:
+    """Name of the Secret with the token of a gate's Job, under `token`."""
+    return f"{job}-token"
+
+
 def prewarm(base_model: str) -> str:
     """Name of the DaemonSet that fills nodes' caches for a base, of its plan ConfigMap and of the right to read that."""
     return f"{bounded(base_model, 55)}-prewarm"
@@ -129,6 +152,11 @@ def engine_adapter_name(adapter: str, digest: str) -> str:
 def engine_key(master: bytes, namespace: str, pool: str) -> str:
     """The API key of a pool's engines, derived so that gateways need no tenant's Secret: HMAC-SHA256, hex."""
     return hmac.new(master, f"engine/{namespace}/{pool}".encode(), hashlib.sha256).hexdigest()
+
+
+def gate_token(master: bytes, namespace: str, deployment: str) -> str:
+    """The value of GATE_TOKEN_HEADER by which gates of a ModelDeployment choose its revisions."""
+    return hmac.new(master, f"gate/{namespace}/{deployment}".encode(), hashlib.sha256).hexdigest()
 
 
 def observe_token(master: bytes) -> str:

@@ -177,6 +177,12 @@ class Reason(StrEnum):
         "StableBroken",
         "Stable itself breaks an objective while a candidate has traffic: it may be the candidate's doing.",
     )
+    GATING = ("Gating", "The candidate gets no traffic before it has passed its gates.")
+    GATE_FAILED = ("GateFailed", "The candidate did not keep a limit of a gate; the numbers are named.")
+    GATE_CANNOT_RUN = (
+        "GateCannotRun",
+        "A gate could not measure: it holds the candidate, says nothing of it, and is tried again.",
+    )
     ABORTED = ("Aborted", "Somebody ended the candidate's rollout by a command.")
     PAUSED = ("Paused", "No step is taken until the rollout is resumed.")
     BAKING = ("Baking", "The candidate has all traffic; stable stays the way back until bakeTime is over.")

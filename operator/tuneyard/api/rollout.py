@@ -12,10 +12,11 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
+from tuneyard.api.gates import MAX_GATES, Gate, GateStatus
 from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Duration, Text, cel
 
-Phase = Literal["Idle", "Progressing", "Paused", "Inconclusive", "Baking", "Completed", "RolledBack"]
+Phase = Literal["Idle", "Gating", "Progressing", "Paused", "Inconclusive", "Baking", "Completed", "RolledBack"]
 MAX_VERDICTS = 16
 MAX_HISTORY = 20
 Token = Annotated[str, Field(max_length=63)]
@@ -98,6 +99,14 @@ class RolloutSpec(ApiModel):
     analysis: Annotated[
         AnalysisSpec | None,
         Field(description="In mode Progressive, what the candidate's answers are judged by. Default: by nothing."),
+    ] = None
+    gates: Annotated[
+        list[Gate] | None,
+        Field(
+            max_length=MAX_GATES,
+            description="In mode Progressive, what a candidate has to pass before the first step, in this order.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
     ] = None
     paused: Annotated[bool | None, Field(description="In mode Progressive, no step is taken while true.")] = None
     retry_token: Annotated[
@@ -193,6 +202,10 @@ class RolloutStatus(ApiModel):
             "missing gets its spec weight in mode Manual, and nothing in mode Progressive."
         ),
     ] = None
+    gates: Annotated[list[GateStatus] | None, Field(max_length=MAX_GATES, description="The candidate's.")] = None
+    gates_since: Annotated[
+        Moment | None, Field(description="The last retry: what gates found until then does not count.")
+    ] = None
     verdicts: Annotated[list[Verdict] | None, Field(max_length=MAX_VERDICTS)] = None
     history: Annotated[list[Outcome] | None, Field(max_length=MAX_HISTORY, description="Oldest first.")] = None
     last_command: LastCommand | None = None
@@ -216,6 +229,7 @@ class RolloutRecord(ApiModel):
     deployment: str
     stable: StableContents | None = None
     paused: bool | None = None
+    gates_since: Moment | None = None
     verdicts: list[Verdict] = []
     history: list[Outcome] = []
     last_command: LastCommand | None = None

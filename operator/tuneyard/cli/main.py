@@ -104,6 +104,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.history", "run"),
     ),
     Command(
+        "report",
+        "show what gates have found of a model deployment's revisions: numbers, limits, plots, samples",
+        _lazy("tuneyard.cli.report", "add_arguments"),
+        _lazy("tuneyard.cli.report", "run"),
+    ),
+    Command(
         "lineage",
         "show what answers under a name and what it was made from: revisions, adapters, base, run, data, evaluations",
         _lazy("tuneyard.cli.lineage", "add_arguments"),
@@ -134,6 +140,12 @@ COMMANDS = (
         "run or prepare the agent beside an engine (in a model pod)",
         _lazy("tuneyard.agent.main", "add_arguments"),
         _lazy("tuneyard.agent.main", "run"),
+    ),
+    Command(
+        "gate",
+        "run a gate of a rollout (in the pod of its Job)",
+        _lazy("tuneyard.gate.main", "add_arguments"),
+        _lazy("tuneyard.gate.main", "run"),
     ),
 )
 

@@ -14,6 +14,7 @@ _STYLES = {
     "RolledBack": "red",
     "Paused": "yellow",
     "Inconclusive": "yellow",
+    "Gating": "cyan",
     "Progressing": "cyan",
     "Baking": "cyan",
 }

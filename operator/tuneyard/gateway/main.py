@@ -64,7 +64,9 @@ class Gateway:
         self._given = given
         self.metrics = Metrics()
         self.world = World()
-        self.publisher = Publisher(given.name, self.world, partial(names.engine_key, master), self.metrics)
+        self.publisher = Publisher(
+            given.name, self.world, partial(names.engine_key, master), self.metrics, partial(names.gate_token, master)
+        )
         self.demand = Demand(given.name, lambda: self.publisher.routed)
         loop = asyncio.get_running_loop()
         clock = loop.time

@@ -22,7 +22,7 @@ from tuneyard.gateway.versions import Version
 from tuneyard.gateway.world import World
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.ads import AdsServer
-from tuneyard.systems.envoy.translate import LIST, EngineKey, list_resources, model_resources
+from tuneyard.systems.envoy.translate import LIST, EngineKey, GateToken, list_resources, model_resources
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +30,14 @@ _log = logging.getLogger(__name__)
 class Publisher:
     """Keeps Envoy at what the world says."""
 
-    def __init__(self, name: str, world: World, key: EngineKey, metrics: Metrics) -> None:
-        """`name`: the gateway's, for its report; `key` derives engine keys."""
+    def __init__(
+        self, name: str, world: World, key: EngineKey, metrics: Metrics, gate_token: GateToken | None = None
+    ) -> None:
+        """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates."""
         self._name = name
         self._world = world
         self._key = key
+        self._gate_token = gate_token
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
         self.on_change: Callable[[str], None] = lambda _: None
@@ -91,7 +94,7 @@ class Publisher:
             self.ads.drop(model)
         else:
             self._routes[model] = routes
-            self.ads.put(model, model_resources(routes, self._key))
+            self.ads.put(model, model_resources(routes, self._key, self._gate_token))
         self._unconfirmed.add(model)
         self.on_change(model)
 

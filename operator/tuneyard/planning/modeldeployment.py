@@ -122,7 +122,11 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
-        actions=(*record_actions(deployment, obs.record, hashes), *_kept(obs, serving)),
+        actions=(
+            *record_actions(deployment, obs.record, hashes),
+            *_kept(obs, serving),
+            *(decision.actions if not serving.taken else ()),
+        ),
         status=status,
         events=_events(serving, status, problem),
         requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
@@ -183,6 +187,9 @@ def _seen(
         served=split.weights,
         answers=_answers(obs, deployment),
         evidence=evidence_of(obs.evidence, deployment),
+        gates=obs.gates,
+        record=obs.record,
+        settings=obs.settings,
     )
 
 
@@ -288,7 +295,17 @@ def _rollout(serving: Serving, served: Iterable[Served], now: str) -> RolloutSta
     deployment, decided, split = serving.seen.deployment, serving.decision.status, serving.split
     if serving.taken:
         kept = serving.seen.before or RolloutStatus()
-        gone = ("candidate", "weight", "target", "step", "position", "step_started_at", "waiting_since", "analysis")
+        gone = (
+            "candidate",
+            "weight",
+            "target",
+            "step",
+            "position",
+            "step_started_at",
+            "waiting_since",
+            "analysis",
+            "gates",
+        )
         return kept.model_copy(update={"phase": "Idle", **dict.fromkeys(gone)})
     if decided.stable is None or decided.stable not in split.weights:
         return decided

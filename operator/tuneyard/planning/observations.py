@@ -25,6 +25,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.settings import Settings
@@ -224,6 +225,8 @@ class ModelDeploymentObservation:
     now: datetime
     record: ChildObservation | None = None
     """The ConfigMap that outlives it; `evidence`: the one with the evidence on its candidate."""
+    gates: GateObservation | None = None
+    """None: nobody has looked."""
     demand: DemandView = field(default_factory=DemandView)
     answers: AnswersView = field(default_factory=AnswersView)
     evidence: ChildObservation | None = None

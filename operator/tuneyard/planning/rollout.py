@@ -10,6 +10,7 @@ Rules (rollout.md 1 to 5):
 - verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it;
 - stable: the last revision that got all traffic, held it for bakeTime and had no verdict. What has been stable before
   needs no steps: going back to it is allowed all along, so gateways do it by themselves, also while no operator runs;
+- gates: see gates.py. Before they are passed a candidate is allowed nothing, as one of which nothing is known;
 - order: weight goes down at once and by itself; it goes up by one step a pass, and only after the pods are there.
 - mode Manual: the spec's weights, unless a verdict or the pods are against them.
 """
@@ -22,7 +23,9 @@ from typing import Literal
 
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_HISTORY, Outcome, RolloutStatus, Verdict
+from tuneyard.planning.gates import Gating, gate_actions, gating, over, settled_states, skipped
 from tuneyard.planning.observations import Problem
+from tuneyard.planning.plan import Action
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import cause, is_work
 from tuneyard.planning.rolloutanalysis import Look, look
@@ -60,6 +63,8 @@ class Decision:
     requeue_after: float | None = None
     look: Look | None = None
     """What is known of answers."""
+    actions: tuple[Action, ...] = ()
+    """What gates need."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class _Step:
     waiting: float | None = None
     """Seconds of the candidate's progressDeadline that are left."""
     gate: Gate = OPEN
+    gating: Gating | None = None
+    """Of a candidate that has no verdict."""
 
 
 def decide(seen: Seen) -> Decision:
@@ -88,7 +95,8 @@ def decide(seen: Seen) -> Decision:
     work = _work(seen, status, split, taken)
     held, found = taken.position, _look(seen, status, taken)
     looks = (found.again if found else None, inconclusive_left(seen, status.analysis))
-    waits = (held.left if held else None, taken.waiting, *looks)
+    gated = taken.gating.look_again if taken.gating else None
+    waits = (held.left if held else None, taken.waiting, gated, *looks)
     return Decision(
         status=status,
         split=split,
@@ -97,6 +105,7 @@ def decide(seen: Seen) -> Decision:
         told=tuple(_told(seen, status, taken)),
         requeue_after=min((w for w in waits if w is not None and w > 0), default=None),
         look=found,
+        actions=gate_actions(seen, status, taken.gating),
     )
 
 
@@ -107,9 +116,11 @@ def _opened(seen: Seen) -> RolloutStatus:
     """The status before with the verdicts that still hold and the revision that is stable now."""
     before = seen.before or RolloutStatus()
     verdicts = kept_verdicts(seen, list(before.verdicts or ()), before.stable)
+    token = seen.rollout.retry_token
+    retried = bool(token) and any(v.retry_token != token for v in before.verdicts or ())
     status = RolloutStatus(
         stable=before.stable, paused=before.paused, verdicts=verdicts, history=before.history,
-        last_command=before.last_command,
+        last_command=before.last_command, gates_since=seen.stamp if retried else before.gates_since,
     )  # fmt: skip
     return status.model_copy(update={"stable": _stable(seen, before.stable, _rejected(seen, status))})
 
@@ -181,20 +192,27 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         status = status.model_copy(update={"allowed": _allowed(seen, status, None), "paused": None})
         return _Step(status, Situation.SETTLED, gate=asked)
     if verdict_on(seen, status, candidate) is not None:
-        status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
-        return _Step(status, Situation.REFUSED, gate=asked)
+        gates_over = status.gates or list(settled_states(seen, candidate)) or None
+        stays = {"allowed": _allowed(seen, status, None), "gates": gates_over}
+        return _Step(status.model_copy(update=stays), Situation.REFUSED, gate=asked)
     proven = _proven(seen, status, candidate)
     stopped = paused(seen, status)
+    gates = Gating(passed=True) if proven else gating(seen, status, candidate)
+    since = waiting_since(seen, status, candidate, stable)
+    states = skipped(seen, gates.states) if promote else gates.states
+    status = status.model_copy(update={"gates": list(states) or None, "waiting_since": since})
+    if not gates.passed and not promote:
+        status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
+        situation = Situation.STOPPED if stopped else Situation.GATED
+        return _Step(status, situation, None, deadline_left(seen, since), asked, gates)
     held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped, passes=asked.opens)
     if held.whole and (promote or proven or (held.served and not held.left and not held.waits)):
         return _taken_over(seen, status, candidate)
-    since = waiting_since(seen, status, candidate, stable)
     update = {
         "allowed": _allowed(seen, status, held),
         "step": held.step,
         "position": f"{held.step}/{held.steps}",
         "step_started_at": held.started,
-        "waiting_since": since,
         "analysis": asked.status,
     }
     return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)
@@ -224,11 +242,14 @@ def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStat
             asked = gate(seen, candidate, stable, stopped=paused(seen, status))
         since = waiting_since(seen, status, candidate, stable)
         why = failure(seen, candidate, stable) or overdue(seen, candidate, since) or asked.against
+        found = Gating(passed=True) if why or _proven(seen, status, candidate) else gating(seen, status, candidate)
+        why = why or found.failure
         verdict = new_verdict(seen, candidate, why) if why else None
         if verdict is None:
             break
         kept = kept or asked.look
-        status = status.model_copy(update={"verdicts": with_verdict(list(status.verdicts or ()), verdict)})
+        verdicts = with_verdict(list(status.verdicts or ()), verdict)
+        status = status.model_copy(update={"verdicts": verdicts, "gates": list(over(found.states))})
     return status, asked
 
 
@@ -243,7 +264,8 @@ def _look(seen: Seen, status: RolloutStatus, taken: _Step) -> Look | None:
 
 def _taken_over(seen: Seen, status: RolloutStatus, candidate: str) -> _Step:
     """The candidate is stable. The one before it may have its weight back at any time, without steps."""
-    status = status.model_copy(update={"stable": candidate, "candidate": None, "paused": None})
+    update = {"stable": candidate, "candidate": None, "paused": None, "gates": None, "waiting_since": None}
+    status = status.model_copy(update=update)
     status = _with_history(seen, status)
     return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.SETTLED)
 
@@ -323,12 +345,14 @@ def _problem(seen: Seen, status: RolloutStatus, work: Problem | None) -> Problem
 def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Problem | None:
     """What the rollout waits for; a candidate that has what the spec gives it waits for nothing."""
     candidate, held = status.candidate, taken.position
-    if candidate is None or held is None:
+    if candidate is None or (held is None and taken.gating is None):
         return None
     has = f"{candidate} has {split.weights[candidate]} of {status.target} %"
     if taken.situation is Situation.STOPPED:
         by = "spec.rollout.paused" if seen.rollout.paused else "a command"
         return Problem(Reason.PAUSED, f"{has}, paused by {by}")
+    if held is None:
+        return taken.gating.held if taken.gating else None
     shut = taken.gate.closed if held.waits else None
     if shut is not None:
         return Problem(shut.reason, clipped(f"{has}, and stays there: {shut.message}"))

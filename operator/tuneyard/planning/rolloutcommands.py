@@ -17,6 +17,7 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import LastCommand, RolloutStatus
+from tuneyard.planning.gates import skipped_words
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.rolloutseen import Seen
@@ -126,7 +127,7 @@ def _promote(seen: Seen, status: RolloutStatus, command: Command, candidate: str
         raise _RefusedError(f"{revision} is rejected: retry it first")
     if not seen.ready[revision]:
         raise _RefusedError(f"{revision} has no ready pod")
-    words = f"{revision} gets its spec weight, {seen.spec.weight_of(revision)} %"
+    words = f"{revision} gets its spec weight, {seen.spec.weight_of(revision)} %{skipped_words(seen, revision)}"
     return status.model_copy(update={"paused": None}), words
 
 
@@ -161,7 +162,8 @@ def _retry(seen: Seen, status: RolloutStatus, command: Command, _candidate: str 
     if still is not None and seen.spec.progressive:
         raise _RefusedError(f"{revision} still fails ({still.reason.value}: {still.message}): mend that first")
     left = [v for v in status.verdicts or () if v is not verdict]
-    return status.model_copy(update={"verdicts": left}), f"{revision} begins again"
+    # what gates have found of it until now counts no more
+    return status.model_copy(update={"verdicts": left, "gates_since": seen.stamp}), f"{revision} begins again"
 
 
 def _must_be_progressive(seen: Seen) -> None:

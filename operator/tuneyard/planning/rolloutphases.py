@@ -23,6 +23,7 @@ class Situation(Enum):
 
     UNSERVED = "no revision has been ready yet"
     SETTLED = "stable has what the spec gives it, no other gets weight"
+    GATED = "a candidate has gates to pass"
     CLIMBING = "the spec gives a candidate weight"
     STOPPED = "paused"
     UNPROVEN = "a hold is over, and the evidence is missing"
@@ -33,6 +34,7 @@ class Situation(Enum):
 PHASE_IN: Mapping[Situation, Phase] = {
     Situation.UNSERVED: "Idle",
     Situation.SETTLED: "Completed",
+    Situation.GATED: "Gating",
     Situation.CLIMBING: "Progressing",
     Situation.STOPPED: "Paused",
     Situation.UNPROVEN: "Inconclusive",
@@ -58,6 +60,16 @@ class Transition(NamedTuple):
 TRANSITIONS = (
     Transition("Idle", Situation.SETTLED, "a first revision is ready"),
     Transition("Completed", Situation.CLIMBING, "the spec gives a candidate weight", Reason.PROGRESSING),
+    Transition("Completed", Situation.GATED, "the spec gives a candidate with gates weight", Reason.GATING),
+    Transition("Gating", Situation.CLIMBING, "all gates passed, or skipped by promote", Reason.PROGRESSING),
+    Transition("Gating", Situation.PROVING, "promoted to all traffic", Reason.BAKING),
+    Transition("Gating", Situation.STOPPED, "paused", Reason.PAUSED),
+    Transition("Gating", Situation.SETTLED, "the spec goes back to stable, or promoted without bakeTime"),
+    Transition("Gating", Situation.REFUSED, "a gate failed, or another verdict", Reason.ROLLED_BACK),
+    Transition("Progressing", Situation.GATED, "another candidate, with gates", Reason.GATING),
+    Transition("Paused", Situation.GATED, "resumed before the gates were passed", Reason.GATING),
+    Transition("Baking", Situation.GATED, "another candidate, with gates", Reason.GATING),
+    Transition("RolledBack", Situation.GATED, "another candidate with gates, or retried", Reason.GATING),
     Transition("Progressing", Situation.STOPPED, "paused", Reason.PAUSED),
     Transition("Paused", Situation.CLIMBING, "resumed", Reason.PROGRESSING),
     Transition("Progressing", Situation.PROVING, "all steps held, the candidate has all traffic", Reason.BAKING),

@@ -54,6 +54,7 @@ def remembered(
     return RolloutStatus(
         stable=_listed(record.stable, hashes),
         paused=record.paused,
+        gates_since=record.gates_since,
         verdicts=record.verdicts or None,
         history=record.history or None,
         last_command=record.last_command,
@@ -83,6 +84,7 @@ def wanted_record(
         deployment=deployment.metadata.name,
         stable=stable or (before.stable if before else None),
         paused=rollout.paused,
+        gates_since=rollout.gates_since,
         verdicts=list(rollout.verdicts or ()),
         history=list(rollout.history or ()),
         last_command=rollout.last_command,

@@ -10,7 +10,10 @@ from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.planning.answers import Answers
+from tuneyard.planning.gateobservations import GateObservation
+from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.revisions import RevisionState
+from tuneyard.planning.settings import Settings
 from tuneyard.planning.timestamps import rfc3339
 
 
@@ -37,6 +40,11 @@ class Seen:
     """What gateways tell of answers."""
     evidence: EvidenceRecord | None = None
     """What was known of them at the last look."""
+    gates: GateObservation | None = None
+    """None: nobody has looked; see gates.under_way."""
+    record: ChildObservation | None = None
+    """The ConfigMap that outlives the deployment."""
+    settings: Settings = field(default_factory=Settings)
 
     @property
     def spec(self) -> ModelDeploymentSpec:

@@ -74,6 +74,8 @@ class ModelRoutes:
     unserved: int = 0
     """Percent that nobody may serve: those requests get 503."""
     allow_revision_header: bool = False
+    gated: bool = False
+    """Its rollout has gates: those who have their token may choose any revision."""
     no_room: bool = False
     """Requests are held for an adapter that its pool has no place for."""
     slo: Slo | None = None
@@ -210,6 +212,7 @@ def model_routes(
         ),
         unserved=split.unserved,
         allow_revision_header=bool(routing and routing.allow_revision_header),
+        gated=deployment.spec.progressive and bool(deployment.spec.rollout and deployment.spec.rollout.gates),
         no_room=has_no_room(deployment),
         slo=analysis.slo if analysis else None,
         mirror=mirror_route(deployment.spec, pods_of, rollout.allowed),

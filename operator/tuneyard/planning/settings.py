@@ -42,5 +42,7 @@ class Settings(ApiModel):
     """The mirror that stands for huggingface.co where a source names no endpoint; empty: huggingface.co itself."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
     """Base URL that clients in the cluster use, without /v1."""
+    gateway_service: str = "http://tuneyard-gateway.tuneyard-system.svc:8080"
+    """Base URL of the gateways' own Service, which gates ask: what stands before it may strip their headers."""
     watch_namespaces: list[str] = []
     """Empty: all namespaces."""

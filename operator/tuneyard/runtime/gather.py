@@ -19,6 +19,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
 from tuneyard.planning.answers import AnswersView
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
     BaseModelObservation,
     ChildObservation,
@@ -33,6 +34,7 @@ from tuneyard.planning.observations import (
 from tuneyard.planning.pools import places
 from tuneyard.planning.rolloutrecord import worth_keeping
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.gategather import gather_gates
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
 from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
@@ -118,6 +120,10 @@ class Reads:
         One that is a little old does no harm: what has come since is counted again from there.
         """
         return self._world.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
+
+    def gates(self, deployment: ModelDeploymentResource | None, keys: EngineKeys) -> GateObservation | None:
+        """What is known of the deployment's gates, always fetched; None while none is under way."""
+        return gather_gates(self._api, deployment, keys)
 
     def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
@@ -313,7 +319,7 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
 
 
 def gather_modeldeployment(
-    reads: Reads, key: Key, *, gateways: GatewayView, settings: Settings, now: datetime
+    reads: Reads, key: Key, *, gateways: GatewayView, keys: EngineKeys, settings: Settings, now: datetime
 ) -> ModelDeploymentObservation:
     """What plan_modeldeployment looks at."""
     namespace = key.namespace
@@ -337,6 +343,7 @@ def gather_modeldeployment(
         record=reads.record(namespace, key.name, deployment),
         answers=gateways.answers,
         evidence=reads.evidence(namespace, key.name),
+        gates=reads.gates(deployment, keys),
     )
 
 

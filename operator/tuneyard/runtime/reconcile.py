@@ -182,7 +182,7 @@ class Reconciler:
             return plan_loraadapter(gather_loraadapter(reads, key, settings=self._settings, now=now))
         gateways = self._gateways()
         return plan_modeldeployment(
-            gather_modeldeployment(reads, key, gateways=gateways, settings=self._settings, now=now)
+            gather_modeldeployment(reads, key, gateways=gateways, keys=self._keys, settings=self._settings, now=now)
         )
 
     def _stalled(self, kind: str, observed: Object, planned: ApiModel | None, problem: Problem) -> Status:

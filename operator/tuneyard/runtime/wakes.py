@@ -190,6 +190,8 @@ class Wakes:
         if (api_version, kind) == CONFIG_MAP and is_record(item):
             self._wake(self._in_scope(_recorded(item)))
             return
+        if (api_version, kind) == CONFIG_MAP and is_of_gates(item):
+            return
         metadata = item["metadata"]
         if (metadata.get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_EVIDENCE:
             # only the operator's own passes read it, and they write it
@@ -353,6 +355,11 @@ def _key(kind: str, item: Object) -> Key:
 def is_record(item: Object) -> bool:
     """Whether a ConfigMap is what outlives a ModelDeployment."""
     return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_RECORD
+
+
+def is_of_gates(item: Object) -> bool:
+    """Whether a ConfigMap belongs to gates: what they tell is read while they run, and wakes nobody."""
+    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) in (names.GATE, names.GATE_REPORTS)
 
 
 def _recorded(item: Object) -> list[Key]:

@@ -41,6 +41,10 @@ WEIGHTS_ROUTE = "weights"
 
 EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
+GateToken = Callable[[str, str], str]
+"""The token of the gates of (namespace, ModelDeployment)."""
+GATE_ROUTE = "gate/"
+"""Name of a route begins so that only gates take: what they ask is nobody's traffic."""
 
 _CLIENT_CREDENTIALS = ("cookie", "x-api-key", "api-key")
 """Besides authorization, which is replaced: what clients may have meant for somebody else."""
@@ -281,6 +285,16 @@ def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
     return [*routes, unknown]
 
 
+def _by_gate(model: ModelRoutes, key: EngineKey, token: str) -> list[Json]:
+    """Routes for gates, whose token stands for the right to name a revision; without it they do not exist."""
+    shown = {"name": names.GATE_TOKEN_HEADER, "string_match": {"exact": token}}
+    found = [route for route in _by_header(model, key) if route["name"] != "revision/-"]
+    for route in found:
+        route["name"] = GATE_ROUTE + route["name"].removeprefix("revision/")
+        route["match"]["headers"].append(shown)
+    return found
+
+
 def _described(model: ModelRoutes) -> Json:
     return {"id": model.model, "object": "model", "created": model.created, "owned_by": "tuneyard"}
 
@@ -300,7 +314,12 @@ def _route_configuration(name: str, routes: list[Json]) -> Json:
         "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
         "request_headers_to_add": [set_header(HOP_HEADER, "1")],
         # x-model stays: the access log reads it
-        "request_headers_to_remove": [names.REVISION_HEADER, GATE_HEADER, *_CLIENT_CREDENTIALS],
+        "request_headers_to_remove": [
+            names.REVISION_HEADER,
+            names.GATE_TOKEN_HEADER,
+            GATE_HEADER,
+            *_CLIENT_CREDENTIALS,
+        ],
         "response_headers_to_remove": [RETRY_HEADER, DRAINING_HEADER],
     }
 
@@ -309,10 +328,12 @@ def _scope(name: str) -> Json:
     return {"name": name, "route_configuration_name": name, "key": {"fragments": [{"string_key": name}]}}
 
 
-def model_resources(model: ModelRoutes, key: EngineKey) -> ModelResources:
+def model_resources(model: ModelRoutes, key: EngineKey, gate_token: GateToken | None = None) -> ModelResources:
     """The resources of one model."""
+    gates = _by_gate(model, key, gate_token(model.namespace, model.deployment)) if model.gated and gate_token else []
     routes = [
         _answer("model", "/v1/models/-", 200, json.dumps(_described(model))),
+        *gates,
         *(_by_header(model, key) if model.allow_revision_header else ()),
         _by_weight(model, key),
     ]

@@ -1,0 +1,76 @@
+"""`tuneyard report NAME`: what gates have found of a model deployment's revisions. Reads only.
+
+Rule: it shows what is kept in the ConfigMap `<NAME>-reports`, which outlives status and object, and where gates stand
+that are under way now. So it needs no right but to read ModelDeployments and ConfigMaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.gatereports import GateReports
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.reporthtml import page
+from tuneyard.cli.reportrender import render_report
+from tuneyard.cli.reportview import ReportView, report_view
+from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
+from tuneyard.planning.gateobservations import REPORTS_KEY
+from tuneyard.systems.kube import objects
+from tuneyard.systems.kube.client import ApiError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tuneyard report`."""
+    parser.add_argument("name", metavar="NAME", help="a ModelDeployment")
+    parser.add_argument("-n", "--namespace", help="namespace (default: the one of the kubeconfig's context)")
+    parser.add_argument("--revision", metavar="NAME", help="of this revision only")
+    parser.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots, which needs no other file")
+    add_cluster_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the reports; raises UserError where there is no such ModelDeployment, or nothing can be written."""
+    cluster = open_cluster(args.kubeconfig, args.context)
+    namespace = args.namespace or cluster.namespace
+    deployment = read_deployment(cluster, namespace, args.name)
+    view = report_view(deployment, _kept(cluster, namespace, args.name), args.revision)
+    if args.html is not None:
+        _write(args.html, view)
+    elif args.output:
+        sys.stdout.write(machine_readable(view, args.output))
+    else:
+        show(console_for(sys.stdout), render_report(view))
+    return 0
+
+
+def _kept(cluster: Cluster, namespace: str, name: str) -> GateReports | None:
+    """What is kept; None where there is nothing, or somebody else's ConfigMap of the name."""
+    try:
+        found = objects.get(cluster.api, "v1", "ConfigMap", namespace, names.gate_reports(name))
+    except ApiError as error:
+        raise explained(error, "configmaps", cluster.api.host) from error
+    labels = (found or {}).get("metadata", {}).get("labels") or {}
+    if found is None or labels.get(names.LABEL_COMPONENT) != names.GATE_REPORTS:
+        return None
+    try:
+        return GateReports.model_validate_json((found.get("data") or {}).get(REPORTS_KEY, ""))
+    except ValidationError as error:
+        raise UserError(
+            f"ConfigMap {names.gate_reports(name)} cannot be read ({error.error_count()} errors): a newer version has "
+            "written it, or somebody has changed it"
+        ) from error
+
+
+def _write(path: Path, view: ReportView) -> None:
+    try:
+        path.write_text(page(view), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    sys.stdout.write(f"{path}\n")

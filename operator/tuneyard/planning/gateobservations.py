@@ -1,0 +1,165 @@
+"""What is known of the gates of one ModelDeployment: its Jobs, what their pods left behind, and the kept results.
+
+Rule: it is looked at only while gates are under way; None of it means that nobody has looked, not that there is
+nothing. What pods say is input from a tenant's namespace: what cannot be read counts as not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel
+from tuneyard.api.gatereports import GateReport, GateReports
+from tuneyard.planning.plan import Redacted
+
+REPORTS_KEY = "reports.json"
+_Document = TypeVar("_Document", bound=ApiModel)
+JOB_LABELS = ("batch.kubernetes.io/job-name", "job-name")
+
+
+class JobMark(ApiModel):
+    """Whose a Job is: its annotation tuneyard.dev/gate."""
+
+    gate: str
+    key: str
+    revision: str
+    stable: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class GateJob:
+    """One Job and what its pod says."""
+
+    name: str
+    uid: str
+    resource_version: str
+    mark: JobMark | None
+    created: str
+    deleted: bool = False
+    started: str | None = None
+    ended: str | None = None
+    """Why it ended without a report, in words; None: it goes on, or has one."""
+    report: GateReport | None = None
+    waits_for: str | None = None
+    """Why its pod does not start, in words."""
+    told: bool = False
+    """Its pod has what it needs: the ConfigMap of its name is there, and was made for this Job."""
+
+
+@dataclass(frozen=True)
+class GateObservation:
+    """All of one ModelDeployment."""
+
+    jobs: tuple[GateJob, ...] = ()
+    reports: GateReports | None = None
+    foreign: bool = False
+    """The ConfigMap that should keep the reports is somebody else's: neither believed nor written."""
+    token: Redacted = field(default=Redacted(""))
+
+
+def looked_at(
+    jobs: Iterable[Mapping[str, Any]],
+    pods: Iterable[Mapping[str, Any]],
+    config_maps: Iterable[Mapping[str, Any]],
+    *,
+    reports: Mapping[str, Any] | None,
+    token: Redacted,
+) -> GateObservation:
+    """Read the objects as the API server returns them. `config_maps`: those that tell Jobs what to do."""
+    by_job: dict[str, list[Mapping[str, Any]]] = {}
+    for pod in pods:
+        labels = (pod.get("metadata") or {}).get("labels") or {}
+        by_job.setdefault(next((labels[n] for n in JOB_LABELS if n in labels), ""), []).append(pod)
+    told = {
+        reference.get("uid")
+        for config_map in config_maps
+        for reference in config_map["metadata"].get("ownerReferences") or ()
+    }
+    labels = (reports["metadata"].get("labels") or {}) if reports is not None else {}
+    foreign = reports is not None and labels.get(names.LABEL_COMPONENT) != names.GATE_REPORTS
+    text = (reports.get("data") or {}).get(REPORTS_KEY) if reports is not None and not foreign else None
+    return GateObservation(
+        jobs=tuple(_job(j, by_job.get(j["metadata"]["name"], []), told) for j in jobs),
+        reports=_read(GateReports, text),
+        foreign=foreign,
+        token=token,
+    )
+
+
+def _job(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], told: set[Any]) -> GateJob:
+    metadata, status = job["metadata"], job.get("status") or {}
+    found = [c for pod in pods for c in _container(pod)]
+    reports = (_read(GateReport, _terminated(c).get("message")) for c in found)
+    report = next((r for r in reports if r is not None), None)
+    return GateJob(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion") or "",
+        mark=_read(JobMark, (metadata.get("annotations") or {}).get(names.ANNOTATION_GATE)),
+        created=metadata.get("creationTimestamp") or "",
+        deleted=bool(metadata.get("deletionTimestamp")),
+        started=next((s for c in found if (s := (_state(c, "running") or _terminated(c)).get("startedAt"))), None),
+        ended=None if report is not None else _ended(status, found),
+        report=report,
+        waits_for=_waits_for(pods, found),
+        told=metadata.get("uid") in told,
+    )
+
+
+def _read(document: type[_Document], text: str | None) -> _Document | None:
+    try:
+        return document.model_validate_json(text or "")
+    except ValidationError:
+        return None
+
+
+def _container(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list((pod.get("status") or {}).get("containerStatuses") or [])
+
+
+def _state(container: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    return (container.get("state") or {}).get(which) or {}
+
+
+def _terminated(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _state(container, "terminated")
+
+
+def _ended(status: Mapping[str, Any], containers: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why a Job that is over left no report."""
+    over: Mapping[str, Any] = next(
+        (
+            c
+            for c in status.get("conditions") or ()
+            if c.get("type") in ("Complete", "Failed") and c.get("status") == "True"
+        ),
+        {},
+    )
+    for container in containers:
+        end = _terminated(container)
+        if end:
+            why = end.get("reason") or "Error"
+            words = f"its pod ended without a report ({why}, exit code {end.get('exitCode', '?')})"
+            message = str(end.get("message") or "").strip()[-300:]
+            return f"{words}: {message}" if message else words
+    if not over:
+        return None
+    return f"its Job ended without a report: {over.get('message') or over.get('reason') or 'no pod of it is left'}"
+
+
+def _waits_for(pods: Iterable[Mapping[str, Any]], containers: Iterable[Mapping[str, Any]]) -> str | None:
+    for container in containers:
+        waiting = _state(container, "waiting")
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message') or ''}".rstrip(": ")[:300]
+    for pod in pods:
+        for condition in (pod.get("status") or {}).get("conditions") or ():
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                return f"{condition.get('reason')}: {condition.get('message') or ''}".rstrip(": ")[:300]
+    return None

@@ -1,0 +1,102 @@
+"""`tuneyard report` for a terminal and as a page."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from tests.toyworld.gates import QUALITY, SPEED
+from tests.toyworld.rollouts import RolloutWorld, canary
+from tests.unit.cli.test_status_render import compare, shown
+from tuneyard.api import names
+from tuneyard.api.gatereports import BenchmarkNumbers, EvaluationNumbers, GateReport, GateReports, Sample
+from tuneyard.cli.reporthtml import page
+from tuneyard.cli.reportrender import render_report
+from tuneyard.cli.reportview import bars, report_view
+from tuneyard.gate.asking import Answer
+from tuneyard.gate.measures import side
+from tuneyard.planning.gateobservations import REPORTS_KEY
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m"
+
+
+def answers(slower: float) -> list[Answer]:
+    return [Answer(tokens=20, ttft=slower * (80 + n), itl=slower * 8, e2e=slower * (300 + 3 * n)) for n in range(40)]
+
+
+def world() -> RolloutWorld:
+    """v2 has passed one gate and failed the next, v3 waits for its first one."""
+    world = canary(gates=[SPEED, QUALITY])
+    numbers = BenchmarkNumbers(candidate=side(answers(1.05)), stable=side(answers(1.0)))
+    world.gates.end(GateReport(benchmark=numbers, seconds=21, samples=[Sample(prompt="say it", answer="said")]))
+    world.settle()
+    sample = Sample(prompt="a page", answer=HOSTILE, check="exactMatch", score=0)
+    world.gates.end(
+        GateReport(evaluation=EvaluationNumbers(prompts=5, scores={"exactMatch": 0.6}), samples=[sample], seconds=3)
+    )
+    world.settle()
+    world.wait(1)
+    world.ready["v3"] = True
+    world.spec({"v1": 0, "v2": 0, "v3": 100})
+    world.settle()
+    return world
+
+
+def view(world: RolloutWorld, revision: str | None = None):
+    stored = world.gates.objects["ConfigMap", names.gate_reports("chat")]
+    return report_view(world.now, GateReports.model_validate_json(stored["data"][REPORTS_KEY]), revision)
+
+
+def test_for_a_terminal() -> None:
+    compare("report-120", shown(render_report(view(world())), 120))
+    assert "\x1b[31m" not in shown(render_report(view(world())), 120)
+
+
+def test_of_one_revision() -> None:
+    found = view(world(), "v3")
+    assert (found.results, [g.name for g in found.under_way]) == ([], ["speed", "quality"])
+    found = view(world(), "v2")
+    assert ([r.gate for r in found.results], found.under_way) == (["quality", "speed"], [])
+
+
+def test_of_a_deployment_without_gates() -> None:
+    nothing = report_view(RolloutWorld().now, None)
+    assert "no gate has been passed or failed yet" in shown(render_report(nothing), 80)
+    assert "No gate has been passed or failed yet." in page(nothing)
+
+
+class Balanced(HTMLParser):
+    """Notes tags that are not closed in their order, and those that run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        if tag in ("script", "link", "img", "iframe") or any(name.startswith("on") for name, _ in attrs):
+            self.wrong.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+
+def test_the_page_stands_alone_and_runs_nothing() -> None:
+    text = page(view(world()))
+    look = Balanced()
+    look.feed(text)
+    assert (look.open, look.wrong) == ([], [])
+    assert "&lt;script&gt;alert(1)" in text
+    assert "http" not in re.sub(r"contents \w+", "", text)
+    assert text.count("<svg") == 3
+
+
+def test_bars_are_shares_of_each_revision() -> None:
+    slow, quick = side([Answer(ttft=200.0), Answer(ttft=200.0)]), side([Answer(ttft=100.0)])
+    found = bars(slow, quick, "ttft")
+    assert [(b.candidate, b.stable) for b in (found[0], found[-1])] == [(0, 1), (1, 0)]
+    assert len(found) == 5, "four buckets to an octave, and none left out"
+    assert bars(slow, quick, "itl") == []
