@@ -90,7 +90,7 @@ OFFERED = {
     "baking": ("abort", "pause", "promote"),
     "rolled-back": ("retry",),
     "next-candidate-after-a-rejected-one": ("abort", "pause", "promote", "retry"),
-    "asleep": (),
+    "asleep": ("abort",),
 }
 """Phase -> the actions that are not greyed out."""
 

@@ -1,7 +1,7 @@
 """Every kind in every phase that people and their tools see, as the operator's plans write it: kind -> name -> object.
 
 Rules: a status comes from a plan, never from here, so that what is tested with these objects is what the operator says.
-The exceptions are named: no status at all, a status of an older generation, and phases that no plan gives yet.
+The exceptions are named: no status yet, a status of an older generation, and phases that no plan gives yet.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tests.builders import (
 from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, canary, finished
 from tests.unit.planning.sleepers import QUIET, base, chat, planned
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.crds import NEW_STATUS
 from tuneyard.api.documents import AdapterReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
@@ -52,7 +53,8 @@ def stored(kind: str, resource: Resource) -> Object:
     """The object as the API server has it."""
     found: Object = {"apiVersion": API_VERSION, "kind": kind, **resource.to_dict()}
     found["metadata"] = {key: value for key, value in found["metadata"].items() if value}
-    return {key: value for key, value in found.items() if value}
+    new = resource.status == type(resource.status)()
+    return {**found, "status": NEW_STATUS} if new else found
 
 
 # -- ModelDeployment -------------------------------------------------------------------------------------------------
