@@ -84,7 +84,7 @@ BINARIES: dict[str, Binary] = {
         Binary("versitygw", "versitygw", "github.com/versity/versitygw/cmd/versitygw", "-X main.Version=v1.8.0"),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
-        Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=v3.6.1"),
+        Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),
     )
 }
 
