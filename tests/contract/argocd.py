@@ -157,12 +157,17 @@ class ArgoCd:
         mark = [{"name": "test", "value": str(next(_numbers))}]
         strategy = {"syncStrategy": {"apply": {"force": force}}}
         sync = {"prune": True, **strategy, **({"syncOptions": list(options)} if options else {})}
-        self.patch(name, {"operation": {"initiatedBy": {"username": "tests"}, "info": mark, "sync": sync}})
+        wanted = {"operation": {"initiatedBy": {"username": "tests"}, "info": mark, "sync": sync}}
 
         def ended() -> Object | None:
-            found = self.operation(name)
-            done = found.get("phase") in ("Succeeded", "Failed", "Error")
-            return found if done and found["operation"].get("info") == mark else None
+            found = self.get(name)
+            last: Object = (found.get("status") or {}).get("operationState") or {}
+            if (last.get("operation") or {}).get("info") == mark:
+                return last if last.get("phase") in ("Succeeded", "Failed", "Error") else None
+            # what is asked for just when another one ends is wiped with that one
+            if "operation" not in found:
+                self.patch(name, wanted)
+            return None
 
         found: Object = eventually(ended, lambda: f"the sync ends: {self.operation(name)}", _PATIENCE)
         return found
@@ -305,7 +310,7 @@ class ArgoCd:
         spawn(
             "argocd-application-controller",
             *(*common, *metrics("m2"), "--app-resync", str(self._poll), "--app-resync-jitter", "0"),
-            *("--self-heal-timeout-seconds", "1"),
+            *("--self-heal-timeout-seconds", "1", "--persist-resource-health"),
         )
         spawn(
             "argocd-server",
