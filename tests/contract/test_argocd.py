@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.contract.apiserver import ApiServer
+from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.argocd import TOKEN, ArgoCd
 from tests.contract.operator_process import (
     BASE_SPEC,
@@ -27,6 +28,7 @@ from tests.contract.operator_process import (
 )
 from tests.contract.test_operator_rollout import ADAPTERS, DIGESTS, QUICK, SLOW, Scene
 from tuneyard.api import names
+from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import MERGE
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
@@ -311,3 +313,21 @@ def test_actions_reach_the_operator_and_it_refuses_those_that_do_not_fit(site: S
     assert run("promote")["accepted"]
     site.scene.until(lambda r: r.get("stable") == "v2", "v2 takes over")
     site.shows("Synced", "Healthy")
+
+
+def test_the_example_repository_is_synced_by_its_own_applications(site: Site) -> None:
+    """kustomize as Argo CD runs it, server-side apply, two environments."""
+    example = ROOT / "examples" / "gitops"
+    files = {str(path.relative_to(example)): path.read_text() for path in sorted(example.rglob("*.yaml"))}
+    site.argo.repository.commit(files)
+    for application in yaml.safe_load_all(files["argocd/applications.yaml"]):
+        application["spec"]["source"]["repoURL"] = site.argo.repository.url
+        site.argo.apply(application)
+        name = application["metadata"]["name"]
+        eventually(
+            lambda n=name: site.argo.shown(n)[0] == "Synced",
+            lambda n=name: f"{n} is synced: {site.argo.get(n).get('status')}",
+        )
+        found = objects.listed(site.cluster.api, names.API_VERSION, "ModelDeployment", name)
+        assert [d["metadata"]["name"] for d in found] == ["acme-support"]
+        site.argo.patch(name, {"spec": {"syncPolicy": {"automated": None}}})
