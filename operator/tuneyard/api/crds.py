@@ -1,7 +1,8 @@
 """The CustomResourceDefinitions, generated from the pydantic classes: `python -m tuneyard.api.crds [--check] DIR`.
 
 A structural schema is pydantic's JSON schema without references, titles, null alternatives and defaults (a default in
-a CRD would be written into users' objects, and then differ from what they keep in Git).
+a CRD would be written into users' objects, and then differ from what they keep in Git). The status as a whole has one: a
+new object has been seen in no generation. Without it kstatus, and so Flux, takes what no operator has seen yet for done.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tuneyard.api.names import GROUP, VERSION
 
 _HEADER = "# Generated from operator/tuneyard/api by `make generate`; do not edit.\n"
 _READY = '.status.conditions[?(@.type=="Ready")].status'
+NEW_STATUS = {"observedGeneration": -1}
+"""What the API server gives an object that nobody has written a status of."""
 _DROPPED = ("title", "default", "additionalProperties", "const")
 
 
@@ -159,7 +162,7 @@ def crd(kind: Kind) -> dict[str, Any]:
         "kind": {"type": "string"},
         "metadata": {"type": "object"},
         "spec": schema_of(kind.spec),
-        "status": schema_of(kind.status),
+        "status": {**schema_of(kind.status), "default": NEW_STATUS},
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -27,7 +27,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source tree with one module, a cache, and a Go that only pretends."""
     module = tmp_path / "source" / "go" / "pause"
     module.mkdir(parents=True)
-    (module / "go.mod").write_text("module pause\n")
+    (module / "go.mod").write_text("module pause\n\ngo 1.26.0\n")
     (module / "main.go").write_text("package main\n")
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -93,7 +93,24 @@ def test_an_unknown_program_is_answered_with_the_known_ones() -> None:
     [("go1.26.0", True), ("go1.27.3", True), ("go2.0", True), ("go1.25.9", False), ("", False), ("devel", False)],
 )
 def test_which_go_is_new_enough(version: str, enough: bool) -> None:
-    assert gobuild._new_enough(version) is enough
+    assert gobuild._new_enough(version, (1, 26)) is enough
+
+
+def test_a_module_that_needs_a_newer_go_than_the_machines_has_its_own(source: Path) -> None:
+    (source / "source" / "go" / "pause" / "go.mod").write_text("module pause\n\ngo 1.27.0\n")
+    package = gobuild.GO_PACKAGES[1, 27]
+    program = source / "cache" / package.replace("==", "-") / "bin" / "go"
+    program.parent.mkdir(parents=True)
+    program.write_text(GO.replace("go1.26.8", "go1.27.3"))
+    program.chmod(0o755)
+    (program.parent.parent / "done").touch()
+    assert gobuild._go((1, 27)) == (program, "go1.27.3")
+    assert gobuild._go((1, 26))[1] == "go1.26.8", "the others keep the machine's, and so their place in the cache"
+    assert gobuild.ensure(["pause"], progress())["pause"].is_file()
+
+
+def test_every_go_that_a_module_asks_for_can_be_installed() -> None:
+    assert {gobuild._needed(b.module) for b in gobuild.BINARIES.values()} == set(gobuild.GO_PACKAGES)
 
 
 def test_every_module_is_pinned_with_its_sums() -> None:

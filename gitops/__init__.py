@@ -1,0 +1,1 @@
+"""What GitOps tools need to know of Tuneyard's kinds. Nothing here runs in a cluster."""
