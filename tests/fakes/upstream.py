@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -45,6 +46,8 @@ class Upstream:
     """The newest `keep` requests."""
     asked: Counter[str] = field(default_factory=Counter)
     """Requests by model."""
+    arrived: dict[str, float] = field(default_factory=dict)
+    """When the newest request of a model came, by `time.perf_counter`."""
     active: int = 0
     _server: asyncio.Server | None = None
     _connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Upstream:
             asked = {}
         model = str(asked.get("model"))
         self.asked[model] += 1
+        self.arrived[model] = time.perf_counter()
         if self.mode == "close":
             return False
         if self.mode == "headers-then-close":

@@ -64,15 +64,17 @@ def by_claim(spec: ModelDeploymentSpec, previous: str | None, allowed: Mapping[s
     """The revisions, who should be the stable one first: the highest spec weight, of equals the first one listed.
 
     In mode Progressive a revision that is to get everything, of whose steps nothing is known, comes after those that
-    spec.traffic names beside it: it is the candidate. Those with a verdict come last.
+    spec.traffic names beside it and spec.revisions before it: it is the candidate. What is listed after it is newer,
+    and has no weight. Those with a verdict come last.
     """
     names = [r.name for r in spec.revisions]
     named = {t.revision for t in spec.traffic}
+    oldest = min((names.index(n) for n in named if n in names and allowed.get(n) != 0), default=0)
     unknown = spec.progressive and previous is None
 
     def claim(name: str) -> tuple[bool, bool, bool, int, int]:
         weight = spec.weight_of(name)
-        has_steps_to_take = unknown and weight == 100
+        has_steps_to_take = unknown and weight == 100 and names.index(name) > oldest
         return allowed.get(name) == 0, name not in named, has_steps_to_take, -weight, names.index(name)
 
     return sorted(names, key=claim)

@@ -46,6 +46,22 @@ def test_a_candidate_climbs_by_steps_and_takes_over():
     assert [(o.revision, o.outcome) for o in world.status.history or ()] == [("v1", "Stable"), ("v2", "Stable")]
 
 
+@pytest.mark.parametrize(
+    ("weights", "first"),
+    [
+        ({"v1": 100, "v2": 0}, "v1"),  # a canary that is prepared, and gets nothing yet
+        ({"v1": 0, "v2": 100}, "v2"),  # a candidate, of whose steps nothing is known any more
+    ],
+)
+def test_of_those_that_traffic_names_the_older_one_is_stable_first(weights: dict[str, int], first: str) -> None:
+    world = RolloutWorld(ready={"v1": True, "v2": True})
+    world.stored = world.record = None
+    world.spec(weights)
+    world.settle()
+    assert world.status.stable == "v1"
+    assert world.weights == ({"v1": 100} if first == "v1" else {"v1": 95, "v2": 5})
+
+
 def test_a_hold_begins_when_every_gateway_serves_the_weight():
     world = RolloutWorld()
     world.ready["v2"] = True
