@@ -4,9 +4,10 @@ Its life: read the snapshot of the process before it, if there is one; watch the
 known; keep a snapshot. While the API server is away it goes on with what it knows, and so does one that starts then:
 after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
 already may know more than a snapshot does.
-On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams, and
-ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives. Where the
-pod stays and only this process is replaced, Envoy goes on, and the next process has it take requests again.
+On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams,
+writes the feedback that waits, and ends. As the main container of the pod, with Envoy as native sidecar, it thereby
+decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy goes on, and the next process
+has it take requests again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import uvloop
 from aiohttp import web
 
 from tuneyard.api import names
+from tuneyard.api.feedback import FeedbackRecord
 from tuneyard.gateway import snapshot
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.options import Options, options
@@ -73,6 +76,9 @@ class Gateway:
         self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
         self.metrics.models.set_function(lambda: float(self.publisher.models))
         self.metrics.held.set_function(lambda: float(self.holding.held))
+        self._feedback: FeedbackExport | None = None
+        if given.feedback is not None:
+            self._feedback = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self._token = names.observe_token(master)
         self._leaving = False
         self._resumed = False
@@ -81,6 +87,11 @@ class Gateway:
     def _touched(self, models: set[str]) -> None:
         self.publisher.mark(models)
         self._writer.mark()
+
+    def feedback_given(self, record: FeedbackRecord) -> None:
+        """Have a record leave the cluster, where the chart says so."""
+        if self._feedback is not None:
+            self._feedback.add(record)
 
     @property
     def ready(self) -> bool:
@@ -93,6 +104,8 @@ class Gateway:
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
         holding = await serve(self.holding, self._given.holding_socket)
+        if self._feedback is not None:
+            self._feedback.start()
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -104,6 +117,8 @@ class Gateway:
             feeding.cancel()
             resuming.cancel()
             await server.cleanup()
+            if self._feedback is not None:
+                await self._feedback.close()
             await holding.cleanup()
             await self.watches.stop()
             await self.publisher.ads.stop()

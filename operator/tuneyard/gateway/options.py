@@ -13,6 +13,7 @@
 | TUNEYARD_HOLD_PER_DEPLOYMENT | how many of them for one ModelDeployment | 100 |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
+| TUNEYARD_FEEDBACK_… | where feedback is written: feedbacktarget.py | nowhere |
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.api import names
+from tuneyard.gateway.feedbacktarget import FeedbackTarget, feedback_target
 from tuneyard.gateway.holding import Limits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
@@ -41,6 +43,7 @@ class Options:
     drain_delay: float
     drain_seconds: float
     hold: Limits
+    feedback: FeedbackTarget | None = None
 
     @property
     def ads_socket(self) -> Path:
@@ -79,4 +82,5 @@ def options(environment: Mapping[str, str]) -> Options:
             requests=int(environment.get("TUNEYARD_HOLD_REQUESTS") or Limits.requests),
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
+        feedback=feedback_target(environment),
     )
