@@ -1,0 +1,138 @@
+"""train: a LoRA adapter from the base. Needs torch, transformers and peft; CPU or GPU.
+
+Rules:
+- always from the base, never from a fine-tune: errors of one round would be the next one's starting point, and nobody
+  could say what the adapter was made from. What the current adapter knows comes back by its examples;
+- the loss is that of answers only, not of questions;
+- seeded, in float32, saved in bfloat16 under names that say nothing of this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from closedloop.files import Json, StepError
+from tuneyard.systems.artifacts.folder import digest_of
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What decides, with base and examples, which adapter comes out."""
+
+    epochs: int = 12
+    batch: int = 8
+    learning_rate: float = 3e-3
+    rank: int = 8
+    alpha: int = 16
+    modules: str = "q_proj,v_proj,o_proj"
+    first_layer: int = 0
+    """Layers below it get no weights: cheaper, and enough for small changes."""
+    seed: int = 0
+
+
+def train(base: Path, base_name: str, examples: list[Json], out: Path, given: Hyperparameters) -> Json:
+    """Write the adapter into `out` and return its record; raises StepError."""
+    if (base / "adapter_config.json").exists():
+        raise StepError(f"{base} is an adapter: name the base that it was trained from")
+    if not examples:
+        raise StepError("there is nothing to train on: select has kept no example")
+    import torch  # noqa: PLC0415 -- other steps run without
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    torch.manual_seed(given.seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(
+        whole,
+        LoraConfig(
+            r=given.rank,
+            lora_alpha=given.alpha,
+            target_modules=given.modules.split(","),
+            layers_to_transform=list(range(given.first_layer, whole.config.num_hidden_layers)),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loss = _fit(model, [_tokens(tokenizer, example) for example in examples], given)
+    model.peft_config["default"].base_model_name_or_path = base_name
+    model.to(torch.bfloat16)
+    model.save_pretrained(out, save_embedding_layers=False)
+    (out / "README.md").unlink(missing_ok=True)  # a card that names a folder of this machine
+    return {
+        "base": base_name,
+        "baseDigest": digest_of(base).digest,
+        "digest": digest_of(out).digest,
+        "examples": len(examples),
+        "loss": round(loss, 4),
+        "hyperparameters": asdict(given),
+        "trainedAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def prompt_of(tokenizer: Any, messages: list[Json]) -> str:
+    """The conversation as engines give it to the model."""
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def _tokens(tokenizer: Any, example: Json) -> tuple[list[int], list[int]]:
+    """Of the question and of the answer, with its end."""
+    question = tokenizer(prompt_of(tokenizer, example["messages"]), add_special_tokens=False)["input_ids"]
+    answer = tokenizer(example["answer"], add_special_tokens=False)["input_ids"]
+    return question, [*answer, tokenizer.eos_token_id]
+
+
+def _fit(model: Any, pairs: list[tuple[list[int], list[int]]], given: Hyperparameters) -> float:
+    """Train in place; returns the last epoch's mean loss."""
+    import torch  # noqa: PLC0415
+
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=given.learning_rate, weight_decay=0.0)
+    batches = -(-len(pairs) // given.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, given.learning_rate, total_steps=given.epochs * batches, pct_start=0.1
+    )
+    start, mean = time.monotonic(), 0.0
+    model.train()
+    for epoch in range(given.epochs):
+        order = torch.randperm(len(pairs)).tolist()
+        mean = 0.0
+        for at in range(0, len(order), given.batch):
+            chosen = [pairs[i] for i in order[at : at + given.batch]]
+            loss = _loss(model, chosen)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            mean += loss.item() * len(chosen) / len(pairs)
+        passed = time.monotonic() - start
+        print(f"train: epoch {epoch + 1}/{given.epochs}, loss {mean:.3f}, {passed:.0f} s", flush=True)
+    return mean
+
+
+def _loss(model: Any, pairs: list[tuple[list[int], list[int]]]) -> Any:
+    """Padded on the left, so that answers end together and the large output layer runs on little more than them."""
+    import torch  # noqa: PLC0415
+
+    width = max(len(question) + len(answer) for question, answer in pairs)
+    keep = max(len(answer) for _, answer in pairs)
+    tokens = torch.zeros(len(pairs), width, dtype=torch.long)
+    mask = torch.zeros(len(pairs), width, dtype=torch.long)
+    labels = torch.full((len(pairs), keep), -100)
+    for row, (question, answer) in enumerate(pairs):
+        both = question + answer
+        tokens[row, width - len(both) :] = torch.tensor(both)
+        mask[row, width - len(both) :] = 1
+        labels[row, keep - len(answer) :] = torch.tensor(answer)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    tokens, mask, labels, places = (t.to(model.device) for t in (tokens, mask, labels, places))
+    # one position more than the answers: the token before an answer predicts its first
+    logits = model(
+        input_ids=tokens, attention_mask=mask, position_ids=places, use_cache=False, logits_to_keep=keep + 1
+    ).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
