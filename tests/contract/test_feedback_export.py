@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from closedloop.collecting import feedback_lines
+from closedloop.files import StepError
 from cluster.paths import cache_root
 from tests.contract.chart import named, rendered
 from tests.contract.envoy import eventually
@@ -93,6 +95,22 @@ async def test_records_arrive_and_a_restart_writes_beside(server: S3Server, tmp_
         await export.close()
     found = objects(server, "a/dt=2026-11-20/gw-0-")
     assert sorted(found.values()) == [["r0", "r1", "r2"], ["r3", "r4", "r5"]]
+
+
+async def test_the_closed_loop_reads_what_was_written(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = target(secret(tmp_path), bucket="feedback", prefix="d", endpoint=server.url, secretName="writer")
+    export = FeedbackExport("gw-0", to.open, FeedbackMetrics(CollectorRegistry()))
+    given = record(0, "correction: nö\u2028\n")
+    export.add(given)
+    await export.close()
+    with pytest.raises(StepError, match="s3://feedback/d cannot be read: NoCredentialsError"):
+        feedback_lines("s3://feedback/d", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
+    assert feedback_lines("s3://feedback/d", server.url) == [given.to_dict()]
+    assert feedback_lines("s3://feedback/d", server.url, since="2026-11-21") == []
 
 
 async def test_a_server_that_is_away_gets_them_when_it_is_back(

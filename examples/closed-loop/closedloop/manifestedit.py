@@ -44,7 +44,7 @@ def with_revision(text: str, deployment: str, revision: Json, percent: int) -> s
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
         changed = changed[:begin] + new + changed[end:]
-    wanted = list(yaml.safe_load_all(text))
+    wanted = _apart(list(yaml.safe_load_all(text)))
     wanted[number]["spec"]["revisions"].append(revision)
     wanted[number]["spec"]["traffic"][heaviest]["weight"] = old - percent
     wanted[number]["spec"]["traffic"].append({"revision": name, "weight": percent})
@@ -54,7 +54,7 @@ def with_revision(text: str, deployment: str, revision: Json, percent: int) -> s
 
 def with_resource(text: str, name: str) -> str:
     """A kustomization.yaml that lists one more file; raises StepError."""
-    wanted = list(yaml.safe_load_all(text))
+    wanted = _apart(list(yaml.safe_load_all(text)))
     if not wanted or not isinstance(wanted[0], dict) or name in wanted[0].get("resources", []):
         return text
     node = next(iter(yaml.compose_all(text, yaml.SafeLoader)))
@@ -124,6 +124,13 @@ def _last(node: Node) -> Node:
     while isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
         node = node.value[-1][1] if isinstance(node, MappingNode) else node.value[-1]
     return node
+
+
+def _apart(value: Any) -> Any:
+    """A copy in which nothing is shared: an edit at an anchor would change all its aliases, and be seen in one."""
+    if isinstance(value, dict):
+        return {key: _apart(inner) for key, inner in value.items()}
+    return [_apart(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check(changed: str, wanted: list[Any], words: str) -> None:
