@@ -42,7 +42,7 @@ def test_the_adapter_is_one_that_pods_take(run: Path) -> None:
     assert str(base) not in (adapter / "adapter_config.json").read_text()
     facts = base_facts(
         json.loads((base / "config.json").read_text()),
-        [(e.tensor[0], e.tensor[1], e.tensor[2]) for e in read_header(base, "model.safetensors")],
+        [entry.tensor for entry in read_header(base, "model.safetensors")],
     )
     entries = read_header(adapter, "adapter_model.safetensors")
     assert violations(config, [entry.tensor for entry in entries], facts, max_rank=8) == []
@@ -75,10 +75,10 @@ def test_only_what_is_better_is_proposed(run: Path, tmp_path: Path) -> None:
     better = told(run, "evaluation.json")["better"]
     assert demo.propose(run, repo) == (0 if better else 3)
     branches = subprocess.run(
-        ["git", "-C", repo, "branch", "--list"], capture_output=True, text=True, check=True
+        ["git", "-C", str(repo), "branch", "--list"], capture_output=True, text=True, check=True
     ).stdout
     assert ("propose/acme-support-v4" in branches) == better
     if better:
-        shown = ["git", "-C", repo, "show", "propose/acme-support-v4:models/acme-support-v4.yaml"]
+        shown = ["git", "-C", str(repo), "show", "propose/acme-support-v4:models/acme-support-v4.yaml"]
         text = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
         assert LoRAAdapterResource.from_dict(yaml.safe_load(text)).spec.digest == digest(run / "adapter")
