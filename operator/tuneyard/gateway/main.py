@@ -76,9 +76,9 @@ class Gateway:
         self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
         self.metrics.models.set_function(lambda: float(self.publisher.models))
         self.metrics.held.set_function(lambda: float(self.holding.held))
-        self._feedback: FeedbackExport | None = None
+        self._export: FeedbackExport | None = None
         if given.feedback is not None:
-            self._feedback = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
+            self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self._token = names.observe_token(master)
         self._leaving = False
         self._resumed = False
@@ -90,8 +90,8 @@ class Gateway:
 
     def feedback_given(self, record: FeedbackRecord) -> None:
         """Have a record leave the cluster, where the chart says so."""
-        if self._feedback is not None:
-            self._feedback.add(record)
+        if self._export is not None:
+            self._export.add(record)
 
     @property
     def ready(self) -> bool:
@@ -104,8 +104,8 @@ class Gateway:
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
         holding = await serve(self.holding, self._given.holding_socket)
-        if self._feedback is not None:
-            self._feedback.start()
+        if self._export is not None:
+            self._export.start()
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -117,8 +117,8 @@ class Gateway:
             feeding.cancel()
             resuming.cancel()
             await server.cleanup()
-            if self._feedback is not None:
-                await self._feedback.close()
+            if self._export is not None:
+                await self._export.close()
             await holding.cleanup()
             await self.watches.stop()
             await self.publisher.ads.stop()
