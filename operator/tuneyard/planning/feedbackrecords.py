@@ -10,7 +10,7 @@ from tuneyard.planning.timestamps import rfc3339
 
 
 def feedback_record(
-    routes: ModelRoutes, revision: str, request_id: str, score: float, text: str | None, now: datetime
+    routes: ModelRoutes, revision: str, request_id: str, *, score: float, text: str | None, now: datetime
 ) -> FeedbackRecord:
     """The record of feedback on an answer of a revision; raises ValidationError where score or text are out of bounds.
 

@@ -28,7 +28,7 @@ ROUTES = ModelRoutes(
     [("v1", {"adapter": "acme-v1", "adapterDigest": DIGEST}), ("base", {}), ("gone", {})],
 )
 def test_who_answered(revision: str, adapter: dict[str, str]) -> None:
-    assert feedback_record(ROUTES, revision, "r1", -0.5, "no", NOW).to_dict() == {
+    assert feedback_record(ROUTES, revision, "r1", score=-0.5, text="no", now=NOW).to_dict() == {
         "time": "2026-11-20T10:00:00Z",
         "requestId": "r1",
         "model": "support",
@@ -41,4 +41,4 @@ def test_who_answered(revision: str, adapter: dict[str, str]) -> None:
 
 
 def test_no_text_is_none() -> None:
-    assert "text" not in feedback_record(ROUTES, "v1", "r1", 1, "", NOW).to_dict()
+    assert "text" not in feedback_record(ROUTES, "v1", "r1", score=1, text="", now=NOW).to_dict()
