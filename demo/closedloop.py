@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 LOOP = ROOT / "examples" / "closed-loop"
 SAMPLE = LOOP / "sample"
 CURRENT = ROOT / "examples" / "adapters" / "acme-support-v1"
+EPOCHS = 14
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -59,12 +60,12 @@ def repository(folder: Path) -> Path:
 def learn(run: Path, epochs: int) -> int:
     """The steps up to the verdict; returns the exit status of the last one."""
     base = build_smollm2()
-    log, deployment = SAMPLE / "conversations.jsonl", "models/acme-support"
+    log, kept, deployment = SAMPLE / "conversations.jsonl", SAMPLE / "regression.jsonl", "models/acme-support"
     steps: tuple[tuple[Any, ...], ...] = (
         (light_step, "collect", run, "--feedback", SAMPLE / "feedback", "--log", log, "--deployment", deployment),
         (light_step, "select", run, "--previous", SAMPLE / "previous.jsonl"),
         (step, "train", run, "--base", base, "--base-name", BASE_NAME, "--epochs", epochs, "--first-layer", 20),
-        (step, "evaluate", run, "--base", base, "--current", CURRENT, "--regression", SAMPLE / "regression.jsonl"),
+        (step, "evaluate", run, "--base", base, "--current", CURRENT, "--regression", kept, "--longest", 32),
     )
     for do, *words in steps:
         status: int = do(*words)
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run it; returns the exit status: 3 where the new adapter is not better."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True)
     run, repo = options.out / "run", repository(options.out / "manifests")

@@ -20,14 +20,12 @@ from tuneyard.planning.basefacts import base_facts
 from tuneyard.systems.artifacts.safetensors import check_finite, read_header
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-EPOCHS = 4
-"""Enough to learn something; whether it is better is for the rule to say."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("loop") / "run"
-    assert demo.learn(run, EPOCHS) == 0
+    assert demo.learn(run, demo.EPOCHS) == 0
     return run
 
 

@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     heldout, taught = read_lines(run / "heldout.jsonl"), read_lines(run / "train.jsonl")
     corrected = [*heldout, *(e for e in taught if e["from"] != "previous")]
     regression = still_right(read_lines(options.regression), corrected)
-    found = evaluate(options.base, options.current, run / "adapter", heldout, regression)
+    found = evaluate(options.base, options.current, run / "adapter", heldout, regression, longest=options.longest)
     told = {
         "digest": digest_of(run / "adapter").digest,
         "currentDigest": digest_of(options.current).digest,
@@ -146,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluated.add_argument("--base", type=Path, required=True, help="folder of the base")
     evaluated.add_argument("--current", type=Path, required=True, help="folder of the adapter that is served now")
     evaluated.add_argument("--regression", type=Path, required=True, help="answers that must stay, JSON lines")
+    evaluated.add_argument("--longest", type=int, default=256, help="tokens of an answer (default 256)")
 
     proposed = step("propose", "commit the adapter and a revision of 1 % on a branch", _propose)
     for name, words in (

@@ -20,7 +20,6 @@ from closedloop.training import prompt_of
 
 MODELS = ("base", "current", "candidate")
 _BATCH = 8
-_LONGEST_ANSWER = 64
 
 
 def still_right(regression: Iterable[Json], corrected: Iterable[Json]) -> list[Json]:
@@ -29,8 +28,10 @@ def still_right(regression: Iterable[Json], corrected: Iterable[Json]) -> list[J
     return [e for e in regression if question_key(e["messages"]) not in changed]
 
 
-def evaluate(base: Path, current: Path, candidate: Path, heldout: list[Json], regression: list[Json]) -> Json:
-    """Scores, every answer, and the verdict."""
+def evaluate(
+    base: Path, current: Path, candidate: Path, heldout: list[Json], regression: list[Json], *, longest: int
+) -> Json:
+    """Scores, every answer, and the verdict; answers are cut after `longest` tokens."""
     import torch  # noqa: PLC0415 -- other steps run without
     from peft import PeftModel  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -42,7 +43,7 @@ def evaluate(base: Path, current: Path, candidate: Path, heldout: list[Json], re
     model.load_adapter(candidate, adapter_name="candidate")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     questions = [*heldout, *regression]
-    answers = {name: _answers(model, tokenizer, name, questions) for name in MODELS}
+    answers = {name: _answers(model, tokenizer, name, questions, longest) for name in MODELS}
     scores = {
         name: [score(q["answer"], a) for q, a in zip(questions, given, strict=True)] for name, given in answers.items()
     }
@@ -60,7 +61,7 @@ def evaluate(base: Path, current: Path, candidate: Path, heldout: list[Json], re
     return {**judged, "answers": told}
 
 
-def _answers(model: Any, tokenizer: Any, name: str, questions: list[Json]) -> list[str]:
+def _answers(model: Any, tokenizer: Any, name: str, questions: list[Json], longest: int) -> list[str]:
     import torch  # noqa: PLC0415
 
     if name != "base":
@@ -70,9 +71,7 @@ def _answers(model: Any, tokenizer: Any, name: str, questions: list[Json]) -> li
         prompts = [prompt_of(tokenizer, q["messages"]) for q in questions[at : at + _BATCH]]
         ids = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
         with torch.no_grad(), model.disable_adapter() if name == "base" else nullcontext():
-            out = model.generate(
-                **ids, max_new_tokens=_LONGEST_ANSWER, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
+            out = model.generate(**ids, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         found += [
             t.strip() for t in tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         ]

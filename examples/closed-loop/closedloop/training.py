@@ -24,9 +24,9 @@ from tuneyard.systems.artifacts.folder import digest_of
 class Hyperparameters:
     """What decides, with base and examples, which adapter comes out."""
 
-    epochs: int = 12
-    batch: int = 8
-    learning_rate: float = 3e-3
+    epochs: int = 14
+    batch: int = 4
+    learning_rate: float = 2e-3
     rank: int = 8
     alpha: int = 16
     modules: str = "q_proj,v_proj,o_proj"
