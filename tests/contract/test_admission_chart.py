@@ -36,7 +36,11 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "hubEndpoint": "https://hub.example.com",
         "gatewayUrl": "https://models.example.com/",
         "masterSecret": {"existing": "mine"},
-        "gateway": {"service": {"type": "LoadBalancer", "loadBalancerClass": "x.example/y", "annotations": {"a": "b"}}},
+        "gateway": {
+            "service": {"type": "LoadBalancer", "loadBalancerClass": "x.example/y", "annotations": {"a": "b"}},
+            "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/feedback"},
+        },
+        "feedback": {"export": {"bucket": "acme", "prefix": "a b/c", "secretName": "writer", "caConfigMap": "ca"}},
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
         "protectInUse": False,

@@ -257,7 +257,7 @@ def test_a_whole_bucket_is_refused_before_its_listing_fills_the_memory(
                 yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"0"'} for key in keys]}
 
     lake = S3Remote(S3Source(uri="s3://lake/"), None)
-    monkeypatch.setattr(lake, "_client", Client)
+    monkeypatch.setattr(lake._at, "client", Client)
     with pytest.raises(ArtifactError, match=refused):
         lake.files()
     assert asked == pages

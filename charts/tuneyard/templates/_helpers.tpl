@@ -65,6 +65,24 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{/* Optional: a gateway serves also while they are missing; the process says that it cannot write feedback. */}}
+{{- define "tuneyard.feedbackFiles" -}}
+{{- with .Values.feedback.export }}
+{{- if and .bucket (or .secretName .caConfigMap) }}
+- name: feedback
+  projected:
+    defaultMode: 0440
+    sources:
+    {{- with .secretName }}
+    - secret: {name: {{ . | quote }}, optional: true}
+    {{- end }}
+    {{- with .caConfigMap }}
+    - configMap: {name: {{ . | quote }}, items: [{key: ca.crt, path: ca.crt}], optional: true}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Changes of the settings roll the pods: they are read once, at the start. */}}
 {{- define "tuneyard.configChecksum" -}}
 tuneyard.dev/config-checksum: {{ include "tuneyard.config" . | sha256sum }}

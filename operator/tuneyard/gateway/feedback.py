@@ -8,7 +8,7 @@ Rules:
 - what a process has forgotten by ending cannot be rated any more (404), and is told from nothing else;
 - Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
 - a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
-- the text is checked for its size and not kept.
+- the text is kept by nobody here: it leaves the cluster with the record (feedbackexport.py), where the chart says so.
 All methods belong to the event loop's thread.
 """
 
@@ -20,7 +20,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import aiohttp
@@ -53,6 +53,7 @@ class Given:
 
     request_id: str
     score: float
+    text: str = field(default="", repr=False)
 
     @property
     def bad(self) -> bool:
@@ -79,16 +80,16 @@ def read(body: bytes) -> Given:
         raise ValueError("score must be a number from -1 to 1.")
     if not isinstance(text, str) or len(text.encode()) > MAX_TEXT:
         raise ValueError(f"text must be a string of at most {MAX_TEXT} bytes.")
-    return Given(request_id, float(score))
+    return Given(request_id, float(score), text)
 
 
 class Feedback:
     """The answers of one gateway process that may be rated."""
 
     def __init__(
-        self, clock: Callable[[], float], rated: Callable[[Answer, bool], None], ask: Ask, *, kept: int = KEPT
+        self, clock: Callable[[], float], rated: Callable[[Answer, Given], None], ask: Ask, *, kept: int = KEPT
     ) -> None:
-        """`rated` gets an answer and whether it was bad; `ask`: the other gateways."""
+        """`rated` gets an answer and what was said of it; `ask`: the other gateways."""
         self._clock, self._rated, self._ask, self._kept = clock, rated, ask, kept
         self._answers: dict[str, tuple[float, Answer | None]] = {}
         """By request id, the oldest first: when it ended, and what it was; None: it has been rated."""
@@ -114,7 +115,7 @@ class Feedback:
         if answer is None:
             return Taken.REPEATED
         self._answers[given.request_id] = (ended, None)
-        self._rated(answer, given.bad)
+        self._rated(answer, given)
         return Taken.ACCEPTED
 
     async def take_anywhere(self, given: Given) -> Taken:
@@ -182,7 +183,7 @@ class Peers:
     async def _post(self, address: str, given: Given) -> Taken:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PEER_SECONDS))
-        body = {"request_id": given.request_id, "score": given.score}
+        body = {"request_id": given.request_id, "score": given.score, "text": given.text}
         try:
             async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=self._headers) as answer:
                 return Taken(answer.status)

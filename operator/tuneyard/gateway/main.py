@@ -4,9 +4,10 @@ Its life: read the snapshot of the process before it, if there is one; watch the
 known; keep a snapshot. While the API server is away it goes on with what it knows, and so does one that starts then:
 after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
 already may know more than a snapshot does.
-On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams, and
-ends. As the main container of the pod, with Envoy as native sidecar, it thereby decides how long Envoy lives. Where the
-pod stays and only this process is replaced, Envoy goes on, and the next process has it take requests again.
+On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams,
+writes the feedback that waits, and ends. As the main container of the pod, with Envoy as native sidecar, it thereby
+decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy goes on, and the next process
+has it take requests again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +33,8 @@ from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
-from tuneyard.gateway.feedback import Feedback, Peers, join
+from tuneyard.gateway.feedback import Feedback, Given, Peers, join
+from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics, record_of
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.mirroring import Mirroring
@@ -106,6 +109,9 @@ class Gateway:
         self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
         self.metrics.models.set_function(lambda: float(self.publisher.models))
         self.metrics.held.set_function(lambda: float(self.holding.held))
+        self._export: FeedbackExport | None = None
+        if given.feedback is not None:
+            self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self._leaving = False
         self._resumed = False
         self._was_ready = False
@@ -126,9 +132,11 @@ class Gateway:
         self.answer_metrics.answered(answers)
         self.feedback.answered(answers)
 
-    def _rated(self, answer: Answer, bad: bool) -> None:
-        self.evidence.rated(answer, bad)
-        self.answer_metrics.rated(answer, bad)
+    def _rated(self, answer: Answer, given: Given) -> None:
+        self.evidence.rated(answer, given.bad)
+        self.answer_metrics.rated(answer, given.bad)
+        if self._export is not None:
+            self._export.add(record_of(answer, given, self.publisher.model_of(answer.deployment), datetime.now(UTC)))
 
     @property
     def ready(self) -> bool:
@@ -143,6 +151,8 @@ class Gateway:
         rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
         holding = await serve(self.holding, self._given.holding_socket, rating)
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
+        if self._export is not None:
+            self._export.start()
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -154,6 +164,8 @@ class Gateway:
             feeding.cancel()
             resuming.cancel()
             await server.cleanup()
+            if self._export is not None:
+                await self._export.close()
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()

@@ -14,6 +14,7 @@
 | TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
+| TUNEYARD_FEEDBACK_… | where feedback is written: feedbacktarget.py | nowhere |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.api import names
+from tuneyard.gateway.feedbacktarget import FeedbackTarget, feedback_target
 from tuneyard.gateway.holding import Limits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
@@ -43,6 +45,7 @@ class Options:
     drain_seconds: float
     hold: Limits
     peers: str
+    feedback: FeedbackTarget | None = None
 
     @property
     def ads_socket(self) -> Path:
@@ -87,4 +90,5 @@ def options(environment: Mapping[str, str]) -> Options:
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
+        feedback=feedback_target(environment),
     )

@@ -139,6 +139,10 @@ class Publisher:
         """The routes of a model as Envoy should have them."""
         return self._routes.get(model)
 
+    def model_of(self, deployment: str) -> ModelRoutes | None:
+        """What is routed of a ModelDeployment (`namespace/name`)."""
+        return next((r for r in self._routes.values() if f"{r.namespace}/{r.deployment}" == deployment), None)
+
     @property
     def routed(self) -> dict[str, frozenset[str]]:
         """The revisions of each ModelDeployment (`namespace/name`) that is routed."""

@@ -26,8 +26,8 @@ class Gateway:
         self.others = Taken.UNKNOWN
         self.feedback = Feedback(lambda: self.now, self._rated, self._ask, kept=kept)
 
-    def _rated(self, answer: Answer, bad: bool) -> None:
-        self.rated.append((answer.revision, bad))
+    def _rated(self, answer: Answer, given: Given) -> None:
+        self.rated.append((answer.revision, given.bad))
 
     async def _ask(self, given: Given) -> Taken:
         self.asked.append(given)

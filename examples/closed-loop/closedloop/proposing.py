@@ -1,0 +1,187 @@
+"""propose: a commit with a new LoRAAdapter and a revision of 1 %, on a branch of the repository with the manifests.
+
+Rules:
+- only what evaluate called better, and only what it looked at: the digests must be those of now;
+- the base that was trained from is the one that the manifests pin;
+- the user's checkout is not touched: the commit is made in a worktree that goes again. Nothing is pushed: people read
+  what a machine proposes, by the pull request;
+- lineage says what it was made from, and has no parent: it was trained from the base.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from closedloop.files import Json, StepError, read_json, sha256
+from closedloop.manifestedit import with_resource, with_revision
+from tuneyard.api.loraadapter import LoRAAdapterSpec
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.cli.manifest import adapter_manifest
+from tuneyard.cli.sourcetext import parsed_source
+from tuneyard.systems.artifacts.folder import digest_of
+
+PERCENT = 1
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is to be proposed, and where."""
+
+    run: Path
+    repo: Path
+    file: str
+    """The ModelDeployment's manifest, relative to the repository; the adapter's comes beside it."""
+    deployment: str
+    base_model: str
+    """The BaseModel's name."""
+    name: str
+    """The new LoRAAdapter's."""
+    revision: str
+    source: str
+    """Where pods read the files: s3://…, hf://… or volume:…"""
+    dataset: str | None = None
+    """Where the dataset is kept."""
+    run_url: str | None = None
+    code_commit: str | None = None
+
+
+def propose(wanted: Proposal) -> str | None:
+    """The branch with the commit; None where the candidate is not better. Raises StepError."""
+    found = read_json(wanted.run / "evaluation.json", "evaluate")
+    if not found["better"]:
+        return None
+    training = read_json(wanted.run / "training.json", "train")
+    digest = digest_of(wanted.run / "adapter").digest
+    if digest != found["digest"] or digest != training["digest"]:
+        raise StepError("the adapter is not the one that was evaluated: run `evaluate` again")
+    dataset = (wanted.run / "train.jsonl").read_bytes()
+    if sha256(dataset) != training["datasetHash"]:
+        raise StepError("train.jsonl is not what the adapter was trained on: run `train` again")
+    manifest = adapter_manifest(
+        wanted.name, _spec(wanted, found, training, digest), None, f"Proposed by closedloop: {_sentence(found)}"
+    )
+    branch = f"propose/{wanted.name}"
+    if _git(wanted.repo, "branch", "--list", branch).strip():
+        raise StepError(f"the branch {branch} exists already: merge or delete it, or choose another --name")
+    with tempfile.TemporaryDirectory(prefix="closedloop-") as scratch:
+        tree = Path(scratch) / "tree"
+        _git(wanted.repo, "worktree", "add", "--quiet", "-b", branch, str(tree), "HEAD")
+        try:
+            _write(wanted, tree, manifest, training["baseDigest"])
+            _git(tree, "add", "--all")
+            _git(tree, "commit", "--quiet", "-m", _message(wanted, found))
+        except BaseException:
+            _git(wanted.repo, "worktree", "remove", "--force", str(tree))
+            _git(wanted.repo, "branch", "-D", branch)
+            raise
+        _git(wanted.repo, "worktree", "remove", "--force", str(tree))
+    return branch
+
+
+def _spec(wanted: Proposal, found: Json, training: Json, digest: str) -> LoRAAdapterSpec:
+    scored = {"evaluatedAt": found["evaluatedAt"]}
+    lineage = {
+        "version": wanted.revision,
+        "dataset": wanted.dataset,
+        "datasetHash": training["datasetHash"],
+        "hyperparameters": {name: str(value) for name, value in training["hyperparameters"].items()},
+        "run": wanted.run_url,
+        "commit": wanted.code_commit,
+        "trainedAt": training["trainedAt"],
+        "evals": [
+            {"name": "held_out", "score": found["heldout"]["candidate"], "dataset": found["heldoutHash"], **scored},
+            {
+                "name": "regression",
+                "score": found["regression"]["candidate"],
+                "dataset": found["regressionHash"],
+                **scored,
+            },
+            {"name": "better_than_current", "passed": True, **scored},
+        ],
+    }
+    try:
+        return LoRAAdapterSpec.from_dict(
+            {
+                "baseModel": wanted.base_model,
+                "source": parsed_source(wanted.source).to_dict(),
+                "digest": digest,
+                "lineage": {key: value for key, value in lineage.items() if value is not None},
+            }
+        )
+    except (ValidationError, ValueError) as error:
+        raise StepError(f"the adapter cannot be described: {error}") from None
+
+
+def _write(wanted: Proposal, tree: Path, manifest: str, base_digest: str) -> None:
+    path = tree / wanted.file
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise StepError(f"{wanted.file} cannot be read in the repository's HEAD: {error.strerror}") from None
+    pinned = _pinned_base(tree, wanted.base_model)
+    if pinned not in (None, base_digest):
+        raise StepError(
+            f"BaseModel {wanted.base_model} is pinned to {pinned}, the adapter was trained from {base_digest}: train "
+            "from the base that is served"
+        )
+    revision = {"name": wanted.revision, "baseModel": wanted.base_model, "adapter": wanted.name}
+    changed = with_revision(text, wanted.deployment, revision, PERCENT)
+    for document in yaml.safe_load_all(changed):
+        if isinstance(document, dict) and document.get("kind") == "ModelDeployment":
+            ModelDeploymentResource.from_dict({"metadata": {}, **document})
+    path.write_bytes(changed.encode())
+    beside = path.parent / f"{wanted.name}.yaml"
+    if beside.exists():
+        raise StepError(f"{beside.name} exists already beside {wanted.file}: choose another --name")
+    beside.write_text(manifest)
+    kustomization = path.parent / "kustomization.yaml"
+    if kustomization.exists():
+        kustomization.write_bytes(with_resource(kustomization.read_bytes().decode(), beside.name).encode())
+
+
+def _pinned_base(tree: Path, name: str) -> str | None:
+    """The digest that a manifest of the repository pins the BaseModel to."""
+    for path in sorted(tree.rglob("*.yaml")):
+        try:
+            documents: list[Any] = list(yaml.safe_load_all(path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # such as a chart's templates
+        for document in documents:
+            if (
+                isinstance(document, dict)
+                and document.get("kind") == "BaseModel"
+                and document.get("metadata", {}).get("name") == name
+            ):
+                digest: str | None = document.get("spec", {}).get("digest")
+                return digest
+    return None
+
+
+def _sentence(found: Json) -> str:
+    held, kept = found["heldout"], found["regression"]
+    return (
+        f"held out {held['candidate']:.2f} (current {held['current']:.2f}, base {held['base']:.2f}), "
+        f"regression {kept['candidate']:.2f} (current {kept['current']:.2f})"
+    )
+
+
+def _message(wanted: Proposal, found: Json) -> str:
+    rules = "\n".join(f"- {rule['what']}" for rule in found["rules"])
+    return (
+        f"{wanted.deployment}: try {wanted.name} on {PERCENT} % of the traffic\n\n"
+        f"Trained from the base on users' corrections. {_sentence(found)}.\n\n{rules}\n"
+    )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StepError(f"git {arguments[0]} failed in {folder}: {done.stderr.strip()}")
+    return done.stdout
