@@ -1,7 +1,7 @@
 """Every kind in every phase that people and their tools see, as the operator's plans write it: kind -> name -> object.
 
 Rules: a status comes from a plan, never from here, so that what is tested with these objects is what the operator says.
-The exceptions are named: no status yet, a status of an older generation, and phases that no plan gives yet.
+The exceptions are named: no status yet, and a status of an older generation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.builders import (
     pod,
     revision,
 )
+from tests.toyworld.gates import SPEED
 from tests.toyworld.rollouts import PROGRESSIVE, RolloutWorld, canary, finished
 from tests.unit.planning.sleepers import QUIET, base, chat, planned
 from tuneyard.api.basemodel import BaseModelResource
@@ -74,10 +75,6 @@ def _deployments() -> dict[str, ModelDeploymentResource]:
     by_command, in_git = canary(), canary(paused=True)
     by_command.command("pause")
     by_command.settle()
-    unknown = canary().now
-    rollout = unknown.status.rollout
-    assert rollout is not None
-    inconclusive = unknown.status.model_copy(update={"rollout": rollout.model_copy(update={"phase": "Inconclusive"})})
     return {
         "new": deployment(revisions=[revision("v1", "v1")], rollout=RolloutSpec.from_dict(PROGRESSIVE)),
         "stale": edited.now,
@@ -88,8 +85,8 @@ def _deployments() -> dict[str, ModelDeploymentResource]:
         "at-its-ceiling": _at_its_ceiling(),
         "paused-by-command": by_command.now,
         "paused-in-spec": in_git.now,
-        # no plan gives this one yet; the name is agreed
-        "inconclusive": unknown.model_copy(update={"status": inconclusive}),
+        "gating": canary(gates=[SPEED]).now,
+        "inconclusive": _inconclusive(),
         "baking": finished(bakeTime="1h").now,
         "rolled-back": aborted.now,
         "next-candidate-after-a-rejected-one": twice.now,
@@ -99,6 +96,13 @@ def _deployments() -> dict[str, ModelDeploymentResource]:
         "base-missing": _first_status(bases=()),
         "asleep": chat(planned(chat(), QUIET)[0]),
     }
+
+
+def _inconclusive() -> ModelDeploymentResource:
+    world = canary(analysis={"slo": {"errorRate": "1%"}})
+    world.wait(6)
+    world.settle()
+    return world.now
 
 
 def _at_its_ceiling() -> ModelDeploymentResource:

@@ -134,5 +134,5 @@ def test_what_cannot_be_taken_says_why(body: Any, wrong: str) -> None:
 
 
 def test_what_can() -> None:
-    assert read(b'{"request_id": "a", "score": -1, "text": "rude", "more": []}') == Given("a", -1.0)
+    assert read(b'{"request_id": "a", "score": -1, "text": "rude", "more": []}') == Given("a", -1.0, "rude")
     assert read(b'{"request_id": "a", "score": 0}').bad is False
