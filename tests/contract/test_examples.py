@@ -34,7 +34,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
     deployment = "modeldeployment.tuneyard.dev/acme-support"
     assert [line for text in said for line in text.splitlines() if line.startswith(deployment)] == [
         f"{deployment} created",
-        *[f"{deployment} configured"] * 5,
+        *[f"{deployment} configured"] * 6,
     ]
 
 
