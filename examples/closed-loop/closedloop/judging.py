@@ -68,7 +68,7 @@ def verdict(heldout: dict[str, list[float]], regression: dict[str, list[float]])
         (gain >= MIN_GAIN, f"{gain:+.3f} on them against the current adapter, at least {MIN_GAIN:+} wanted"),
         (over_base >= MIN_GAIN, f"{over_base:+.3f} on them against the base, at least {MIN_GAIN:+} wanted"),
         (p <= MAX_P, f"{wins} of them better and {losses} worse, p = {p:.3f}, at most {MAX_P} wanted"),
-        (loss <= MAX_LOSS, f"{-loss:+.3f} on the regression set, at most {MAX_LOSS} less wanted"),
+        (loss <= MAX_LOSS, f"{round(-loss, 3) + 0.0:+.3f} on the regression set, at most {MAX_LOSS} less wanted"),
         (broken <= allowed, f"{broken} of {len(was_right)} answers that were right are not, at most {allowed} wanted"),
     ]
     return {
