@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +16,20 @@ from prometheus_client import CollectorRegistry
 from closedloop.collecting import feedback_lines
 from closedloop.files import StepError
 from cluster.paths import cache_root
+from tests.contract.apiserver import ApiServer
 from tests.contract.chart import named, rendered
 from tests.contract.envoy import eventually
+from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
+from tests.fakes.upstream import Upstream
 from tuneyard.api.feedback import FeedbackRecord
 from tuneyard.gateway import feedbackexport
 from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
 from tuneyard.gateway.feedbacktarget import FeedbackTarget
 from tuneyard.gateway.options import options
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +190,44 @@ def test_credentials_reach_the_gateway_process_and_nobody_else(export: dict[str,
     assert ("feedback" in names) == ("anonymous" not in export)
     # what a cloud's webhook adds for the service account's identity, it adds to the gateway process alone
     assert pod["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"] == "bootstrap,envoy"
+
+
+async def test_what_users_say_to_a_gateway_arrives_when_it_ends(
+    server: S3Server, apiserver: ApiServer, tmp_path: Path
+) -> None:
+    """The whole way: an answer, its rating, the end of the gateway's process, the object."""
+    team = Team(apiserver, "exported")
+    team.make_base()
+    team.make_adapter("v1")
+    environment = {
+        "TUNEYARD_FEEDBACK_URI": "s3://feedback/whole",
+        "TUNEYARD_FEEDBACK_ENDPOINT": server.url,
+        "TUNEYARD_FEEDBACK_SECRET": "writer",
+        "TUNEYARD_FEEDBACK_CREDENTIALS": str(secret(tmp_path)),
+    }
+    async with Upstream("pod-a") as pod, GatewayProcess(apiserver, tmp_path, environment=environment) as gateway:
+        team.make_pod(pod, "v1")
+        team.make_deployment("support", {"v1": 100})
+        await gateway.applies(f"{team.namespace}/support", {"v1": 100})
+        _, answered, _ = await gateway.rig.post({"model": "support"})
+        said = {"request_id": answered["x-request-id"], "score": -1, "text": "correction: 7 pm"}
+        status, _, _ = await gateway.rig.post(said, path="/v1/feedback")
+        assert status == 202
+        await asyncio.to_thread(gateway.kill, signal.SIGTERM)
+    (body,) = [
+        server.client.get_object(Bucket="feedback", Key=o["Key"])["Body"].read()
+        for o in server.client.list_objects_v2(Bucket="feedback", Prefix="whole/").get("Contents", [])
+    ]
+    told = json.loads(body)
+    assert told.pop("time").endswith("Z")
+    assert told == {
+        "requestId": said["request_id"],
+        "model": "support",
+        "deployment": f"{team.namespace}/support",
+        "revision": "v1",
+        "adapter": "v1",
+        "adapterDigest": digest_of("v1"),
+        "score": -1.0,
+        "text": "correction: 7 pm",
+    }
+    assert "7 pm" not in gateway.log.read_text()

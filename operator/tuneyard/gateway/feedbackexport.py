@@ -29,10 +29,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.api.feedback import FeedbackRecord
-from tuneyard.gateway.feedback import Given
-from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.artifacts.folder import ArtifactError
-from tuneyard.systems.envoy.answers import Answer
 
 EVERY = 60.0
 RECORDS = 1000
@@ -205,20 +202,3 @@ class FeedbackExport:
     def _failing(self) -> float:
         since = self._failing_since
         return 0.0 if since is None else self._clock() - since
-
-
-def record_of(answer: Answer, given: Given, routes: ModelRoutes | None, now: datetime) -> FeedbackRecord:
-    """The record of one user's word; `routes` are those of the answer's deployment, None where it has gone since."""
-    found = next((r for r in routes.revisions if r.name == answer.revision), None) if routes else None
-    adapter = found.adapter if found else None
-    return FeedbackRecord(
-        time=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        request_id=given.request_id,
-        model=routes.model if routes else "",
-        deployment=answer.deployment,
-        revision=answer.revision,
-        adapter=adapter,
-        adapter_digest=found.digest if found and adapter else None,
-        score=given.score,
-        text=given.text or None,
-    )

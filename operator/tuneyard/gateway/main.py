@@ -34,7 +34,7 @@ from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.feedback import Feedback, Given, Peers, join
-from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics, record_of
+from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
 from tuneyard.gateway.holding import Holding, serve
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.mirroring import Mirroring
@@ -45,6 +45,7 @@ from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
+from tuneyard.planning.feedbackrecords import feedback_record
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
@@ -135,8 +136,18 @@ class Gateway:
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)
         self.answer_metrics.rated(answer, given.bad)
-        if self._export is not None:
-            self._export.add(record_of(answer, given, self.publisher.model_of(answer.deployment), datetime.now(UTC)))
+        routes = self.publisher.model_of(answer.deployment) if self._export is not None else None
+        if self._export is not None and routes is not None:
+            self._export.add(
+                feedback_record(
+                    routes,
+                    answer.revision,
+                    given.request_id,
+                    score=given.score,
+                    text=given.text or None,
+                    now=datetime.now(UTC),
+                )
+            )
 
     @property
     def ready(self) -> bool:
