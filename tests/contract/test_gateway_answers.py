@@ -101,7 +101,9 @@ async def test_other_things_get_half_of_the_time_however_much_is_told() -> None:
     async def messages() -> AsyncIterator[als_pb2.StreamAccessLogsMessage]:
         nonlocal ended
         for _ in range(10):
-            yield als_pb2.StreamAccessLogsMessage()
+            message = als_pb2.StreamAccessLogsMessage()
+            message.http_logs.log_entry.add()
+            yield message
         ended += 1
 
     reports = AnswerReports(slow)

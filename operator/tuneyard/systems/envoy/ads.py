@@ -57,6 +57,8 @@ _OPTIONS = [
     # Envoy pings every 10 s to notice a dead process; by default that counts as abuse and ends the stream.
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
+    # otherwise the window grows to megabytes, all of which may wait here while this process is busy
+    ("grpc.http2.bdp_probe", 0),
 ]
 
 _log = logging.getLogger(__name__)

@@ -73,8 +73,11 @@ METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
 
 ANSWERS_INTERVAL = "0.1s"
-ANSWERS_BUFFER = 64 * 1024
-"""After how long, or with how many bytes, each worker tells the process what became of requests."""
+ANSWERS_BUFFER = 1024 * 1024
+"""After how long, or with how many bytes, each worker tells the process what became of requests.
+
+The bytes are also what it keeps while the process takes nothing: some 1,700 requests, so that a busy moment loses none.
+"""
 
 DRAIN_SECONDS = 5
 
