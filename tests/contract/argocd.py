@@ -14,7 +14,7 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +34,7 @@ TOKEN = "operator-3"
 """Whom the audit log names for Argo CD's writes."""
 _GROUP = "argoproj.io"
 _APPS = f"/apis/{_GROUP}/v1alpha1/namespaces/{NAMESPACE}/applications"
+_CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _ROLES = ("argocd", "argocd-repo-server", "argocd-application-controller", "argocd-server", "redis-server", "kustomize")
 _PATIENCE = 60.0
 
@@ -123,8 +124,11 @@ class ArgoCd:
             "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace},
             "syncPolicy": {"syncOptions": list(options), **(policy or {})},
         }
-        body = {"apiVersion": f"{_GROUP}/v1alpha1", "kind": "Application", "metadata": {"name": name}, "spec": spec}
-        self._api.request("POST", _APPS, body=body)
+        self.apply({"apiVersion": f"{_GROUP}/v1alpha1", "kind": "Application", "metadata": {"name": name}, "spec": spec})
+
+    def apply(self, application: Object) -> None:
+        """Create an Application as it stands in a file."""
+        self._api.request("POST", _APPS, body=application)
 
     def get(self, name: str) -> Object:
         """The Application."""
@@ -157,12 +161,17 @@ class ArgoCd:
         mark = [{"name": "test", "value": str(next(_numbers))}]
         strategy = {"syncStrategy": {"apply": {"force": force}}}
         sync = {"prune": True, **strategy, **({"syncOptions": list(options)} if options else {})}
-        self.patch(name, {"operation": {"initiatedBy": {"username": "tests"}, "info": mark, "sync": sync}})
+        wanted = {"operation": {"initiatedBy": {"username": "tests"}, "info": mark, "sync": sync}}
 
         def ended() -> Object | None:
-            found = self.operation(name)
-            done = found.get("phase") in ("Succeeded", "Failed", "Error")
-            return found if done and found["operation"].get("info") == mark else None
+            found = self.get(name)
+            last: Object = (found.get("status") or {}).get("operationState") or {}
+            if (last.get("operation") or {}).get("info") == mark:
+                return last if last.get("phase") in ("Succeeded", "Failed", "Error") else None
+            # what is asked for just when another one ends is wiped with that one
+            if "operation" not in found:
+                self.patch(name, wanted)
+            return None
 
         found: Object = eventually(ended, lambda: f"the sync ends: {self.operation(name)}", _PATIENCE)
         return found
@@ -199,8 +208,11 @@ class ArgoCd:
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _install(self) -> None:
-        for kind, plural in (("Application", "applications"), ("AppProject", "appprojects"), ("ApplicationSet", "")):
-            self._kind(kind, plural or f"{kind.lower()}s")
+        kinds = ("Application", "AppProject", "ApplicationSet")
+        for kind in kinds:
+            self._kind(kind, f"{kind.lower()}s")
+        # until then they are served, but a watch that begins now hears nothing for a minute
+        eventually(lambda: all(self._established(f"{kind.lower()}s") for kind in kinds), "Argo CD's kinds")
         try:
             self._server.namespace(NAMESPACE)
         except ApiError as error:
@@ -223,8 +235,7 @@ class ArgoCd:
         project = {"metadata": {"name": "default"}, "spec": {**spec, "clusterResourceWhitelist": everything}}
         where = _APPS.replace("applications", "appprojects")
         body = {"apiVersion": f"{_GROUP}/v1alpha1", "kind": "AppProject", **project}
-        eventually(lambda: self._stored(lambda: self._api.request("POST", where, body=body)), "the kinds are served")
-        eventually(lambda: self._stored(lambda: self._api.request("GET", _APPS)), "the kinds are served")
+        self._api.request("POST", where, body=body)
 
     def _kind(self, kind: str, plural: str) -> None:
         schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
@@ -235,16 +246,11 @@ class ArgoCd:
             "versions": [{"name": "v1alpha1", "served": True, "storage": True, "schema": schema}],
         }
         body = {"metadata": {"name": f"{plural}.{_GROUP}"}, "spec": spec}
-        self._api.request("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", body=body)
+        self._api.request("POST", _CRDS, body=body)
 
-    @staticmethod
-    def _stored(write: Callable[[], object]) -> bool:
-        """A new kind is not served at once."""
-        try:
-            write()
-        except ApiError:
-            return False
-        return True
+    def _established(self, plural: str) -> bool:
+        found = self._api.request("GET", f"{_CRDS}/{plural}.{_GROUP}").get("status") or {}
+        return any(c["type"] == "Established" and c["status"] == "True" for c in found.get("conditions") or ())
 
     def _start(self) -> None:
         folders = {n: self.folder / n for n in ("bin", "home", "tmp", "tls", "ssh", "plugins", "gpg", "keys")}
@@ -305,7 +311,7 @@ class ArgoCd:
         spawn(
             "argocd-application-controller",
             *(*common, *metrics("m2"), "--app-resync", str(self._poll), "--app-resync-jitter", "0"),
-            *("--self-heal-timeout-seconds", "1"),
+            *("--self-heal-timeout-seconds", "1", "--persist-resource-health"),
         )
         spawn(
             "argocd-server",

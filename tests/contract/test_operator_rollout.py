@@ -235,6 +235,17 @@ def test_a_load_failure_rolls_back_and_the_next_candidate_goes_on(scene: Scene) 
     scene.until(lambda r: r.get("stable") == "v3", "v3 takes over")
 
 
+def test_a_verdict_whose_revision_is_taken_out_of_the_spec_leaves_with_it(scene: Scene) -> None:
+    """As a reverted commit does. Server-side apply may not stumble over a map that has become empty."""
+    scene.apply({"v1": 0, "v2": 100}, SLOW)
+    scene.until(lambda r: r.get("weight") == 5, "5 %")
+    scene.command("abort", "v2", "one")
+    scene.until(scene.rejects("v2"), "rejected")
+    scene.apply({"v1": 100}, SLOW)
+    rollout = scene.until(lambda r: r.get("phase") == "Completed", "as before")
+    assert (rollout["stable"], rollout["allowed"]) == ("v1", {})
+
+
 def test_the_operator_is_killed_in_a_step_and_another_one_goes_on(scene: Scene) -> None:
     scene.apply({"v1": 0, "v2": 100}, QUICK)
     scene.until(lambda r: r.get("step") == 1, "the second step")

@@ -154,7 +154,9 @@ class RolloutStatus(ApiModel):
         dict[str, int] | None,
         Field(
             description="Per revision, the weight above which gateways may not go; 0: it has a verdict. One that is "
-            "missing gets its spec weight in mode Manual, and nothing in mode Progressive."
+            "missing gets its spec weight in mode Manual, and nothing in mode Progressive.",
+            # else server-side apply makes null of a map whose last entry goes, and the API server refuses that
+            json_schema_extra={"x-kubernetes-map-type": "atomic"},
         ),
     ] = None
     verdicts: Annotated[list[Verdict] | None, Field(max_length=MAX_VERDICTS)] = None

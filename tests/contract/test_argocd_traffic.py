@@ -1,0 +1,53 @@
+"""Argo CD deletes and creates again what people's requests are answered by: real operator, gateway, Envoy and agent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.contract.apiserver import ApiServer
+from tests.contract.argocd import ArgoCd
+from tests.contract.idling import IdlingWorld
+from tuneyard.api import names
+
+pytestmark = [pytest.mark.envoy, pytest.mark.apiserver, pytest.mark.slow]
+
+KINDS = {"loraadapters": "LoRAAdapter", "modeldeployments": "ModelDeployment"}
+
+
+async def test_a_forced_replacement_fails_no_request(operator_apiserver: ApiServer, tmp_path: Path) -> None:
+    async with IdlingWorld(operator_apiserver, tmp_path / "world", []) as world:
+        await world.until_ready()
+        cluster = world.cluster
+
+        def uids() -> list[str]:
+            return [cluster.get(kind, "busy")["metadata"]["uid"] for kind in KINDS.values()]
+
+        with ArgoCd(operator_apiserver, tmp_path / "argocd") as argo:
+            stored = {plural: cluster.get(kind, "busy")["spec"] for plural, kind in KINDS.items()}
+            argo.repository.commit(
+                {
+                    f"app/{plural}.yaml": {
+                        "apiVersion": names.API_VERSION,
+                        "kind": KINDS[plural],
+                        "metadata": {"name": "busy"},
+                        "spec": spec,
+                    }
+                    for plural, spec in stored.items()
+                }
+            )
+            argo.create("traffic", cluster.namespace, "app")
+            stop = asyncio.Event()
+            clients = [asyncio.create_task(world.keep_busy(stop)) for _ in range(6)]
+            for _ in range(5):
+                before = uids()
+                done = await asyncio.to_thread(argo.sync, "traffic", "Replace=true", force=True)
+                assert done["phase"] == "Succeeded", done["message"]
+                assert not set(before) & set(uids()), "both were deleted and created again"
+                await world.until_ready()
+            stop.set()
+            await asyncio.gather(*clients)
+            assert world.busy_requests > 50
+            assert not world.failures
