@@ -169,7 +169,7 @@ class ArgoCd:
             if (last.get("operation") or {}).get("info") == mark:
                 return last if last.get("phase") in ("Succeeded", "Failed", "Error") else None
             # what is asked for just when another one ends is wiped with that one
-            if "operation" not in found:
+            if found.get("operation") is None:
                 self.patch(name, wanted)
             return None
 
@@ -211,7 +211,6 @@ class ArgoCd:
         kinds = ("Application", "AppProject", "ApplicationSet")
         for kind in kinds:
             self._kind(kind, f"{kind.lower()}s")
-        # until then they are served, but a watch that begins now hears nothing for a minute
         eventually(lambda: all(self._established(f"{kind.lower()}s") for kind in kinds), "Argo CD's kinds")
         try:
             self._server.namespace(NAMESPACE)

@@ -184,6 +184,7 @@ def test_looks_and_syncs_change_nothing_in_any_phase(site: Site) -> None:
     site.shows("Synced", "Degraded")
     assert "v2 is rejected (Aborted: ended by command two); v1 serves" in site.health()[1]
     untouched(site)
+    site.scene.command("resume", "v2", "three")
     site.deploy({"v1": 0, "v2": 0, "v3": 100}, {**QUICK, "bakeTime": "1h"})
     site.scene.until(lambda r: r.get("phase") == "Baking", "v3 has all traffic")
     site.shows("Synced", "Progressing")

@@ -14,7 +14,7 @@ from tuneyard.api import names
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver, pytest.mark.slow]
 
-KINDS = {"loraadapters": "LoRAAdapter", "modeldeployments": "ModelDeployment"}
+KINDS = {"modeldeployments": "ModelDeployment"}
 
 
 async def test_a_forced_replacement_fails_no_request(operator_apiserver: ApiServer, tmp_path: Path) -> None:
