@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 CLUSTER ?= local
 export CLUSTER
-PYSRC := operator cluster models benchmarks demo tests
+PYSRC := operator cluster models benchmarks demo gitops tests
 
 help:  ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,16 +25,18 @@ venv: $(VENV)/.made  ## Make the Python environment
 format: venv  ## Format the code and mend what the linter can
 	@$(RUN)/ruff format $(PYSRC) && $(RUN)/ruff check --fix $(PYSRC)
 
-generate: venv  ## Write the generated files (CRDs, chart copies, reference pages)
+generate: venv  ## Write the generated files (CRDs, chart copies, reference pages, Argo CD's ConfigMap)
 	@$(RUN)/python -m tuneyard.api.crds crds
 	@$(RUN)/python -m tuneyard.cli.reference docs/reference charts/tuneyard
+	@$(RUN)/python -m gitops.configmap
 
 check: venv  ## Format, lint, types, layers, generated files, fast tests (under a minute)
 	@echo "==> format and lint" && $(RUN)/ruff format --check -q $(PYSRC) && $(RUN)/ruff check -q $(PYSRC)
 	@echo "==> types" && $(RUN)/mypy
 	@echo "==> layers" && $(RUN)/lint-imports --no-cache >/dev/null || $(RUN)/lint-imports --no-cache
 	@echo "==> generated files" && $(RUN)/python -m tuneyard.api.crds --check crds \
-	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard
+	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard \
+	  && $(RUN)/python -m gitops.configmap --check
 	@echo "==> unit, property and golden tests" && $(RUN)/pytest -n auto --maxprocesses 4 tests/unit tests/property tests/golden
 
 # Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.

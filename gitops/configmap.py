@@ -1,8 +1,8 @@
 """`python -m gitops.configmap [--check]`: the scripts of argocd/resource_customizations as a ConfigMap for Argo CD.
 
-Rules: the Lua files are the source, in the folders that Argo CD's own repository has; argocd/argocd-cm.yaml is made from
-them and is what people apply. It is a part of Argo CD's ConfigMap `argocd-cm`: server-side apply leaves all other keys
-alone.
+Rules: the Lua files are the source, in the folders that Argo CD's own repository has; argocd/argocd-cm.yaml is made
+from them and is what people apply. It is a part of Argo CD's ConfigMap `argocd-cm`: server-side apply leaves all other
+keys alone.
 """
 
 from __future__ import annotations

@@ -124,7 +124,9 @@ class ArgoCd:
             "destination": {"server": "https://kubernetes.default.svc", "namespace": namespace},
             "syncPolicy": {"syncOptions": list(options), **(policy or {})},
         }
-        self.apply({"apiVersion": f"{_GROUP}/v1alpha1", "kind": "Application", "metadata": {"name": name}, "spec": spec})
+        self.apply(
+            {"apiVersion": f"{_GROUP}/v1alpha1", "kind": "Application", "metadata": {"name": name}, "spec": spec}
+        )
 
     def apply(self, application: Object) -> None:
         """Create an Application as it stands in a file."""
@@ -147,9 +149,7 @@ class ArgoCd:
         """Make it look at Git and the cluster now; returns when it has."""
         self.patch(name, {"metadata": {"annotations": {f"{NAMESPACE}.{_GROUP}/refresh": how}}})
         mark = f"{NAMESPACE}.{_GROUP}/refresh"
-        eventually(
-            lambda: mark not in (self.get(name)["metadata"].get("annotations") or {}), lambda: self.said(), _PATIENCE
-        )
+        eventually(lambda: mark not in (self.get(name)["metadata"].get("annotations") or {}), self.said, _PATIENCE)
 
     def operation(self, name: str) -> Object:
         """The last operation and what came of it."""
@@ -305,8 +305,8 @@ class ArgoCd:
         )
         for role in ("redis", "repo"):
             self._wait_for(role)
-        common = ("--kubeconfig", kubeconfig, "--namespace", NAMESPACE, "--redis", ports["redis"])
-        common = (*common, "--repo-server", ports["repo"], "--repo-server-plaintext")
+        common = ["--kubeconfig", kubeconfig, "--namespace", NAMESPACE, "--redis", ports["redis"]]
+        common += ["--repo-server", ports["repo"], "--repo-server-plaintext"]
         spawn(
             "argocd-application-controller",
             *(*common, *metrics("m2"), "--app-resync", str(self._poll), "--app-resync-jitter", "0"),
@@ -325,7 +325,7 @@ class ArgoCd:
 
         def listens() -> bool:
             dead = [p for p in self._processes if p.poll() is not None]
-            assert not dead, f"{dead[0].args} ended: {self.said()}"
+            assert not dead, f"{dead[0].args!r} ended: {self.said()}"
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self._ports[role])) == 0
 

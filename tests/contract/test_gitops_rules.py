@@ -46,7 +46,9 @@ def test_the_actions_that_argo_cd_offers(test: Object) -> None:
     assert argocdsettings.actions(ACTIONS / test["inputPath"]) == wanted
 
 
-@pytest.mark.parametrize("test", stated(ACTIONS / "action_test.yaml", "actionTests"), ids=lambda t: t["expectedOutputPath"])
+@pytest.mark.parametrize(
+    "test", stated(ACTIONS / "action_test.yaml", "actionTests"), ids=lambda t: t["expectedOutputPath"]
+)
 def test_what_an_action_makes_of_the_object(test: Object) -> None:
     wanted = yaml.safe_load((ACTIONS / test["expectedOutputPath"]).read_text())
     assert argocdsettings.after(ACTIONS / test["inputPath"], test["action"]) == wanted

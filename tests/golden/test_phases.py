@@ -103,8 +103,6 @@ SHOWN_AS = {
 }
 
 
-
-
 @cache
 def everything() -> dict[str, dict[str, Object]]:
     return phases.everything()

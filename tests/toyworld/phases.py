@@ -20,7 +20,7 @@ from tests.builders import (
     pod,
     revision,
 )
-from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, canary, finished
+from tests.toyworld.rollouts import PROGRESSIVE, RolloutWorld, canary, finished
 from tests.unit.planning.sleepers import QUIET, base, chat, planned
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.crds import NEW_STATUS
@@ -171,6 +171,10 @@ def _base(**fields: Any) -> BaseModelResource:
     seen = Situation(bases=(found,), adapters=(pinned("v1"),), deployments=(deployment(),))
     seen = replace(seen, **fields)
     first = plan_basemodel(seen.base_model())
-    made = tuple(child_of(a.object, replicas=1, updatedReplicas=1, readyReplicas=1) for a in first.actions if isinstance(a, Apply))
+    made = tuple(
+        child_of(a.object, replicas=1, updatedReplicas=1, readyReplicas=1)
+        for a in first.actions
+        if isinstance(a, Apply)
+    )
     status = plan_basemodel(replace(seen, children=made).base_model()).status
     return found.model_copy(update={"status": status})
