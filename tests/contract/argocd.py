@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ _APPS = f"/apis/{_GROUP}/v1alpha1/namespaces/{NAMESPACE}/applications"
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _ROLES = ("argocd", "argocd-repo-server", "argocd-application-controller", "argocd-server", "redis-server", "kustomize")
 _PATIENCE = 60.0
+_OVERLOOKED = 5.0
 
 
 class Repository:
@@ -161,16 +163,19 @@ class ArgoCd:
         mark = [{"name": "test", "value": str(next(_numbers))}]
         strategy = {"syncStrategy": {"apply": {"force": force}}}
         sync = {"prune": True, **strategy, **({"syncOptions": list(options)} if options else {})}
-        wanted = {"operation": {"initiatedBy": {"username": "tests"}, "info": mark, "sync": sync}}
+        asked = 0.0
 
         def ended() -> Object | None:
+            nonlocal asked
             found = self.get(name)
             last: Object = (found.get("status") or {}).get("operationState") or {}
             if (last.get("operation") or {}).get("info") == mark:
                 return last if last.get("phase") in ("Succeeded", "Failed", "Error") else None
-            # what is asked for just when another one ends is wiped with that one
-            if found.get("operation") is None:
-                self.patch(name, wanted)
+            # what is asked for just when another one ends is wiped with that one, or overlooked until it changes
+            if found.get("operation") is None or time.monotonic() > asked + _OVERLOOKED:
+                asked = time.monotonic()
+                who = {"username": f"tests at {asked}"}
+                self.patch(name, {"operation": {"initiatedBy": who, "info": mark, "sync": sync}})
             return None
 
         found: Object = eventually(ended, lambda: f"the sync ends: {self.operation(name)}", _PATIENCE)
