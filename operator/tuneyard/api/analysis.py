@@ -13,7 +13,8 @@ from pydantic import Field
 from tuneyard.api.base import ApiModel
 from tuneyard.api.schema import Duration
 
-Percent = Annotated[str, Field(max_length=8, pattern=r"^([0-9]|[1-9][0-9])(\.[0-9]{1,3})?%$")]
+Percent = Annotated[str, Field(max_length=8, pattern=r"^(0\.[0-9]{0,2}[1-9]0{0,2}|[1-9][0-9]?(\.[0-9]{1,3})?)%$")]
+"""Above 0: of no number of good answers it could be said that less than none will be bad."""
 Latency = Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(ms|s|m)$")]
 
 DEFAULT_LATENCY_SHARE = 0.05

@@ -170,6 +170,9 @@ class AnalysisStatus(ApiModel):
         Moment | None,
         Field(description="Since when the step's hold is over and the evidence, though gateways tell it, not enough."),
     ] = None
+    halted_since: Annotated[
+        Moment | None, Field(description="Since when that time does not run; it comes later by as long.")
+    ] = None
 
 
 class RolloutStatus(ApiModel):

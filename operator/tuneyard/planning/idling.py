@@ -28,6 +28,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
+from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
 from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
 from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work, says_full
@@ -145,7 +146,9 @@ def next_sleep(
         return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=_IDLE_LOOK)
     if timeout is None and not status.waking_since:
         return Sleep()
-    unloaded = {s.revision.name: cause(s) for s in states if s.revision.adapter and not ready[s.revision.name]}
+    kept = warm(deployment)
+    missing = [s for s in states if s.revision.adapter and s.revision.name in kept and not ready[s.revision.name]]
+    unloaded = {s.revision.name: cause(s) for s in missing}
     serves = _serves(deployment, ready)
     full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
     without_room = timeout is not None and full and not serves

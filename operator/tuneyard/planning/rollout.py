@@ -28,7 +28,7 @@ from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import cause, is_work
-from tuneyard.planning.rolloutanalysis import Look, look
+from tuneyard.planning.rolloutanalysis import Look, look, rules_of
 from tuneyard.planning.rolloutcommands import given, obey
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
@@ -159,7 +159,9 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
         # meant to get most; of equals the one listed last, which is the newest
         return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
     climbing = [n for n in free if seen.allowed_before(n) < 100]
-    return next(iter([*reversed(climbing), *reversed(free), *reversed(others)]), None)
+    # of two that get answers judged, one would be watched by nobody: who has traffic stays the candidate
+    watched = [n for n in climbing if seen.allowed_before(n)] if rules_of(seen.rollout) is not None else []
+    return next(iter([*reversed(watched), *reversed(climbing), *reversed(free), *reversed(others)]), None)
 
 
 # -- how far ----------------------------------------------------------------------------------------------------------

@@ -91,6 +91,11 @@ class Look:
     """Seconds after which time alone asks for another look."""
 
     @property
+    def blamed(self) -> bool:
+        """Stable breaks an objective since the candidate has traffic: it may be the candidate's doing."""
+        return bool(self.record.broken) and not self.record.broken_before
+
+    @property
     def alone(self) -> bool:
         """The candidate has all traffic."""
         return bool(self.analysis.alone)

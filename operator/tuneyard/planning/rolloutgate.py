@@ -5,14 +5,16 @@ Rules:
   compare it with: it becomes stable unless it does gross harm, or gateways do not tell;
 - Reject is a verdict at once, also while the rollout is paused;
 - silence is no outcome. When a hold has been over for inconclusiveDeadline and the evidence, though every gateway tells
-  it, has not been enough, `onInconclusive` decides. While gateways do not tell, or stable breaks an objective itself,
-  that time does not run: an outage of the metrics neither rejects nor promotes, however long it takes;
+  it, has not been enough, `onInconclusive` decides. While gateways do not tell, or stable breaks an objective since the
+  candidate has traffic, that time does not run: an outage of the metrics neither rejects nor promotes, however long it
+  takes. What has run of it counts on afterwards;
+- a stable revision that broke an objective before the candidate came is no reason to keep it;
 - who is promoted by a command, or has been stable before, is asked for no evidence.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from tuneyard.api.analysis import DEFAULT_INCONCLUSIVE_DEADLINE
@@ -74,7 +76,7 @@ def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
     told = _status(seen, found, candidate, outcome, sentence)
     if outcome is Outcome.REJECT:
         return Gate(found, opens=False, against=Problem(Reason.ANALYSIS_FAILED, sentence), status=told)
-    opens = outcome is Outcome.PASS and not told.stable_broken
+    opens = outcome is Outcome.PASS and not found.blamed
     if found.alone:
         opens = outcome is not Outcome.METRICS_UNAVAILABLE
     if opens:
@@ -84,12 +86,15 @@ def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
 
 def _unproven(seen: Seen, shut: Gate, candidate: str, stable: str, *, stopped: bool) -> Gate:
     """What becomes of a candidate of which too little is known; the time runs only from the end of its hold."""
-    told = shut.status
-    at = position(seen, candidate, stable, skips=False, stopped=stopped, passes=False)
-    if told is None or not at.waits or told.stable_broken or Outcome(told.outcome) not in _UNKNOWN:
+    found, told = shut.look, shut.status
+    if found is None or told is None:
         return shut
-    since = _before(seen, candidate)
-    started = (since.inconclusive_since if since else None) or seen.stamp
+    at = position(seen, candidate, stable, skips=False, stopped=stopped, passes=False)
+    same = seen.before is not None and seen.before.step == at.step
+    before = _before(seen, candidate) if same else None
+    if not at.waits or found.blamed or Outcome(told.outcome) not in _UNKNOWN:
+        return replace(shut, status=_halted(seen, told, before))
+    started = _resumed(seen, before) or seen.stamp
     told = told.model_copy(update={"inconclusive_since": started})
     left, action = inconclusive_left(seen, told), _action(seen)
     if left is None or left > 0 or action == "Hold":
@@ -100,10 +105,27 @@ def _unproven(seen: Seen, shut: Gate, candidate: str, stable: str, *, stopped: b
     return Gate(shut.look, opens=False, against=Problem(Reason.INCONCLUSIVE, clipped(words, 900)), status=told)
 
 
+def _halted(seen: Seen, told: AnalysisStatus, before: AnalysisStatus | None) -> AnalysisStatus:
+    """The time does not run now; what has run of it at this step counts on afterwards."""
+    if before is None or before.inconclusive_since is None:
+        return told
+    kept = {"inconclusive_since": before.inconclusive_since, "halted_since": before.halted_since or seen.stamp}
+    return told.model_copy(update=kept)
+
+
+def _resumed(seen: Seen, before: AnalysisStatus | None) -> str | None:
+    """Since when the evidence has not been enough, later by as long as the time did not run."""
+    since = parsed_time(before.inconclusive_since if before else None)
+    halted = parsed_time(before.halted_since if before else None)
+    if since is None:
+        return None
+    return rfc3339(since + (seen.now - halted) if halted is not None else since)
+
+
 def inconclusive_left(seen: Seen, told: AnalysisStatus | None) -> float | None:
     """Seconds of inconclusiveDeadline that are left; None while it does not run."""
     spec, since = seen.rollout.analysis, parsed_time(told.inconclusive_since if told else None)
-    if spec is None or since is None:
+    if spec is None or since is None or (told is not None and told.halted_since):
         return None
     deadline = spec.inconclusive_deadline
     return remaining(since, seconds(deadline) if deadline else DEFAULT_INCONCLUSIVE_DEADLINE, seen.now)
@@ -130,7 +152,7 @@ def _status(seen: Seen, found: Look, candidate: str, outcome: Outcome, sentence:
     counts = _counts(found)
     same = before is not None and before.outcome == outcome.value and before.since == since
     if before is not None and same and (not found.telling or before.objectives == counts):
-        kept = before.model_copy(update={"inconclusive_since": None})
+        kept = before.model_copy(update={"inconclusive_since": None, "halted_since": None})
         return kept if before.stable_broken == trouble else kept.model_copy(update={"stable_broken": trouble})
     return AnalysisStatus(
         outcome=outcome.value, sentence=sentence, stable_broken=trouble, objectives=counts, since=since
