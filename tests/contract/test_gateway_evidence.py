@@ -66,11 +66,13 @@ async def leave(gateway: GatewayProcess, after: float, **body: Any) -> None:
 
 async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: GatewayProcess, team: Team) -> None:
     """Each row of the table in gateway/evidence.py; a deployment per row."""
-    pods = {name: Upstream(f"pod-{name}") for name in ("well", "errors", "closes", "breaks", "gone")}
+    pods = {name: Upstream(f"pod-{name}") for name in ("well", "errors", "closes", "breaks", "gone", "silent")}
     pods["errors"].mode, pods["closes"].mode, pods["breaks"].mode = "error", "close", "headers-then-close"
+    pods["silent"].mode = "silent"
     rows = {
         "whole": "well", "streamed": "well", "slow": "well", "failing": "well", "left": "well", "chosen": "well",
         "errors": "errors", "closes": "closes", "breaks": "breaks", "gone": "gone",
+        "silent": "silent",
     }  # fmt: skip
     try:
         for pod in pods.values():
@@ -105,6 +107,8 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
             leave(gateway, 0.4, model="left", stream=True, first=5),
             leave(gateway, 0.4, model="left", stream=True, chunks=1000, delay=0.02),
             leave(gateway, 1.2, model="left", first=5),
+            leave(gateway, 0.4, model="silent", stream=True),
+            leave(gateway, 0.4, model="silent"),
         )
         pods["well"].models = set()
         assert (await gateway.rig.post({"model": "whole"}))[0] == 404
@@ -121,6 +125,7 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
             "closes": {"errorRate": bad},
             "breaks": {"errorRate": bad, "ttft": good},
             "gone": {"errorRate": bad},
+            "silent": {"ttft": late},
             "unserved": {},
         }
 

@@ -65,6 +65,11 @@ def read(*args: Any, **more: Any) -> Answer:
         (entry(200, "upstream_remote_reset", details="upstream_reset_after_response_started"), Outcome.ERROR),
         (entry(200, "upstream_protocol_error", details="upstream_reset_after_response_started"), Outcome.ERROR),
         (entry(200, failed=True), Outcome.ERROR),
+        (
+            entry(200, "downstream_connection_termination", details="downstream_remote_disconnect", failed=True),
+            Outcome.ERROR,
+        ),
+        (entry(500, "downstream_connection_termination"), Outcome.ERROR),
         (entry(400), Outcome.CLIENT_ERROR),
         (entry(429), Outcome.CLIENT_ERROR),
         (entry(200, "downstream_connection_termination", details="downstream_remote_disconnect"), Outcome.CLIENT_LEFT),
@@ -106,3 +111,9 @@ def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:
     message.http_logs.log_entry.extend([entry(500), entry(cluster=""), entry(200)])
     assert [a.outcome for a in answers_of(message.http_logs.log_entry)] == [Outcome.ERROR, Outcome.OK]
     assert answers_of([]) == []
+
+
+@pytest.mark.parametrize(("told", "streams"), [({"start": "1700000000000000"}, True), ({}, False)])
+def test_a_stream_that_never_began_is_one_by_what_was_asked_for(told: dict[str, Any], streams: bool) -> None:
+    left = read(0, "downstream_connection_termination", details="downstream_remote_disconnect", content="", **told)
+    assert (left.streamed, left.outcome, left.ttft) == (streams, Outcome.CLIENT_LEFT, None)

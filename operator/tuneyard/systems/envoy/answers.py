@@ -155,7 +155,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         prompt_tokens=request.request_body_bytes // BYTES_PER_TOKEN,
         chosen=common.route_name != WEIGHTS_ROUTE,
         held="held" in told,
-        streamed=response.response_headers.get("content-type", "").startswith("text/event-stream"),
+        streamed=_streams(response, asked="start" in told),
         ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
         request_id=request.request_id,
@@ -170,17 +170,25 @@ def _outcome(
     flags = {field.name for field, _ in common.response_flags.ListFields()}
     if not flags and status < 400 and not failed and details == "via_upstream":
         return Outcome.OK
+    if failed or (status >= 500 and details == "via_upstream"):
+        # also where the client left on it: libraries close at the error
+        return Outcome.ERROR
     if not flags.isdisjoint(_LEFT):
         return Outcome.CLIENT_LEFT
     if 400 <= status < 500:
         return Outcome.CLIENT_ERROR if details == "via_upstream" else Outcome.REFUSED
     if not flags.isdisjoint(_REFUSED):
         return Outcome.REFUSED
-    if failed or not flags.isdisjoint(_BROKEN):
+    if not flags.isdisjoint(_BROKEN):
         return Outcome.ERROR
-    if details != "via_upstream":
-        return Outcome.REFUSED
-    return Outcome.ERROR if status >= 500 else Outcome.OK
+    return Outcome.OK if details == "via_upstream" else Outcome.REFUSED
+
+
+def _streams(response: accesslog_pb2.HTTPResponseProperties, *, asked: bool) -> bool:
+    """Whether it is a stream; of one that never began what was `asked` for says it."""
+    if not response.response_code.value:
+        return asked
+    return str(response.response_headers.get("content-type", "")).startswith("text/event-stream")
 
 
 def _milliseconds(duration: Any) -> float:

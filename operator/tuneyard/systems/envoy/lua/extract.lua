@@ -160,7 +160,7 @@ function envoy_on_request(handle)
   local name = sub(text, first, last)
   if find(name, '\\/', 1, true) then name = string.gsub(name, '\\/', '/') end -- some encoders escape slashes
   if not is_model_name(name) then return unknown_model(handle) end
-  if find(text, '"stream"', 1, true) then
+  if find(text, '"stream"%s*:%s*true') then
     local start = handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'start', start)
   end
