@@ -201,3 +201,29 @@ def course(world: World, rules: Rules, rng: np.random.Generator, steps: Sequence
             if judgement.outcome is Outcome.REJECT:
                 return Course(judgement, requests, looks.step.weight)
     return Course(judgement, requests, looks.step.weight)
+
+
+_SLOW = (5.0, 30.0)
+"""Seconds that a good answer takes; a bad one takes none."""
+
+
+def slow_answers(
+    rng: np.random.Generator, asked: Mapping[str, tuple[float, float]], seconds: int, before: Mapping[str, float]
+) -> list[dict[Series, Tally]]:
+    """Second by second what ends, of one gateway, from a change of weights on.
+
+    `asked`: per revision its requests a second and its share of errors; `before`: its requests a second before, where
+    those that began then are counted too.
+    """
+    counts: list[dict[Series, Tally]] = [{} for _ in range(seconds)]
+    for revision, (rate, errors) in asked.items():
+        old = rng.uniform(-_SLOW[1], 0, rng.poisson(before.get(revision, 0.0) * _SLOW[1]))
+        began = np.concatenate([old, rng.uniform(0, seconds, rng.poisson(rate * seconds))])
+        bad = rng.random(len(began)) < errors
+        ends = began + np.where(bad, 0.0, rng.uniform(*_SLOW, len(began)))
+        order = np.argsort(ends)
+        order = order[(ends[order] >= 0) & (ends[order] < seconds)]
+        same = np.zeros(len(order), dtype=int)
+        if len(order):
+            _add(counts, Series(revision, Objective.ERROR_RATE), bad[order], (ends[order].astype(int), same, same))
+    return counts

@@ -22,6 +22,7 @@ from tests.fakes.upstream import Upstream
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.api.mirror import MirrorReport
+from tuneyard.gateway.evidence import SETTLING
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -310,6 +311,11 @@ class GatewayProcess:
                 if found is not None and found.weights == weights:
                     return report
                 after = report.version
+
+    async def judges(self, deployment: str, weights: Mapping[str, int]) -> None:
+        """It has these weights, and counts the requests that begin from now on."""
+        await self.applies(deployment, weights)
+        await asyncio.sleep(SETTLING)
 
     async def answered_by(self, model: str, **more: Any) -> str | None:
         """The engine's name of what answered, None for a refusal."""

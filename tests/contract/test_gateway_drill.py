@@ -45,7 +45,7 @@ async def test_they_count_as_that_revisions_errors(apiserver: ApiServer, tmp_pat
         team.make_pod(pod, "stable", "drill")
         team.make_deployment("chat", {"stable": 50, "drill": 50}, rollout=rollout)
         team.annotate("chat", **{names.ANNOTATION_DRILL: fault})
-        await gateway.applies(f"{team.namespace}/chat", {"stable": 50, "drill": 50})
+        await gateway.judges(f"{team.namespace}/chat", {"stable": 50, "drill": 50})
         answers = [await gateway.rig.post({"model": "chat"}) for _ in range(100)]
         spoiled = sum(status == 502 for status, _, _ in answers)
         served = sum(status == 200 and headers["x-revision"] == "drill" for status, headers, _ in answers)

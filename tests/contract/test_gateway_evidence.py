@@ -82,8 +82,7 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
         deploy(team, "unserved")
         for name, pod in pods.items():
             team.make_pod(pod, *(row for row, on in rows.items() if on == name))
-        for name in rows:
-            await gateway.applies(f"{team.namespace}/{name}", {name: 100})
+        await asyncio.gather(*(gateway.judges(f"{team.namespace}/{name}", {name: 100}) for name in rows))
         await pods["gone"].die()
 
         for _ in range(3):
@@ -183,7 +182,7 @@ async def test_tokens_are_timed_as_the_client_sees_them_whatever_else_the_stream
     async with Upstream("pod-a") as pod:
         deploy(team, "support", slo={"ttft": "280ms", "itl": "25ms"})
         team.make_pod(pod, "support")
-        await gateway.applies(f"{team.namespace}/support", {"support": 100})
+        await gateway.judges(f"{team.namespace}/support", {"support": 100})
         body = {"model": "support", "first": 0.3, "delay": 0.03, "chunks": 21}
         seen = [await _timed(gateway, **body, comments=number % 2 == 0) for number in range(6)]
         await gateway.evidences(lambda r: tallies(r, team, "support").get("itl", (0,))[0] == 6, "6 streams")
@@ -205,7 +204,7 @@ async def test_two_revisions_are_counted_exactly_and_a_new_process_begins_anew(
         team.make_pod(good, "v1")
         team.make_pod(bad, "v2")
         bad.mode = "error"
-        await gateway.applies(f"{team.namespace}/support", {"v1": 50, "v2": 50})
+        await gateway.judges(f"{team.namespace}/support", {"v1": 50, "v2": 50})
 
         async def sent(count: int) -> dict[str, int]:
             before = good.asked.total(), bad.asked.total()
@@ -252,12 +251,38 @@ async def _has_series(gateway: GatewayProcess) -> bool:
     return 'revision="v2"' in (await gateway.page()).split("# TYPE envoy", 1)[0]
 
 
+async def test_what_began_before_a_change_of_weights_is_counted_for_no_revision(
+    gateway: GatewayProcess, team: Team
+) -> None:
+    async with Upstream("pod-a") as pod:
+        deploy(team, "support", {"v1": 100, "v2": 0})
+        team.make_pod(pod, "v1", "v2")
+        await gateway.judges(f"{team.namespace}/support", {"v1": 100, "v2": 0})
+        assert (await gateway.rig.post({"model": "support"}))[0] == 200
+        await gateway.evidences(lambda r: tallies(r, team, "support", "v1")["errorRate"][0] == 1, "it is counted")
+        old = asyncio.create_task(gateway.rig.post({"model": "support", "first": 1.5}))
+        await becomes(lambda: _asked(pod), 2, "it is under way")
+        team.set_traffic("support", v1=0, v2=100)
+        await gateway.judges(f"{team.namespace}/support", {"v1": 0, "v2": 100})
+        assert not old.done()
+        assert (await old)[0] == 200
+        assert (await gateway.rig.post({"model": "support"}))[0] == 200
+        await gateway.evidences(lambda r: bool(tallies(r, team, "support", "v2")), "the next one is counted")
+        report = await gateway.evidence()
+        assert tallies(report, team, "support", "v1")["errorRate"] == (1, 0, 0, 0)
+        assert tallies(report, team, "support", "v2")["errorRate"] == (1, 0, 0, 0)
+
+
+async def _asked(pod: Upstream) -> int:
+    return pod.asked.total()
+
+
 async def test_nobody_is_blamed_for_having_waited_for_an_adapter(gateway: GatewayProcess, team: Team) -> None:
     async with Upstream("pod-a") as pod:
         deploy(team, "support")
         team.make_pod(pod)
         team.sleep("support", idleSince="2026-01-01T00:00:00Z")
-        await gateway.applies(f"{team.namespace}/support", {"support": 100})
+        await gateway.judges(f"{team.namespace}/support", {"support": 100})
         asked = asyncio.create_task(gateway.rig.post({"model": "support", **STREAM}))
         await becomes(gateway.held, 1, "it waits")
         team.report(pod, "support")

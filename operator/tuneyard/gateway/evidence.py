@@ -12,6 +12,7 @@ What is counted as what (an objective that is not in the spec is not looked at):
 | the client left | | by what they were | bad if it was over already |
 | the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | |
 | the client chose the revision by header | | | |
+| any, of a request that began before the weights in force | | | |
 
 - ttft and itl are those of streams, judged as soon as they are known, however the stream ends. One whose client left
   without a token, after more than `ttft`, is known to be too slow as well; one whose client left earlier tells nothing;
@@ -23,6 +24,10 @@ What is counted as what (an objective that is not in the spec is not looked at):
 
 Rules:
 - feedback is judged when it is given, by its score (feedback.py);
+- errors end sooner than good answers. Just after a change of weights a revision that gets more requests than before has
+  ended errors only, while one that had them all along has both. So what began before the last change (and SETTLING
+  seconds after it) is not counted, for no revision: then both are equally young, and nothing is lopsided. Feedback says
+  what an answer was worth and not how soon it ended, and counts all the same;
 - counters are of the deployment's uid and objectives: where either is another one, they begin anew;
 - what is not routed any more is forgotten, and its late answers are not counted;
 - nothing is ever subtracted, and a report is of one moment;
@@ -32,7 +37,8 @@ All methods belong to the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tuneyard.api.analysis import Slo, milliseconds
@@ -44,6 +50,9 @@ from tuneyard.systems.envoy.answers import Answer, Outcome
 
 INTERVAL = 1.0
 """Seconds between two versions, at least."""
+
+SETTLING = 0.3
+"""Seconds until all of Envoy's workers serve by other weights."""
 
 Judgement = tuple[Objective, bool]
 """By what an answer was judged, and whether it was bad."""
@@ -121,7 +130,11 @@ class _Judged:
     uid: str
     slo: Slo
     limits: Limits
-    revisions: dict[str, _Counted]
+    weights: Mapping[str, int]
+    """Of the revisions that have any."""
+    since: float = 0.0
+    """When the requests that are counted began, at the earliest, in unix seconds."""
+    revisions: dict[str, _Counted] = field(default_factory=dict)
 
 
 class Evidence:
@@ -134,13 +147,16 @@ class Evidence:
         clock: Callable[[], float],
         later: Callable[[float, Callable[[], None]], object],
         judging: Callable[[], bool],
+        *,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`process`: another name after each start; `later` calls a function after so many seconds of `clock`.
 
-        `judging`: whether Envoy tells what becomes of requests.
+        `judging`: whether Envoy tells what becomes of requests; `wall`: the clock by which it says when they began.
         """
         self._name, self._process = name, process
         self._clock, self._later, self._judging = clock, later, judging
+        self._wall = wall
         self._started = clock()
         self._models: dict[str, str] = {}
         """The deployment (`namespace/name`) of each model that is judged."""
@@ -163,10 +179,13 @@ class Evidence:
         if before is not None and before not in self._models.values() and self._judged.pop(before, None) is not None:
             self._tell()
 
-    def _put(self, name: str, uid: str, slo: Slo, revisions: Collection[str]) -> None:
+    def _put(self, name: str, uid: str, slo: Slo, revisions: Mapping[str, int]) -> None:
+        weights = {r: weight for r, weight in revisions.items() if weight}
         known = self._judged.get(name)
         if known is None or (known.uid, known.slo) != (uid, slo):
-            known = self._judged[name] = _Judged(uid, slo, Limits.of(slo), {})
+            known = self._judged[name] = _Judged(uid, slo, Limits.of(slo), weights)
+        if known.weights != weights:
+            known.weights, known.since = weights, self._wall() + SETTLING
         if known.revisions.keys() != set(revisions):
             known.revisions = {r: known.revisions.get(r) or _Counted() for r in revisions}
             self._tell()
@@ -177,7 +196,7 @@ class Evidence:
         for answer in answers:
             judged = self._judged.get(answer.deployment)
             counted = judged.revisions.get(answer.revision) if judged is not None else None
-            if judged is None or counted is None:
+            if judged is None or counted is None or answer.began < judged.since:
                 continue
             prompts = prompt_bucket(answer.prompt_tokens)
             for objective, bad in judge(answer, judged.limits):

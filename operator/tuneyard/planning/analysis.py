@@ -11,7 +11,8 @@ Rules:
   candidate would not have got there. Pass is said of what is known now, and may be taken back by the next look;
 - silence says nothing: NoTraffic and MetricsUnavailable neither reject nor pass, whatever was counted before;
 - with all traffic on the candidate there is no stable to compare with. Only gross harm is then seen: more bad answers
-  than twice the larger of what is tolerated and what stable had in the rollout.
+  than twice the larger of what is tolerated and what stable had in the rollout. Errors end sooner than good answers:
+  what one revision alone shows in the first minute after a change of weights looks worse than it is (`steady`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from tuneyard.planning.evidence import Counts, Objective, Tally, pairs, total
+from tuneyard.planning.evidence import NOTHING, Counts, Objective, Tally, pairs, total
 from tuneyard.planning.sequential import NEW, Capital, Comparison, Watch, divergence, watch_after
 
 _ERROR_SHARE = 0.95
@@ -31,6 +32,11 @@ error rate takes hundreds of answers to see)."""
 _AWAITED = 0.1
 """An objective that judges a smaller share of the answers (feedback, streams where few stream) holds up no pass."""
 _GROSS = 2.0
+UNSTEADY = 60.0
+"""Seconds after a change of weights in which what has ended is not what was asked."""
+_ERRORS_ONLY = 15.0
+"""Seconds after it in which nothing but errors may have ended."""
+_SEVERAL = 5
 
 
 class Outcome(StrEnum):
@@ -74,6 +80,8 @@ class Sight:
     """What has come since the last look."""
     gateways: int = 1
     answered: int = 1
+    age: float = math.inf
+    """Seconds since the last change of weights."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +117,16 @@ def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
         heard = sight.now if mine.judged else heard
         before = comparisons.get(objective, Comparison(since=sight.now))
         if objective in alone:
-            alone[objective] = alone[objective].look(mine, _gross(target, before))
+            alone[objective] = alone[objective].look(steady(mine, sight.age), _gross(target, before))
         else:
             comparisons[objective] = before.look(counts, sight.now)
     return replace(analysis, comparisons=comparisons, alone=alone, heard=heard)
+
+
+def steady(tally: Tally, age: float) -> Tally:
+    """What a look says of a revision by itself, `age` seconds after a change of weights: at first only gross harm."""
+    gross = age >= _ERRORS_ONLY and tally.judged >= _SEVERAL and tally.bad > tally.judged / 2
+    return tally if gross or age >= UNSTEADY else NOTHING
 
 
 def begun(history: Analysis, now: float) -> Analysis:

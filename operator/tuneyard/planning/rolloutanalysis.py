@@ -11,7 +11,8 @@ beside it. Rules:
   follows from the weight that the stored status gives it, so a crash between two writes only makes a look late;
 - who else becomes the candidate, and other objectives, begin anew: gateways' counters are then only positions;
 - stable is watched by itself too. If it breaks an objective while a candidate has traffic, that may be the candidate's
-  doing: two adapters share an engine. No step is taken then, for ten minutes at least, and nobody is rejected for it.
+  doing: two adapters share an engine. No step is taken then, for ten minutes at least, and nobody is rejected for it;
+- in the first minute of a step nothing but gross harm is believed of a revision that is watched by itself (`steady`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tuneyard.api.evidence import Counted, EvidenceRecord
 from tuneyard.api.rollout import RolloutSpec, StableContents
 from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import (
+    UNSTEADY,
     Analysis,
     Judgement,
     Outcome,
@@ -45,6 +47,7 @@ from tuneyard.planning.analysis import (
     broken,
     judged,
     observed,
+    steady,
     stepped,
 )
 from tuneyard.planning.analysisrecord import recorded, restored
@@ -66,7 +69,6 @@ from tuneyard.planning.sequential import Comparison, Watch, watch_after
 LOOK_SECONDS = 5.0
 FIRST_SECONDS = 1.0
 QUIET_SECONDS = 60.0
-_FIRST_MINUTE = 60.0
 _OWN_SECONDS = 600.0
 _PROCESSES = 32
 """Positions that are kept at most of processes that do not answer."""
@@ -214,7 +216,8 @@ class _Looking:
         """The analysis with what has come. What came before the end of warm-up was cold, whenever it is looked at."""
         warm_up = seconds(self.spec.warm_up) if self.spec.warm_up else DEFAULT_WARM_UP
         warm_at = 0.0 if record.since is None else record.since + warm_up
-        return observed(analysis, self.rules, Sight(self.now, warmed(grown, record.looked, warm_at)))
+        sight = Sight(self.now, warmed(grown, record.looked, warm_at), age=self.now - record.step_since)
+        return observed(analysis, self.rules, sight)
 
     def watched(
         self, record: EvidenceRecord, own: Own, analysis: Analysis, grown: Counts
@@ -224,6 +227,7 @@ class _Looking:
         for target in self.rules.targets:
             mine = total(t for s, t in grown.items() if s[:2] == (self.stable.revision, target.objective))
             fresh = watch_after(analysis.comparisons.get(target.objective, Comparison()))
+            mine = steady(mine, self.now - record.step_since)
             watches[target.objective] = own.get(target.objective, fresh).look(mine, target.tolerated)
         found = (broken(watches[t.objective], self.rules, t, self.stable.revision) for t in self.rules.targets)
         words = next((words for words in found if words), None)
@@ -312,7 +316,7 @@ def _late(record: EvidenceRecord, now: float) -> float:
     if record.candidate is None:
         wait = QUIET_SECONDS
     else:
-        wait = FIRST_SECONDS if record.looked - record.step_since < _FIRST_MINUTE else LOOK_SECONDS
+        wait = FIRST_SECONDS if record.looked - record.step_since < UNSTEADY else LOOK_SECONDS
     return wait - (now - record.looked) if now >= record.looked else 0.0
 
 

@@ -18,7 +18,9 @@ is at most the denominator (Hoeffding 1963). So the chance that the capital ever
 
 Bad answers come in runs. The above therefore looks at answers that do not follow a bad one: at what begins a run.
 Whether a run goes on is a bet of its own, against the promise that its chance to is no larger than stable's last runs
-allow. For answers that depend on the one before (a Markov chain, whatever its correlation) both are fair. What
+allow. For answers that depend on the one before (a Markov chain, whatever its correlation) both are fair. Just after a
+change of weights errors have ended and good answers have not: what has ended then is one long run, of both revisions.
+So a run may also go on as often as stable's answers have been bad since the step began, as far as that is known. What
 lasts longer, or is spread over several gateways, shows in stable's beginnings: they vary more from look to look than
 independent ones would, and all factors are taken to the power of 1 through that (`Spread`).
 """
@@ -100,6 +102,11 @@ def _upper(rate: float, count: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if count * divergence(rate, middle) > _RUNS_DOUBT else (middle, high)
     return high
+
+
+def _rate_limit(tally: Tally) -> float:
+    """The share of bad answers, at most; 1 where none is known."""
+    return _upper(tally.rate, tally.judged) if tally.judged else 1.0
 
 
 def divergence(rate: float, other: float) -> float:
@@ -229,10 +236,12 @@ class Comparison:
         whole, step = self.whole, self.step
         runs, blocks = dict(self.runs), dict(self.blocks)
         late = now - self.since >= _BLOCK_SECONDS
+        usual = _rate_limit(self.step.seen.stable.plus(total(p.stable for p in counts.values())))
         for prompts, pair in counts.items():
             runs[prompts] = runs.get(prompts, NO_RUNS).seen(pair.stable)
             blocks[prompts] = blocks.get(prompts, NO_PAIR).plus(pair)
-            factors = continuations(pair.candidate, runs[prompts].limit()) if pair.candidate.after_bad else ()
+            limit = max(usual, runs[prompts].limit()) if pair.candidate.after_bad else 1.0
+            factors = continuations(pair.candidate, limit)
             whole, step = whole.after(factors, pair), step.after(factors, pair)
         for prompts, block in list(blocks.items()):
             if late or _complete(block):

@@ -26,6 +26,7 @@ def entry(
     return json_format.ParseDict(
         {
             "common_properties": {
+                "start_time": "2026-01-01T00:00:00.250Z",
                 "upstream_cluster": cluster,
                 "route_name": route,
                 "time_to_last_rx_byte": "0.020s",
@@ -104,6 +105,10 @@ def test_an_answer_is_timed_to_its_last_byte_and_a_wait_to_its_end() -> None:
     assert read(500).took == pytest.approx(2000)
     assert (read().ttft, read().itl) == (None, None)
     assert (read(ttft_ms=302.5, itl_ms=30.25).ttft, read(ttft_ms=302.5, itl_ms=30.25).itl) == (302.5, 30.25)
+
+
+def test_it_is_known_when_a_request_came() -> None:
+    assert read().began == 1767225600.25
 
 
 def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:

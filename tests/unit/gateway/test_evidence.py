@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from tests.contract.envoy import model, revision
 from tuneyard.api.analysis import Slo
-from tuneyard.gateway.evidence import INTERVAL, Evidence, Limits, judge
+from tuneyard.gateway.evidence import INTERVAL, SETTLING, Evidence, Limits, judge
 from tuneyard.planning.evidence import Objective, Position, Reading, Series, Tally, growth
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.answers import Answer, Outcome
@@ -87,8 +87,11 @@ class Gateway:
 
     def __init__(self, process: str = "gateway-0-1") -> None:
         self.now, self.judging = 50.0, True
+        self.wall = 1000.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.evidence = Evidence("gateway-0", process, lambda: self.now, self._later, lambda: self.judging)
+        self.evidence = Evidence(
+            "gateway-0", process, lambda: self.now, self._later, lambda: self.judging, wall=lambda: self.wall
+        )
         self.evidence.routed("support", routes())
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -197,6 +200,47 @@ def test_there_is_a_version_a_second_at_most_and_none_without_news(gateway: Gate
     gateway.forward(10)
     assert gateway.version == before + 2
     assert gateway.tallies() == {0: (6, 0, 0, 0)}
+
+
+def weighted(**weights: int) -> ModelRoutes:
+    return replace(routes(), revisions=tuple(revision(r, weight) for r, weight in weights.items()))
+
+
+def test_what_began_before_the_weights_in_force_is_not_counted_for_any_revision(gateway: Gateway) -> None:
+    gateway.evidence.routed("support", weighted(v1=100, v2=0))
+    gateway.wall = 2000.0
+    gateway.evidence.routed("support", weighted(v1=75, v2=25))
+    young = 2000.0 + SETTLING
+    for began in (1999.0, young - 0.001):
+        gateway.answers(answer(began=began), answer(ERROR, began=began, revision="v2"))
+    assert gateway.tallies() == gateway.tallies(revision="v2") == {}
+    gateway.answers(answer(ERROR, began=young), answer(began=young, revision="v2"), answer(began=young - 1))
+    gateway.answers(answer(began=young + 1))
+    assert gateway.tallies() == {0: (2, 1, 1, 0)}, "and what is not counted stands between no two answers"
+    assert gateway.tallies(revision="v2") == {0: (1, 0, 0, 0)}
+
+
+def test_only_other_weights_begin_a_cohort_and_what_was_counted_stays(gateway: Gateway) -> None:
+    gateway.wall = 2000.0
+    gateway.evidence.routed("support", weighted(v1=100))
+    gateway.answers(answer(began=2001))
+    gateway.wall = 3000.0
+    gateway.evidence.routed("support", weighted(v1=100, v2=0))
+    gateway.evidence.routed("support", replace(weighted(v1=100, v3=0), generation=9))
+    gateway.answers(answer(began=2500))
+    assert gateway.tallies() == {0: (2, 0, 0, 0)}
+    gateway.evidence.routed("support", weighted(v1=50, v3=50))
+    gateway.answers(answer(began=2500))
+    assert gateway.tallies() == {0: (2, 0, 0, 0)}
+
+
+def test_a_process_that_has_just_started_counts_all_and_so_do_other_objectives(gateway: Gateway) -> None:
+    gateway.answers(answer(began=1))
+    assert gateway.tallies() == {0: (1, 0, 0, 0)}
+    gateway.evidence.routed("support", weighted(v1=50, v2=50))
+    gateway.evidence.routed("support", replace(weighted(v1=50, v2=50), slo=Slo(error_rate="2%")))
+    gateway.answers(answer(began=1))
+    assert gateway.tallies() == {0: (1, 0, 0, 0)}
 
 
 async def test_who_waits_is_answered_as_soon_as_there_is_something(gateway: Gateway) -> None:

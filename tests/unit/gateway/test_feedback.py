@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.contract.envoy import revision
 from tests.unit.gateway.test_evidence import NAME, answer, routes
 from tuneyard.api.analysis import Slo
 from tuneyard.gateway.evidence import Evidence
@@ -104,6 +105,11 @@ def test_it_is_judged_where_the_objectives_say_so_and_the_revision_was_not_chose
         evidence.rated(answer(chosen=chosen), bad)
     counts = evidence.report().deployments[NAME].counts
     assert counts == {"v1": {"feedback": {0: (3, 2, 2, 1)}}}
+    other = replace(routes(), revisions=(revision("v1", 60), revision("v2", 40)), slo=Slo(feedback="5%"))
+    evidence.routed("support", other)
+    evidence.rated(answer(began=1), True)
+    counts = evidence.report().deployments[NAME].counts
+    assert counts == {"v1": {"feedback": {0: (4, 3, 2, 1)}}}, "whenever the answer began"
     evidence.routed("support", replace(routes(slo=Slo(error_rate="1%"))))
     evidence.rated(answer(), True)
     assert evidence.report().deployments[NAME].counts == {}

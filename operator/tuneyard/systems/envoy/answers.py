@@ -96,6 +96,8 @@ class Answer(NamedTuple):
     """Mean time between two tokens of a stream."""
     request_id: str = ""
     """What the client knows it by."""
+    began: float = 0.0
+    """When the request came, in unix seconds."""
 
 
 class AnswerReports:
@@ -159,6 +161,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         ttft=told["ttft_ms"].number_value if "ttft_ms" in told else None,
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
         request_id=request.request_id,
+        began=common.start_time.seconds + common.start_time.nanos / 1e9,
     )
 
 
