@@ -50,8 +50,11 @@ def begun(scene: Scene, attempt: int = 1) -> Object:
 
     job: Object = eventually(whole, lambda: f"a Job and what it mounts: {scene.follow()}", within=20)
     template = job["spec"]["template"]
-    labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": job["metadata"]["name"]}
-    pod = {"metadata": {"name": job["metadata"]["name"], "labels": labels}, "spec": template["spec"]}
+    meta = job["metadata"]
+    labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": meta["name"]}
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"], "controller": True}
+    metadata = {"name": meta["name"], "labels": labels, "ownerReferences": [owner]}
+    pod = {"metadata": metadata, "spec": template["spec"]}
     scene.cluster.api.request("POST", f"/api/v1/namespaces/{namespace}/pods", body=pod)
     said(scene, job, {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "Running")
     return job

@@ -31,7 +31,10 @@ class Operator:
     _due: dict[Key, datetime] = field(default_factory=dict)
 
     def reconcile(self, key: Key, *, behind: int = 0, crash_after: int | None = None) -> Plan:
-        """One pass over one object: on an old view, or ending after so many actions without a status."""
+        """One pass over one object: on an old view, or ending after so many actions without a status.
+
+        Where the status comes first it ends after that and one action less.
+        """
         kind, name = key
         world = self.world
         view = replace(world.history[max(0, len(world.history) - 1 - behind)], now=world.clock)
@@ -43,18 +46,28 @@ class Operator:
             fresh = tuple(c for c in now.children if c.kind == "Deployment")
             view = replace(view, deployments=now.deployments, children=(*kept, *fresh))
             plan = PLANS[kind](view, name)
-        for action in plan.actions[:crash_after]:
-            world.execute(action)
+        said = plan.status_first and crash_after != 0 and self._say(view, key, plan)
+        if said or not plan.status_first:
+            for action in plan.actions[: None if crash_after is None else crash_after - said]:
+                world.execute(action)
         if crash_after is not None:
             return plan
-        known = next((r for r in _resources(view, kind) if r.metadata.name == name), None)
-        if known is not None and plan.status is not None and world.put_status(kind, known.metadata, plan.status):
-            self.events += plan.events
+        if not plan.status_first:
+            self._say(view, key, plan)
         self._seen[key] = seen
         self._due.pop(key, None)
         if plan.requeue_after is not None:
             self._due[key] = world.clock + timedelta(seconds=max(0.0, plan.requeue_after))
         return plan
+
+    def _say(self, view: Situation, key: Key, plan: Plan) -> bool:
+        """Write the status and tell the events; whether that was possible."""
+        kind, name = key
+        known = next((r for r in _resources(view, kind) if r.metadata.name == name), None)
+        if known is None or plan.status is None or not self.world.put_status(kind, known.metadata, plan.status):
+            return False
+        self.events += plan.events
+        return True
 
     def settle(self) -> None:
         """No more faults: every wake-up arrives, every part moves, time passes to what is due, until all is quiet."""

@@ -39,6 +39,8 @@ class Gates:
     objects: dict[tuple[str, str], Json] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
     """By Job: the termination message of its pod."""
+    lingering: list[Json] | None = None
+    """Pods that are still there when their Job is gone; None: they go with it."""
     broken: bool = False
     """No Job can be made, or it is gone at once."""
     made: list[str] = field(default_factory=list)
@@ -62,16 +64,21 @@ class Gates:
             if kind == "Job" and self.broken:
                 return
             before = self.objects.get((kind, name))
-            created = before["metadata"]["creationTimestamp"] if before else rfc3339(now)
-            obj["metadata"] |= {"uid": f"uid-{kind}-{name}", "creationTimestamp": created}
-            self.objects[kind, name] = obj
             if kind == "Job" and before is None:
                 self.made.append(name)
+            fresh = {"uid": f"uid-{kind}-{len(self.made)}-{name}", "creationTimestamp": rfc3339(now)}
+            known = before["metadata"] if before else fresh
+            obj["metadata"] |= {field: known[field] for field in fresh}
+            self.objects[kind, name] = obj
 
     def remove(self, job: str) -> None:
         """A Job goes, and what it owns."""
+        if ("Job", job) not in self.objects:
+            return
+        if self.lingering is not None:
+            self.lingering.append(self._pod(job))
         self.messages.pop(job, None)
-        gone = f"uid-Job-{job}"
+        gone = self.objects["Job", job]["metadata"]["uid"]
         for key, obj in list(self.objects.items()):
             owners = [o["uid"] for o in obj["metadata"].get("ownerReferences", ())]
             if key == ("Job", job) or gone in owners:
@@ -125,7 +132,7 @@ class Gates:
         of_gates = [o for o in self.objects.values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.GATE]
         return looked_at(
             [o for o in of_gates if o["kind"] == "Job"],
-            [self._pod(j) for j in self.jobs],
+            [*(self.lingering or ()), *(self._pod(j) for j in self.jobs)],
             [o for o in of_gates if o["kind"] == "ConfigMap"],
             reports=reports,
             token=Redacted(names.gate_token(KEYS.master, *deployment.metadata.key)),
@@ -135,6 +142,9 @@ class Gates:
         message = self.messages.get(job)
         state = {"running": {}} if message is None else {"terminated": {"exitCode": 0, "message": message}}
         return {
-            "metadata": {"labels": {"batch.kubernetes.io/job-name": job}},
+            "metadata": {
+                "labels": {"batch.kubernetes.io/job-name": job},
+                "ownerReferences": [{"kind": "Job", "name": job, "uid": self.objects["Job", job]["metadata"]["uid"]}],
+            },
             "status": {"containerStatuses": [{"name": "gate", "state": state}]},
         }

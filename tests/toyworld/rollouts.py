@@ -132,9 +132,20 @@ class RolloutWorld:
         return model_routes(self.now, seen.adapters, seen.bases, seen.pods)
 
     def reconcile(self, *, crash: bool = False) -> Plan:
-        """One pass; `crash`: it ends after its actions."""
+        """One pass; `crash`: it ends between its actions and its status, whichever comes first."""
         known = self.now
         plan = self.plan = plan_modeldeployment(self.situation().deployment())
+        if not plan.status_first:
+            self._execute(plan)
+        said = plan.status_first or not crash
+        if said and isinstance(plan.status, ModelDeploymentStatus) and plan.status != known.status:
+            self._store(known, ModelDeploymentStatus.from_dict(plan.status.to_dict()))
+            self.events += plan.events
+        if plan.status_first and not crash:
+            self._execute(plan)
+        return plan
+
+    def _execute(self, plan: Plan) -> None:
         for action in plan.actions:
             if self.gates.takes(action):
                 self.gates.execute(action, self.clock)
@@ -145,10 +156,6 @@ class RolloutWorld:
                 self._put(obj["metadata"]["name"], child_of(obj))
             elif isinstance(action, Delete):
                 self._put(action.name, None)
-        if not crash and isinstance(plan.status, ModelDeploymentStatus) and plan.status != known.status:
-            self._store(known, ModelDeploymentStatus.from_dict(plan.status.to_dict()))
-            self.events += plan.events
-        return plan
 
     def settle(self) -> RolloutStatus:
         """Operator and gateways until nothing changes; no time passes."""

@@ -4,7 +4,9 @@ Rules:
 - the ModelDeployment owns it: what is created again is another object, of which gateways begin to count anew;
 - one that cannot be read, or is about another object, other objectives or another stable revision, says nothing:
   evidence begins anew, which costs time and can neither reject nor pass;
-- it is written at a look (rolloutanalysis.py), and removed with `spec.rollout.analysis`;
+- it is written at a look (rolloutanalysis.py), before the status that follows from it, or after one that takes traffic
+  away: after a crash between the two the same answers are looked at again, from where the stored record ends;
+- it is removed with `spec.rollout.analysis`;
 - a ConfigMap of its name without its label is somebody else's, and neither believed nor written nor deleted.
 """
 

@@ -1,7 +1,10 @@
 """What is known of the gates of one ModelDeployment: its Jobs, what their pods left behind, and the kept results.
 
-Rule: it is looked at only while gates are under way; None of it means that nobody has looked, not that there is
-nothing. What pods say is input from a tenant's namespace: what cannot be read counts as not said.
+Rules:
+- it is looked at only while gates are under way; None of it means that nobody has looked, not that there is nothing;
+- what pods say is input from a tenant's namespace: what cannot be read counts as not said;
+- a pod is a Job's by the uid of its owner. After a retry there may be another Job of the same name, and the pod of the
+  first one, with its report, may still be there: what it says is not of this run.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from tuneyard.planning.plan import Redacted
 
 REPORTS_KEY = "reports.json"
 _Document = TypeVar("_Document", bound=ApiModel)
-JOB_LABELS = ("batch.kubernetes.io/job-name", "job-name")
 
 
 class JobMark(ApiModel):
@@ -74,25 +76,26 @@ def looked_at(
     """Read the objects as the API server returns them. `config_maps`: those that tell Jobs what to do."""
     by_job: dict[str, list[Mapping[str, Any]]] = {}
     for pod in pods:
-        labels = (pod.get("metadata") or {}).get("labels") or {}
-        by_job.setdefault(next((labels[n] for n in JOB_LABELS if n in labels), ""), []).append(pod)
-    told = {
-        reference.get("uid")
-        for config_map in config_maps
-        for reference in config_map["metadata"].get("ownerReferences") or ()
-    }
+        for uid in _owners(pod):
+            by_job.setdefault(uid, []).append(pod)
+    told = {uid for config_map in config_maps for uid in _owners(config_map)}
     labels = (reports["metadata"].get("labels") or {}) if reports is not None else {}
     foreign = reports is not None and labels.get(names.LABEL_COMPONENT) != names.GATE_REPORTS
     text = (reports.get("data") or {}).get(REPORTS_KEY) if reports is not None and not foreign else None
     return GateObservation(
-        jobs=tuple(_job(j, by_job.get(j["metadata"]["name"], []), told) for j in jobs),
+        jobs=tuple(_job(j, by_job.get(j["metadata"].get("uid", ""), []), told) for j in jobs),
         reports=_read(GateReports, text),
         foreign=foreign,
         token=token,
     )
 
 
-def _job(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], told: set[Any]) -> GateJob:
+def _owners(item: Mapping[str, Any]) -> set[str]:
+    references = (item.get("metadata") or {}).get("ownerReferences") or ()
+    return {uid for reference in references if (uid := reference.get("uid"))}
+
+
+def _job(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], told: set[str]) -> GateJob:
     metadata, status = job["metadata"], job.get("status") or {}
     found = [c for pod in pods for c in _container(pod)]
     reports = (_read(GateReport, _terminated(c).get("message")) for c in found)

@@ -2,8 +2,9 @@
 
 Rules (rollout.md 1, 2, 5):
 - weights come from traffic.effective, which gateways compute too: this plan reports them, and sets no more than what
-  the rollout allows (rollout.py). Its actions are the record that outlives the object (rolloutrecord.py) and
-  the evidence on its candidate (evidencerecord.py);
+  the rollout allows (rollout.py). Its actions are the record that outlives the object (rolloutrecord.py),
+  the evidence on its candidate (evidencerecord.py) and what gates need (gates.py);
+- they come before the status that follows from them, unless it takes traffic away: then it is written first;
 - a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
 - a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
 """
@@ -41,7 +42,7 @@ from tuneyard.planning.revisions import (
     withheld_for,
 )
 from tuneyard.planning.rollout import Decision, decide
-from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered
+from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import rfc3339
 from tuneyard.planning.traffic import Split, effective
@@ -129,12 +130,13 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         ),
         status=status,
         events=_events(serving, status, problem),
+        status_first=takes_away(deployment, rollout),
         requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
     )
 
 
 def _kept(obs: ModelDeploymentObservation, serving: Serving) -> tuple[Action, ...]:
-    """The evidence of a new look, before the status that follows from it."""
+    """The evidence of a new look."""
     found = None if serving.taken else serving.decision.look
     record = found.record if found is not None and not found.stored else None
     return evidence_actions(serving.seen.deployment, obs.evidence, record)

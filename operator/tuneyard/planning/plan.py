@@ -5,6 +5,8 @@ Rules for who executes a plan:
   so a crash after any prefix is an ordinary state, never a special case;
 - `status` is the whole status and is written after the actions, only when it differs from the stored one; None means
   that the object is gone and has no status;
+- with `status_first` it is written before the actions, which run only once it is stored: it takes traffic from
+  somebody, and that waits for no other write;
 - events are told after the status was written, so that a repeated pass does not repeat them;
 - `requeue_after` is when time alone changes the plan; everything else that matters arrives as a change.
 
@@ -106,3 +108,4 @@ class Plan:
     events: tuple[Event, ...] = field(default=())
     requeue_after: float | None = None
     """Seconds; None: no need to look again before something changes."""
+    status_first: bool = False

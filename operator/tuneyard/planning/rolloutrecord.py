@@ -130,6 +130,17 @@ def differs(
     return wanted_record(deployment, planned, config_map, hashes) != before
 
 
+def takes_away(deployment: ModelDeploymentResource, planned: RolloutStatus) -> bool:
+    """Whether the planned status allows a revision less than the stored one, or gives a verdict: nothing goes before.
+
+    What the actions keep is worked out again from what was kept before, where a crash comes between.
+    """
+    stored, allowed = deployment.status.rollout or RolloutStatus(), planned.allowed or {}
+    less = (limit > allowed.get(name, 0) for name, limit in (stored.allowed or {}).items() if name != planned.stable)
+    known = {v.content_hash for v in stored.verdicts or ()}
+    return any(less) or any(v.content_hash not in known for v in planned.verdicts or ())
+
+
 def plan_orphan(config_map: ChildObservation | None, now: datetime) -> Plan:
     """What becomes of the record of a deployment that is gone."""
     record = record_of(config_map)

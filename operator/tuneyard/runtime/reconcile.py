@@ -4,7 +4,8 @@ Rules:
 - a pass that would delete something, name another stable revision, or give a verdict is planned a second time from what
   the API server says at this moment, and only that second plan is executed: the informers may be behind. Weights are
   only reported: gateways work them out from the pods that they see themselves;
-- the status is written after the actions, whole, and only when it differs from the stored one;
+- the status is written after the actions, whole, and only when it differs from the stored one. One that takes traffic
+  away is written first, and what it says is told then: no write that is slow, refused or fails comes before it;
 - what no plan can see (an object that cannot be read, a child that the API server refuses) is said in the status too;
 - a conflict means that the object has changed since it was read: its notice is on the way, and the pass is repeated at
   once, not as a failure;
@@ -131,10 +132,15 @@ class Reconciler:
         needed = needed_reads(plan, observed)
         if not isinstance(reads, needed):
             return self._pass(key, needed(self._world, self._api))
+        if plan.status_first:
+            again = self._finish(key, observed, plan)
+            if again is None:
+                self._executor.execute(plan.actions)
+            return plan.requeue_after if again is None else again
         try:
             self._executor.execute(plan.actions)
         except RefusedError as error:
-            self._write(key, observed, self._stalled(key.kind, observed, plan.status, error.problem).to_dict())
+            self._refused(key, observed, plan, error.problem)
             raise
         except ApiError:
             # a rollout's only actions are its records: weight must go down also while nobody can write that one
@@ -152,6 +158,13 @@ class Reconciler:
         if again is None:
             self._executor.tell(plan.events)
         return again
+
+    def _refused(self, key: Key, observed: Object, plan: Plan, problem: Problem) -> None:
+        """Write the planned status with what was refused; a rollout has moved all the same, and that is told once."""
+        status = self._stalled(key.kind, observed, plan.status, problem).to_dict()
+        new = _status(key.kind, observed).to_dict() != status
+        if self._write(key, observed, status) is None and new and key.kind == MODEL_DEPLOYMENT:
+            self._executor.tell(plan.events)
 
     def _gone(self, key: Key, reads: Reads) -> float | None:
         """One pass over what is left of a ModelDeployment that does not exist any more."""

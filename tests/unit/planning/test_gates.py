@@ -249,6 +249,24 @@ def test_retry_runs_them_again():
     assert world.status.gates_since == stamp(3)
 
 
+def test_what_the_pod_of_an_earlier_job_of_that_name_says_is_not_of_this_run():
+    world = gated()
+    world.gates.lingering = []
+    world.gates.end(measured(200))
+    world.settle()
+    world.wait(1)
+    world.command("retry", "v2")
+    for _ in range(8):
+        world.reconcile()
+        later(world, 0.05)
+    assert world.gates.made == world.gates.made[:1] * 2, "the first run of the second try has the name of the first"
+    assert (states(world), rejected(world)) == ([("speed", "Running")], [])
+    world.wait(1)
+    world.gates.end(measured(100))
+    world.settle()
+    assert (world.status.phase, states(world)) == ("Progressing", [("speed", "Passed")])
+
+
 def test_paused_no_gate_begins_and_the_one_that_runs_goes_on():
     world = RolloutWorld()
     world.ready["v2"] = True

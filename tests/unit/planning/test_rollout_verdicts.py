@@ -12,10 +12,11 @@ from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import RolloutStatus, Verdict
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete
-from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of
+from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.verdicts import waiting_since
 
@@ -360,3 +361,28 @@ def test_the_deadline_does_not_run_while_nobody_knows_the_contents(monkeypatch: 
     assert (rejected(world), world.status.waiting_since) == ([], stamp(25)), "no pod has had time for it"
     later(world, 20)
     assert rejected(world) == [("v2", "ProgressDeadlineExceeded")]
+
+
+def verdict(contents: str) -> Verdict:
+    return Verdict(revision="v2", content_hash=contents, reason="Aborted", evidence="", at=stamp(0))
+
+
+@pytest.mark.parametrize(
+    ("stored", "planned", "first"),
+    [
+        ({}, {"allowed": {"v2": 5}}, False),
+        ({"allowed": {"v2": 5}}, {"allowed": {"v2": 25}}, False),
+        ({"allowed": {"v2": 5}}, {"allowed": {"v2": 5, "v3": 5}}, False),
+        ({"allowed": {"v2": 25, "v3": 5}}, {"allowed": {"v2": 5, "v3": 25}}, True),
+        ({"allowed": {"v2": 25}}, {"allowed": None}, True),
+        ({"stable": "v1", "allowed": {"v2": 100}}, {"stable": "v2", "allowed": {"v1": 100}}, False),
+        ({}, {"verdicts": [verdict("a")]}, True),
+        ({"verdicts": [verdict("a")]}, {"verdicts": [verdict("a")]}, False),
+        ({"verdicts": [verdict("a")]}, {"verdicts": [verdict("b"), verdict("a")]}, True),
+        ({"verdicts": [verdict("a")], "allowed": {"v2": 0}}, {"allowed": {}}, False),
+    ],
+)
+def test_what_takes_traffic_away_is_written_first(stored: dict[str, Any], planned: dict[str, Any], first: bool):
+    status = ModelDeploymentStatus(rollout=RolloutStatus(**stored) if stored else None)
+    known = deployment().model_copy(update={"status": status})
+    assert takes_away(known, RolloutStatus(**planned)) is first

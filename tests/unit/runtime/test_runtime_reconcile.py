@@ -212,8 +212,9 @@ def test_a_verdict_is_given_only_for_what_the_api_server_says_too(scene: Scene) 
     assert "verdicts" not in scene.api.writes[-1][2]["status"]["rollout"], "the informers are behind"
     scene.store(failing)
     scene.reconciler._written.clear()
+    scene.api.writes.clear()
     scene.reconciler.reconcile(M)
-    assert [v["reason"] for v in scene.api.writes[-1][2]["status"]["rollout"]["verdicts"]] == ["NonFiniteValues"]
+    assert [v["reason"] for v in scene.api.writes[0][2]["status"]["rollout"]["verdicts"]] == ["NonFiniteValues"]
 
 
 def test_weight_is_taken_away_without_asking(scene: Scene) -> None:
@@ -433,6 +434,86 @@ def test_a_rollout_s_status_does_not_wait_for_its_record(scene: Scene, status: i
     with pytest.raises(ApiError, match="later"):
         scene.reconciler.reconcile(M)
     assert scene.api.written() == [("PATCH", "modeldeployments/m/status")]
+
+
+def failing_candidate(scene: Scene, rollout: Object, **status: Any) -> None:
+    """v1 of deployment m, which has 5 %, is refused by the engine."""
+    spec = {**deployment_spec("base", {"v0": 0, "v1": 100}, {"v1": "one"}), "rollout": rollout}
+    stored = {"phase": "Progressing", "stable": "v0", "allowed": {"v1": 5}, **status}
+    failing = pod()
+    report = json.loads(failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS])
+    report["adapters"]["one"] = {"state": "Failed", "reason": "NonFiniteValues", "message": "a weight is NaN"}
+    failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = json.dumps(report)
+    scene.see(resource("LoRAAdapter", "one", adapter_spec("base")))
+    scene.see(resource("ModelDeployment", "m", spec, {"rollout": stored}))
+    scene.see(failing)
+
+
+JUDGED: Object = {
+    "mode": "Progressive",
+    "steps": [{"weight": 5}],
+    "analysis": {"slo": {"errorRate": "1%"}},
+    "gates": [{"name": "speed", "benchmark": {"max": {"ttftP95": "2x"}}}],
+}
+
+
+def told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Reasons of the events that are told from now on."""
+    reasons: list[str] = []
+    monkeypatch.setattr(scene.events, "tell", lambda event: reasons.append(event.reason))
+    return reasons
+
+
+def test_a_rollback_is_written_before_everything_else(scene: Scene) -> None:
+    failing_candidate(scene, JUDGED)
+    assert scene.reconciler.reconcile(M) == 0, "the record of the verdict is written from the stored one"
+    assert scene.api.written() == [
+        ("PATCH", "modeldeployments/m/status"),
+        ("PATCH", "configmaps/m-verdicts"),
+        ("PATCH", "configmaps/m-evidence"),
+    ]
+    rollout = scene.api.writes[0][2]["status"]["rollout"]
+    assert (rollout["phase"], rollout["allowed"]) == ("RolledBack", {"v1": 0})
+
+
+@pytest.mark.parametrize("status", [403, 422, 500])
+def test_a_rollback_happens_and_is_told_also_when_nothing_else_can_be_written(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    failing_candidate(scene, JUDGED)
+    scene.api.refuse["/configmaps/"] = ApiError(status, "Refused", "full")
+    reasons = told(scene, monkeypatch)
+    with pytest.raises((ApiError, RefusedError)):
+        scene.reconciler.reconcile(M)
+    assert scene.api.written() == [("PATCH", "modeldeployments/m/status")]
+    assert "RolledBack" in reasons
+
+
+def test_nothing_else_is_done_for_a_rollback_that_came_too_late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing_candidate(scene, JUDGED)
+    scene.api.refuse["modeldeployments/m/status"] = ApiError(409, "Conflict", "newer")
+    reasons = told(scene, monkeypatch)
+    again = scene.reconciler.reconcile(M)
+    assert again is not None and 0 < again < 0.5
+    assert (scene.api.written(), reasons) == ([], [])
+
+
+def test_what_a_rollout_does_is_told_once_also_when_its_record_is_refused(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {**deployment_spec("base", {"v0": 100}), "rollout": {"mode": "Progressive", "steps": [{"weight": 5}]}}
+    before = {"rollout": {"stable": "v0"}, "traffic": [{"revision": "v0", "specWeight": 100, "weight": 100}]}
+    deployment = resource("ModelDeployment", "m", spec, before)
+    scene.see(deployment)
+    scene.api.refuse["configmaps/m-verdicts"] = ApiError(403, "Forbidden", "quota")
+    reasons = told(scene, monkeypatch)
+    for _ in range(3):
+        with pytest.raises(RefusedError):
+            scene.reconciler.reconcile(M)
+        shown = {**deployment, "status": scene.api.writes[-1][2]["status"]}
+        shown["metadata"] = {**deployment["metadata"], "resourceVersion": str(scene.api.revision)}
+        scene.see(shown)
+    assert reasons == ["WeightChanged"]
 
 
 def test_what_a_deployment_left_and_nobody_can_read_is_not_deleted(scene: Scene) -> None:
