@@ -1,8 +1,7 @@
 """Which revisions of a ModelDeployment are loaded: all that it lists, or with `rollout.keepWarm` what may be needed.
 
 Rules:
-- what the spec gives weight, the stable revision, the candidate and the one that the spec mirrors to are loaded whatever
-  happens;
+- what the spec gives weight, the stable revision, the candidate and the mirrored revision are loaded whatever happens;
 - of the revisions before stable, the last `keepWarm` that were stable stay loaded: each is a way back in milliseconds.
   Older ones are loaded again when the spec gives them weight, which then takes as long as it takes;
 - a revision that was added and never had weight is on its way up, and is loaded;
