@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -73,8 +74,12 @@ async def mirrored(
 
 
 async def active(gateway: GatewayProcess, key: str) -> int:
+    """The share that is copied, -1 while the process and its Envoy do not agree on it."""
     mirror = (await gateway.mirror()).mirrors.get(key)
-    return mirror.percent if mirror else 0
+    percent = mirror.percent if mirror else 0
+    routes = await gateway.rig.envoy.admin("/config_dump?resource=dynamic_route_configs")
+    applied = {int(found) for found in re.findall(r'"percent": "(\d+)"', routes)} or {0}
+    return percent if applied == {percent} else -1
 
 
 async def seen(gateway: GatewayProcess, key: str, copies: int) -> MirrorTotals:

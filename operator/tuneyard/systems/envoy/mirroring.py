@@ -21,7 +21,7 @@ BODY_LIMIT = 256 * 1024
 ANSWER_LIMIT = 512 * 1024
 """Bytes of an answer that is kept for the comparison, of a stream with all its events."""
 HELD_LIMIT = 16 * 1024 * 1024
-"""Bytes of requests that each of Envoy's workers keeps while their answers are coming; one more is counted and left out."""
+"""Bytes of requests that each of Envoy's workers keeps until they are answered; more are counted and left out."""
 UNDER_WAY = 64
 _PATIENCE = 5000
 """Milliseconds after which Envoy forgets a copy that the process has not taken."""
@@ -31,7 +31,7 @@ _SCRIPT = "copy"
 def mirror_filter(source: str | None = None) -> Json:
     """The Lua filter, which does nothing on routes that do not name its script; `source` replaces the script."""
     limits = (
-        f"local BODY_LIMIT, ANSWER_LIMIT, HELD_LIMIT, PATIENCE = "
+        "local BODY_LIMIT, ANSWER_LIMIT, HELD_LIMIT, PATIENCE = "
         f"{BODY_LIMIT}, {ANSWER_LIMIT}, {HELD_LIMIT}, {_PATIENCE}\n"
     )
     return extension(
