@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from tuneyard.api.documents import DemandReport
 from tuneyard.api.mirror import MirrorTotals
 from tuneyard.gateway.mirroring import RECENT
 from tuneyard.planning.mirror import MirrorRoute
+from tuneyard.systems.envoy.mirroring import HELD_LIMIT
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -72,8 +74,12 @@ async def mirrored(
 
 
 async def active(gateway: GatewayProcess, key: str) -> int:
+    """The share that is copied, -1 while the process and its Envoy do not agree on it."""
     mirror = (await gateway.mirror()).mirrors.get(key)
-    return mirror.percent if mirror else 0
+    percent = mirror.percent if mirror else 0
+    routes = await gateway.rig.envoy.admin("/config_dump?resource=dynamic_route_configs")
+    applied = {int(found) for found in re.findall(r'"percent": "(\d+)"', routes)} or {0}
+    return percent if applied == {percent} else -1
 
 
 async def seen(gateway: GatewayProcess, key: str, copies: int) -> MirrorTotals:
@@ -196,6 +202,43 @@ async def test_streams_are_mirrored_and_long_bodies_are_left_out(
     totals = await seen(gateway, key, 9)
     assert totals.copies == {"answered": 6, "too-long": 3}
     assert len(pods[1].received) == 6
+
+
+async def test_requests_that_wait_for_their_answers_are_kept_up_to_a_limit_and_given_back_with_their_streams(
+    gateway: GatewayProcess, team: Team, pods: tuple[Upstream, Upstream]
+) -> None:
+    key = await mirrored(gateway, team, pods)
+    padding = "x" * 250_000
+    fit = HELD_LIMIT // (len(padding) + 4096)
+    body = {"model": "support", "stream": True, "padding": padding}
+    waiting = [asyncio.create_task(gateway.rig.post({**body, "first": 600})) for _ in range(fit + 10)]
+    await eventually(lambda: pods[0].active == fit + 10, "all wait")
+    totals = await seen(gateway, key, 10)
+    assert totals.copies == {"busy": 10}
+    # nothing is given back while they wait: the script counts anew once a second
+    clock, left_out = asyncio.get_running_loop().time, 10
+    until = clock() + 2.5
+    while clock() < until:
+        await ask(gateway, 1, padding=padding)
+        left_out += 1
+        totals = await seen(gateway, key, left_out)
+        assert totals.copies == {"busy": left_out}
+    # they leave, and none of their answers ever came
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def copied() -> bool:
+        await ask(gateway, 1, padding=padding)
+        return bool(pods[1].received)
+
+    await becomes(copied, True, "there is room again")
+    before = (await gateway.mirror()).mirrors[key].copies["busy"]
+    # and with their answers, at once
+    for _ in range(2 * fit):
+        await ask(gateway, 1, padding=padding)
+    assert (await gateway.mirror()).mirrors[key].copies["busy"] == before
+    assert await gateway.rig.envoy.stat("http.gateway.lua.mirror.errors") == 0
 
 
 @pytest.mark.parametrize(

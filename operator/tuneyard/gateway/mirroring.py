@@ -4,6 +4,8 @@ Rules:
 - Envoy's script hands over a copy with the answer that the user got, once that is through; it does not wait;
 - at most `maxConcurrent` copies of a deployment and IN_ALL of all are under way; one more is left out and counted as
   `busy`. Nothing queues: a queue would make late copies, and memory;
+- a copy that gets no whole answer in time says nothing of the mirrored revision where the user's own answer took more
+  than half of that time: it is `too-slow`, and no pair;
 - copies end when the mirror goes off: their pods are leaving, or somebody said stop;
 - texts are read in a thread, so that routes are pushed meanwhile, and live no longer than the comparison;
 - who has no mirror any more has no series any more.
@@ -21,7 +23,7 @@ from datetime import UTC, datetime
 
 from tuneyard.api.mirror import MirrorAnswer, MirrorPair, MirrorReport, MirrorTotals
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
-from tuneyard.gateway.shadow import Question
+from tuneyard.gateway.shadow import DEADLINE, Question
 from tuneyard.planning.mirrored import Answer, Came, Comparison, Outcome, compare, read_answer
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.timestamps import rfc3339
@@ -29,6 +31,8 @@ from tuneyard.planning.timestamps import rfc3339
 IN_ALL = 64
 RECENT = 20
 """Pairs that are told of one mirror."""
+_LONG_MS = DEADLINE / 2 * 1000
+"""A request whose own answer took longer may well take its copy longer than a copy may take."""
 
 Labels = tuple[str, str, str]
 """Namespace, deployment, mirrored revision."""
@@ -152,6 +156,9 @@ class Mirroring:
         came = await self._ask(question)
         if came is None:
             self._count(mirror, "withdrawn")
+            return
+        if came == "timeout" and (copy.user.whole_ms or 0) > _LONG_MS:
+            self._count(mirror, "too-slow")
             return
         user, mirrored, found = await asyncio.to_thread(self._compared, copy.user, came)
         self._count(mirror, mirrored.outcome)

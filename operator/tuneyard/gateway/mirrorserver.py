@@ -16,6 +16,8 @@ from tuneyard.systems.envoy.listening import make_way, protect
 from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT, COPY_PATH
 
 _LONGEST_ID = 128
+_REASONS = ("too-long", "busy")
+"""Why the script leaves a request out."""
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
@@ -62,8 +64,10 @@ def application(mirroring: Mirroring) -> web.Application:
     """What the script tells."""
 
     async def copied(request: web.Request) -> web.Response:
-        if _header(request, "skipped"):
-            mirroring.skipped(_header(request, "model"), "too-long")
+        if why := _header(request, "skipped"):
+            if why not in _REASONS:
+                return web.Response(status=400)
+            mirroring.skipped(_header(request, "model"), why)
             return web.Response(status=202)
         try:
             taken = mirroring.copy(await _copy(request))

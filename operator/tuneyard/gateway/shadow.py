@@ -21,7 +21,8 @@ from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT
 
 DEADLINE = 120.0
 """Seconds that a copy may take."""
-_CONNECT = 1.0
+_CONNECT = 5.0
+"""Seconds for a connection: longer than this process may be without CPU, which is no fault of the pod."""
 
 
 @dataclass(frozen=True)

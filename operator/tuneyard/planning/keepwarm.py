@@ -1,7 +1,7 @@
 """Which revisions of a ModelDeployment are loaded: all that it lists, or with `rollout.keepWarm` what may be needed.
 
 Rules:
-- what the spec gives weight, the stable revision and the candidate are loaded whatever happens;
+- what the spec gives weight, the stable revision, the candidate and the mirrored revision are loaded whatever happens;
 - of the revisions before stable, the last `keepWarm` that were stable stay loaded: each is a way back in milliseconds.
   Older ones are loaded again when the spec gives them weight, which then takes as long as it takes;
 - a revision that was added and never had weight is on its way up, and is loaded;
@@ -26,5 +26,6 @@ def warm(deployment: ModelDeploymentResource) -> frozenset[str]:
         if line.outcome == "Stable" and line.revision in listed and line.revision not in was_stable:
             was_stable.append(line.revision)
     former = [name for name in was_stable if name != rollout.stable]
-    cold = {name for name in former[keep:] if name != rollout.candidate and not spec.weight_of(name)}
+    needed = {rollout.candidate, spec.mirror.revision if spec.mirror else None}
+    cold = {name for name in former[keep:] if name not in needed and not spec.weight_of(name)}
     return frozenset(listed) - cold

@@ -44,7 +44,8 @@ def _keeps_warm(spec: Object, status: Object) -> Object:
         return {}
     weighted = sorted(str(t.get("revision")) for t in spec.get("traffic") or () if t.get("weight"))
     history = [line.get("revision") for line in rollout.get("history") or () if line.get("outcome") == "Stable"]
-    keep = spec["rollout"]["keepWarm"], spec["rollout"].get("mode")
+    mirrored = (spec.get("mirror") or {}).get("revision")
+    keep = spec["rollout"]["keepWarm"], spec["rollout"].get("mode"), mirrored
     return {"warm": [*keep, rollout.get("stable"), rollout.get("candidate"), weighted, history]}
 
 

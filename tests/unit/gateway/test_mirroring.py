@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,7 +15,7 @@ from tuneyard.api.mirror import MirrorTotals
 from tuneyard.gateway import mirroring
 from tuneyard.gateway.mirroring import Copy, Mirroring
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
-from tuneyard.gateway.shadow import Question
+from tuneyard.gateway.shadow import DEADLINE, Question
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.mirror import MirrorRoute
 from tuneyard.planning.mirrored import Came, Outcome
@@ -119,6 +120,27 @@ async def test_both_answers_are_counted(answer: Came | Outcome) -> None:
     labels = 'deployment="chat",namespace="team",revision="v3"}'
     assert f'tuneyard_mirror_errors_total{{answer="mirrored",{labels} {failed}' in gateway.page()
     assert f'tuneyard_mirror_errors_total{{answer="user",{labels} 0.0' in gateway.page()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "answer", "copies", "pairs"),
+    [
+        (DEADLINE * 0.6, "timeout", {"too-slow": 1}, 0),
+        (DEADLINE * 0.4, "timeout", {"timeout": 1}, 1),
+        (None, "timeout", {"timeout": 1}, 1),
+        (DEADLINE * 0.6, "broken", {"broken": 1}, 1),
+        (DEADLINE * 0.6, said("x"), {"answered": 1}, 1),
+    ],
+)
+async def test_who_takes_no_longer_than_the_users_own_answer_is_not_to_blame(
+    seconds: float | None, answer: Came | Outcome, copies: dict[str, int], pairs: int
+) -> None:
+    gateway = Gateway(routes())
+    gateway.answers = [answer]
+    gateway.copy(1, user=replace(said("x"), whole_ms=None if seconds is None else seconds * 1000))
+    await eventually(lambda: bool(gateway.totals().copies), "it has ended")
+    assert (gateway.totals().copies, gateway.totals().pairs) == (copies, pairs)
+    assert ("tuneyard_mirror_errors_total{" in gateway.page()) == bool(pairs)
 
 
 async def test_no_more_are_under_way_than_may_be() -> None:

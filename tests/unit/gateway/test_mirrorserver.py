@@ -92,7 +92,9 @@ async def test_what_nobody_wants_is_refused_or_counted(gateway: Gateway, client:
     assert await post(client, headers(COPY, model="unknown")) == 429
     assert await post(client, headers(COPY, revision="v1")) == 429
     assert await post(client, headers(COPY, skipped="too-long"), b"") == 202
-    assert gateway.totals().copies == {"gone": 1, "too-long": 1}
+    assert await post(client, headers(COPY, skipped="busy"), b"") == 202
+    assert await post(client, headers(COPY, skipped="anything"), b"") == 400
+    assert gateway.totals().copies == {"gone": 1, "too-long": 1, "busy": 1}
 
 
 async def test_the_longest_that_the_script_tells_fit(gateway: Gateway, client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""Errors end at once, good answers after 5 to 30 seconds: nobody is rejected for that alone, and who is bad still is."""
+"""Errors end at once, good answers after 5 to 30 s: nobody is rejected for that alone, and who is bad still is."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.builders import VOLUME, Situation, base_model, deployment, pinned, revision, stamp
+from tuneyard.api.mirror import MirrorSpec
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
 from tuneyard.api.serving import ServingSpec
@@ -32,16 +33,19 @@ def chat(
     traffic: dict[str, int] | None = None,
     status: RolloutStatus | None = None,
     mode: str = "Progressive",
+    mirror: str | None = None,
     **rollout: Any,
 ) -> Any:
     steps = {"mode": mode, "steps": [{"weight": 5, "hold": "5m"}], **({} if keep is None else {"keepWarm": keep})}
     known = status or RolloutStatus(phase="Completed", stable="v3", history=HISTORY, **rollout)
-    return deployment(
+    found = deployment(
         revisions=[revision(n, n) for n in NAMES],
         traffic=traffic or {"v3": 100},
         rollout=RolloutSpec.from_dict(steps),
         status=ModelDeploymentStatus(rollout=known),
     )
+    mirrored = MirrorSpec(revision=mirror, percent=10) if mirror else None
+    return found.model_copy(update={"spec": found.spec.model_copy(update={"mirror": mirrored})})
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,7 @@ def chat(
         (chat(2), ALL, "and the one before that"),
         (chat(0, traffic={"v3": 0, "v1": 100}), {"v1", "v3", "v4"}, "a commit brings v1 back"),
         (chat(0, candidate="v2"), {"v2", "v3", "v4"}, "the candidate"),
+        (chat(0, mirror="v1"), {"v1", "v3", "v4"}, "copies go to v1"),
         (chat(0, status=RolloutStatus()), ALL, "the status says nothing"),
         (chat(0, status=RolloutStatus(stable="gone", history=HISTORY)), ALL, "stable is not listed any more"),
         (chat(0, mode="Manual"), ALL, "mode Manual keeps no history"),
@@ -94,4 +99,7 @@ def test_who_reads_it_is_woken_when_another_revision_is_kept() -> None:
     assert read(chat(1)) != read(chat(1, status=RolloutStatus(stable="v4", history=[*HISTORY, line("v4")])))
     assert read(chat(1)) != read(chat(1, traffic={"v3": 90, "v1": 10}))
     assert read(chat(1)) == read(chat(1, traffic={"v3": 100, "v1": 0})), "weights alone concern nobody"
+    assert read(chat(1, mirror="v1")) != read(chat(1))
+    assert read(chat(1, mirror="v1")) != read(chat(1, mirror="v2"))
+    assert read(chat(None, mirror="v1")) == read(chat(None)), "all are loaded anyway"
     assert read(chat(None)) == read(chat(None, traffic={"v3": 90, "v1": 10}))

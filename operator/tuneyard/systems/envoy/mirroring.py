@@ -20,6 +20,8 @@ BODY_LIMIT = 256 * 1024
 """Bytes of a request that is copied; a longer one is counted and left out."""
 ANSWER_LIMIT = 512 * 1024
 """Bytes of an answer that is kept for the comparison, of a stream with all its events."""
+HELD_LIMIT = 16 * 1024 * 1024
+"""Bytes of requests that each of Envoy's workers keeps until they are answered; more are counted and left out."""
 UNDER_WAY = 64
 _PATIENCE = 5000
 """Milliseconds after which Envoy forgets a copy that the process has not taken."""
@@ -28,7 +30,10 @@ _SCRIPT = "copy"
 
 def mirror_filter(source: str | None = None) -> Json:
     """The Lua filter, which does nothing on routes that do not name its script; `source` replaces the script."""
-    limits = f"local BODY_LIMIT, ANSWER_LIMIT, PATIENCE = {BODY_LIMIT}, {ANSWER_LIMIT}, {_PATIENCE}\n"
+    limits = (
+        "local BODY_LIMIT, ANSWER_LIMIT, HELD_LIMIT, PATIENCE = "
+        f"{BODY_LIMIT}, {ANSWER_LIMIT}, {HELD_LIMIT}, {_PATIENCE}\n"
+    )
     return extension(
         "mirror",
         "filters.http.lua.v3.Lua",
