@@ -51,7 +51,7 @@ test: venv  ## What CI runs: contract tests on the real things and the stories o
 
 test-full: venv  ## Everything, also what does not fit CI's time
 	@echo "==> everything but: kind, real GPUs, enforced NetworkPolicies, make bench, make demo"
-	@$(RUN)/pytest tests/unit tests/property tests/golden tests/contract
+	@TUNEYARD_EXAMPLES=200 $(RUN)/pytest tests/unit tests/property tests/golden tests/contract
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e
 
 cluster: venv  ## A real Kubernetes on this machine (CLUSTER=kind uses Docker), without Tuneyard
