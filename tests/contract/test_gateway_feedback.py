@@ -98,9 +98,10 @@ async def test_feedback_finds_the_revision_that_answered_through_any_gateway(
 
         # who does not know the token is told nothing, and changes nothing
         wrong = Peers(f"localhost:{second.port}", "guessed")
-        assert await wrong.ask(Given(ids[3], 1)) is Taken.UNKNOWN
+        assert await wrong.ask(Given(ids[3], 1)) is Taken.UNAVAILABLE
         await wrong.close()
 
         second.kill()
-        assert await rate(first, {"request_id": "of the other", "score": 1}) == (404, "request_not_found")
+        # it may have been the other's, which may come back
+        assert await rate(first, {"request_id": "of the other", "score": 1}) == (503, "unavailable")
         assert await rate(second, {"request_id": ids[3], "score": 1}) == (503, "unavailable")

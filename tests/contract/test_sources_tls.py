@@ -1,4 +1,7 @@
-"""Servers whose certificate a private authority signed: read with its certificate in the Secret, and not without."""
+"""Servers whose certificate a private authority signed: read with its certificate in the Secret, and not without.
+
+And what is written to them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +20,7 @@ from tuneyard.api.sources import HuggingFaceSource, Source
 from tuneyard.systems.artifacts.download import fetch
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials, remote_of
+from tuneyard.systems.artifacts.s3access import S3Access
 
 FILES = {"config.json": b"{}", "w.safetensors": b"weights"}
 HUB_KEYS: dict[str, str] = {}
@@ -58,3 +63,22 @@ def test_an_authority_of_the_secret_is_trusted_and_another_is_not(
             fetch(remote, tmp_path / "other")
     assert caught.value.reason is Reason.SOURCE_UNREACHABLE
     assert "is not trusted: put its authority into ca.crt of the Secret" in str(caught.value)
+
+
+def test_what_is_written_there_comes_in_one_piece(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    """Over TLS boto3 prefers chunks with a trailing checksum, which not every server that speaks S3 takes."""
+    with S3Server(tmp_path / "s3", certificate) as server:
+        server.bucket("feedback")
+        keys = Credentials("Secret s", {**S3_KEYS, "ca.crt": certificate[0].read_text()})
+        with closing(S3Access(server.source("feedback/a"), keys)) as access:
+            sent: list[set[str]] = []
+
+            def see(request: Any, **_: Any) -> None:
+                sent.append({name.lower() for name in request.headers})
+
+            access.client().meta.events.register("before-send", see)
+            access.client().put_object(Bucket="feedback", Key="a/x.jsonl", Body=b"{}\n")
+        assert server.client.get_object(Bucket="feedback", Key="a/x.jsonl")["Body"].read() == b"{}\n"
+    (headers,) = sent
+    assert "content-length" in headers
+    assert not headers & {"x-amz-trailer", "content-encoding", "transfer-encoding"}

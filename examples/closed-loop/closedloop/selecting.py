@@ -3,8 +3,10 @@
 Rules:
 - only a bad answer (score < 0) that somebody has corrected teaches anything: by `correction` in the log, which whoever
   reads the answers has written, or else by a feedback text that begins with `correction:`. Other texts are opinions;
-- a question counts once, whatever its case, spaces and punctuation: the newest correction wins;
-- a corrected question is held out by its own hash, so it is on the same side in every run: no training sees it;
+- a question counts once, whatever its case, spaces and punctuation: the newest correction wins. Signs that tell
+  questions apart are none of that: C++ is not C#, nor 5 % what 5 is;
+- a corrected question is held out by its own hash, so it is on the same side in every run: no training sees it, nor
+  what the last run taught of it;
 - the new adapter is trained from the base, so it must be taught again what the current one knows: the examples of the
   last run (`--previous`) come along, but for those that are corrected now.
 """
@@ -13,13 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from closedloop.files import Json
 
 _MARK = re.compile(r"\s*correction:\s*", re.IGNORECASE)
-_WORD = re.compile(r"[^\W_]+")
+_NEGATIVE = re.compile(r"\B-(?=\d)")
+_SIGNS = frozenset("#%&@")
+"""What Unicode calls punctuation and questions differ by."""
 _MOST_MESSAGES = 32
 _ROLES = frozenset({"system", "user", "assistant"})
 
@@ -45,9 +50,18 @@ def corrected(record: Json) -> str | None:
     return (text[match.end() :].strip() or None) if match and isinstance(text, str) else None
 
 
+def _heard(char: str) -> str:
+    """What is left of one character: of punctuation and accents that stand alone, a space."""
+    category = unicodedata.category(char)
+    if char in _SIGNS or category in ("Sm", "Sc", "So"):
+        return f" {char} "
+    return char if category[0] in "LMN" else " "
+
+
 def question_key(messages: Iterable[Json]) -> str:
     """The same for questions that differ in case, spaces and punctuation only."""
-    said = (m["role"] + ":" + " ".join(_WORD.findall(m["content"].casefold())) for m in messages)
+    texts = ((m["role"], _NEGATIVE.sub("\N{MINUS SIGN}", m["content"].casefold())) for m in messages)
+    said = (role + ":" + " ".join("".join(map(_heard, text)).split()) for role, text in texts)
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 

@@ -5,7 +5,9 @@ Rules:
   one of its last KEPT answers; ids that are too long to be anybody's are not kept;
 - any gateway takes feedback: one that does not know an answer asks the others, over the port where the operator asks
   too. So nothing about the answer stands in the id: a client can forge none, and rates an answer once;
-- what a process has forgotten by ending cannot be rated any more (404), and is told from nothing else;
+- to ask all of them costs something and needs no key, so that only so much feedback does it at a time (MOST_ASKING);
+  beyond that, and where a gateway that may know the answer could not be asked, it is 503: ask again;
+- what a process has forgotten by ending cannot be rated any more: 404, once its address is no longer known;
 - Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
 - a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
 - the text is kept by nobody here: it leaves the cluster with the record (feedbackexport.py), where the chart says so.
@@ -19,6 +21,7 @@ import json
 import logging
 import math
 import socket
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -34,7 +37,15 @@ KEPT_SECONDS = 3600.0
 PATIENCE = 0.4
 """Seconds; longer than Envoy keeps an entry to itself."""
 MAX_ID, MAX_TEXT = 200, 4096
+MOST_ASKING = 64
+"""How much feedback may at one time wait for Envoy or for the other gateways."""
+RETRY_AFTER = "5"
+"""Seconds; what Envoy says too where nothing takes a request."""
 PEER_SECONDS = 1.5
+ADDRESS_SECONDS = 3.0
+"""For so long the other gateways' addresses hold; less than a cluster's DNS keeps them for itself."""
+MOST_CONNECTIONS, MOST_CONNECTIONS_EACH = 64, 8
+"""To the other gateways; one that hangs holds up the others by no more than its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +56,8 @@ class Taken(IntEnum):
     ACCEPTED = 202
     UNKNOWN = 404
     REPEATED = 409
+    UNAVAILABLE = 503
+    """Nobody who was asked knows it, and not everybody could be."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +82,14 @@ def read(body: bytes) -> Given:
     """The feedback that a body holds; ValueError says what is wrong with it."""
     try:
         said = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("The body is not valid JSON.") from None
     if not isinstance(said, dict):
         raise ValueError("The body must be a JSON object with request_id and score.")
     request_id, score, text = said.get("request_id"), said.get("score"), said.get("text", "")
     if not isinstance(request_id, str) or not request_id:
         raise ValueError("request_id must be the x-request-id of an answer.")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score) or abs(score) > 1:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not -1 <= score <= 1:
         raise ValueError("score must be a number from -1 to 1.")
     if not isinstance(text, str) or len(text.encode()) > MAX_TEXT:
         raise ValueError(f"text must be a string of at most {MAX_TEXT} bytes.")
@@ -91,8 +104,10 @@ class Feedback:
     ) -> None:
         """`rated` gets an answer and what was said of it; `ask`: the other gateways."""
         self._clock, self._rated, self._ask, self._kept = clock, rated, ask, kept
-        self._answers: dict[str, tuple[float, Answer | None]] = {}
+        # a plain dict looks for its oldest entry past the places of all that went before it
+        self._answers: OrderedDict[str, tuple[float, Answer | None]] = OrderedDict()
         """By request id, the oldest first: when it ended, and what it was; None: it has been rated."""
+        self._asking = 0
 
     def answered(self, answers: Iterable[Answer]) -> None:
         """Requests have ended."""
@@ -105,7 +120,7 @@ class Feedback:
             rest = Answer(answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen)
             self._answers[answer.request_id] = (now, rest)
             if len(self._answers) > self._kept:
-                del self._answers[next(iter(self._answers))]
+                self._answers.popitem(last=False)
 
     def take(self, given: Given) -> Taken:
         """Attach it to an answer of this process."""
@@ -123,9 +138,15 @@ class Feedback:
         taken = self.take(given)
         if taken is not Taken.UNKNOWN:
             return taken
-        await asyncio.sleep(PATIENCE)
-        taken = self.take(given)
-        return taken if taken is not Taken.UNKNOWN else await self._ask(given)
+        if self._asking >= MOST_ASKING:
+            return Taken.UNAVAILABLE
+        self._asking += 1
+        try:
+            await asyncio.sleep(PATIENCE)
+            taken = self.take(given)
+            return taken if taken is not Taken.UNKNOWN else await self._ask(given)
+        finally:
+            self._asking -= 1
 
 
 def join(app: web.Application, path: str, take: Ask, trusted: Callable[[web.Request], bool] = lambda _: True) -> None:
@@ -143,6 +164,11 @@ def join(app: web.Application, path: str, take: Ask, trusted: Callable[[web.Requ
         except ValueError as error:
             return refused(400, str(error), "invalid_body")
         taken = await take(given)
+        if taken is Taken.UNAVAILABLE:
+            message = "Not every gateway could be asked for this answer: try again."
+            text = error_text(message, "server_error", "unavailable")
+            headers = {"retry-after": RETRY_AFTER}
+            return web.Response(status=taken, text=text, headers=headers, content_type="application/json")
         if taken is Taken.UNKNOWN:
             message = "No answer with this request_id is known here: it is not one of the last hour's."
             return refused(taken, message, "request_not_found", "request_id")
@@ -162,34 +188,54 @@ class Peers:
         self._port = int(port or 0)
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
+        self._resolving = asyncio.Lock()
+        self._found: list[str] | None = None
+        """Their addresses, None where they could not be found."""
+        self._until = -math.inf
 
     async def ask(self, given: Given) -> Taken:
         """Have the one that knows the answer take it."""
         if not self._host:
             return Taken.UNKNOWN
-        said = await asyncio.gather(*(self._post(address, given) for address in await self._addresses()))
-        return max((taken for taken in said if taken is not Taken.UNKNOWN), default=Taken.UNKNOWN)
+        addresses = await self._addresses()
+        if addresses is None:
+            return Taken.UNAVAILABLE
+        said = await asyncio.gather(*(self._post(address, given) for address in addresses))
+        known = [taken for taken in said if taken in (Taken.ACCEPTED, Taken.REPEATED)]
+        return max(known, default=Taken.UNAVAILABLE if Taken.UNAVAILABLE in said else Taken.UNKNOWN)
 
-    async def _addresses(self) -> list[str]:
+    async def _addresses(self) -> list[str] | None:
         loop = asyncio.get_running_loop()
+        async with self._resolving:
+            if loop.time() >= self._until:
+                self._found = await self._resolve()
+                self._until = loop.time() + ADDRESS_SECONDS
+            return self._found
+
+    async def _resolve(self) -> list[str] | None:
         try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            async with asyncio.timeout(PEER_SECONDS):
+                found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
-            _log.warning("the other gateways cannot be found under %s: %s", self._host, error)
-            return []
+            why = str(error) or "no answer in time"
+            _log.warning("the other gateways cannot be found under %s: %s", self._host, why)
+            return None
         hosts = {str(address[0]) for _, _, _, _, address in found}
         return [f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in sorted(hosts)]
 
     async def _post(self, address: str, given: Given) -> Taken:
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PEER_SECONDS))
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=PEER_SECONDS),
+                connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, limit_per_host=MOST_CONNECTIONS_EACH),
+            )
         body = {"request_id": given.request_id, "score": given.score, "text": given.text}
         try:
             async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=self._headers) as answer:
                 return Taken(answer.status)
         except (aiohttp.ClientError, TimeoutError, ValueError):
-            # one that has just ended, or is about to: what it knew nobody knows
-            return Taken.UNKNOWN
+            # it may be there again in a moment; one that has ended loses its address soon
+            return Taken.UNAVAILABLE
 
     async def close(self) -> None:
         """End the connections."""

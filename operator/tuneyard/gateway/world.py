@@ -392,5 +392,8 @@ def _line(kind: Kind, raw: Json) -> str:
         report = annotations.get(names.ANNOTATION_ADAPTERS)
         kept["annotations"] = {names.ANNOTATION_ADAPTERS: report} if report else {}
         return json.dumps({"kind": kind, "object": {"metadata": kept}})
+    fault = (metadata.get("annotations") or {}).get(names.ANNOTATION_DRILL)
+    if kind == "deployment" and fault is not None:
+        kept["annotations"] = {names.ANNOTATION_DRILL: fault}  # a rehearsal goes on without the API server
     content = {f: raw[f] for f in ("spec", "status") if f in raw}
     return json.dumps({"kind": kind, "object": {"metadata": kept, **content}})

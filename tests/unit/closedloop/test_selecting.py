@@ -45,6 +45,38 @@ def test_questions_are_the_same_whatever_their_punctuation() -> None:
     assert question_key(asked("a")) != question_key([{"role": "system", "content": "a"}])
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("C++?", "C#?"),
+        ("C++?", "C?"),
+        ("Is it -5 today?", "Is it 5 today?"),
+        ("Who gets 5 %?", "Who gets 5?"),
+        ("100 $?", "100 €?"),
+        ("R&D?", "R, D?"),
+        ("\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}"),
+        ("कि?", "की?"),
+    ],
+)
+def test_signs_tell_questions_apart(one: str, other: str) -> None:
+    assert question_key(asked(one)) != question_key(asked(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("5%", "5 %"),
+        ("`pip`: «where» is it…", "Pip where is it\N{FULLWIDTH QUESTION MARK}"),
+        ("e-mail", "E mail"),
+        ("2020-21", "2020 - 21"),
+        ("snake_case", "snake case"),
+        ("a\nb\u00a0c\u200b", "a b c"),
+    ],
+)
+def test_punctuation_and_spaces_do_not(one: str, other: str) -> None:
+    assert question_key(asked(one)) == question_key(asked(other))
+
+
 def test_the_newest_correction_of_a_question_wins_in_any_order() -> None:
     old, new = record("Where?", 1, correction="first"), record("where", 2, correction="second")
     for given in ([old, new], [new, old]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_it_is_known_for_an_hour_and_among_the_last_answers() -> None:
     assert gateway.take("e") is Taken.UNKNOWN
 
 
+def test_an_answer_costs_the_same_however_many_are_kept() -> None:
+    def seconds(kept: int) -> float:
+        gateway = Gateway(kept=kept)
+        gateway.answers(*(f"a{n}" for n in range(kept)))
+        more = [answer(request_id=f"b{n}") for n in range(30_000)]
+        begin = time.process_time()
+        gateway.feedback.answered(more)
+        return time.process_time() - begin
+
+    assert seconds(50_000) < 4 * seconds(100)
+
+
 def test_what_was_no_answer_of_a_revision_cannot_be_rated(gateway: Gateway) -> None:
     gateway.answers("refused", outcome=Outcome.REFUSED)
     gateway.answers("nonsense", outcome=Outcome.CLIENT_ERROR)
@@ -120,6 +133,7 @@ def test_it_is_judged_where_the_objectives_say_so_and_the_revision_was_not_chose
     [
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
+        (b"[" * 20_000, "not valid JSON"),
         (b"[]", "JSON object"),
         ({"score": 1}, "request_id"),
         ({"request_id": "", "score": 1}, "request_id"),
@@ -129,6 +143,8 @@ def test_it_is_judged_where_the_objectives_say_so_and_the_revision_was_not_chose
         ({"request_id": "a", "score": "1"}, "score"),
         ({"request_id": "a", "score": 1.01}, "score"),
         (b'{"request_id": "a", "score": NaN}', "score"),
+        (b'{"request_id": "a", "score": -Infinity}', "score"),
+        (b'{"request_id": "a", "score": %s}' % (b"9" * 400), "score"),
         ({"request_id": "a", "score": 1, "text": 7}, "text"),
         ({"request_id": "a", "score": 1, "text": "x" * (MAX_TEXT + 1)}, "text"),
         ({"request_id": "a", "score": 1, "text": "ü" * (MAX_TEXT // 2 + 1)}, "text"),

@@ -321,6 +321,19 @@ def test_it_is_written_down_and_read_back() -> None:
         World().restore(['{"kind": "secret", "object": {}}'], 0)
 
 
+def test_a_rehearsal_goes_on_where_the_api_server_is_away() -> None:
+    world = world_of()
+    one = raw(canary())
+    fault = {names.ANNOTATION_DRILL: '{"revision": "v2", "errors": 50}'}
+    one["metadata"]["annotations"] = {**fault, "example.com/other": "not kept"}
+    world.put("deployment", one, 0)
+    assert [r.name for r in routes(world).revisions if r.fault] == ["v2"]
+    assert "not kept" not in "".join(world.lines())
+    later = World()
+    later.restore(world.lines(), 50)
+    assert routes(later, now=50) == routes(world)
+
+
 def test_a_list_replaces_what_was_remembered() -> None:
     world = world_of(canary(), deployment("gone"))
     world.put("pod", raw_pod(pod("b", "v1")), 0)

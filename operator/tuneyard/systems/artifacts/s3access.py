@@ -111,6 +111,8 @@ class S3Access:
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "max_pool_connections": 64,
             "response_checksum_validation": "when_required",  # ranges have none
+            # else what is written comes in chunks with a trailing checksum, which not every server takes
+            "request_checksum_calculation": "when_required",
         }
         if self.endpoint is not None:
             config["s3"] = {"addressing_style": "path"}
