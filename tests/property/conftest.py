@@ -1,7 +1,7 @@
 """How property tests run: an example that takes long on a busy machine is no fault of what it tests.
 
-`make check` tries the same examples every time, so that it says the same of the same code; `make test-full` tries others
-each time and more of them (TUNEYARD_EXAMPLES), and what it finds becomes a test of its own.
+`make check` tries the same examples every time, so that it says the same of the same code; `make test-full` tries
+others each time and more of them (TUNEYARD_EXAMPLES), and what it finds becomes a test of its own.
 """
 
 from __future__ import annotations
