@@ -139,6 +139,7 @@ def test_who_fails_is_rejected_and_stays_so_when_the_object_comes_again(scene: S
         "gate speed: ttftP95 300 ms is over 1.10x of stable's 100 ms",
     )
     assert all(not w.get("v2") for w in scene.weights)
+    scene.until(lambda r: states(r) == [("speed", "Failed")], "what was found is kept")
     scene.cluster.delete("ModelDeployment", "m")
     scene.apply({"v1": 0, "v2": 100}, GATED)
     scene.until(scene.rejects("v2"), "still rejected")

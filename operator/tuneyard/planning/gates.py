@@ -7,6 +7,10 @@ Rules:
   numbers or takes too long) neither passes nor rejects: it holds, and is tried again with growing delays;
 - results are keyed by the contents of revision and gate, and kept in a ConfigMap that outlives the deployment. Where
   the status knows of a passed gate, that counts too: nobody looks at Jobs and reports while nothing is under way;
+- that a gate has failed is kept for people to read. It counts in the pass that finds it, which gives the verdict; whose
+  verdict is gone (the revision was listed anew, or is tried once more) is measured again;
+- the verdict is written before what was found is kept. Until that is kept too the gate is not over in the status, so
+  that somebody looks;
 - `retry` lets what was found until then count no more; `promote` skips what is not passed, and says so in the reports;
 - a Job that is not the one of the current gate goes, after what it found is kept.
 """
@@ -98,7 +102,7 @@ def gating(seen: Seen, status: RolloutStatus, candidate: str) -> Gating:
     for gate in gates:
         # of contents that are not known there is no key that anything could be found by
         key = gate_key(content, gate) if content else ""
-        state = _settled(case, gate, key)
+        state = _settled(case, key)
         if state is None and current is None:
             current = _current(case, gate, key)
             state = current.states[0]
@@ -117,10 +121,29 @@ def gating(seen: Seen, status: RolloutStatus, candidate: str) -> Gating:
 
 
 def settled_states(seen: Seen, candidate: str) -> tuple[GateStatus, ...]:
-    """What the stored status says of gates of these contents that are over."""
-    content = seen.hashes[candidate]
+    """What is known of gates of these contents that are over, and of those whose results are still to be kept."""
+    content, found = seen.hashes[candidate], _found(seen)
     keys = {gate_key(content, gate) for gate in seen.rollout.gates or ()} if content else set()
-    return over(s for s in _prior(seen).values() if s.key in keys)
+    states = [s for s in _prior(seen).values() if s.key in keys]
+    verdict = seen.before.rejects(content) if seen.before and content else None
+    unkept = {r.key for r in found.new}
+    kept = {key: r for key, r in found.results.items() if key not in unkept and verdict and r.at >= verdict.at}
+    known = (s if s.key in unkept or over([s]) else _state_of(kept.get(s.key)) for s in states)
+    return tuple(s for s in known if s is not None)
+
+
+def judged_states(seen: Seen, gates: Gating) -> tuple[GateStatus, ...]:
+    """The states to be stored with a verdict on the candidate: a failure is over only when it is kept, if it can be."""
+    kept = seen.gates is not None and seen.gates.foreign
+    return tuple(
+        s if kept or s.state != "Failed" else s.model_copy(update={"state": "Running"}) for s in over(gates.states)
+    )
+
+
+def _state_of(result: GateResult | None) -> GateStatus | None:
+    if result is None:
+        return None
+    return GateStatus(name=result.gate, key=result.key, state=result.outcome, message=result.message)
 
 
 def over(states: Iterable[GateStatus]) -> tuple[GateStatus, ...]:
@@ -230,13 +253,15 @@ def _result(seen: Seen, job: GateJob, mark: JobMark, revision: str, gate: Gate) 
     )
 
 
-def _settled(case: _Case, gate: Gate, key: str) -> GateStatus | None:
+def _settled(case: _Case, key: str) -> GateStatus | None:
     """The state of a gate that needs no run; None: it needs one."""
     seen, status, prior = case.seen, case.status, _prior(case.seen).get(key)
     result = case.found.results.get(key)
     if result is not None:
         counts = not status.gates_since or result.at > status.gates_since
-        return GateStatus(name=gate.name, key=key, state=result.outcome, message=result.message) if counts else None
+        # whose verdict stands is not asked for gates: a failure that was kept is from before it was dropped
+        counts = counts and (result.outcome != "Failed" or result in case.found.new)
+        return _state_of(result) if counts else None
     retried = status.gates_since != (seen.before.gates_since if seen.before else None)
     if prior is not None and prior.state in PASSING and not retried:
         return prior

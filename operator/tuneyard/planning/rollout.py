@@ -11,7 +11,8 @@ Rules (rollout.md 1 to 5):
 - stable: the last revision that got all traffic, held it for bakeTime and had no verdict. What has been stable before
   needs no steps: going back to it is allowed all along, so gateways do it by themselves, also while no operator runs;
 - gates: see gates.py. Before they are passed a candidate is allowed nothing, as one of which nothing is known;
-- order: weight goes down at once and by itself; it goes up by one step a pass, and only after the pods are there.
+- order: weight goes down at once and by itself, in a status that is written first (rolloutrecord.takes_away); it goes
+  up by one step a pass, and only after the pods are there.
 - mode Manual: the spec's weights, unless a verdict or the pods are against them.
 """
 
@@ -23,7 +24,7 @@ from typing import Literal
 
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_HISTORY, Outcome, RolloutStatus, Verdict
-from tuneyard.planning.gates import Gating, gate_actions, gating, over, settled_states, skipped
+from tuneyard.planning.gates import Gating, gate_actions, gating, judged_states, settled_states, skipped
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action
 from tuneyard.planning.remedies import clipped
@@ -251,7 +252,7 @@ def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStat
             break
         kept = kept or asked.look
         verdicts = with_verdict(list(status.verdicts or ()), verdict)
-        status = status.model_copy(update={"verdicts": verdicts, "gates": list(over(found.states))})
+        status = status.model_copy(update={"verdicts": verdicts, "gates": list(judged_states(seen, found))})
     return status, asked
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.builders import stamp
 from tests.toyworld.gates import QUALITY, SPEED, Gates, measured
 from tests.toyworld.rollouts import RolloutWorld, canary, later, reasons, rejected
@@ -247,6 +249,38 @@ def test_retry_runs_them_again():
     world.settle()
     assert (states(world)[0], runs(world)) == (("speed", "Running"), 4)
     assert world.status.gates_since == stamp(3)
+
+
+@pytest.mark.parametrize("token", [None, "again"])
+def test_who_failed_and_comes_again_without_a_verdict_is_measured_again(token: str | None):
+    world = gated(SPEED, QUALITY)
+    world.gates.end(measured(100))
+    world.settle()
+    world.gates.end(GateReport(evaluation=EvaluationNumbers(prompts=5, scores={"exactMatch": 0.6})))
+    world.settle()
+    assert rejected(world) == [("v2", "GateFailed")]
+    world.spec({"v1": 100})
+    world.settle()
+    assert rejected(world) == [], "the verdict went with the revision"
+    world.wait(60)
+    world.spec({"v1": 0, "v2": 100}, retryToken=token)
+    world.settle()
+    assert (states(world), rejected(world)) == ([("speed", "Passed"), ("quality", "Running")], [])
+    world.wait(1)
+    world.gates.end(GateReport(evaluation=EvaluationNumbers(prompts=5, scores={"exactMatch": 0.9})))
+    world.settle()
+    assert (world.status.phase, runs(world)) == ("Progressing", 3)
+    assert world.gates.results == [("v2", "speed", "Passed"), ("v2", "quality", "Passed")]
+
+
+def test_what_a_gate_found_is_kept_also_when_the_operator_ends_after_the_verdict():
+    world = gated()
+    world.gates.end(measured(200))
+    world.reconcile(crash=True)
+    assert (rejected(world), world.gates.results) == ([("v2", "GateFailed")], [])
+    world.settle()
+    assert (states(world), world.gates.jobs) == ([("speed", "Failed")], [])
+    assert world.gates.results == [("v2", "speed", "Failed")]
 
 
 def test_what_the_pod_of_an_earlier_job_of_that_name_says_is_not_of_this_run():
