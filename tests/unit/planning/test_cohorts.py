@@ -66,7 +66,7 @@ def rejected_after(
         pytest.param([0.25], 100, id="a quarter"),
         pytest.param([0.5], 300, id="half, and many requests"),
         pytest.param([0.25, 0.75], 100, id="most"),
-        pytest.param([0.75, 1.0], 100, id="all"),
+        pytest.param([0.75, 1.0], 300, id="all, and many requests"),
     ],
 )
 def test_a_candidate_that_is_no_worse_is_not_rejected_because_errors_end_sooner(

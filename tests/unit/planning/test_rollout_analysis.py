@@ -190,6 +190,34 @@ def test_while_it_bakes_only_gross_harm_counts():
     assert world.weights == {"v1": 100}
 
 
+def test_of_a_candidate_that_has_just_got_all_traffic_only_gross_harm_is_believed():
+    world = judged_world()
+    world.spec(WHOLE, bakeTime="1h")
+    look(world, GOOD, looks=12, seconds=26)
+    look(world, GOOD, looks=12, seconds=51)
+    assert world.weights == {"v2": 100}
+    look(world, {"v2": Tally(1000, 400, 400, 160)}, looks=8)
+    assert rejected(world) == [], "errors end sooner than good answers"
+    look(world, {"v2": Tally(1000, 900, 900, 810)}, looks=2)
+    assert rejected(world) == [("v2", "AnalysisFailed")]
+
+
+def test_of_stable_beside_a_candidate_with_new_weight_only_gross_harm_is_believed():
+    def broken(world: RolloutWorld) -> bool:
+        assert world.status.analysis is not None
+        return world.status.analysis.stable_broken is not None
+
+    bad = {"v1": Tally(1000, 400, 400, 160), "v2": Tally(50, 20, 20, 8)}
+    world = judged_world()
+    look(world, bad, looks=10)
+    assert not broken(world)
+    look(world, bad, looks=6)
+    assert broken(world)
+    world = judged_world()
+    look(world, {"v1": Tally(1000, 900, 900, 810), "v2": Tally(50, 45, 45, 40)}, looks=9)
+    assert broken(world)
+
+
 def test_latencies_do_not_count_while_caches_are_cold_and_errors_do():
     world = judged_world(warmUp="60s")
     look(world, {"v1": Tally(900), "v2": Tally(50, 50, 50, 50)}, looks=11, objective=Objective.TTFT)
