@@ -116,6 +116,20 @@ def test_a_step_begins_with_new_capital_and_no_open_block():
     assert after.whole.log > comparison.whole.log
 
 
+@pytest.mark.parametrize(
+    ("stable", "paid"),
+    [
+        pytest.param(Tally(200, 2), True, id="hardly any is bad"),
+        pytest.param(Tally(7, 7, 6, 6), False, id="all that has ended is bad"),
+        pytest.param(NOTHING, False, id="nothing has ended"),
+    ],
+)
+def test_a_run_of_the_candidate_is_paid_for_only_where_stable_has_ended_good_ones_in_this_step(stable, paid):
+    history = Comparison(runs={0: Runs(60, 1)}).next_step(5)
+    after = history.look({0: Pair(Tally(7, 7, 6, 6), stable)}, 6)
+    assert (after.whole.log > math.log(100)) == (after.step.log > math.log(100)) == paid
+
+
 def test_history_tells_of_runs_and_of_nothing_else():
     comparison = Comparison()
     for second in range(30):
