@@ -113,8 +113,8 @@ def test_a_candidate_that_is_slow_or_wrong_is_refused_and_a_good_one_goes_on(gat
         env={"KUBECONFIG": str(world.system.provider.kubeconfig()), "PYTHONPATH": "operator", "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = {(r["revision"], r["gate"]): r["outcome"] for r in json.loads(shown.stdout)["results"]}
-    assert found["v2", "answers"] == found["v2", "speed"] == "Passed"
+    found = {(r["revision"], r["gate"], r["outcome"]) for r in json.loads(shown.stdout)["results"]}
+    assert found >= {("v2", "answers", "Passed"), ("v2", "speed", "Passed"), ("v2", "speed", "Failed")}, "all are kept"
 
 
 def test_a_gate_without_its_prompts_holds_until_they_are_there(gated):
