@@ -41,7 +41,8 @@ class CuttingProxy:
                     slow = self.pause and source is server and done > 10_000
                     data = source.recv(2000 if slow else 1 << 16)
                     if slow:
-                        time.sleep(self.pause)  # nothing is waited for: the slowness is what is tested
+                        # the slow link itself, which the test is about; nobody waits for anything here
+                        time.sleep(self.pause)
                     (server if source is client else client).sendall(data)
                     done += len(data) if source is server else 0
                     if not data or (most is not None and done > most):

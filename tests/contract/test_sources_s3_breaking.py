@@ -131,7 +131,7 @@ def test_kill_9_of_a_300_mb_download_at_many_points(server: S3Server, tmp_path: 
             until = time.monotonic() + 60
             while parts_of(scratch) <= max(kept, share * size) and process.poll() is None:
                 assert time.monotonic() < until
-                time.sleep(0.002)
+                time.sleep(0.002)  # between two looks at another process's files; it is killed at a byte, not at a time
             process.send_signal(signal.SIGKILL)
         assert parts_of(scratch) >= kept  # a process that goes on loses nothing
         kept = parts_of(scratch)
@@ -154,7 +154,7 @@ def test_kill_9_fetches_at_most_one_window_twice(tmp_path: Path) -> None:
         for goal in range(0, 40 << 20, 3 << 20):
             with start(source, target, chunk=chunk) as process:
                 while hub.sent <= goal and process.poll() is None:
-                    time.sleep(0.001)
+                    time.sleep(0.001)  # between two looks at what it has fetched; it is killed at a byte, not at a time
                 process.send_signal(signal.SIGKILL)
             kills += process.returncode == -signal.SIGKILL
             if target.exists():

@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         for at in range(begin, stop, size):
             piece = content[at : min(at + size, stop)]
             if pause is not None:
-                time.sleep(pause)  # nothing is waited for: the slowness is what is tested
+                time.sleep(pause)  # the slow server itself, which the test is about; nobody waits for anything here
             self.wfile.write(piece)
             hub.count("", len(piece))
             if hub.faults.stall is not None:
