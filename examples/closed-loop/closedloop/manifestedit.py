@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import Node, SequenceNode
 
 from closedloop.files import Json, StepError
+from tuneyard.cli.yamltext import Edit, edited, end_of, line_behind, loaded, value_of
 
 _LAYOUT = "write spec.revisions and spec.traffic as plain YAML lists"
-_Edit = tuple[int, int, str]
 
 
 def with_revision(text: str, deployment: str, revision: Json, percent: int) -> str:
@@ -32,8 +32,8 @@ def with_revision(text: str, deployment: str, revision: Json, percent: int) -> s
     old = int(spec["traffic"][heaviest]["weight"])
     if old <= percent:
         raise StepError(f"no revision of {deployment} has more than {percent} % of the traffic to give")
-    revisions, traffic = (_list(_value(node, "spec"), key) for key in ("revisions", "traffic"))
-    weight = _value(traffic.value[heaviest], "weight")
+    revisions, traffic = (_list(value_of(node, "spec"), key) for key in ("revisions", "traffic"))
+    weight = value_of(traffic.value[heaviest], "weight")
     if weight is None:
         raise StepError(f"ModelDeployment {deployment}: {_LAYOUT}")
     edits = [
@@ -41,9 +41,7 @@ def with_revision(text: str, deployment: str, revision: Json, percent: int) -> s
         (weight.start_mark.index, weight.end_mark.index, str(old - percent)),
         _appended(text, traffic, _flow({"revision": name, "weight": percent})),
     ]
-    changed = text
-    for begin, end, new in sorted(edits, reverse=True):
-        changed = changed[:begin] + new + changed[end:]
+    changed = edited(text, edits)
     wanted = _apart(list(yaml.safe_load_all(text)))
     wanted[number]["spec"]["revisions"].append(revision)
     wanted[number]["spec"]["traffic"][heaviest]["weight"] = old - percent
@@ -58,9 +56,8 @@ def with_resource(text: str, name: str) -> str:
     if not wanted or not isinstance(wanted[0], dict) or name in wanted[0].get("resources", []):
         return text
     node = next(iter(yaml.compose_all(text, yaml.SafeLoader)))
-    begin, end, new = _appended(text, _list(node, "resources"), name)
+    changed = edited(text, [_appended(text, _list(node, "resources"), name)])
     wanted[0]["resources"].append(name)
-    changed = text[:begin] + new + text[end:]
     _check(changed, wanted, "kustomization.yaml: write resources as a plain YAML list")
     return changed
 
@@ -83,16 +80,8 @@ def _document(text: str, deployment: str) -> tuple[int, dict[str, Any]]:
     raise StepError(f"the manifest holds no ModelDeployment {deployment}")
 
 
-def _value(node: Node | None, key: str) -> Node | None:
-    if isinstance(node, MappingNode):
-        for name, value in node.value:
-            if isinstance(name, ScalarNode) and name.value == key:
-                return value  # type: ignore[no-any-return]
-    return None
-
-
 def _list(node: Node | None, key: str) -> SequenceNode:
-    found = _value(node, key)
+    found = value_of(node, key)
     if not isinstance(found, SequenceNode) or not found.value:
         raise StepError(f"{key} is not a list with entries: {_LAYOUT}")
     return found
@@ -102,28 +91,15 @@ def _flow(mapping: Json) -> str:
     return "{" + ", ".join(f"{key}: {value}" for key, value in mapping.items()) + "}"
 
 
-def _appended(text: str, node: SequenceNode, entry: str) -> _Edit:
+def _appended(text: str, node: SequenceNode, entry: str) -> Edit:
     """Where and how one more entry is written: a line of its own, or in the brackets."""
-    last = node.value[-1]
-    end = _last(last).end_mark.index
+    end = end_of(node.value[-1])
     if node.flow_style:
         return end, end, f", {entry}"
-    begin = last.start_mark.index
+    begin = node.value[-1].start_mark.index
     dash = text.rfind("-", text.rfind("\n", 0, begin) + 1, begin)
     indent = text[text.rfind("\n", 0, dash) + 1 : dash]
-    line_end = text.find("\n", end)
-    line_end = len(text) if line_end < 0 else line_end
-    if text[line_end - 1 : line_end] == "\r":
-        line_end -= 1
-    newline = "\r\n" if "\r\n" in text else "\n"
-    return line_end, line_end, f"{newline}{indent}- {entry}"
-
-
-def _last(node: Node) -> Node:
-    """The last scalar or closed flow collection of a node: a block's own end is where the next thing begins."""
-    while isinstance(node, MappingNode | SequenceNode) and not node.flow_style and node.value:
-        node = node.value[-1][1] if isinstance(node, MappingNode) else node.value[-1]
-    return node
+    return line_behind(text, end, f"{indent}- {entry}")
 
 
 def _apart(value: Any) -> Any:
@@ -134,9 +110,5 @@ def _apart(value: Any) -> Any:
 
 
 def _check(changed: str, wanted: list[Any], words: str) -> None:
-    try:
-        found = list(yaml.safe_load_all(changed))
-    except yaml.YAMLError:
-        found = []
-    if found != wanted:
+    if loaded(changed) != wanted:
         raise StepError(words)

@@ -18,6 +18,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.yamltext import Edit, edited, end_of, line_behind, loaded, value_of
 
 KINDS = ("BaseModel", "LoRAAdapter")
 _DEEPEST = 16
@@ -74,7 +75,7 @@ def _found(
     if kind.endswith("List") and isinstance(items, list):
         if len(position) > _DEEPEST:
             raise UserError(f"it holds Lists within Lists over {_DEEPEST} levels")
-        listed = _value(node, "items")
+        listed = value_of(node, "items")
         nodes = listed.value if isinstance(listed, SequenceNode) else [None] * len(items)
         for number, (inner, item) in enumerate(zip(nodes, items, strict=True)):
             yield from _found((*position, number), inner, item, (version, kind.removesuffix("List")))
@@ -82,18 +83,18 @@ def _found(
         spec, metadata = content.get("spec"), content.get("metadata")
         if isinstance(spec, dict) and isinstance(spec.get("source"), dict):
             name = str(metadata.get("name")) if isinstance(metadata, dict) else "?"
-            place = _value(node, "spec")
+            place = value_of(node, "spec")
             yield Artifact(position, kind, name, spec, place if isinstance(place, MappingNode) else None)
 
 
 def pinned(text: str, pins: Sequence[Pins]) -> str:
     """The manifest with the pins written; raises UserError where that cannot be done without touching more."""
-    edits: list[tuple[int, int, str]] = []
+    edits: list[Edit] = []
     found = {artifact.position: artifact for artifact in artifacts(text)}
     for pin in pins:
         spec = found[pin.position].node
         if pin.revision is not None:
-            node = _value(_value(_value(spec, "source"), "huggingFace"), "revision")
+            node = value_of(value_of(value_of(spec, "source"), "huggingFace"), "revision")
             if not isinstance(node, ScalarNode):  # it is merged in from elsewhere
                 raise UserError(_OTHER_LAYOUT)
             begin, end = node.start_mark.index, node.end_mark.index
@@ -102,20 +103,10 @@ def pinned(text: str, pins: Sequence[Pins]) -> str:
             edits.append((begin, end, _like(node, pin.revision)))
         if pin.digest is not None:
             edits.append(_insertion(text, spec, pin.digest))
-    changed = text
-    for begin, end, new in sorted(set(edits), reverse=True):  # one object may be listed twice, by an alias
-        changed = changed[:begin] + new + changed[end:]
-    if _loaded(changed) != _wanted(text, pins):
+    changed = edited(text, edits)
+    if loaded(changed) != _wanted(text, pins):
         raise UserError(_OTHER_LAYOUT)
     return changed
-
-
-def _value(node: Node | None, key: str) -> Node | None:
-    if isinstance(node, MappingNode):
-        for name, value in node.value:
-            if isinstance(name, ScalarNode) and name.value == key:
-                return value  # type: ignore[no-any-return]
-    return None
 
 
 def _like(node: ScalarNode, text: str) -> str:
@@ -124,35 +115,16 @@ def _like(node: ScalarNode, text: str) -> str:
     return f"{quote}{text}{quote}"
 
 
-def _insertion(text: str, spec: MappingNode | None, digest: str) -> tuple[int, int, str]:
+def _insertion(text: str, spec: MappingNode | None, digest: str) -> Edit:
     """Where and how `digest` is written: behind `source`."""
     place = next(((n, v) for n, v in spec.value if n.value == "source"), None) if spec is not None else None
     if spec is None or place is None:
         raise UserError(_OTHER_LAYOUT)
     name, source = place
-    end = _last(source).end_mark.index
+    end = end_of(source)
     if spec.flow_style:
         return end, end, f", digest: {digest}"
-    line_end = text.find("\n", end)
-    line_end = len(text) if line_end < 0 else line_end
-    if text[line_end - 1 : line_end] == "\r":
-        line_end -= 1
-    newline = "\r\n" if "\r\n" in text else "\n"
-    return line_end, line_end, f"{newline}{' ' * name.start_mark.column}digest: {digest}"
-
-
-def _last(node: Node) -> Node:
-    """The last scalar or closed flow collection of a node: a block's own end is where the next thing begins."""
-    while isinstance(node, MappingNode) and not node.flow_style and node.value:
-        node = node.value[-1][1]
-    return node
-
-
-def _loaded(text: str) -> list[Any] | None:
-    try:
-        return list(yaml.safe_load_all(text))
-    except yaml.YAMLError:
-        return None
+    return line_behind(text, end, f"{' ' * name.start_mark.column}digest: {digest}")
 
 
 def _wanted(text: str, pins: Sequence[Pins]) -> list[Any]:
