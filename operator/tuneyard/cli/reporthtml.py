@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from html import escape
 
 from tuneyard.api.gatereports import GateCheck, GateResult, Sample
-from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, milliseconds
+from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, limit, milliseconds
 from tuneyard.planning.gatejudging import number
 
 _STYLE = """
@@ -73,11 +73,9 @@ def _result(result: GateResult) -> Iterator[str]:
 def _checks(checks: list[GateCheck]) -> str:
     rows = []
     for check in checks:
-        relation = "at most" if check.upper else "at least"
-        limit = f"{relation} {number(check.bound, check.unit)}" + (f" ({check.limit})" if "x" in check.limit else "")
         stable = "" if check.stable is None else number(check.stable, check.unit)
         word = "kept" if check.passed else "missed"
-        cells = (check.metric, number(check.value, check.unit), limit, stable)
+        cells = (check.metric, number(check.value, check.unit), limit(check), stable)
         rows.append(
             f"<tr><td>{escape(cells[0])}</td>"
             + "".join(f'<td class="n">{escape(c)}</td>' for c in cells[1:])

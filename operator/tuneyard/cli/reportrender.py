@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tuneyard.api.gatereports import GateCheck, GateResult
-from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, milliseconds
+from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, limit, milliseconds
 from tuneyard.cli.statusrender import section, table
 from tuneyard.planning.gatejudging import number
 
@@ -60,11 +60,9 @@ def _result(result: GateResult) -> Iterator[RenderableType]:
 def _checks(checks: list[GateCheck]) -> RenderableType:
     rows = table("METRIC", "VALUE", "LIMIT", "STABLE", "")
     for check in checks:
-        relation = "at most" if check.upper else "at least"
         stable = "-" if check.stable is None else number(check.stable, check.unit)
-        limit = f"{relation} {number(check.bound, check.unit)}" + (f" ({check.limit})" if "x" in check.limit else "")
         kept = Text("kept", style="green") if check.passed else Text("missed", style="red")
-        rows.add_row(check.metric, number(check.value, check.unit), limit, stable, kept)
+        rows.add_row(check.metric, number(check.value, check.unit), limit(check), stable, kept)
     return rows
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.gatereports import GateReports, GateResult, Histogram, Side
+from tuneyard.api.gatereports import GateCheck, GateReports, GateResult, Side, Times
 from tuneyard.api.gates import GateStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning.gatejudging import number
 
 KINDS = (("ttft", "time to the first token"), ("itl", "time between tokens"), ("e2e", "time to the whole answer"))
 
@@ -65,9 +66,14 @@ def bars(candidate: Side, stable: Side, kind: str) -> list[Bar]:
     ]
 
 
-def _counts(times: object) -> dict[int, int]:
-    histogram: Histogram | None = getattr(times, "histogram", None)
-    return {} if histogram is None else {histogram.first + n: c for n, c in enumerate(histogram.counts)}
+def _counts(times: Times | None) -> dict[int, int]:
+    return {} if times is None else {times.histogram.first + n: c for n, c in enumerate(times.histogram.counts)}
+
+
+def limit(check: GateCheck) -> str:
+    """What a number may be, for people; where it follows from stable's, also as the spec says it."""
+    relation = "at most" if check.upper else "at least"
+    return f"{relation} {number(check.bound, check.unit)}" + (f" ({check.limit})" if "x" in check.limit else "")
 
 
 def milliseconds(value: float) -> str:
