@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneyard.api.gatereports import MESSAGE_BYTES, GateReport, GateTask
-from tuneyard.api.gates import JUDGE_KEY, JUDGE_URL, Evaluation, Gate, Judge
+from tuneyard.api.gates import DEFAULT_PROMPTS_KEY, JUDGE_KEY, JUDGE_URL, Evaluation, Gate, Judge
 from tuneyard.gate import benchmark, evaluation
 from tuneyard.gate.asking import Asker, MisroutedError, session
 from tuneyard.gate.judge import Grader, JudgeError
@@ -54,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def fitting(report: GateReport, limit: int = MESSAGE_BYTES) -> str:
+def fitting(report: GateReport) -> str:
     """The report as JSON, with as many of its samples as fit."""
     while True:
         text = json.dumps(report.to_dict(), separators=(",", ":"), ensure_ascii=False)
-        if len(text.encode()) <= limit or not report.samples:
+        if len(text.encode()) <= MESSAGE_BYTES or not report.samples:
             return text
         report = report.model_copy(update={"samples": report.samples[:-1]})
 
@@ -89,7 +89,7 @@ def _task(folder: Path) -> GateTask:
 
 
 def _prompts(folder: Path, gate: Evaluation) -> list[Prompt]:
-    where = f"ConfigMap {gate.prompts.config_map}, key {gate.prompts.key or 'prompts.jsonl'}"
+    where = f"ConfigMap {gate.prompts.config_map}, key {gate.prompts.key or DEFAULT_PROMPTS_KEY}"
     path = folder / "prompts" / PROMPTS_FILE
     if not path.exists():
         raise CannotRunError(f"{where} does not exist: create it, with a JSON object a line")
