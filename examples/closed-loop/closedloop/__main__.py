@@ -20,7 +20,7 @@ from pathlib import Path
 
 from closedloop import judging
 from closedloop.collecting import feedback_lines, joined
-from closedloop.files import StepError, as_lines, read_json, read_lines, sha256, write_json
+from closedloop.files import StepError, as_lines, lines_of, read_json, read_lines, sha256, write_json
 from closedloop.selecting import select
 from closedloop.training import Hyperparameters, train
 
@@ -57,9 +57,10 @@ def _select(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     run: Path = options.run
-    content = (run / "train.jsonl").read_bytes()
+    path = run / "train.jsonl"
+    content = path.read_bytes()
     given = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})
-    record = train(options.base, options.base_name, read_lines(run / "train.jsonl"), run / "adapter", given)
+    record = train(options.base, options.base_name, list(lines_of(content, str(path))), run / "adapter", given)
     write_json(run / "training.json", {**record, "datasetHash": sha256(content)})
     _say("train", examples=record["examples"], loss=record["loss"], digest=record["digest"])
     return 0
