@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,7 +23,7 @@ from rich.text import Text
 
 from tuneyard.api import names
 from tuneyard.api.analysis import milliseconds
-from tuneyard.api.conditions import is_true
+from tuneyard.api.conditions import find, is_true
 from tuneyard.api.drill import MOST_DELAY_MS, Fault
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import Verdict
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a ModelDeployment with spec.rollout.analysis")
     parser.add_argument("-n", "--namespace", help="namespace (default: the one of the kubeconfig's context)")
     parser.add_argument("--gateway", metavar="URL", help="where requests go (default: the URL in the status)")
-    parser.add_argument("--api-key", metavar="FILE", help="a file with the key that requests carry")
+    parser.add_argument("--api-key", type=Path, metavar="FILE", help="a file with the key that requests carry")
     parser.add_argument("--errors", type=int, metavar="PERCENT", help="of the candidate's answers (default 100)")
     parser.add_argument("--delay", metavar="TIME", help="instead: how much later its answers come, for example 5s")
     parser.add_argument(
@@ -162,12 +163,11 @@ def _seconds(text: str) -> float:
         raise UserError(f"--within: {error}") from error
 
 
-def _key(file: str | None) -> str | None:
+def _key(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        with open(file, encoding="utf-8") as opened:  # noqa: PTH123 (a path that a user has typed)
-            return opened.read().strip()
+        return file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise UserError(f"--api-key: {file} cannot be read: {error.strerror}") from error
 
@@ -213,7 +213,8 @@ async def _until_ready(drill: _Drill) -> None:
         if found.rollout and found.rollout.stable == STABLE and is_true(found.conditions, "Ready"):
             return
         if time.monotonic() > deadline:
-            said = next((c.message for c in found.conditions if c.type == "Ready"), "the operator says nothing of it")
+            ready = find(found.conditions, "Ready")
+            said = ready.message if ready else "the operator says nothing of it"
             raise UserError(f"{drill.name} is not ready within {_READY_SECONDS:.0f} s: {said}")
         await asyncio.sleep(_POLL_SECONDS)
 
