@@ -25,6 +25,8 @@ SAMPLE = LOOP / "sample"
 CURRENT = ROOT / "examples" / "adapters" / "acme-support-v1"
 EPOCHS = 14
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+NAME = "acme-support-v4"
+"""Of the adapter that is proposed."""
 
 
 def step(*arguments: object) -> int:
@@ -74,12 +76,12 @@ def learn(run: Path, epochs: int) -> int:
     return 0
 
 
-def propose(run: Path, repo: Path, name: str = "acme-support-v4") -> int:
+def propose(run: Path, repo: Path) -> int:
     """The last step, into a repository; returns its exit status."""
     return light_step(
         *("propose", run, "--repo", repo, "--file", "models/acme-support.yaml", "--deployment", "acme-support"),
-        *("--base-model", "smollm2", "--name", name, "--revision", "v4"),
-        *("--source", f"volume:artifacts/adapters/{name}"),
+        *("--base-model", "smollm2", "--name", NAME, "--revision", "v4"),
+        *("--source", f"volume:artifacts/adapters/{NAME}"),
     )
 
 
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     run, repo = options.out / "run", repository(options.out / "manifests")
     status = learn(run, options.epochs) or propose(run, repo)
     if status == 0:
-        subprocess.run(["git", "-C", str(repo), "show", "propose/acme-support-v4"], check=True)
+        subprocess.run(["git", "-C", str(repo), "show", f"propose/{NAME}"], check=True)
     return status
 
 

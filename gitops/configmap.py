@@ -33,10 +33,10 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(_Block, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
 
 
-def customizations(folder: Path = FOLDER) -> dict[str, str]:
+def customizations() -> dict[str, str]:
     """Key -> text of every setting that the scripts are."""
     found: dict[str, str] = {}
-    for kind in sorted((folder / "resource_customizations").glob("*/*")):
+    for kind in sorted((FOLDER / "resource_customizations").glob("*/*")):
         name = f"{kind.parent.name}_{kind.name}"
         found[f"resource.customizations.health.{name}"] = (kind / "health.lua").read_text()
         if (kind / "actions").is_dir():
@@ -55,14 +55,14 @@ def _yaml(value: object) -> str:
     return text
 
 
-def rendered(folder: Path = FOLDER) -> str:
+def rendered() -> str:
     """The ConfigMap."""
     return _HEAD + _yaml(
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": "argocd-cm", "labels": {"app.kubernetes.io/part-of": "argocd"}},
-            "data": {key: _Block(text) for key, text in customizations(folder).items()},
+            "data": {key: _Block(text) for key, text in customizations().items()},
         }
     )
 
