@@ -11,8 +11,8 @@ from pathlib import Path
 from aiohttp import web
 
 from tuneyard.gateway.mirroring import Copy, Mirroring
+from tuneyard.gateway.unixserver import serve_unix
 from tuneyard.planning.mirrored import Came
-from tuneyard.systems.envoy.listening import make_way, protect
 from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT, COPY_PATH
 
 _LONGEST_ID = 128
@@ -81,10 +81,5 @@ def application(mirroring: Mirroring) -> web.Application:
 
 
 async def serve(mirroring: Mirroring, socket: Path) -> web.AppRunner:
-    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced."""
-    runner = web.AppRunner(application(mirroring), access_log=None, shutdown_timeout=0.2)
-    await runner.setup()
-    make_way(socket)
-    await web.UnixSite(runner, str(socket), backlog=1024).start()
-    protect(socket)
-    return runner
+    """Listen on a Unix socket."""
+    return await serve_unix(application(mirroring), socket)
