@@ -13,12 +13,12 @@ from aiohttp import web
 from tuneyard.gateway.mirroring import Copy, Mirroring
 from tuneyard.gateway.unixserver import serve_unix
 from tuneyard.planning.mirrored import Came
+from tuneyard.systems.envoy.front import INFERENCE_PATHS
 from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT, COPY_PATH
 
 _LONGEST_ID = 128
 _REASONS = ("too-long", "busy")
 """Why the script leaves a request out."""
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 def _header(request: web.Request, name: str) -> str:
@@ -38,7 +38,7 @@ async def _copy(request: web.Request) -> Copy:
     """ValueError where it is none."""
     first, last = (int(part) for part in _header(request, "at").split("-"))
     path, told, size = _header(request, "path"), await request.read(), int(_header(request, "size"))
-    if path not in _PATHS or not 1 < first <= last < size <= len(told):
+    if path not in INFERENCE_PATHS or not 1 < first <= last < size <= len(told):
         raise ValueError("not a copy of a request")
     user = Came(
         status=int(_header(request, "status")),
