@@ -68,7 +68,7 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
     """Each row of the table in gateway/evidence.py; a deployment per row."""
     pods = {name: Upstream(f"pod-{name}") for name in ("well", "errors", "closes", "breaks", "gone", "silent")}
     pods["errors"].mode, pods["closes"].mode, pods["breaks"].mode = "error", "close", "headers-then-close"
-    pods["silent"].mode = "silent"
+    pods["silent"].mode = "hang"
     rows = {
         "whole": "well", "streamed": "well", "slow": "well", "failing": "well", "left": "well", "chosen": "well",
         "errors": "errors", "closes": "closes", "breaks": "breaks", "gone": "gone",

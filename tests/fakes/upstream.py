@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
-Mode = Literal["answer", "silent", "close", "draining", "stopping", "error", "headers-then-close", "hang"]
+Mode = Literal["answer", "close", "draining", "stopping", "error", "headers-then-close", "hang"]
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,8 @@ class Upstream:
         self.arrived[model] = time.perf_counter()
         if self.mode == "close":
             return False
-        if self.mode == "silent":
-            await asyncio.sleep(3600)  # until its connection is ended
         if self.mode == "hang":
-            await asyncio.Event().wait()
+            await asyncio.Event().wait()  # until its connection is ended
         if self.mode == "headers-then-close":
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             writer.write(_chunk(_event({"choices": [{"index": 0, "delta": {"content": "begun"}}]})))

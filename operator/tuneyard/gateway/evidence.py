@@ -171,12 +171,12 @@ class Evidence:
 
     def routed(self, model: str, routes: ModelRoutes | None) -> None:
         """A model is routed like this from now on, None: not any more."""
-        before = self._models.pop(model, None)
-        name = f"{routes.namespace}/{routes.deployment}" if routes is not None else None
-        if routes is not None and name is not None and routes.slo is not None:
-            self._models[model] = name
+        before, name = self._models.pop(model, None), None
+        if routes is not None and routes.slo is not None:
+            name = self._models[model] = f"{routes.namespace}/{routes.deployment}"
             self._put(name, routes.uid, routes.slo, routes.weights)
-        if before is not None and before not in self._models.values() and self._judged.pop(before, None) is not None:
+        if before is not None and before != name and before not in self._models.values():
+            del self._judged[before]
             self._tell()
 
     def _put(self, name: str, uid: str, slo: Slo, revisions: Mapping[str, int]) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from aiohttp import web
 
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.unixserver import serve_unix
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.bootstrap import (
     HOLD_MODEL_HEADER,
@@ -31,7 +32,6 @@ from tuneyard.systems.envoy.bootstrap import (
     HOLD_REVISION_HEADER,
     HOLD_SECONDS,
 )
-from tuneyard.systems.envoy.listening import make_way, protect
 
 ROOM_GRACE = 3.0
 """Seconds for which a pool has to be full before nobody waits for it any more."""
@@ -191,17 +191,9 @@ def application(holding: Holding) -> web.Application:
 
 
 async def serve(holding: Holding, socket: Path, *others: Callable[[web.Application], None]) -> web.AppRunner:
-    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced.
-
-    `others` add what else Envoy's scripts ask.
-    """
-    # a client that leaves ends Envoy's call, and only a handler that is cancelled by that frees the place
+    """Listen on a Unix socket; `others` add what else Envoy's scripts ask."""
     app = application(holding)
     for add in others:
         add(app)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handler_cancellation=True)
-    await runner.setup()
-    make_way(socket)
-    await web.UnixSite(runner, str(socket), backlog=1024).start()
-    protect(socket)
-    return runner
+    # a client that leaves ends Envoy's call, and only a handler that is cancelled by that frees the place
+    return await serve_unix(app, socket, handler_cancellation=True)

@@ -136,8 +136,10 @@ class Gateway:
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)
         self.answer_metrics.rated(answer, given.bad)
-        routes = self.publisher.model_of(answer.deployment) if self._export is not None else None
-        if self._export is not None and routes is not None:
+        if self._export is None:
+            return
+        routes = self.publisher.model_of(answer.deployment)
+        if routes is not None:
             self._export.add(
                 feedback_record(
                     routes,

@@ -11,14 +11,14 @@ from pathlib import Path
 from aiohttp import web
 
 from tuneyard.gateway.mirroring import Copy, Mirroring
+from tuneyard.gateway.unixserver import serve_unix
 from tuneyard.planning.mirrored import Came
-from tuneyard.systems.envoy.listening import make_way, protect
+from tuneyard.systems.envoy.front import INFERENCE_PATHS
 from tuneyard.systems.envoy.mirroring import ANSWER_LIMIT, BODY_LIMIT, COPY_PATH
 
 _LONGEST_ID = 128
 _REASONS = ("too-long", "busy")
 """Why the script leaves a request out."""
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 def _header(request: web.Request, name: str) -> str:
@@ -38,7 +38,7 @@ async def _copy(request: web.Request) -> Copy:
     """ValueError where it is none."""
     first, last = (int(part) for part in _header(request, "at").split("-"))
     path, told, size = _header(request, "path"), await request.read(), int(_header(request, "size"))
-    if path not in _PATHS or not 1 < first <= last < size <= len(told):
+    if path not in INFERENCE_PATHS or not 1 < first <= last < size <= len(told):
         raise ValueError("not a copy of a request")
     user = Came(
         status=int(_header(request, "status")),
@@ -81,10 +81,5 @@ def application(mirroring: Mirroring) -> web.Application:
 
 
 async def serve(mirroring: Mirroring, socket: Path) -> web.AppRunner:
-    """Listen on a Unix socket that only this pod's user may open; one that an earlier process left is replaced."""
-    runner = web.AppRunner(application(mirroring), access_log=None, shutdown_timeout=0.2)
-    await runner.setup()
-    make_way(socket)
-    await web.UnixSite(runner, str(socket), backlog=1024).start()
-    protect(socket)
-    return runner
+    """Listen on a Unix socket."""
+    return await serve_unix(application(mirroring), socket)

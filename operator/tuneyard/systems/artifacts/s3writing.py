@@ -34,11 +34,6 @@ class S3Writer:
         """`target`: its `uri` names bucket and prefix; raises ArtifactError where the credentials are unfit."""
         self._at = S3Access(target, credentials)
 
-    @property
-    def what(self) -> str:
-        """The place, for messages."""
-        return self._at.what
-
     def put(self, name: str, body: bytes) -> None:
         """Write one object, `name` is its key below the prefix; raises ArtifactError."""
         what = f"{self._at.what}{name}"

@@ -40,7 +40,7 @@ from tuneyard.systems.envoy.documents import (
     status_is,
     tcp,
 )
-from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter
+from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
 
 RUN_DIRECTORY = "/run/tuneyard"
@@ -65,7 +65,6 @@ _HOLD_MARGIN = 5.0
 NOWHERE = "nowhere"
 """A cluster without endpoints, for shares of traffic that nobody may serve: `rewrite` refuses before it is asked."""
 STAT_PREFIX = "gateway"
-LUA_FILTERS = ("extract", "mirror", "rewrite", "answer")
 GATE_HEADER = "x-tuneyard-gate"
 HOP_HEADER = "tuneyard-hop"
 """On every request to an engine. Clients may say it too, and are refused: nothing removes it on the way in."""
@@ -89,6 +88,7 @@ def gateway_scripts(hold_seconds: float = HOLD_SECONDS) -> dict[str, str]:
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     return {
         "extract": refusals + script("extract"),
+        "mirror": mirror_script(),
         "rewrite": refusals + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
         "answer": script("answer"),
     }
@@ -249,7 +249,7 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> J
             lua("extract", scripts["extract"]),
             # does nothing but where a route says so (a rehearsal)
             extension("fault", "filters.http.fault.v3.HTTPFault"),
-            _unrouting(mirror_filter(scripts.get("mirror"))),
+            _unrouting(mirror_filter(scripts["mirror"])),
             _unrouting(lua("rewrite", scripts["rewrite"])),
             _gate(),
             _unrouting(lua("answer", scripts["answer"])),

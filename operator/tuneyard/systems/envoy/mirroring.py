@@ -28,16 +28,21 @@ _PATIENCE = 5000
 _SCRIPT = "copy"
 
 
-def mirror_filter(source: str | None = None) -> Json:
-    """The Lua filter, which does nothing on routes that do not name its script; `source` replaces the script."""
+def mirror_script() -> str:
+    """The filter's Lua, with its limits."""
     limits = (
         "local BODY_LIMIT, ANSWER_LIMIT, HELD_LIMIT, PATIENCE = "
         f"{BODY_LIMIT}, {ANSWER_LIMIT}, {HELD_LIMIT}, {_PATIENCE}\n"
     )
+    return limits + script("mirror")
+
+
+def mirror_filter(source: str) -> Json:
+    """The Lua filter, which does nothing on routes that do not name its script."""
     return extension(
         "mirror",
         "filters.http.lua.v3.Lua",
-        source_codes={_SCRIPT: {"inline_string": source or limits + script("mirror")}},
+        source_codes={_SCRIPT: {"inline_string": source}},
         stat_prefix="mirror",
     )
 

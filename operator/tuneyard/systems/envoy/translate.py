@@ -43,8 +43,6 @@ EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
 GateToken = Callable[[str, str], str]
 """The token of the gates of (namespace, ModelDeployment)."""
-GATE_ROUTE = "gate/"
-"""Name of a route begins so that only gates take: what they ask is nobody's traffic."""
 
 _CLIENT_CREDENTIALS = ("cookie", "x-api-key", "api-key")
 """Besides authorization, which is replaced: what clients may have meant for somebody else."""
@@ -262,37 +260,37 @@ def _mirrored(model: ModelRoutes, revision: RevisionRoute, does: Json) -> Json:
     return does | {"typed_per_filter_config": filters}
 
 
-def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
-    """Routes for requests that name a revision; one that does not exist is refused rather than replaced."""
-    routes: list[Json] = [
+def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> list[Json]:
+    """A route to each revision, for requests that name it; `shown`: the other headers that they need."""
+    return [
         {
-            "name": f"revision/{revision.name}",
+            "name": f"{kind}/{revision.name}",
             "match": {
                 "prefix": "/v1/",
-                "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}],
+                "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
             },
             "route": {"cluster": cluster_name(model, revision), **_TRIED_AGAIN},
             **_to_revision(model, revision, key),
         }
         for revision in model.revisions
     ]
+
+
+def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
+    """Routes for requests that name a revision; one that does not exist is refused rather than replaced."""
     unknown: Json = {
         "name": "revision/-",
         "match": {"prefix": "/v1/", "headers": [{"name": names.REVISION_HEADER, "present_match": True}]},
         "route": {"cluster": NOWHERE},
         "typed_per_filter_config": _rewriting(refusal="revision"),
     }
-    return [*routes, unknown]
+    return [*_to_named(model, key, "revision"), unknown]
 
 
 def _by_gate(model: ModelRoutes, key: EngineKey, token: str) -> list[Json]:
     """Routes for gates, whose token stands for the right to name a revision; without it they do not exist."""
     shown = {"name": names.GATE_TOKEN_HEADER, "string_match": {"exact": token}}
-    found = [route for route in _by_header(model, key) if route["name"] != "revision/-"]
-    for route in found:
-        route["name"] = GATE_ROUTE + route["name"].removeprefix("revision/")
-        route["match"]["headers"].append(shown)
-    return found
+    return _to_named(model, key, "gate", shown)
 
 
 def _described(model: ModelRoutes) -> Json:
