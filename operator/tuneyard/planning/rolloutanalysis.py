@@ -32,7 +32,8 @@ from tuneyard.api.analysis import (
     Slo,
     share,
 )
-from tuneyard.api.evidence import Counted, EvidenceRecord
+from tuneyard.api.documents import Counted
+from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.rollout import RolloutSpec, StableContents
 from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import (
@@ -56,12 +57,12 @@ from tuneyard.planning.evidence import (
     Objective,
     Position,
     Reading,
-    Series,
-    Tally,
     forgotten,
     growth,
+    read_counts,
     total,
     warmed,
+    written_counts,
 )
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.sequential import Comparison, Watch, watch_after
@@ -140,7 +141,8 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     same = record.candidate == about
     late = _late(record, now)
     readings = looking.readings(record)
-    position, grown = growth(Position(record.looked, _read(record.seen)), readings, now)
+    read = {process: read_counts(counted) for process, counted in record.seen.items()}
+    position, grown = growth(Position(record.looked, read), readings, now)
     known_by_name = all(r.process in record.seen for r in readings)
     unchanged = same and record.weight == looking.weight and known_by_name
     if unchanged and not (grown and late <= 0):
@@ -241,7 +243,7 @@ class _Looking:
         here = {r.process for r in answers.readings}
         if len(here) >= answers.expected or len(position.seen or {}) > _PROCESSES:
             position = forgotten(position, here)
-        return {process: _written(counts) for process, counts in (position.seen or {}).items()}
+        return {process: written_counts(counts) for process, counts in (position.seen or {}).items()}
 
     def about_another(self, record: EvidenceRecord, analysis: Analysis) -> tuple[EvidenceRecord, Analysis]:
         """Somebody else is the candidate, or nobody: how stable's bad answers come is known all the same.
@@ -323,29 +325,3 @@ def _late(record: EvidenceRecord, now: float) -> float:
 def _contents(seen: Seen, revision: str) -> StableContents | None:
     found = seen.hashes.get(revision)
     return StableContents(revision=revision, content_hash=found) if found is not None else None
-
-
-def _written(counts: Counts) -> Counted:
-    found: Counted = {}
-    for series, tally in counts.items():
-        found.setdefault(series.revision, {}).setdefault(series.objective.value, {})[series.prompts] = (
-            tally.judged,
-            tally.bad,
-            tally.after_bad,
-            tally.again,
-        )
-    return found
-
-
-def _read(seen: Mapping[str, Counted]) -> dict[str, Counts]:
-    objectives = {o.value: o for o in Objective}
-    return {
-        process: {
-            Series(revision, objectives[objective], prompts): Tally(*numbers)
-            for revision, by_objective in counted.items()
-            for objective, by_prompts in by_objective.items()
-            if objective in objectives
-            for prompts, numbers in by_prompts.items()
-        }
-        for process, counted in seen.items()
-    }
