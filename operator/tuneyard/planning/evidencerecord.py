@@ -58,8 +58,7 @@ def evidence_actions(
         return ()
     if record is not None:
         return (Apply(evidence_object(deployment, record)),)
-    wanted = deployment.spec.rollout is not None and deployment.spec.rollout.analysis is not None
-    if wanted or config_map is None or config_map.deleted:
+    if deployment.spec.analysis is not None or config_map is None or config_map.deleted:
         return ()
     found = config_map
     return (Delete("v1", "ConfigMap", found.namespace, found.name, found.uid, found.resource_version),)
