@@ -16,10 +16,11 @@ import json
 from typing import Any
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.children import label_value, marked
-from tuneyard.planning.observations import RECORD_KEY, ChildObservation, parsed
+from tuneyard.planning.observations import RECORD_KEY, ChildObservation
 from tuneyard.planning.plan import Action, Apply, Delete
 
 

@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutRecord
 from tuneyard.planning import children
-from tuneyard.planning.observations import RECORD_KEY, PodObservation, parsed, pod_observation
+from tuneyard.planning.observations import RECORD_KEY, PodObservation, pod_observation
 from tuneyard.planning.pools import grown_copies, holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.signatures import (
