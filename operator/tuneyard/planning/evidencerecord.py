@@ -19,7 +19,7 @@ from tuneyard.api import names
 from tuneyard.api.base import parsed
 from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource
-from tuneyard.planning.children import label_value, marked
+from tuneyard.planning.children import label_value, marked, owner
 from tuneyard.planning.observations import RECORD_KEY, ChildObservation
 from tuneyard.planning.plan import Action, Apply, Delete
 
@@ -35,7 +35,6 @@ def evidence_of(config_map: ChildObservation | None, deployment: ModelDeployment
 def evidence_object(deployment: ModelDeploymentResource, record: EvidenceRecord) -> dict[str, Any]:
     """The ConfigMap of a record."""
     meta = deployment.metadata
-    owner = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "name": meta.name, "uid": meta.uid}
     metadata = {
         "name": names.rollout_evidence(meta.name),
         "namespace": meta.namespace,
@@ -45,7 +44,7 @@ def evidence_object(deployment: ModelDeploymentResource, record: EvidenceRecord)
             names.LABEL_COMPONENT: names.ROLLOUT_EVIDENCE,
             names.LABEL_DEPLOYMENT: label_value(meta.name),
         },
-        "ownerReferences": [owner],
+        "ownerReferences": [owner(deployment)],
     }
     text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
     return marked({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {RECORD_KEY: text}})
