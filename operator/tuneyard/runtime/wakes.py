@@ -52,6 +52,9 @@ Wake = Callable[[Iterable[Key]], None]
 WakeItself = Callable[[Key], None]
 Group = Key | tuple[str, ...]
 
+_UNWATCHED = frozenset({names.GATE, names.GATE_REPORTS, names.ROLLOUT_EVIDENCE})
+"""Components of ConfigMaps that wake nobody: only the operator's own passes read them, and look when they need them."""
+
 
 def base_label(namespace: str, label: str) -> Group:
     """Group of the BaseModels (one, in practice) whose pods and children have this value of tuneyard.dev/base-model."""
@@ -191,12 +194,9 @@ class Wakes:
         if (api_version, kind) == CONFIG_MAP and is_record(item):
             self._wake(self._in_scope(_recorded(item)))
             return
-        if (api_version, kind) == CONFIG_MAP and is_of_gates(item):
+        if _component(item) in _UNWATCHED:
             return
         metadata = item["metadata"]
-        if (metadata.get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_EVIDENCE:
-            # only the operator's own passes read it, and they write it
-            return
         namespace = metadata.get("namespace", "")
         label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
         member = (api_version, kind, namespace, metadata["name"])
@@ -355,12 +355,12 @@ def _key(kind: str, item: Object) -> Key:
 
 def is_record(item: Object) -> bool:
     """Whether a ConfigMap is what outlives a ModelDeployment."""
-    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_RECORD
+    return _component(item) == names.ROLLOUT_RECORD
 
 
-def is_of_gates(item: Object) -> bool:
-    """Whether a ConfigMap belongs to gates: what they tell is read while they run, and wakes nobody."""
-    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) in (names.GATE, names.GATE_REPORTS)
+def _component(item: Object) -> str | None:
+    found: str | None = (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
+    return found
 
 
 def _recorded(item: Object) -> list[Key]:
