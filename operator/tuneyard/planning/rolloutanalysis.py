@@ -29,7 +29,6 @@ from tuneyard.api.analysis import (
     DEFAULT_MIN_REQUESTS,
     DEFAULT_WARM_UP,
     AnalysisSpec,
-    Slo,
     share,
 )
 from tuneyard.api.documents import Counted
@@ -122,16 +121,13 @@ def _targets(spec: AnalysisSpec) -> list[Target]:
     return [*found, Target(Objective.FEEDBACK, share(slo.feedback))] if slo.feedback else found
 
 
-_NO_SPEC = AnalysisSpec(slo=Slo())
-
-
 def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     """What is known of the candidate, or of stable alone; None where nothing is to be known, or contents are not."""
-    rules, before = rules_of(seen.rollout), _contents(seen, stable)
+    rules, spec, before = rules_of(seen.rollout), seen.rollout.analysis, _contents(seen, stable)
     about = _contents(seen, candidate) if candidate is not None else None
-    if rules is None or before is None or (candidate is not None and about is None):
+    if rules is None or spec is None or before is None or (candidate is not None and about is None):
         return None
-    looking = _Looking(seen, rules, seen.rollout.analysis or _NO_SPEC, before, about)
+    looking = _Looking(seen, rules, spec, before, about)
     known = looking.known()
     now = seen.now.timestamp()
     if known is None:
