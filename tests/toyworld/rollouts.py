@@ -131,6 +131,11 @@ class RolloutWorld:
         seen = self.situation()
         return model_routes(self.now, seen.adapters, seen.bases, seen.pods)
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """What the spec gives each revision."""
+        return {r.name: self.now.spec.weight_of(r.name) for r in self.now.spec.revisions}
+
     def reconcile(self, *, crash: bool = False) -> Plan:
         """One pass; `crash`: it ends between its actions and its status, whichever comes first."""
         known = self.now
