@@ -18,7 +18,7 @@ beside it. Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,9 +171,14 @@ class _Looking:
         return self.seen.now.timestamp()
 
     @property
+    def about(self) -> str:
+        """The candidate's name; nobody's is empty."""
+        return self.candidate.revision if self.candidate else ""
+
+    @property
     def weight(self) -> int:
         """What the stored status gives the candidate."""
-        return self.seen.served.get(self.candidate.revision, 0) if self.candidate else 0
+        return self.seen.served.get(self.about, 0)
 
     def known(self) -> _Known | None:
         """What is stored, where it is about this stable revision and these objectives."""
@@ -191,8 +196,7 @@ class _Looking:
     def anew(self) -> _Known:
         """Nothing is known: what gateways have counted is only where they begin."""
         meta = self.seen.deployment.metadata
-        about = self.candidate.revision if self.candidate else ""
-        analysis = Analysis(about, self.stable.revision)
+        analysis = Analysis(self.about, self.stable.revision)
         record = EvidenceRecord(
             deployment=meta.name,
             uid=meta.uid,
@@ -246,7 +250,6 @@ class _Looking:
 
         Of a gateway that is silent now nothing counts until it has said where it is.
         """
-        about = self.candidate.revision if self.candidate else ""
         update = {
             "candidate": self.candidate,
             "weight": 0,
@@ -254,7 +257,7 @@ class _Looking:
             "broken_before": False,
             "seen": self.positions(self._here()),
         }
-        return record.model_copy(update=update), begun(replace(analysis, candidate=about), self.now)
+        return record.model_copy(update=update), begun(replace(analysis, candidate=self.about), self.now)
 
     def settled(self, known: _Known) -> _Known:
         """With the weight that the candidate has now."""
@@ -298,13 +301,11 @@ class _Looking:
         return Look(analysis, record, stored, judgement, not stored or told <= 0, again)
 
     def _here(self) -> Position:
-        revisions = {self.stable.revision, self.candidate.revision if self.candidate else ""}
-        return growth(Position(), self._of(revisions), self.now)[0]
+        return growth(Position(), self._of({self.stable.revision, self.about}), self.now)[0]
 
-    def _of(self, revisions: Iterable[str]) -> list[Reading]:
-        wanted = set(revisions)
+    def _of(self, revisions: Set[str]) -> list[Reading]:
         return [
-            replace(r, counts={s: t for s, t in r.counts.items() if s.revision in wanted})
+            replace(r, counts={s: t for s, t in r.counts.items() if s.revision in revisions})
             for r in self.seen.answers.readings
         ]
 
