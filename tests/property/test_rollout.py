@@ -43,13 +43,11 @@ def edit(weights: list[int], listed: int) -> Step:
 weight = st.sampled_from([0, 0, 1, 5, 10, 50, 99, 100])
 edits = st.builds(edit, st.lists(weight, min_size=2, max_size=2), st.integers(2, 3))
 tokens = st.sampled_from(["", "a", "b"]).map(
-    lambda t: Step(f"token {t!r}", lambda w: w.spec(traffic_of(w), retryToken=t or None))
+    lambda t: Step(f"token {t!r}", lambda w: w.spec(w.traffic, retryToken=t or None))
 )
-pauses = st.booleans().map(lambda p: Step(f"paused {p}", lambda w: w.spec(traffic_of(w), paused=p or None)))
-modes = st.sampled_from(["Manual", "Progressive"]).map(
-    lambda m: Step(f"mode {m}", lambda w: w.spec(traffic_of(w), mode=m))
-)
-bakes = st.sampled_from(["0s", "30m"]).map(lambda b: Step(f"bake {b}", lambda w: w.spec(traffic_of(w), bakeTime=b)))
+pauses = st.booleans().map(lambda p: Step(f"paused {p}", lambda w: w.spec(w.traffic, paused=p or None)))
+modes = st.sampled_from(["Manual", "Progressive"]).map(lambda m: Step(f"mode {m}", lambda w: w.spec(w.traffic, mode=m)))
+bakes = st.sampled_from(["0s", "30m"]).map(lambda b: Step(f"bake {b}", lambda w: w.spec(w.traffic, bakeTime=b)))
 pods = st.tuples(st.sampled_from(NAMES), st.booleans()).map(
     lambda p: Step(f"{p[0]} ready {p[1]}", lambda w: w.ready.update({p[0]: p[1]}))
 )
@@ -70,17 +68,13 @@ reports: list[GateReport | str] = [measured(100), measured(200), GateReport(cann
 endings = st.sampled_from(reports).map(lambda r: Step(f"gates end with {r!r}"[:60], lambda w: w.gates.end(r)))
 lost_jobs = st.just(Step("all Jobs are gone", lambda w: w.gates.lose()))
 gate_edits = st.sampled_from([[], [SPEED], [SPEED, QUALITY]]).map(
-    lambda g: Step(f"{len(g)} gates", lambda w: w.spec(traffic_of(w), gates=g))
+    lambda g: Step(f"{len(g)} gates", lambda w: w.spec(w.traffic, gates=g))
 )
 calm = st.just(Step("calm", RolloutWorld.settle))
 anything = st.one_of(
     edits, edits, pods, pods, breaks, mends, commands, losses, waits, waits, passes, passes, looks, calm, calm, tokens,
     pauses, modes, bakes, endings, lost_jobs, gate_edits,
 )  # fmt: skip
-
-
-def traffic_of(world: RolloutWorld) -> dict[str, int]:
-    return {r.name: world.now.spec.weight_of(r.name) for r in world.now.spec.revisions}
 
 
 def hashes(world: RolloutWorld) -> dict[str, str | None]:

@@ -89,8 +89,7 @@ edits = st.sampled_from(
 
 def _slo(error_rate: str) -> Callable[[Judged], None]:
     def run(judged: Judged) -> None:
-        traffic = {r.name: judged.world.now.spec.weight_of(r.name) for r in judged.world.now.spec.revisions}
-        judged.world.spec(traffic, analysis={**ANALYSIS, "slo": {"errorRate": error_rate}})
+        judged.world.spec(judged.world.traffic, analysis={**ANALYSIS, "slo": {"errorRate": error_rate}})
 
     return run
 

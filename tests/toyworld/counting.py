@@ -9,7 +9,7 @@ from tests.builders import T0
 from tuneyard.api.analysis import Slo
 from tuneyard.api.documents import DeploymentEvidence, EvidenceReport
 from tuneyard.planning.answers import Heard
-from tuneyard.planning.evidence import NOTHING, Objective, Series, Tally
+from tuneyard.planning.evidence import NOTHING, Objective, Series, Tally, written_counts
 
 _LONG_AGO = T0 - timedelta(days=365)
 
@@ -44,15 +44,12 @@ class Counting:
         self.about = (uid, slo)
         if self.silent:
             return None
-        counts: dict[str, dict[str, dict[int, tuple[int, int, int, int]]]] = {}
-        for (revision, objective, prompts), tally in self.counts.items():
-            counts.setdefault(revision, {}).setdefault(objective.value, {})[prompts] = tuple(tally)  # type: ignore[assignment]
         report = EvidenceReport(
             gateway=self.name,
             process=f"{self.name}-{self.number}",
             age_seconds=(now - self.started).total_seconds(),
             version=1,
             judging=self.judging,
-            deployments={"/".join(key): DeploymentEvidence(uid=uid, slo=slo, counts=counts)},
+            deployments={"/".join(key): DeploymentEvidence(uid=uid, slo=slo, counts=written_counts(self.counts))},
         )
         return Heard(EvidenceReport.model_validate_json(report.model_dump_json(by_alias=True)), now.timestamp())

@@ -32,6 +32,10 @@ def measured(candidate: float, stable: float = 100.0) -> GateReport:
     return GateReport(benchmark=BenchmarkNumbers(candidate=side(candidate), stable=side(stable)))
 
 
+def _owners(obj: Json) -> list[str]:
+    return [o["uid"] for o in obj["metadata"].get("ownerReferences", ())]
+
+
 @dataclass
 class Gates:
     """All objects of gates of one namespace."""
@@ -80,8 +84,7 @@ class Gates:
         self.messages.pop(job, None)
         gone = self.objects["Job", job]["metadata"]["uid"]
         for key, obj in list(self.objects.items()):
-            owners = [o["uid"] for o in obj["metadata"].get("ownerReferences", ())]
-            if key == ("Job", job) or gone in owners:
+            if key == ("Job", job) or gone in _owners(obj):
                 del self.objects[key]
 
     def lose(self) -> None:
@@ -91,13 +94,9 @@ class Gates:
 
     def orphaned(self, uid: str) -> None:
         """A ModelDeployment goes, and its Jobs."""
-        for kind, name in list(self.objects):
-            owners = [
-                o["uid"]
-                for o in self.objects.get((kind, name), {"metadata": {}})["metadata"].get("ownerReferences", ())
-            ]
-            if kind == "Job" and uid in owners:
-                self.remove(name)
+        for job in self.jobs:
+            if uid in _owners(self.objects["Job", job]):
+                self.remove(job)
 
     @property
     def jobs(self) -> list[str]:

@@ -131,6 +131,11 @@ class RolloutWorld:
         seen = self.situation()
         return model_routes(self.now, seen.adapters, seen.bases, seen.pods)
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """What the spec gives each revision."""
+        return {r.name: self.now.spec.weight_of(r.name) for r in self.now.spec.revisions}
+
     def reconcile(self, *, crash: bool = False) -> Plan:
         """One pass; `crash`: it ends between its actions and its status, whichever comes first."""
         known = self.now
@@ -224,11 +229,10 @@ class RolloutWorld:
 
     def _answers(self, deployed: ModelDeploymentResource) -> AnswersView:
         """Gateways that judge what the spec names."""
-        rollout = deployed.spec.rollout
-        slo = rollout.analysis.slo if rollout and rollout.analysis else None
-        if slo is None:
+        analysis, meta = deployed.spec.analysis, deployed.metadata
+        if analysis is None:
             return AnswersView((), len(GATEWAYS))
-        told = (c.heard(deployed.metadata.key, deployed.metadata.uid, slo, self.clock) for c in self.counting.values())
+        told = (c.heard(meta.key, meta.uid, analysis.slo, self.clock) for c in self.counting.values())
         return AnswersView(tuple(h for h in told if h is not None), len(GATEWAYS))
 
     def _put(self, name: str, child: ChildObservation | None) -> None:

@@ -6,9 +6,9 @@ able to read what a newer one wrote.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
 
@@ -27,3 +27,16 @@ class ApiModel(BaseModel):
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Read the JSON form; raises pydantic.ValidationError where it does not fit."""
         return cls.model_validate(data)
+
+
+_Document = TypeVar("_Document", bound=ApiModel)
+
+
+def parsed(document: type[_Document], text: str | None) -> _Document | None:
+    """A document from JSON text, or None where there is none or it does not fit."""
+    if not text:
+        return None
+    try:
+        return document.model_validate_json(text)
+    except ValidationError:
+        return None

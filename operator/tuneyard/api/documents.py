@@ -233,6 +233,11 @@ class DemandReport(ApiModel):
     deployments: dict[str, DeploymentDemand] = {}
 
 
+Counted = dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]
+"""Revision -> objective (planning/evidence.py) -> length of the prompt, by `prompt_bucket` -> answers that were judged,
+those that were bad, those whose predecessor was bad, and those of them that were bad too."""
+
+
 class DeploymentEvidence(ApiModel):
     """What one gateway has seen of the answers of one ModelDeployment."""
 
@@ -240,9 +245,7 @@ class DeploymentEvidence(ApiModel):
     """The object's; another one began to be counted anew."""
     slo: Slo
     """What answers were judged by; with another one counting begins anew."""
-    counts: dict[str, dict[str, dict[int, tuple[int, int, int, int]]]] = {}
-    """Revision -> objective (planning/evidence.py) -> length of the prompt, by `prompt_bucket` -> answers that were
-    judged, those that were bad, those whose predecessor was bad, and those of them that were bad too."""
+    counts: Counted = {}
 
 
 class EvidenceReport(ApiModel):

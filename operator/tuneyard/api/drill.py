@@ -6,14 +6,13 @@ Who may set it may also take the object's traffic away by its spec: it gives no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from tuneyard.api import names
-from tuneyard.api.base import ApiModel
+from tuneyard.api.base import ApiModel, parsed
 
 MOST_DELAY_MS = 60_000
 
@@ -30,10 +29,4 @@ class Fault(ApiModel):
 
 def fault_of(annotations: Mapping[str, str]) -> Fault | None:
     """The fault that an object's annotations ask for; None without one, or where it cannot be read."""
-    text = annotations.get(names.ANNOTATION_DRILL)
-    if text is None:
-        return None
-    try:
-        return Fault.from_dict(json.loads(text))
-    except (ValueError, ValidationError):
-        return None
+    return parsed(Fault, annotations.get(names.ANNOTATION_DRILL))

@@ -11,10 +11,8 @@ from typing import Any, Literal
 
 from tuneyard.api.analysis import Slo
 from tuneyard.api.base import ApiModel
+from tuneyard.api.documents import Counted
 from tuneyard.api.rollout import StableContents
-
-Counted = dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]
-"""As in DeploymentEvidence.counts."""
 
 
 class EvidenceRecord(ApiModel):

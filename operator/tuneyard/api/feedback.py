@@ -43,9 +43,7 @@ class FeedbackRecord(ApiModel):
     adapter_digest: Digest | None = None
     score: Annotated[float, Field(ge=-1, le=1)]
     """-1 is as bad, 1 as good as can be."""
-    text: Annotated[str | None, AfterValidator(lambda text: text if text is None else _short(text))] = Field(
-        default=None, repr=False
-    )
+    text: Annotated[Annotated[str, AfterValidator(_short)] | None, Field(repr=False)] = None
     """What the user wrote; may hold anything, so it is in no log and no representation."""
 
     def line(self) -> bytes:

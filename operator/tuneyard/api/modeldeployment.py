@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import Moment
@@ -124,6 +125,11 @@ class ModelDeploymentSpec(ApiModel):
     def progressive(self) -> bool:
         """Whether candidates climb by steps."""
         return self.rollout is not None and self.rollout.mode == "Progressive"
+
+    @property
+    def analysis(self) -> AnalysisSpec | None:
+        """What candidates' answers are judged by, if the spec says so."""
+        return self.rollout.analysis if self.rollout is not None else None
 
     def weight_of(self, revision: str) -> int:
         """The spec weight of a revision, 0 where traffic does not name it."""

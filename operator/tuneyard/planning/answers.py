@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuneyard.api.analysis import Slo
-from tuneyard.api.documents import DeploymentEvidence, EvidenceReport
-from tuneyard.planning.evidence import Objective, Reading, Series, Tally
-
-_OBJECTIVES = {o.value: o for o in Objective}
+from tuneyard.api.documents import EvidenceReport
+from tuneyard.planning.evidence import Reading, read_counts
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,7 @@ class AnswersView:
         name = "/".join(deployment)
         found = [(h, h.report.deployments[name]) for h in self.heard if name in h.report.deployments]
         fitting = [(h, told) for h, told in found if told.uid == uid and told.slo == slo]
-        readings = (Reading(h.report.process, h.at - h.report.age_seconds, _counts(told)) for h, told in fitting)
+        readings = (
+            Reading(h.report.process, h.at - h.report.age_seconds, read_counts(told.counts)) for h, told in fitting
+        )
         return Answers(tuple(readings), self.expected, sum(h.report.judging for h, _ in fitting))
-
-
-def _counts(told: DeploymentEvidence) -> dict[Series, Tally]:
-    return {
-        Series(revision, _OBJECTIVES[objective], prompts): Tally(*numbers)
-        for revision, by_objective in told.counts.items()
-        for objective, by_prompts in by_objective.items()
-        if objective in _OBJECTIVES
-        for prompts, numbers in by_prompts.items()
-    }

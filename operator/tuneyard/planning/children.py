@@ -20,6 +20,7 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan, stored_plan
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.observations import ChildObservation, EngineKeys
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
@@ -86,14 +87,11 @@ def service_name(pool: str) -> str:
     return names.bounded(f"pool-{name.replace('.', '-')}", 54) + f"-{names.short_hash(pool)}"
 
 
-def owner(base: BaseModelResource) -> Json:
-    """The reference that lets garbage collection take a child with its BaseModel."""
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": "BaseModel",
-        "name": base.metadata.name,
-        "uid": base.metadata.uid,
-    }
+def owner(resource: BaseModelResource | ModelDeploymentResource) -> Json:
+    """The reference that lets garbage collection take a child with what it belongs to."""
+    kind = "BaseModel" if isinstance(resource, BaseModelResource) else "ModelDeployment"
+    meta = resource.metadata
+    return {"apiVersion": names.API_VERSION, "kind": kind, "name": meta.name, "uid": meta.uid}
 
 
 def _labels(pool: Pool) -> dict[str, str]:

@@ -24,6 +24,8 @@ from enum import StrEnum
 from functools import reduce
 from typing import NamedTuple
 
+from tuneyard.api.documents import Counted
+
 
 class Objective(StrEnum):
     """What an answer is judged by; the value is its field in `rollout.analysis.slo`."""
@@ -110,6 +112,32 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 Counts = Mapping[Series, Tally]
+
+_OBJECTIVES = {o.value: o for o in Objective}
+
+
+def read_counts(counted: Counted) -> dict[Series, Tally]:
+    """Counters as documents have them; an objective that is not known here is not read."""
+    return {
+        Series(revision, _OBJECTIVES[objective], prompts): Tally(*numbers)
+        for revision, by_objective in counted.items()
+        for objective, by_prompts in by_objective.items()
+        if objective in _OBJECTIVES
+        for prompts, numbers in by_prompts.items()
+    }
+
+
+def written_counts(counts: Counts) -> Counted:
+    """The same the other way."""
+    found: Counted = {}
+    for series, tally in counts.items():
+        found.setdefault(series.revision, {}).setdefault(series.objective.value, {})[series.prompts] = (
+            tally.judged,
+            tally.bad,
+            tally.after_bad,
+            tally.again,
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import json
 from typing import Any
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource
-from tuneyard.planning.children import label_value, marked
-from tuneyard.planning.observations import RECORD_KEY, ChildObservation, parsed
+from tuneyard.planning.children import label_value, marked, owner
+from tuneyard.planning.observations import RECORD_KEY, ChildObservation
 from tuneyard.planning.plan import Action, Apply, Delete
 
 
@@ -34,7 +35,6 @@ def evidence_of(config_map: ChildObservation | None, deployment: ModelDeployment
 def evidence_object(deployment: ModelDeploymentResource, record: EvidenceRecord) -> dict[str, Any]:
     """The ConfigMap of a record."""
     meta = deployment.metadata
-    owner = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "name": meta.name, "uid": meta.uid}
     metadata = {
         "name": names.rollout_evidence(meta.name),
         "namespace": meta.namespace,
@@ -44,7 +44,7 @@ def evidence_object(deployment: ModelDeploymentResource, record: EvidenceRecord)
             names.LABEL_COMPONENT: names.ROLLOUT_EVIDENCE,
             names.LABEL_DEPLOYMENT: label_value(meta.name),
         },
-        "ownerReferences": [owner],
+        "ownerReferences": [owner(deployment)],
     }
     text = json.dumps(record.to_dict(), sort_keys=True, separators=(",", ":"))
     return marked({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {RECORD_KEY: text}})
@@ -58,8 +58,7 @@ def evidence_actions(
         return ()
     if record is not None:
         return (Apply(evidence_object(deployment, record)),)
-    wanted = deployment.spec.rollout is not None and deployment.spec.rollout.analysis is not None
-    if wanted or config_map is None or config_map.deleted:
+    if deployment.spec.analysis is not None or config_map is None or config_map.deleted:
         return ()
     found = config_map
     return (Delete("v1", "ConfigMap", found.namespace, found.name, found.uid, found.resource_version),)

@@ -20,7 +20,7 @@ from tuneyard.api.gatereports import MAX_RESULTS, GateReports, GateResult, GateT
 from tuneyard.api.gates import DEFAULT_PROMPTS_KEY, DEFAULT_TIMEOUT, JUDGE_KEY, JUDGE_URL, Gate
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.schema import seconds
-from tuneyard.planning.children import label_value, marked
+from tuneyard.planning.children import label_value, marked, owner
 from tuneyard.planning.gateobservations import REPORTS_KEY, GateJob, JobMark
 from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.plan import Redacted
@@ -52,14 +52,8 @@ def timeout(gate: Gate) -> int:
 def job_object(deployment: ModelDeploymentResource, gate: Gate, mark: JobMark, settings: Settings) -> Json:
     """The Job of one run."""
     name = names.gate_job(deployment.metadata.name, mark.key, mark.attempt)
-    owner = {
-        "apiVersion": names.API_VERSION,
-        "kind": "ModelDeployment",
-        "name": deployment.metadata.name,
-        "uid": deployment.metadata.uid,
-    }
     metadata = {
-        **_metadata(name, deployment, [owner]),
+        **_metadata(name, deployment, owner(deployment)),
         "annotations": {names.ANNOTATION_GATE: json.dumps(mark.to_dict(), sort_keys=True)},
     }
     spec = {
@@ -80,7 +74,7 @@ def companions(
     """What the pod of a Job mounts: its token and, last because it tells that all is there, its task."""
     mark = job.mark
     assert mark is not None, "a Job without a mark is nobody's, and goes"  # noqa: S101
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid}
+    of_job = {"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid}
     task = GateTask(
         gateway=settings.gateway_service.rstrip("/"),
         model=deployment.model_name,
@@ -97,7 +91,7 @@ def companions(
                 "apiVersion": "v1",
                 "kind": "Secret",
                 "type": "Opaque",
-                "metadata": _metadata(names.gate_secret(job.name), deployment, [owner]),
+                "metadata": _metadata(names.gate_secret(job.name), deployment, of_job),
                 "data": {TOKEN: secret},
             }
         ),
@@ -105,7 +99,7 @@ def companions(
             {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "metadata": _metadata(job.name, deployment, [owner]),
+                "metadata": _metadata(job.name, deployment, of_job),
                 "data": {TASK_FILE: text},
             }
         ),
@@ -113,7 +107,7 @@ def companions(
 
 
 def kept_reports(before: GateReports | None, deployment: str, results: list[GateResult]) -> GateReports:
-    """The reports with these: of one key and outcome the newest, and of all the newest MAX_RESULTS."""
+    """The reports with these: of one key the newest, and of all the newest MAX_RESULTS."""
     new = {r.key for r in results}
     older = [r for r in (before.results if before else ()) if r.key not in new]
     return GateReports(deployment=deployment, results=[*older, *results][-MAX_RESULTS:])
@@ -122,11 +116,10 @@ def kept_reports(before: GateReports | None, deployment: str, results: list[Gate
 def reports_object(deployment: ModelDeploymentResource, reports: GateReports, record: ChildObservation | None) -> Json:
     """The ConfigMap of the results. It goes with the record of the verdicts, which outlives the deployment."""
     if record is not None and record.component == names.ROLLOUT_RECORD:
-        owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": record.name, "uid": record.uid}
+        kept_by = {"apiVersion": "v1", "kind": "ConfigMap", "name": record.name, "uid": record.uid}
     else:
-        meta = deployment.metadata
-        owner = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "name": meta.name, "uid": meta.uid}
-    metadata = _metadata(names.gate_reports(deployment.metadata.name), deployment, [owner])
+        kept_by = owner(deployment)
+    metadata = _metadata(names.gate_reports(deployment.metadata.name), deployment, kept_by)
     metadata["labels"][names.LABEL_COMPONENT] = names.GATE_REPORTS
     text = json.dumps(reports.to_dict(), sort_keys=True, separators=(",", ":"))
     return marked({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {REPORTS_KEY: text}})
@@ -142,12 +135,12 @@ def _labels(deployment: ModelDeploymentResource) -> dict[str, str]:
     }
 
 
-def _metadata(name: str, deployment: ModelDeploymentResource, owners: list[Json]) -> Json:
+def _metadata(name: str, deployment: ModelDeploymentResource, owned_by: Json) -> Json:
     return {
         "name": name,
         "namespace": deployment.metadata.namespace,
         "labels": _labels(deployment),
-        "ownerReferences": owners,
+        "ownerReferences": [owned_by],
     }
 
 

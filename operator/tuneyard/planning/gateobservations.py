@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.base import ApiModel
+from tuneyard.api.base import ApiModel, parsed
 from tuneyard.api.gatereports import GateReport, GateReports
 from tuneyard.planning.plan import Redacted
 
 REPORTS_KEY = "reports.json"
-_Document = TypeVar("_Document", bound=ApiModel)
 
 
 class JobMark(ApiModel):
@@ -84,7 +81,7 @@ def looked_at(
     text = (reports.get("data") or {}).get(REPORTS_KEY) if reports is not None and not foreign else None
     return GateObservation(
         jobs=tuple(_job(j, by_job.get(j["metadata"].get("uid", ""), []), told) for j in jobs),
-        reports=_read(GateReports, text),
+        reports=parsed(GateReports, text),
         foreign=foreign,
         token=token,
     )
@@ -98,13 +95,13 @@ def _owners(item: Mapping[str, Any]) -> set[str]:
 def _job(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], told: set[str]) -> GateJob:
     metadata, status = job["metadata"], job.get("status") or {}
     found = [c for pod in pods for c in _container(pod)]
-    reports = (_read(GateReport, _terminated(c).get("message")) for c in found)
+    reports = (parsed(GateReport, _terminated(c).get("message")) for c in found)
     report = next((r for r in reports if r is not None), None)
     return GateJob(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         resource_version=metadata.get("resourceVersion") or "",
-        mark=_read(JobMark, (metadata.get("annotations") or {}).get(names.ANNOTATION_GATE)),
+        mark=parsed(JobMark, (metadata.get("annotations") or {}).get(names.ANNOTATION_GATE)),
         created=metadata.get("creationTimestamp") or "",
         deleted=bool(metadata.get("deletionTimestamp")),
         started=next((s for c in found if (s := (_state(c, "running") or _terminated(c)).get("startedAt"))), None),
@@ -113,13 +110,6 @@ def _job(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]], told: set[st
         waits_for=_waits_for(pods, found),
         told=metadata.get("uid") in told,
     )
-
-
-def _read(document: type[_Document], text: str | None) -> _Document | None:
-    try:
-        return document.model_validate_json(text or "")
-    except ValidationError:
-        return None
 
 
 def _container(pod: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -18,7 +18,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from tuneyard.api.gatereports import GateResult
@@ -114,10 +114,7 @@ def gating(seen: Seen, status: RolloutStatus, candidate: str) -> Gating:
             return Gating(False, tuple(states), failure=Problem(Reason.GATE_FAILED, state.message))
     if current is None:
         return Gating(passed=True, states=tuple(states))
-    return Gating(
-        False, tuple(states), held=current.held, job=current.job, actions=current.actions,
-        look_again=current.look_again,
-    )  # fmt: skip
+    return replace(current, states=tuple(states))
 
 
 def settled_states(seen: Seen, candidate: str) -> tuple[GateStatus, ...]:

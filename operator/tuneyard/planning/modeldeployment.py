@@ -196,7 +196,7 @@ def _seen(
 
 
 def _answers(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Answers:
-    analysis = deployment.spec.rollout.analysis if deployment.spec.rollout else None
+    analysis = deployment.spec.analysis
     return obs.answers.of(deployment.metadata.key, deployment.metadata.uid, analysis.slo) if analysis else Answers()
 
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.base import ApiModel
+from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import AppliedReport, BaseReport, KeepReport, PodReport, plan_text
 from tuneyard.api.loraadapter import LoRAAdapterResource
@@ -43,8 +41,6 @@ _PULL_FAILURES = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageNam
 _CREATE_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _MESSAGE_LIMIT = 600
 _CRASHES_THAT_COUNT = 2
-
-_Document = TypeVar("_Document", bound=ApiModel)
 
 
 @dataclass(frozen=True)
@@ -224,22 +220,13 @@ class ModelDeploymentObservation:
     settings: Settings
     now: datetime
     record: ChildObservation | None = None
-    """The ConfigMap that outlives it; `evidence`: the one with the evidence on its candidate."""
+    """The ConfigMap that outlives it."""
     gates: GateObservation | None = None
     """None: nobody has looked."""
     demand: DemandView = field(default_factory=DemandView)
     answers: AnswersView = field(default_factory=AnswersView)
     evidence: ChildObservation | None = None
-
-
-def parsed(document: type[_Document], text: str | None) -> _Document | None:
-    """A document from JSON text, or None where there is none or it does not fit."""
-    if not text:
-        return None
-    try:
-        return document.model_validate_json(text)
-    except ValidationError:
-        return None
+    """The ConfigMap with the evidence on its candidate."""
 
 
 def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
@@ -36,7 +37,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
 from tuneyard.planning.keepwarm import warm
-from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem, parsed
+from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 
 POOL_GRACE = 60.0
 """Seconds that a pool outlives the last reference to it."""

@@ -18,7 +18,7 @@ beside it. Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,10 +29,10 @@ from tuneyard.api.analysis import (
     DEFAULT_MIN_REQUESTS,
     DEFAULT_WARM_UP,
     AnalysisSpec,
-    Slo,
     share,
 )
-from tuneyard.api.evidence import Counted, EvidenceRecord
+from tuneyard.api.documents import Counted
+from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.rollout import RolloutSpec, StableContents
 from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import (
@@ -56,12 +56,12 @@ from tuneyard.planning.evidence import (
     Objective,
     Position,
     Reading,
-    Series,
-    Tally,
     forgotten,
     growth,
+    read_counts,
     total,
     warmed,
+    written_counts,
 )
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.sequential import Comparison, Watch, watch_after
@@ -121,16 +121,13 @@ def _targets(spec: AnalysisSpec) -> list[Target]:
     return [*found, Target(Objective.FEEDBACK, share(slo.feedback))] if slo.feedback else found
 
 
-_NO_SPEC = AnalysisSpec(slo=Slo())
-
-
 def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     """What is known of the candidate, or of stable alone; None where nothing is to be known, or contents are not."""
-    rules, before = rules_of(seen.rollout), _contents(seen, stable)
+    rules, spec, before = rules_of(seen.rollout), seen.rollout.analysis, _contents(seen, stable)
     about = _contents(seen, candidate) if candidate is not None else None
-    if rules is None or before is None or (candidate is not None and about is None):
+    if rules is None or spec is None or before is None or (candidate is not None and about is None):
         return None
-    looking = _Looking(seen, rules, seen.rollout.analysis or _NO_SPEC, before, about)
+    looking = _Looking(seen, rules, spec, before, about)
     known = looking.known()
     now = seen.now.timestamp()
     if known is None:
@@ -140,7 +137,8 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     same = record.candidate == about
     late = _late(record, now)
     readings = looking.readings(record)
-    position, grown = growth(Position(record.looked, _read(record.seen)), readings, now)
+    read = {process: read_counts(counted) for process, counted in record.seen.items()}
+    position, grown = growth(Position(record.looked, read), readings, now)
     known_by_name = all(r.process in record.seen for r in readings)
     unchanged = same and record.weight == looking.weight and known_by_name
     if unchanged and not (grown and late <= 0):
@@ -173,9 +171,14 @@ class _Looking:
         return self.seen.now.timestamp()
 
     @property
+    def about(self) -> str:
+        """The candidate's name; nobody's is empty."""
+        return self.candidate.revision if self.candidate else ""
+
+    @property
     def weight(self) -> int:
         """What the stored status gives the candidate."""
-        return self.seen.served.get(self.candidate.revision, 0) if self.candidate else 0
+        return self.seen.served.get(self.about, 0)
 
     def known(self) -> _Known | None:
         """What is stored, where it is about this stable revision and these objectives."""
@@ -193,8 +196,7 @@ class _Looking:
     def anew(self) -> _Known:
         """Nothing is known: what gateways have counted is only where they begin."""
         meta = self.seen.deployment.metadata
-        about = self.candidate.revision if self.candidate else ""
-        analysis = Analysis(about, self.stable.revision)
+        analysis = Analysis(self.about, self.stable.revision)
         record = EvidenceRecord(
             deployment=meta.name,
             uid=meta.uid,
@@ -241,14 +243,13 @@ class _Looking:
         here = {r.process for r in answers.readings}
         if len(here) >= answers.expected or len(position.seen or {}) > _PROCESSES:
             position = forgotten(position, here)
-        return {process: _written(counts) for process, counts in (position.seen or {}).items()}
+        return {process: written_counts(counts) for process, counts in (position.seen or {}).items()}
 
     def about_another(self, record: EvidenceRecord, analysis: Analysis) -> tuple[EvidenceRecord, Analysis]:
         """Somebody else is the candidate, or nobody: how stable's bad answers come is known all the same.
 
         Of a gateway that is silent now nothing counts until it has said where it is.
         """
-        about = self.candidate.revision if self.candidate else ""
         update = {
             "candidate": self.candidate,
             "weight": 0,
@@ -256,7 +257,7 @@ class _Looking:
             "broken_before": False,
             "seen": self.positions(self._here()),
         }
-        return record.model_copy(update=update), begun(replace(analysis, candidate=about), self.now)
+        return record.model_copy(update=update), begun(replace(analysis, candidate=self.about), self.now)
 
     def settled(self, known: _Known) -> _Known:
         """With the weight that the candidate has now."""
@@ -300,13 +301,11 @@ class _Looking:
         return Look(analysis, record, stored, judgement, not stored or told <= 0, again)
 
     def _here(self) -> Position:
-        revisions = {self.stable.revision, self.candidate.revision if self.candidate else ""}
-        return growth(Position(), self._of(revisions), self.now)[0]
+        return growth(Position(), self._of({self.stable.revision, self.about}), self.now)[0]
 
-    def _of(self, revisions: Iterable[str]) -> list[Reading]:
-        wanted = set(revisions)
+    def _of(self, revisions: Set[str]) -> list[Reading]:
         return [
-            replace(r, counts={s: t for s, t in r.counts.items() if s.revision in wanted})
+            replace(r, counts={s: t for s, t in r.counts.items() if s.revision in revisions})
             for r in self.seen.answers.readings
         ]
 
@@ -323,29 +322,3 @@ def _late(record: EvidenceRecord, now: float) -> float:
 def _contents(seen: Seen, revision: str) -> StableContents | None:
     found = seen.hashes.get(revision)
     return StableContents(revision=revision, content_hash=found) if found is not None else None
-
-
-def _written(counts: Counts) -> Counted:
-    found: Counted = {}
-    for series, tally in counts.items():
-        found.setdefault(series.revision, {}).setdefault(series.objective.value, {})[series.prompts] = (
-            tally.judged,
-            tally.bad,
-            tally.after_bad,
-            tally.again,
-        )
-    return found
-
-
-def _read(seen: Mapping[str, Counted]) -> dict[str, Counts]:
-    objectives = {o.value: o for o in Objective}
-    return {
-        process: {
-            Series(revision, objectives[objective], prompts): Tally(*numbers)
-            for revision, by_objective in counted.items()
-            for objective, by_prompts in by_objective.items()
-            if objective in objectives
-            for prompts, numbers in by_prompts.items()
-        }
-        for process, counted in seen.items()
-    }

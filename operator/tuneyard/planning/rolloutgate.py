@@ -14,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tuneyard.api.analysis import DEFAULT_INCONCLUSIVE_DEADLINE
@@ -81,28 +81,25 @@ def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
         opens = outcome is not Outcome.METRICS_UNAVAILABLE
     if opens:
         return Gate(found, status=told, told=sentence)
-    return _unproven(seen, Gate(found, opens=False, status=told), candidate, stable, stopped=stopped)
+    return _unproven(seen, found, told, candidate, stable, stopped=stopped)
 
 
-def _unproven(seen: Seen, shut: Gate, candidate: str, stable: str, *, stopped: bool) -> Gate:
+def _unproven(seen: Seen, found: Look, told: AnalysisStatus, candidate: str, stable: str, *, stopped: bool) -> Gate:
     """What becomes of a candidate of which too little is known; the time runs only from the end of its hold."""
-    found, told = shut.look, shut.status
-    if found is None or told is None:
-        return shut
     at = position(seen, candidate, stable, skips=False, stopped=stopped, passes=False)
     same = seen.before is not None and seen.before.step == at.step
     before = _before(seen, candidate) if same else None
     if not at.waits or found.blamed or Outcome(told.outcome) not in _UNKNOWN:
-        return replace(shut, status=_halted(seen, told, before))
+        return Gate(found, opens=False, status=_halted(seen, told, before))
     started = _resumed(seen, before) or seen.stamp
     told = told.model_copy(update={"inconclusive_since": started})
     left, action = inconclusive_left(seen, told), _action(seen)
     if left is None or left > 0 or action == "Hold":
-        return Gate(shut.look, opens=False, status=told)
+        return Gate(found, opens=False, status=told)
     words = f"{told.sentence}; it has been inconclusive since {started}, longer than inconclusiveDeadline"
     if action == "Promote":
-        return Gate(shut.look, status=told, told=words)
-    return Gate(shut.look, opens=False, against=Problem(Reason.INCONCLUSIVE, clipped(words, 900)), status=told)
+        return Gate(found, status=told, told=words)
+    return Gate(found, opens=False, against=Problem(Reason.INCONCLUSIVE, clipped(words, 900)), status=told)
 
 
 def _halted(seen: Seen, told: AnalysisStatus, before: AnalysisStatus | None) -> AnalysisStatus:

@@ -17,10 +17,11 @@ from datetime import datetime
 from typing import Any
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutRecord, RolloutStatus, StableContents
 from tuneyard.planning.children import as_applied, label_value, marked
-from tuneyard.planning.observations import RECORD_KEY, ChildObservation, parsed
+from tuneyard.planning.observations import RECORD_KEY, ChildObservation
 from tuneyard.planning.plan import Action, Apply, Delete, Plan
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 

@@ -184,7 +184,7 @@ def model_routes(
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
     routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
-    analysis = deployment.spec.rollout.analysis if deployment.spec.rollout else None
+    analysis = deployment.spec.analysis
     return ModelRoutes(
         model=deployment.model_name,
         namespace=deployment.metadata.namespace,

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -79,7 +78,6 @@ class Gateways:
         self._applied: dict[str, Said[AppliedReport]] = {}
         self._demand: dict[str, Said[DemandReport]] = {}
         self._evidence: dict[str, Said[EvidenceReport]] = {}
-        self._came: dict[str, float] = {}
         # gateways are asked by address, and the token is what tells that the answer comes from one
         self._http = connections()
 
@@ -150,8 +148,8 @@ class Gateways:
         return DemandView(reports, len(self._followed))
 
     def _answers(self) -> AnswersView:
-        said = [(name, self._evidence.get(name, Said())) for name in sorted(self._followed)]
-        heard = (Heard(s.report, self._came[name]) for name, s in said if s.report is not None and s.reachable)
+        said = (self._evidence.get(name, Said()) for name in sorted(self._followed))
+        heard = (Heard(s.report, s.at) for s in said if s.report is not None and s.reachable)
         return AnswersView(tuple(heard), len(self._followed))
 
     def _hear_applied(self, name: str, report: AppliedReport | None) -> None:
@@ -187,8 +185,6 @@ class Gateways:
                 return
             before = self._evidence.get(name, Said())
             now = self._evidence[name] = before.then(report)
-            if report is not None:
-                self._came[name] = time.time()
         told = now.report.deployments if now.report else {}
         if before.reachable == now.reachable:
             self._answered_by(other_answers(before.report, report))

@@ -111,7 +111,7 @@ class Reads:
         found = self._world.children[CONFIG_MAP].get(namespace, names.rollout_record(name))
         unsure = deployment is not None and found is None and worth_keeping(deployment, deployment.status.rollout)
         if unsure or (deployment is not None and deployment.status.rollout is None):
-            return self._fetched_record(namespace, name)
+            return self._fetched_config_map(namespace, names.rollout_record(name))
         return None if found is None else self._world.applied.seen(found)
 
     def evidence(self, namespace: str, name: str) -> ChildObservation | None:
@@ -125,8 +125,8 @@ class Reads:
         """What is known of the deployment's gates, always fetched; None while none is under way."""
         return gather_gates(self._api, deployment, keys)
 
-    def _fetched_record(self, namespace: str, name: str) -> ChildObservation | None:
-        item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_record(name))
+    def _fetched_config_map(self, namespace: str, name: str) -> ChildObservation | None:
+        item = objects.get(self._api, *CONFIG_MAP, namespace, name)
         return None if item is None else child_observation(item)
 
     def unreadable(self, namespace: str) -> tuple[str, ...]:
@@ -218,16 +218,14 @@ class FreshReads(Reads):
     def record(self, namespace: str, name: str, deployment: ModelDeploymentResource | None) -> ChildObservation | None:
         """The ConfigMap that outlives the ModelDeployment of this name, fetched."""
         del deployment
-        return self._fetched_record(namespace, name)
+        return self._fetched_config_map(namespace, names.rollout_record(name))
 
     def evidence(self, namespace: str, name: str) -> ChildObservation | None:
         """The ConfigMap with the evidence on a candidate of this ModelDeployment, fetched where there may be one."""
         deployment = self.deployment(namespace, name)
-        rollout = deployment.spec.rollout if deployment else None
-        if rollout is None or rollout.analysis is None:
+        if deployment is None or deployment.spec.analysis is None:
             return super().evidence(namespace, name)
-        item = objects.get(self._api, *CONFIG_MAP, namespace, names.rollout_evidence(name))
-        return None if item is None else child_observation(item)
+        return self._fetched_config_map(namespace, names.rollout_evidence(name))
 
     def _read(self, key: Key, read: Callable[[Object], _Value]) -> _Value | None:
         item = self.object(key)

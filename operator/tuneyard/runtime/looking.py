@@ -48,8 +48,7 @@ class Looking:
     def _pause(self, key: Key) -> float | None:
         """Seconds between two looks; None: there is nothing to look at."""
         found = self._world.deployments.get(key.namespace, key.name)
-        rollout = found.spec.rollout if found is not None and self._world.in_scope(key.namespace) else None
-        if found is None or rollout is None or rollout.analysis is None:
+        if found is None or found.spec.analysis is None or not self._world.in_scope(key.namespace):
             return None
         status = found.status.rollout
         return FIRST_SECONDS if status is not None and status.candidate is not None else QUIET_SECONDS

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import urllib3
@@ -35,6 +36,8 @@ class Said(Generic[Report]):
     """What one gateway said last."""
 
     report: Report | None = None
+    at: float = 0.0
+    """When the report came: seconds since 1970."""
     failures: int = 0
 
     @property
@@ -44,7 +47,7 @@ class Said(Generic[Report]):
 
     def then(self, report: Report | None) -> Said[Report]:
         """After one more answer, or None for a failure."""
-        return Said(self.report, self.failures + 1) if report is None else Said(report)
+        return replace(self, failures=self.failures + 1) if report is None else Said(report, time.time())
 
 
 def connections() -> urllib3.PoolManager:

@@ -143,7 +143,7 @@ class Reconciler:
             self._refused(key, observed, plan, error.problem)
             raise
         except ApiError:
-            # a rollout's only actions are its records: weight must go down also while nobody can write that one
+            # a rollout's actions keep what it knows and run its gates: its weights do not wait for them
             if key.kind == MODEL_DEPLOYMENT:
                 self._finish(key, observed, plan)
             raise

@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutRecord
 from tuneyard.planning import children
-from tuneyard.planning.observations import RECORD_KEY, PodObservation, parsed, pod_observation
+from tuneyard.planning.observations import RECORD_KEY, PodObservation, pod_observation
 from tuneyard.planning.pools import grown_copies, holders, plan_of, pool_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.signatures import (
@@ -50,6 +51,9 @@ from tuneyard.systems.kube.watching import Change
 Wake = Callable[[Iterable[Key]], None]
 WakeItself = Callable[[Key], None]
 Group = Key | tuple[str, ...]
+
+_UNWATCHED = frozenset({names.GATE, names.GATE_REPORTS, names.ROLLOUT_EVIDENCE})
+"""Components of ConfigMaps that wake nobody: only the operator's own passes read them, and look when they need them."""
 
 
 def base_label(namespace: str, label: str) -> Group:
@@ -190,12 +194,9 @@ class Wakes:
         if (api_version, kind) == CONFIG_MAP and is_record(item):
             self._wake(self._in_scope(_recorded(item)))
             return
-        if (api_version, kind) == CONFIG_MAP and is_of_gates(item):
+        if _component(item) in _UNWATCHED:
             return
         metadata = item["metadata"]
-        if (metadata.get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_EVIDENCE:
-            # only the operator's own passes read it, and they write it
-            return
         namespace = metadata.get("namespace", "")
         label = (metadata.get("labels") or {}).get(names.LABEL_BASE_MODEL, "")
         member = (api_version, kind, namespace, metadata["name"])
@@ -354,12 +355,12 @@ def _key(kind: str, item: Object) -> Key:
 
 def is_record(item: Object) -> bool:
     """Whether a ConfigMap is what outlives a ModelDeployment."""
-    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) == names.ROLLOUT_RECORD
+    return _component(item) == names.ROLLOUT_RECORD
 
 
-def is_of_gates(item: Object) -> bool:
-    """Whether a ConfigMap belongs to gates: what they tell is read while they run, and wakes nobody."""
-    return (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT) in (names.GATE, names.GATE_REPORTS)
+def _component(item: Object) -> str | None:
+    found: str | None = (item["metadata"].get("labels") or {}).get(names.LABEL_COMPONENT)
+    return found
 
 
 def _recorded(item: Object) -> list[Key]:

@@ -20,6 +20,7 @@ from tuneyard.planning.evidence import Objective, Tally
 from tuneyard.planning.evidencerecord import evidence_of
 from tuneyard.planning.plan import Apply, Delete
 from tuneyard.planning.rolloutanalysis import rules_of
+from tuneyard.planning.timestamps import rfc3339
 
 ANALYSIS = {"slo": {"errorRate": "1%", "ttft": "2s"}, "minRequests": 300}
 GOOD = {"v1": Tally(950, 5, 5), "v2": Tally(50)}
@@ -167,7 +168,7 @@ def test_what_is_inconclusive_for_too_long(action: str, weight: int | None, verd
 
 
 def stamp_of(world: RolloutWorld) -> str:
-    return world.clock.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return rfc3339(world.clock)
 
 
 def test_a_command_needs_no_evidence():

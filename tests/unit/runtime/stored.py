@@ -140,3 +140,12 @@ def pod(waiting: str | None = None) -> Object:
     told = metadata("p", labels=labels, annotations=annotations)
     state = {"containerStatuses": [{"name": "engine", "state": {"waiting": {"reason": waiting}}}]} if waiting else {}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": told, "status": state}
+
+
+def failing_pod() -> Object:
+    """One that has refused adapter `one`."""
+    found = pod()
+    report = json.loads(found["metadata"]["annotations"][names.ANNOTATION_ADAPTERS])
+    report["adapters"]["one"] = {"state": "Failed", "reason": "NonFiniteValues", "message": "a weight is NaN"}
+    found["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = json.dumps(report)
+    return found

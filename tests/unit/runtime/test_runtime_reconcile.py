@@ -14,6 +14,7 @@ from tests.unit.runtime.stored import (
     M,
     Object,
     Scene,
+    failing_pod,
     metadata,
     pod,
     pool_deployment,
@@ -74,10 +75,7 @@ def test_a_verdict_is_given_only_for_what_the_api_server_says_too(scene: Scene) 
     spec["rollout"] = {"mode": "Progressive", "steps": [{"weight": 5}]}
     scene.see(resource("LoRAAdapter", "one", adapter_spec("base")))
     scene.see(resource("ModelDeployment", "m", spec, {"rollout": {"phase": "Progressing", "stable": "v0"}}))
-    failing = pod()
-    report = json.loads(failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS])
-    report["adapters"]["one"] = {"state": "Failed", "reason": "NonFiniteValues", "message": "a weight is NaN"}
-    failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = json.dumps(report)
+    failing = failing_pod()
     scene.see(failing, stored=False)
     scene.store(pod())
     scene.reconciler.reconcile(M)

@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from tests.contract.operator_process import adapter_spec, deployment_spec
-from tests.unit.runtime.stored import (
-    M,
-    Object,
-    Scene,
-    metadata,
-    pod,
-    resource,
-)
+from tests.unit.runtime.stored import M, Object, Scene, failing_pod, metadata, resource
 from tuneyard.api import names
 from tuneyard.runtime.execute import RefusedError
 from tuneyard.systems.kube.client import ApiError
@@ -68,13 +61,9 @@ def failing_candidate(scene: Scene, rollout: Object, **status: Any) -> None:
     """v1 of deployment m, which has 5 %, is refused by the engine."""
     spec = {**deployment_spec("base", {"v0": 0, "v1": 100}, {"v1": "one"}), "rollout": rollout}
     stored = {"phase": "Progressing", "stable": "v0", "allowed": {"v1": 5}, **status}
-    failing = pod()
-    report = json.loads(failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS])
-    report["adapters"]["one"] = {"state": "Failed", "reason": "NonFiniteValues", "message": "a weight is NaN"}
-    failing["metadata"]["annotations"][names.ANNOTATION_ADAPTERS] = json.dumps(report)
     scene.see(resource("LoRAAdapter", "one", adapter_spec("base")))
     scene.see(resource("ModelDeployment", "m", spec, {"rollout": stored}))
-    scene.see(failing)
+    scene.see(failing_pod())
 
 
 JUDGED: Object = {

@@ -406,8 +406,9 @@ def test_a_record_wakes_its_deployment_alone_also_one_that_is_gone(scene: Scene)
     assert scene.world.child_index.of((NS, "")) == (), "it is no child of any pool"
 
 
-def test_evidence_that_the_operator_has_written_wakes_nobody(scene: Scene) -> None:
-    labels = {names.LABEL_COMPONENT: names.ROLLOUT_EVIDENCE}
+@pytest.mark.parametrize("component", [names.ROLLOUT_EVIDENCE, names.GATE, names.GATE_REPORTS])
+def test_what_only_the_operator_s_own_passes_read_wakes_nobody(scene: Scene, component: str) -> None:
+    labels = {names.LABEL_COMPONENT: component}
     item = {"metadata": {"name": names.rollout_evidence("m"), "labels": labels}, "data": {RECORD_KEY: "{}"}}
     assert scene.tell(scene.world.children["v1", "ConfigMap"].informer, "MODIFIED", item) == set()
     assert scene.world.child_index.of((NS, "")) == (), "it is no child of any pool"
