@@ -37,7 +37,8 @@ async def gateways(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIte
 async def rate(gateway: GatewayProcess, body: object) -> tuple[int, str]:
     """Status, and the error's code."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    status, _, text = await gateway.rig.post(data, path="/v1/feedback")
+    status, headers, text = await gateway.rig.post(data, path="/v1/feedback")
+    assert headers.get("retry-after") == ("5" if status == 503 else None)
     said = json.loads(text)
     return status, said["error"]["code"] if "error" in said else said["object"]
 

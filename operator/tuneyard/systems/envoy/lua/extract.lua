@@ -130,7 +130,9 @@ local function give_feedback(handle)
     return refuse(handle, '503', 'Nobody could take this feedback at the moment.', 'server_error', 'unavailable')
   end
   if status ~= '202' then handle:streamInfo():dynamicMetadata():set('tuneyard', 'error', 'feedback') end
-  handle:respond({ [':status'] = status, ['content-type'] = 'application/json' }, text)
+  local headers = { [':status'] = status, ['content-type'] = 'application/json' }
+  headers['retry-after'] = answer['retry-after']
+  handle:respond(headers, text)
 end
 
 function envoy_on_request(handle)
