@@ -35,17 +35,13 @@ from tests.contract.operator_process import (
     deployment_spec,
     eventually,
 )
+from tests.contract.ports import PODS_ON_LOOPBACK
 from tuneyard.api import names
 
 COMMITS = 30
 DIGESTS = {"one": "sha256:" + "ab" * 32, "two": "sha256:" + "cd" * 32}
 ADAPTERS: dict[str, str | None] = {"v1": "one", "v2": "two"}
 APPLICATION = "models"
-PRELUDE = """
-from tuneyard.planning import endpoints
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-"""
-"""Pods are on loopback."""
 
 
 def _manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -122,10 +118,10 @@ async def _run(server: ApiServer, folder: Path) -> list[tuple[float, float, floa
     server.namespace(NAMESPACE)
     cluster = Cluster(server, "gitops")
     gateways = [GatewayProcess(server, folder, name=f"gateway-{n}") for n in range(2)]
-    entries = ",".join(f"{g.name}=127.0.0.1:{g.port}" for g in gateways)
+    entries = ",".join(g.entry for g in gateways)
     async with AsyncExitStack() as stack:
         argo = stack.enter_context(ArgoCd(server, folder / "argocd"))
-        stack.enter_context(OperatorProcess(server, folder / "operator", gateways=entries, prelude=PRELUDE))
+        stack.enter_context(OperatorProcess(server, folder / "operator", gateways=entries, prelude=PODS_ON_LOOPBACK))
         await asyncio.to_thread(_begin, cluster, argo)
         for gateway in gateways:
             await stack.enter_async_context(gateway)

@@ -17,7 +17,7 @@ import yaml
 
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.envoy import Rig, eventually
-from tests.contract.ports import free_port
+from tests.contract.ports import PODS_ON_LOOPBACK, free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
 from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport, PodReport
@@ -29,14 +29,7 @@ Json = dict[str, Any]
 
 MASTER = b"0123456789abcdef0123456789abcdef"
 _CRDS = "/apis/tuneyard.dev/v1alpha1"
-_PODS_ON_LOOPBACK = """
-from tuneyard.cli.main import main
-from tuneyard.planning import endpoints
-
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-main()
-"""
-"""`tuneyard`, but for one thing: here pods are fakes on loopback with any port, which it takes from nobody."""
+_TUNEYARD = f"{PODS_ON_LOOPBACK}from tuneyard.cli.main import main; main()"
 
 
 def digest_of(adapter: str) -> str:
@@ -204,7 +197,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         """The process alone."""
-        command = [sys.executable, "-c", _PODS_ON_LOOPBACK, "gateway", "--config", str(self._config)]
+        command = [sys.executable, "-c", _TUNEYARD, "gateway", "--config", str(self._config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
@@ -229,6 +222,11 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         return self.rig.url
+
+    @property
+    def entry(self) -> str:
+        """Its entry in TUNEYARD_GATEWAYS."""
+        return f"{self.name}=127.0.0.1:{self.port}"
 
     async def _ask(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         async with (
