@@ -39,6 +39,7 @@ from tests.contract.ports import PODS_ON_LOOPBACK
 from tuneyard.api import names
 
 COMMITS = 30
+WITHIN = 60.0
 DIGESTS = {"one": "sha256:" + "ab" * 32, "two": "sha256:" + "cd" * 32}
 ADAPTERS: dict[str, str | None] = {"v1": "one", "v2": "two"}
 APPLICATION = "models"
@@ -89,13 +90,8 @@ def _verified(cluster: Cluster, v2: int) -> float:
 
 
 async def _served(gateway: GatewayProcess, key: str, v2: int) -> float:
-    after = -1
-    while True:
-        report = await gateway.applied(after)
-        found = report.deployments.get(key)
-        if found is not None and found.weights.get("v2", 0) == v2:
-            return time.time()
-        after = report.version
+    await gateway.serves(key, lambda found: found.weights.get("v2", 0) == v2, within=WITHIN)
+    return time.time()
 
 
 async def _commit(
@@ -108,7 +104,7 @@ async def _commit(
     begin = time.time()
     await asyncio.to_thread(argo.repository.commit, {"app/deployment.yaml": _deployment(v2)})
     await asyncio.to_thread(argo.refresh, APPLICATION)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN):
         told, live = await verified, max(await asyncio.gather(*serving))
     at_sync = _synced(cluster.server)
     return at_sync - begin, live - at_sync, told - at_sync, live - begin

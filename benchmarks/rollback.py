@@ -65,17 +65,8 @@ class World:
 
     async def served(self, deployment: str, holds: Callable[[AppliedDeployment], bool]) -> None:
         """Until every gateway's Envoy serves what holds."""
-        await asyncio.gather(*(self._served(g, f"{self.cluster.namespace}/{deployment}", holds) for g in self.gateways))
-
-    @staticmethod
-    async def _served(gateway: GatewayProcess, key: str, holds: Callable[[AppliedDeployment], bool]) -> None:
-        after = -1
-        async with asyncio.timeout(30):
-            while True:
-                report = await gateway.applied(after)
-                if key in report.deployments and holds(report.deployments[key]):
-                    return
-                after = report.version
+        key = f"{self.cluster.namespace}/{deployment}"
+        await asyncio.gather(*(g.serves(key, holds, within=30) for g in self.gateways))
 
     async def phase(self) -> str | None:
         """Of the rollout by steps."""

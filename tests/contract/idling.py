@@ -162,10 +162,8 @@ class IdlingWorld:
         """
         began = time.monotonic()
         await self.until(lambda: self.condition(model) == ("True", "Idle"), f"{model} is idle", within)
-        report, key = await self.gateway.applied(), f"{self.cluster.namespace}/{model}"
-        async with asyncio.timeout(within):
-            while report.deployments[key].held != ["v1"]:
-                report = await self.gateway.applied(report.version)
+        key = f"{self.cluster.namespace}/{model}"
+        await self.gateway.serves(key, lambda found: found.held == ["v1"], within)
         return time.monotonic() - began
 
     async def until_ready(self, *models: str) -> None:
