@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-import uvloop
-
+from benchmarks.processes import beside
 from tests.contract.envoy import engine_key, model, revision
 from tuneyard.api.analysis import Slo
 from tuneyard.gateway.answermetrics import AnswerMetrics
@@ -42,17 +40,6 @@ async def _serve(socket: Path, pods: Sequence[str]) -> None:
     await asyncio.Event().wait()
 
 
-def _run(socket: Path, pods: Sequence[str]) -> None:
-    uvloop.run(_serve(socket, pods))
-
-
-@contextmanager
-def counting(socket: Path, pods: Sequence[str]) -> Iterator[int]:
+def counting(socket: Path, pods: Sequence[str]) -> AbstractContextManager[int]:
     """The process, serving `support` at 90/10 from these pods; gives its id."""
-    process = multiprocessing.get_context("spawn").Process(target=_run, args=(socket, pods), daemon=True)
-    process.start()
-    try:
-        yield process.pid or 0
-    finally:
-        process.terminate()
-        process.join()
+    return beside(_serve, socket, pods)

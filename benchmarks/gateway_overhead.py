@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import load
 from benchmarks.counting import counting
+from benchmarks.processes import cpu_seconds
 from benchmarks.report import write
 from tests.contract.envoy import Envoy, Front, Rig
 from tests.contract.ports import free_port
@@ -77,12 +77,6 @@ class Round:
     """Of the process that hears of them."""
 
 
-def _cpu_seconds(pid: int) -> float:
-    """What a process has used, as the kernel counts it."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _sha256_speed() -> float:
     """GB/s: how fast this machine is at this moment."""
     data = bytes(32 << 20)
@@ -94,9 +88,9 @@ def _sha256_speed() -> float:
 async def _round(way: Way, request: bytes) -> Round:
     one = await asyncio.to_thread(load.measure, way.port, request, connections=1, seconds=SECONDS / 2)
     pids = (way.envoys, way.counting)
-    before = [sum(map(_cpu_seconds, p)) for p in pids]
+    before = [sum(map(cpu_seconds, p)) for p in pids]
     many = await asyncio.to_thread(load.measure, way.port, request, connections=32, seconds=SECONDS)
-    used = [1e6 * (sum(map(_cpu_seconds, p)) - b) / len(many.latencies) for p, b in zip(pids, before, strict=True)]
+    used = [1e6 * (sum(map(cpu_seconds, p)) - b) / len(many.latencies) for p, b in zip(pids, before, strict=True)]
     if one.errors or many.errors:
         raise SystemExit(f"port {way.port}: {one.errors + many.errors} answers were not 200")
     return Round(one.quantile(0.5), many.quantile(0.5), many.per_second, *used)

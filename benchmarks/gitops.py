@@ -35,17 +35,14 @@ from tests.contract.operator_process import (
     deployment_spec,
     eventually,
 )
+from tests.contract.ports import PODS_ON_LOOPBACK
 from tuneyard.api import names
 
 COMMITS = 30
+WITHIN = 60.0
 DIGESTS = {"one": "sha256:" + "ab" * 32, "two": "sha256:" + "cd" * 32}
 ADAPTERS: dict[str, str | None] = {"v1": "one", "v2": "two"}
 APPLICATION = "models"
-PRELUDE = """
-from tuneyard.planning import endpoints
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-"""
-"""Pods are on loopback."""
 
 
 def _manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -93,13 +90,8 @@ def _verified(cluster: Cluster, v2: int) -> float:
 
 
 async def _served(gateway: GatewayProcess, key: str, v2: int) -> float:
-    after = -1
-    while True:
-        report = await gateway.applied(after)
-        found = report.deployments.get(key)
-        if found is not None and found.weights.get("v2", 0) == v2:
-            return time.time()
-        after = report.version
+    await gateway.serves(key, lambda found: found.weights.get("v2", 0) == v2, within=WITHIN)
+    return time.time()
 
 
 async def _commit(
@@ -112,7 +104,7 @@ async def _commit(
     begin = time.time()
     await asyncio.to_thread(argo.repository.commit, {"app/deployment.yaml": _deployment(v2)})
     await asyncio.to_thread(argo.refresh, APPLICATION)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WITHIN):
         told, live = await verified, max(await asyncio.gather(*serving))
     at_sync = _synced(cluster.server)
     return at_sync - begin, live - at_sync, told - at_sync, live - begin
@@ -122,10 +114,10 @@ async def _run(server: ApiServer, folder: Path) -> list[tuple[float, float, floa
     server.namespace(NAMESPACE)
     cluster = Cluster(server, "gitops")
     gateways = [GatewayProcess(server, folder, name=f"gateway-{n}") for n in range(2)]
-    entries = ",".join(f"{g.name}=127.0.0.1:{g.port}" for g in gateways)
+    entries = ",".join(g.entry for g in gateways)
     async with AsyncExitStack() as stack:
         argo = stack.enter_context(ArgoCd(server, folder / "argocd"))
-        stack.enter_context(OperatorProcess(server, folder / "operator", gateways=entries, prelude=PRELUDE))
+        stack.enter_context(OperatorProcess(server, folder / "operator", gateways=entries, prelude=PODS_ON_LOOPBACK))
         await asyncio.to_thread(_begin, cluster, argo)
         for gateway in gateways:
             await stack.enter_async_context(gateway)

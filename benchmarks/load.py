@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
 import socket
 import time
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from typing import cast
 
 import uvloop
+
+from benchmarks.processes import beside
 
 _ANSWER = json.dumps(
     {
@@ -139,10 +140,6 @@ async def _serve(port: int) -> None:
     await server.serve_forever()
 
 
-def _upstream(port: int) -> None:
-    uvloop.run(_serve(port))
-
-
 def _wait_until_open(port: int) -> None:
     deadline = time.monotonic() + 20
     while True:
@@ -158,14 +155,9 @@ def _wait_until_open(port: int) -> None:
 @contextmanager
 def upstream(port: int) -> Iterator[None]:
     """An upstream in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_upstream, args=(port,), daemon=True)
-    process.start()
-    try:
+    with beside(_serve, port):
         _wait_until_open(port)
         yield
-    finally:
-        process.terminate()
-        process.join()
 
 
 async def _load(port: int, request: bytes, connections: int, seconds: float) -> Measured:

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import cpu_seconds
 from benchmarks.report import percentile, write
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
@@ -131,11 +132,6 @@ def _spec(weights: dict[str, int]) -> dict[str, Any]:
     return {**deployment_spec("base", weights, REVISIONS), "rollout": rollout}
 
 
-def _cpu_seconds(pid: int) -> float:
-    parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _prepared(server: ApiServer) -> Cluster:
     """A base, its pod, two adapters."""
     server.install_crds()
@@ -181,7 +177,7 @@ def main() -> int:
         courses = following.courses
         eventually(lambda: all(courses[f"team/{n}"].stable == "v1" for n in names), "v1 is stable", 120)
         assert operator.process is not None
-        before, began = _cpu_seconds(operator.process.pid), time.monotonic()
+        before, began = cpu_seconds(operator.process.pid), time.monotonic()
         for name in names:
             courses[f"team/{name}"].began = time.monotonic()
             cluster.apply("ModelDeployment", name, _spec({"v1": 0, "v2": 100}))
@@ -189,7 +185,7 @@ def main() -> int:
         while time.monotonic() < over and not all(c.stable == "v2" or c.rejected for c in courses.values()):
             time.sleep(0.2)
         wall = time.monotonic() - began
-        cores = (_cpu_seconds(operator.process.pid) - before) / wall
+        cores = (cpu_seconds(operator.process.pid) - before) / wall
         writes = operator.metric("tuneyard_writes_total")
         ends = [_missed(courses[f"team/{n}"], number < BAD) for number, n in enumerate(names)]
         rejections = [c.rejected - c.began for c in courses.values() if c.rejected is not None]

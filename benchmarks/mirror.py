@@ -9,20 +9,17 @@ the machine's cores.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from benchmarks import load
+from benchmarks.processes import beside, cpu_seconds
 from benchmarks.report import percentile, write
 from tests.contract.envoy import Rig, engine_key, eventually, model, revision
 from tests.contract.ports import free_port
@@ -52,7 +49,9 @@ def routes_of(primary: int, candidate: int, hanging: int) -> dict[str, ModelRout
     return {PLAIN: one(PLAIN, candidate), ANSWERING: one(ANSWERING, candidate), HANGING: one(HANGING, hanging)}
 
 
-async def _mirror(routes: dict[str, ModelRoutes], socket: Path, hanging: int) -> None:
+async def _take_copies(routes: dict[str, ModelRoutes], socket: Path, hanging: int) -> None:
+    """The part of the gateway process that takes copies."""
+
     async def hang(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
@@ -62,28 +61,6 @@ async def _mirror(routes: dict[str, ModelRoutes], socket: Path, hanging: int) ->
     await asyncio.start_server(hang, "127.0.0.1", hanging)
     await mirrorserver.serve(mirroring, socket)
     await asyncio.Event().wait()
-
-
-def _process(routes: dict[str, ModelRoutes], socket: Path, hanging: int) -> None:
-    uvloop.run(_mirror(routes, socket, hanging))
-
-
-@contextmanager
-def taking_copies(routes: dict[str, ModelRoutes], socket: Path, hanging: int) -> Iterator[None]:
-    """The part of the gateway process that takes copies, in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_process, args=(routes, socket, hanging), daemon=True)
-    process.start()
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _cpu_seconds(pid: int) -> float:
-    """What a process has used, as the kernel counts it."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _paced(port: int, request: bytes) -> list[float]:
@@ -116,7 +93,7 @@ async def _run(folder: Path) -> tuple[dict[str, list[list[float]]], Rounds, Roun
     fast: Rounds = {name: [] for name in routes}
     cpu: Rounds = {name: [] for name in routes}
     socket = folder / "mirror.sock"
-    with load.upstream(primary), load.upstream(candidate), taking_copies(routes, socket, hanging):
+    with load.upstream(primary), load.upstream(candidate), beside(_take_copies, routes, socket, hanging):
         await eventually(socket.exists, "copies are taken")
         async with Rig(folder) as rig:
             await rig.serve(*routes.values())
@@ -124,11 +101,11 @@ async def _run(folder: Path) -> tuple[dict[str, list[list[float]]], Rounds, Roun
                 for name in routes:
                     request = load.request_of(load.body_of(name, BODY))
                     slow = await asyncio.to_thread(uvloop.run, _paced(rig.port, request))
-                    before = _cpu_seconds(rig.envoy.pid)
+                    before = cpu_seconds(rig.envoy.pid)
                     quick = await asyncio.to_thread(
                         load.measure, rig.port, request, connections=1, seconds=FAST_SECONDS
                     )
-                    used = _cpu_seconds(rig.envoy.pid) - before
+                    used = cpu_seconds(rig.envoy.pid) - before
                     if quick.errors:
                         raise SystemExit(f"{name}: {quick.errors} answers were not 200")
                     if number:  # the first round warms up

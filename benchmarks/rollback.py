@@ -35,6 +35,7 @@ from tests.contract.operator_process import (
     adapter_spec,
     deployment_spec,
 )
+from tests.contract.ports import PODS_ON_LOOPBACK
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Summary, Traffic
 from tuneyard.api import names
@@ -47,11 +48,6 @@ QUIET = 0.3
 RATE = 60.0
 """Requests per second and gateway, half of them for each deployment."""
 BASE, STEPPED, EDITED = "tiny", "stepped", "edited"
-_PRELUDE = """
-from tuneyard.planning import endpoints
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-"""
-"""The operator, but for one thing: here pods are fakes on loopback."""
 
 
 @dataclass
@@ -69,17 +65,8 @@ class World:
 
     async def served(self, deployment: str, holds: Callable[[AppliedDeployment], bool]) -> None:
         """Until every gateway's Envoy serves what holds."""
-        await asyncio.gather(*(self._served(g, f"{self.cluster.namespace}/{deployment}", holds) for g in self.gateways))
-
-    @staticmethod
-    async def _served(gateway: GatewayProcess, key: str, holds: Callable[[AppliedDeployment], bool]) -> None:
-        after = -1
-        async with asyncio.timeout(30):
-            while True:
-                report = await gateway.applied(after)
-                if key in report.deployments and holds(report.deployments[key]):
-                    return
-                after = report.version
+        key = f"{self.cluster.namespace}/{deployment}"
+        await asyncio.gather(*(g.serves(key, holds, within=30) for g in self.gateways))
 
     async def phase(self) -> str | None:
         """Of the rollout by steps."""
@@ -162,8 +149,8 @@ async def _run(server: ApiServer, folder: Path, rounds: int) -> tuple[list[float
             OperatorProcess(
                 server,
                 folder / "operator",
-                gateways=",".join(f"{g.name}=127.0.0.1:{g.port}" for g in world.gateways),
-                prelude=_PRELUDE,
+                gateways=",".join(g.entry for g in world.gateways),
+                prelude=PODS_ON_LOOPBACK,
             )
         )
         for gateway in world.gateways:

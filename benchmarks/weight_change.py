@@ -51,13 +51,8 @@ RATE = 15.0
 
 async def _applied(gateway: GatewayProcess, key: str, generation: int) -> float:
     """When the gateway reported that generation."""
-    after = -1
-    while True:
-        report = await gateway.applied(after)
-        found = report.deployments.get(key)
-        if found is not None and found.generation >= generation:
-            return time.perf_counter()
-        after = report.version
+    await gateway.serves(key, lambda found: found.generation >= generation, within=30)
+    return time.perf_counter()
 
 
 async def _edit(gateways: list[GatewayProcess], team: Team, key: str, generation: int, v2: int) -> float:
@@ -67,8 +62,7 @@ async def _edit(gateways: list[GatewayProcess], team: Team, key: str, generation
     edited = await asyncio.to_thread(team.set_traffic, "support", v1=100 - v2, v2=v2)
     if edited["metadata"]["generation"] != generation:
         raise SystemExit(f"generation {edited['metadata']['generation']} came instead of {generation}")
-    async with asyncio.timeout(30):
-        ends = await asyncio.gather(*waiting)
+    ends = await asyncio.gather(*waiting)
     for gateway in gateways:
         _, headers, _ = await gateway.rig.post({"model": "support"})
         if v2 in (0, 100) and headers.get("x-revision") != ("v2" if v2 else "v1"):

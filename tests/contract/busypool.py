@@ -49,7 +49,7 @@ class BusyPool:
         self.operator = OperatorProcess(
             server,
             folder / f"{namespace}-operator",
-            gateways=f"{self.gateway.name}=127.0.0.1:{self.gateway.port}",
+            gateways=self.gateway.entry,
             settings={"watchNamespaces": [namespace]},
         )
         self._lora = lora

@@ -1,9 +1,11 @@
-"""Servers that several contract tests share; each is started when first asked for."""
+"""Servers, and what stands before them, that several contract tests share; each is started when first asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
 
 # before anything imports gRPC; see benchmarks/__init__.py
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -11,7 +13,10 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import pytest
 
 from tests.contract.apiserver import ApiServer
+from tests.contract.gateway_process import GatewayProcess, Team
 from tests.contract.operator_process import NAMESPACE
+
+_numbers = count()
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +34,20 @@ def operator_apiserver() -> Iterator[ApiServer]:
         server.install_crds()
         server.namespace(NAMESPACE)
         yield server
+
+
+@pytest.fixture
+def team(apiserver: ApiServer, request: pytest.FixtureRequest) -> Iterator[Team]:
+    """A namespace of its own, also when a test runs again, with the base `tiny`."""
+    module = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
+    team = Team(apiserver, f"{module}-{next(_numbers)}")
+    team.make_base()
+    yield team
+    team.clear()
+
+
+@pytest.fixture
+async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
+    """One that looks at the team's namespace."""
+    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
+        yield running

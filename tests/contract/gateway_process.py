@@ -7,36 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import yaml
 
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.envoy import Rig, eventually
-from tests.contract.ports import free_port
+from tests.contract.ports import PODS_ON_LOOPBACK, free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
-from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport, PodReport
+from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
+_Report = TypeVar("_Report", AppliedReport, DemandReport, EvidenceReport)
 
 MASTER = b"0123456789abcdef0123456789abcdef"
 _CRDS = "/apis/tuneyard.dev/v1alpha1"
-_PODS_ON_LOOPBACK = """
-from tuneyard.cli.main import main
-from tuneyard.planning import endpoints
-
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-main()
-"""
-"""`tuneyard`, but for one thing: here pods are fakes on loopback with any port, which it takes from nobody."""
+_TUNEYARD = f"{PODS_ON_LOOPBACK}from tuneyard.cli.main import main; main()"
 
 
 def digest_of(adapter: str) -> str:
@@ -204,7 +198,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         """The process alone."""
-        command = [sys.executable, "-c", _PODS_ON_LOOPBACK, "gateway", "--config", str(self._config)]
+        command = [sys.executable, "-c", _TUNEYARD, "gateway", "--config", str(self._config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
@@ -229,6 +223,11 @@ class GatewayProcess:
     @property
     def url(self) -> str:
         return self.rig.url
+
+    @property
+    def entry(self) -> str:
+        """Its entry in TUNEYARD_GATEWAYS."""
+        return f"{self.name}=127.0.0.1:{self.port}"
 
     async def _ask(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         async with (
@@ -278,24 +277,13 @@ class GatewayProcess:
 
     async def demands(self, until: Callable[[DemandReport], bool], what: str, within: float = 20.0) -> DemandReport:
         """The first report of which that holds."""
-        report = await self.demand()
-        try:
-            async with asyncio.timeout(within):
-                while not until(report):
-                    report = await self.demand(report.version)
-        except TimeoutError:
-            raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
-        return report
+        return await _first(self.demand, until, what, within)
 
-    async def evidences(self, until: Callable[[EvidenceReport], bool], what: str, within: float = 20.0) -> None:
-        """Until a report is like that."""
-        report = await self.evidence()
-        try:
-            async with asyncio.timeout(within):
-                while not until(report):
-                    report = await self.evidence(report.version)
-        except TimeoutError:
-            raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
+    async def evidences(
+        self, until: Callable[[EvidenceReport], bool], what: str, within: float = 20.0
+    ) -> EvidenceReport:
+        """The first report of which that holds."""
+        return await _first(self.evidence, until, what, within)
 
     async def status_without(self, token: str, path: str = "/v1/applied") -> int:
         return (await self._ask(path, {"authorization": token}))[0]
@@ -303,14 +291,18 @@ class GatewayProcess:
     async def applies(self, deployment: str, weights: Mapping[str, int], within: float = 20.0) -> AppliedReport:
         """The first report that has these weights; `deployment` is namespace/name."""
         await self.ready()
-        after = -1
-        async with asyncio.timeout(within):
-            while True:
-                report = await self.applied(after)
-                found = report.deployments.get(deployment)
-                if found is not None and found.weights == weights:
-                    return report
-                after = report.version
+        return await self.serves(deployment, lambda found: found.weights == weights, within)
+
+    async def serves(
+        self, deployment: str, until: Callable[[AppliedDeployment], bool], within: float = 20.0
+    ) -> AppliedReport:
+        """The first report that has the deployment, and of which that holds."""
+
+        def holds(report: AppliedReport) -> bool:
+            found = report.deployments.get(deployment)
+            return found is not None and until(found)
+
+        return await _first(self.applied, holds, f"{deployment} is served as expected", within)
 
     async def judges(self, deployment: str, weights: Mapping[str, int]) -> None:
         """It has these weights, and counts the requests that begin from now on."""
@@ -321,6 +313,19 @@ class GatewayProcess:
         """The engine's name of what answered, None for a refusal."""
         status, _, body = await self.rig.post({"model": model, **more})
         return str(yaml.safe_load(body)["model"]) if status == 200 else None
+
+
+async def _first(
+    ask: Callable[[int], Awaitable[_Report]], until: Callable[[_Report], bool], what: str, within: float
+) -> _Report:
+    report: _Report | None = None
+    try:
+        async with asyncio.timeout(within):
+            while report is None or not until(report):
+                report = await ask(-1 if report is None else report.version)
+    except TimeoutError:
+        raise AssertionError(f"not within {within} s: {what}; it is {report}") from None
+    return report
 
 
 async def becomes(check: Any, expected: object, what: str, within: float = 20.0) -> None:

@@ -24,6 +24,7 @@ from tests.contract.engines import BASE, adapters
 from tests.contract.gateway_process import GatewayProcess
 from tests.contract.operator_process import BASE_SPEC, MASTER, Cluster, OperatorProcess, adapter_spec, deployment_spec
 from tests.contract.pods import pod_engine
+from tests.contract.ports import PODS_ON_LOOPBACK
 from tuneyard.agent.plans import follow_plan
 from tuneyard.api import names
 from tuneyard.api.documents import PodReport
@@ -31,9 +32,8 @@ from tuneyard.systems.kube.client import MERGE
 
 TIMEOUT = 3
 """Seconds."""
-_PRELUDE = f"""
-from tuneyard.planning import endpoints, idling
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
+_PRELUDE = f"""{PODS_ON_LOOPBACK}
+from tuneyard.planning import idling
 idling.LEAST_IDLE = {TIMEOUT}
 """
 """The operator, but for two things: pods are on loopback, and a test has no ten seconds."""
@@ -52,7 +52,7 @@ class IdlingWorld:
             server,
             folder / "operator",
             token="operator-0",
-            gateways=f"{self.gateway.name}=127.0.0.1:{self.gateway.port}",
+            gateways=self.gateway.entry,
             settings=settings,
             prelude=_PRELUDE,
         )
@@ -162,10 +162,8 @@ class IdlingWorld:
         """
         began = time.monotonic()
         await self.until(lambda: self.condition(model) == ("True", "Idle"), f"{model} is idle", within)
-        report, key = await self.gateway.applied(), f"{self.cluster.namespace}/{model}"
-        async with asyncio.timeout(within):
-            while report.deployments[key].held != ["v1"]:
-                report = await self.gateway.applied(report.version)
+        key = f"{self.cluster.namespace}/{model}"
+        await self.gateway.serves(key, lambda found: found.held == ["v1"], within)
         return time.monotonic() - began
 
     async def until_ready(self, *models: str) -> None:

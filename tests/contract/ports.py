@@ -1,4 +1,4 @@
-"""Ports on loopback for what the tests start."""
+"""Ports on loopback for what the tests start, and processes that find pods there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import socket
 _PORTS = range(20_000, 32_000)
 """Below those that the kernel gives to outgoing connections."""
 _given: set[int] = set()
+PODS_ON_LOOPBACK = """
+from tuneyard.planning import endpoints
+endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
+"""
+"""What an operator or a gateway runs first: here pods are fakes with any port, which they take from nobody."""
 
 
 def free_port() -> int:

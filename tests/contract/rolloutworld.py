@@ -24,6 +24,7 @@ from tests.contract.operator_process import (
     adapter_spec,
     deployment_spec,
 )
+from tests.contract.ports import PODS_ON_LOOPBACK
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.api import names
@@ -32,11 +33,6 @@ from tuneyard.systems.kube.client import MERGE
 
 BASE, MODEL, STABLE, CANDIDATE = "tiny", "chat", "stable", "candidate"
 REVISIONS: dict[str, str | None] = {STABLE: "one", CANDIDATE: "two"}
-_PRELUDE = """
-from tuneyard.planning import endpoints
-endpoints.is_address = lambda text: text.startswith("127.0.0.1:")
-"""
-"""The operator, but for one thing: pods are on loopback."""
 
 
 class RolloutWorld:
@@ -52,9 +48,9 @@ class RolloutWorld:
         self.operator = OperatorProcess(
             server,
             folder / "operator",
-            gateways=",".join(f"{g.name}=127.0.0.1:{g.port}" for g in self.gateways),
+            gateways=",".join(g.entry for g in self.gateways),
             settings=settings,
-            prelude=_PRELUDE,
+            prelude=PODS_ON_LOOPBACK,
         )
         self.pod = Upstream("pod-0")
         self.traffics: Sequence[Traffic] = ()

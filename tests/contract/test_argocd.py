@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +26,14 @@ from tests.contract.operator_process import (
     deployment_spec,
     eventually,
 )
-from tests.contract.test_operator_rollout import ADAPTERS, DIGESTS, QUICK, SLOW, Scene
+from tests.contract.test_operator_rollout import ADAPTERS, DIGESTS, QUICK, SLOW, Scene, running
 from tuneyard.api import names
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import MERGE
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.slow]
+
+__all__ = ["running"]  # the fixture of rollouts
 
 AUTOMATED: Object = {"automated": {"prune": True, "selfHeal": True}}
 RETRYING: Object = {"limit": 10, "refresh": True, "backoff": {"duration": "20s", "factor": 2, "maxDuration": "3m"}}
@@ -109,16 +110,6 @@ class Site:
 def argo(operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArgoCd]:
     with ArgoCd(operator_apiserver, tmp_path_factory.mktemp("argocd")) as argo:
         yield argo
-
-
-@pytest.fixture(scope="module")
-def running(
-    operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[FakeGateway, OperatorProcess]]:
-    with FakeGateway("g1") as gateway:
-        folder: Path = tmp_path_factory.mktemp("operator")
-        with OperatorProcess(operator_apiserver, folder, gateways=gateway.entry) as process:
-            yield gateway, process
 
 
 @pytest.fixture

@@ -14,38 +14,26 @@ from tuneyard.api import names
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver, pytest.mark.slow]
 
-KINDS = {"modeldeployments": "ModelDeployment"}
-
 
 async def test_a_forced_replacement_fails_no_request(operator_apiserver: ApiServer, tmp_path: Path) -> None:
     async with IdlingWorld(operator_apiserver, tmp_path / "world", []) as world:
         await world.until_ready()
         cluster = world.cluster
 
-        def uids() -> list[str]:
-            return [cluster.get(kind, "busy")["metadata"]["uid"] for kind in KINDS.values()]
-
         with ArgoCd(operator_apiserver, tmp_path / "argocd") as argo:
-            stored = {plural: cluster.get(kind, "busy")["spec"] for plural, kind in KINDS.items()}
-            argo.repository.commit(
-                {
-                    f"app/{plural}.yaml": {
-                        "apiVersion": names.API_VERSION,
-                        "kind": KINDS[plural],
-                        "metadata": {"name": "busy"},
-                        "spec": spec,
-                    }
-                    for plural, spec in stored.items()
-                }
-            )
+            stored = cluster.get("ModelDeployment", "busy")
+            metadata = {"name": "busy"}
+            manifest = {"apiVersion": names.API_VERSION, "kind": "ModelDeployment", "metadata": metadata}
+            argo.repository.commit({"app/modeldeployments.yaml": {**manifest, "spec": stored["spec"]}})
             argo.create("traffic", cluster.namespace, "app")
             stop = asyncio.Event()
             clients = [asyncio.create_task(world.keep_busy(stop)) for _ in range(6)]
             for _ in range(5):
-                before = uids()
+                before = cluster.get("ModelDeployment", "busy")["metadata"]["uid"]
                 done = await asyncio.to_thread(argo.sync, "traffic", "Replace=true", force=True)
                 assert done["phase"] == "Succeeded", done["message"]
-                assert not set(before) & set(uids()), "both were deleted and created again"
+                after = cluster.get("ModelDeployment", "busy")["metadata"]["uid"]
+                assert after != before, "it was deleted and created again"
                 await world.until_ready()
             stop.set()
             await asyncio.gather(*clients)

@@ -192,14 +192,6 @@ def test_credentials_reach_the_gateway_process_and_nobody_else(export: dict[str,
     assert pod["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"] == "bootstrap,envoy"
 
 
-@pytest.fixture
-def team(apiserver: ApiServer) -> Iterator[Team]:
-    team = Team(apiserver, "exported")
-    team.make_base()
-    yield team
-    team.clear()
-
-
 async def test_what_users_say_to_a_gateway_arrives_when_it_ends(
     server: S3Server, apiserver: ApiServer, team: Team, tmp_path: Path
 ) -> None:

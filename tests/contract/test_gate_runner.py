@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.apiserver import ROOT, ApiServer
+from tests.contract.apiserver import ROOT
 from tests.contract.gateway_process import MASTER, GatewayProcess, Team, engine_name_of
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
@@ -58,9 +58,6 @@ class Pod(Upstream):
         return found
 
 
-_numbers = iter(range(1000))
-
-
 @pytest.fixture
 async def pod() -> AsyncIterator[Pod]:
     async with Pod("pod-a") as pod:
@@ -68,25 +65,21 @@ async def pod() -> AsyncIterator[Pod]:
 
 
 @pytest.fixture
-async def team(apiserver: ApiServer, pod: Pod) -> AsyncIterator[Team]:
+def team(team: Team, pod: Pod) -> Team:
     """v2 is a candidate with gates: loaded, and allowed nothing."""
-    team = Team(apiserver, f"gates-{next(_numbers)}")
-    team.make_base()
     for adapter in ("v1", "v2"):
         team.make_adapter(adapter)
     team.make_pod(pod, "v1", "v2")
     rollout = {"mode": "Progressive", "steps": STEPS, "gates": [SPEED]}
     team.make_deployment("support", {"v1": 0, "v2": 100}, rollout=rollout)
     team.rollout("support", stable="v1", phase="Gating")
-    yield team
-    team.clear()
+    return team
 
 
 @pytest.fixture
-async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
-        await running.applies(f"{team.namespace}/support", {"v1": 100, "v2": 0})
-        yield running
+async def gateway(gateway: GatewayProcess, team: Team) -> GatewayProcess:
+    await gateway.applies(f"{team.namespace}/support", {"v1": 100, "v2": 0})
+    return gateway
 
 
 def token(team: Team) -> str:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from tests.contract.apiserver import ApiServer
 from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.fakes.upstream import Upstream
 from tuneyard.api.documents import DemandReport, DeploymentDemand
@@ -16,22 +13,10 @@ from tuneyard.api.documents import DemandReport, DeploymentDemand
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
 
-@pytest.fixture
-async def team(apiserver: ApiServer) -> AsyncIterator[Team]:
-    team = Team(apiserver, "demand")
-    team.make_base()
-    yield team
-    team.clear()
-
-
-@pytest.fixture
-async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
-        yield running
-
-
 def of(report: DemandReport, name: str) -> DeploymentDemand:
-    return report.deployments.get(f"demand/{name}", DeploymentDemand())
+    """The gateway looks at one namespace only, so a name is enough."""
+    by_name = {key.partition("/")[2]: found for key, found in report.deployments.items()}
+    return by_name.get(name, DeploymentDemand())
 
 
 async def ask(gateway: GatewayProcess, model: str, count: int) -> None:
@@ -73,8 +58,8 @@ async def test_it_counts_requests_and_streams_and_knows_who_is_idle_also_after_a
         team.make_deployment("two", {"v1": 0, "v2": 100})
         team.make_deployment("busy", {"v1": 100})
         team.make_deployment("silent", {"v1": 100})
-        await gateway.applies("demand/silent", {"v1": 100})
-        await gateway.applies("demand/two", {"v1": 0, "v2": 100})
+        await gateway.applies(f"{team.namespace}/silent", {"v1": 100})
+        await gateway.applies(f"{team.namespace}/two", {"v1": 0, "v2": 100})
         # what is sent before the first report after a cluster came is not counted
         await becomes(lambda: looked_at(gateway), True, "two reports")
 

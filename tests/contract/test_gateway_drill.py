@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,14 +32,6 @@ async def test_errors_are_those_of_the_faulty_revision_alone(tmp_path: Path) -> 
         assert set(served) == {"v1"}
         assert pod.asked.total() == len(served), "no engine has seen those that failed"
         assert json.loads(refused[0])["error"]["type"] == "server_error"
-
-
-@pytest.fixture
-def team(apiserver: ApiServer) -> Iterator[Team]:
-    team = Team(apiserver, "drill-judged")
-    team.make_base()
-    yield team
-    team.clear()
 
 
 async def test_they_count_as_that_revisions_errors(apiserver: ApiServer, team: Team, tmp_path: Path) -> None:

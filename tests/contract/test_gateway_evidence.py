@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.contract.apiserver import ApiServer
 from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
@@ -24,22 +21,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
 SLO = {"errorRate": "1%", "ttft": "250ms", "itl": "60ms", "e2e": "1s"}
 STREAM = {"stream": True, "chunks": 5, "delay": 0.01}
-_numbers = iter(range(1000))
 Tallies = dict[str, tuple[int, int, int, int]]
-
-
-@pytest.fixture
-def team(apiserver: ApiServer) -> Iterator[Team]:
-    team = Team(apiserver, f"evidence-{next(_numbers)}")
-    team.make_base()
-    yield team
-    team.clear()
-
-
-@pytest.fixture
-async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
-        yield running
 
 
 def deploy(team: Team, name: str, traffic: dict[str, int] | None = None, **spec: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,6 @@ from tests.fakes.upstream import Upstream
 from tuneyard.gateway.feedback import Given, Peers, Taken
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
-
-
-@pytest.fixture
-def team(apiserver: ApiServer) -> Iterator[Team]:
-    team = Team(apiserver, "feedback")
-    team.make_base()
-    yield team
-    team.clear()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from tuneyard.planning.revisions import withheld_for
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
-_numbers = iter(range(1000))
 IDLE, WAKING = {"idleSince": "2026-01-01T00:00:00Z"}, {"wakingSince": "2026-01-01T01:00:00Z"}
 Answer = tuple[int, str]
 """Status, and what answered: the engine's name, or the words of the refusal."""
@@ -31,14 +30,6 @@ Answer = tuple[int, str]
 async def pod() -> AsyncIterator[Upstream]:
     async with Upstream("pod-a") as pod:
         yield pod
-
-
-@pytest.fixture
-def team(apiserver: ApiServer) -> Iterator[Team]:
-    team = Team(apiserver, f"holding-{next(_numbers)}")
-    team.make_base()
-    yield team
-    team.clear()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests.contract.apiserver import ApiServer
 from tests.contract.envoy import Rig, model, revision
 from tests.contract.gateway_process import MASTER, GatewayProcess, Team, becomes, engine_name_of, eventually
 from tests.fakes.upstream import Mode, Upstream
@@ -29,7 +28,6 @@ from tuneyard.systems.envoy.mirroring import HELD_LIMIT
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
-_numbers = iter(range(1000))
 SECRET_WORDS = "the word that nobody writes down"
 LONG = (
     b'{"messages":[{"content":"caf\\u00e9 \\"model\\": \\"x\\" '
@@ -42,20 +40,6 @@ LONG = (
 async def pods() -> AsyncIterator[tuple[Upstream, Upstream]]:
     async with Upstream("pod-a") as a, Upstream("pod-b") as b:
         yield a, b
-
-
-@pytest.fixture
-async def team(apiserver: ApiServer) -> AsyncIterator[Team]:
-    team = Team(apiserver, f"mirror-{next(_numbers)}")
-    team.make_base()
-    yield team
-    team.clear()
-
-
-@pytest.fixture
-async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
-        yield running
 
 
 async def mirrored(

@@ -20,7 +20,6 @@ from tuneyard.systems.kube.client import ApiError
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
-_numbers = iter(range(1000))
 BODY = {"chunks": 6, "delay": 0.03}
 
 
@@ -28,21 +27,6 @@ BODY = {"chunks": 6, "delay": 0.03}
 async def pods() -> AsyncIterator[tuple[Upstream, Upstream]]:
     async with Upstream("pod-a") as a, Upstream("pod-b") as b:
         yield a, b
-
-
-@pytest.fixture
-async def team(apiserver: ApiServer) -> AsyncIterator[Team]:
-    """A namespace of its own with the base `tiny`."""
-    team = Team(apiserver, f"gateway-{next(_numbers)}")
-    team.make_base()
-    yield team
-    team.clear()
-
-
-@pytest.fixture
-async def gateway(apiserver: ApiServer, team: Team, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with GatewayProcess(apiserver, tmp_path, settings={"watchNamespaces": [team.namespace]}) as running:
-        yield running
 
 
 def canary(team: Team, *pods: Upstream, v1: int = 90) -> str:

@@ -14,15 +14,13 @@ import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.operator_process import (
-    BASE_SPEC,
     Cluster,
     FakeGateway,
     Object,
     OperatorProcess,
-    adapter_spec,
     eventually,
 )
-from tests.contract.test_operator_rollout import DIGESTS, QUICK, SLOW, Scene, answered
+from tests.contract.test_operator_rollout import QUICK, SLOW, Scene, answered
 from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.planning.analysisrecord import restored
 from tuneyard.planning.evidence import Objective
@@ -121,15 +119,7 @@ def scene(
 ) -> Iterator[JudgedScene]:
     namespace = request.node.name.replace("_", "-")[:50].strip("-")
     cluster, (one, two, process) = Cluster(operator_apiserver, namespace), running
-    cluster.apply("BaseModel", "base", BASE_SPEC)
-    for name, digest in DIGESTS.items():
-        cluster.apply("LoRAAdapter", name, {**adapter_spec("base"), "digest": digest})
     scene = JudgedScene(cluster, one, process, weights=[], other=two)
-    scene.apply({"v1": 100}, JUDGED_SLOW)
-    eventually(lambda: cluster.child("apps/v1:deployments/base-pool"), "the pool's Deployment")
-    cluster.pod("pod-0", "base")
-    cluster.verified("pod-0", "sha256:" + "00" * 32)
-    scene.report("one", "two", "three")
     scene.begin(JUDGED_SLOW)
     yield scene
     for gateway in (one, two):

@@ -56,9 +56,16 @@ class Scene:
         spec = deployment_spec("base", weights, ADAPTERS)
         self.cluster.apply("ModelDeployment", "m", {**spec, **({"rollout": rollout} if rollout else {})})
 
-    def begin(self, rollout: Object | None = SLOW) -> None:
-        """v1 is stable at 100 %."""
+    def begin(self, rollout: Object = SLOW) -> None:
+        """A base, all adapters on its pod, and v1 stable at 100 %."""
+        self.cluster.apply("BaseModel", "base", BASE_SPEC)
+        for name, digest in DIGESTS.items():
+            self.cluster.apply("LoRAAdapter", name, {**adapter_spec("base"), "digest": digest})
         self.apply({"v1": 100}, rollout)
+        eventually(lambda: self.cluster.child("apps/v1:deployments/base-pool"), "the pool's Deployment")
+        self.cluster.pod("pod-0", "base")
+        self.cluster.verified("pod-0", "sha256:" + "00" * 32)
+        self.report(*DIGESTS)
         self.until(lambda r: r.get("stable") == "v1" and r.get("phase") == "Completed", "v1 is stable")
 
     def follow(self) -> Object:
@@ -127,15 +134,7 @@ def scene(
 ) -> Iterator[Scene]:
     namespace = request.node.name.replace("_", "-")[:50].strip("-")
     cluster = Cluster(operator_apiserver, namespace)
-    cluster.apply("BaseModel", "base", BASE_SPEC)
-    for name, digest in DIGESTS.items():
-        cluster.apply("LoRAAdapter", name, {**adapter_spec("base"), "digest": digest})
     scene = Scene(cluster, *running, weights=[])
-    scene.apply({"v1": 100}, SLOW)
-    eventually(lambda: cluster.child("apps/v1:deployments/base-pool"), "the pool's Deployment")
-    cluster.pod("pod-0", "base")
-    cluster.verified("pod-0", "sha256:" + "00" * 32)
-    scene.report("one", "two", "three")
     scene.begin()
     yield scene
     cluster.delete("ModelDeployment", "m")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from demo.kubectl import ready
-from demo.system import MODELS_NAMESPACE, ROOT
-from tests.e2e.world import MODEL, World, deployment
+from tests.e2e.world import World, deployment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -35,16 +29,8 @@ def test_a_candidate_that_answers_well_takes_over_by_itself(world, traffic):
 def test_a_rehearsal_is_rolled_back_and_no_user_meets_it(world: World, traffic) -> None:
     world.apply(deployment({"v1": 100}, rollout=JUDGED))
     world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v1" and ready(d))
-    command = [sys.executable, "-m", "tuneyard", "drill", MODEL, "-n", MODELS_NAMESPACE, "-o", "json"]
-    command += ["--gateway", world.system.gateway, "--rate", "1", "--weight", "50", "--within", "3m"]
-    environment = {
-        **os.environ,
-        "KUBECONFIG": str(world.system.provider.kubeconfig()),
-        "PYTHONPATH": str(ROOT / "operator"),
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    options = ["--gateway", world.system.gateway, "--rate", "1", "--weight", "50", "--within", "3m"]
+    told = world.tuneyard("drill", *options)
     assert told["reason"] == "AnalysisFailed"
     assert 0 < told["spoiled"] < told["requests"]
     users = traffic.summary()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -101,6 +104,23 @@ class World:
         """
         load = {"rate": 1.5, "max_open": 40, "max_seconds": 900.0, "body": SHORT, **changes}
         return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
+
+    def tuneyard(self, command: str, *options: str) -> Any:
+        """What the command line says of the model, as JSON."""
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneyard", command, MODEL, "-n", MODELS_NAMESPACE, "-o", "json", *options],
+            env={
+                **os.environ,
+                "KUBECONFIG": str(self.system.provider.kubeconfig()),
+                "PYTHONPATH": str(ROOT / "operator"),
+            },
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
     def model_pods(self) -> list[dict[str, Any]]:
         pods = self.kubectl.items("pods", MODELS_NAMESPACE, POOL_PODS)
