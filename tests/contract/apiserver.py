@@ -8,9 +8,7 @@ its status.
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ import yaml
 from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
+from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
 from tuneyard.api.crds import KINDS, crd
 from tuneyard.systems.kube.client import Api, ApiError
@@ -31,7 +30,6 @@ from tuneyard.systems.kube.client import Api, ApiError
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN_TOKEN = "admin-of-the-tests"
 _PATIENCE = 60.0
-_PR_SET_PDEATHSIG = 1
 
 Object = dict[str, Any]
 
@@ -42,10 +40,6 @@ def program(name: str) -> Path:
         [sys.executable, "-m", "cluster", "bin", name], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     return Path(found.stdout.strip())
-
-
-def die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class ApiServer:

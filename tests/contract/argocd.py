@@ -22,8 +22,9 @@ from typing import Any, Self
 import yaml
 
 from gitops.configmap import OUTPUT
-from tests.contract.apiserver import ApiServer, die_with_parent
+from tests.contract.apiserver import ApiServer
 from tests.contract.argocdsettings import program
+from tests.contract.dying import die_with_parent
 from tests.contract.operator_process import eventually
 from tests.contract.ports import free_port
 from tuneyard.api import names

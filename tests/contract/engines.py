@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -28,6 +27,7 @@ import pytest
 from cluster import pythons
 from models import bad
 from models.tiny import build_tiny
+from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ class EngineProcess:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=die_with_parent,  # noqa: PLW1509
             )
         until = time.monotonic() + patience
         while not self.healthy():
@@ -146,7 +146,3 @@ def adapters() -> Path:
         shutil.copytree(build_tiny() / name, folder / name)
     bad.make_bad(build_tiny() / "adapter-a", folder / "bad")
     return folder
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import io
 import json
 import os
@@ -25,6 +24,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import aiohttp
 
 from cluster import pythons
+from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
@@ -34,7 +34,6 @@ from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
-_PR_SET_PDEATHSIG = 1
 _PATIENCE = 30.0
 
 
@@ -55,10 +54,6 @@ def validation_errors(document: Json) -> str:
         command = [str(envoy_binary()), "--mode", "validate", "-l", "error", "-c", file.name]
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
     return "" if ended.returncode == 0 else ended.stdout + ended.stderr
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def eventually(condition: Callable[[], bool], what: str, within: float = _PATIENCE) -> None:
@@ -92,7 +87,7 @@ class Envoy:
                 ],
                 stdout=output,
                 stderr=errors,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
+                preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
             )
 
     @property

@@ -20,6 +20,7 @@ from botocore.config import Config
 
 from cluster import gobuild
 from cluster.progress import Progress
+from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
 from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.remote import Credentials
@@ -59,7 +60,13 @@ class S3Server:
         """Start it, again on the same port and folder, and wait until it answers."""
         with (self.folder / "server.log").open("ab") as log:
             command = self.command(f"127.0.0.1:{self.port}")
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
+            )
         until = time.monotonic() + 30
         while True:
             try:
