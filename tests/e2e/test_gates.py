@@ -13,7 +13,7 @@ import yaml
 
 from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE
-from tests.e2e.world import MODEL, deployment, rows, wait_until
+from tests.e2e.world import deployment, rows, wait_until
 from tuneyard.api import names
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -57,29 +57,18 @@ def rejected(deployed):
     return [v["reason"] for v in told(deployed).get("verdicts") or ()]
 
 
-def clean(world):
-    """No verdict, no result and no rollout is left for the next story."""
-    world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", MODEL, "--ignore-not-found")
-    kept = [names.rollout_record(MODEL), names.gate_reports(MODEL), PROMPTS]
-    world.kubectl("-n", MODELS_NAMESPACE, "delete", "configmap", *kept, "--ignore-not-found")
-    wait_until(lambda: not jobs(world), 60, "no Job is left")
-    world.apply(deployment({"v1": 100}))
-
-
 def jobs(world):
     return world.kubectl.items("jobs", MODELS_NAMESPACE, f"{names.LABEL_COMPONENT}={names.GATE}")
 
 
 @pytest.fixture
 def gated(world):
-    """v1 is stable in mode Progressive."""
-    clean(world)
-    try:
-        world.apply(deployment({"v1": 100}, rollout=rollout()))
-        world.wait_for(lambda d: ready(d) and told(d).get("stable") == "v1", timeout=300)
-        yield world
-    finally:
-        clean(world)
+    """v1 is stable in mode Progressive, and no Job or prompt of another story is there."""
+    wait_until(lambda: not jobs(world), 60, "no Job is left")
+    world.apply(deployment({"v1": 100}, rollout=rollout()))
+    world.wait_for(lambda d: ready(d) and told(d).get("stable") == "v1", timeout=300)
+    yield world
+    world.kubectl("-n", MODELS_NAMESPACE, "delete", "configmap", PROMPTS, "--ignore-not-found")
 
 
 def test_a_candidate_that_is_slow_or_wrong_is_refused_and_a_good_one_goes_on(gated, traffic):

@@ -21,6 +21,7 @@ from cluster.provider import open_provider
 from demo.kubectl import KubectlError, condition, ready
 from demo.system import MODELS_NAMESPACE, NAMESPACE, ROOT, System
 from tests.traffic import Load, TrafficThread, traffic_in_thread
+from tuneyard.api import names
 
 MODEL = "acme-support"
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -75,10 +76,25 @@ class World:
         self.kubectl = system.kubectl
 
     def settle(self) -> None:
-        """Back to where every story begins."""
+        """Back to where every story begins: nothing of a rollout is remembered, or the next would take no steps."""
+        if self._record():
+            self._forget()
         self.kubectl.merge("bmodel", "smollm2", {"spec": {"serving": {"replicas": 2}}}, MODELS_NAMESPACE)
         self.apply(deployment({"v1": 100}))
         self.wait_for(lambda d: ready(d) and rows(d).get("v1", {}).get("readyEndpoints") == 2, timeout=400)
+
+    def _forget(self) -> None:
+        """The deployment away, with what outlives it: who was stable, verdicts, evidence, gates' results."""
+        self.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", MODEL, "--ignore-not-found")
+        # The operator notes on the record since when it is unused; it would bring back one that is deleted before.
+        wait_until(lambda: names.ANNOTATION_UNUSED_SINCE in self._record(), 60, "the record is known to be unused")
+        kept = [names.rollout_record(MODEL), names.rollout_evidence(MODEL), names.gate_reports(MODEL)]
+        self.kubectl("-n", MODELS_NAMESPACE, "delete", "configmap", *kept, "--ignore-not-found")
+
+    def _record(self) -> str:
+        """What of the deployment's rollouts outlives it, as JSON; empty when there is nothing."""
+        record = ("configmap", names.rollout_record(MODEL), "--ignore-not-found", "-o", "json")
+        return self.kubectl("-n", MODELS_NAMESPACE, "get", *record).strip()
 
     def apply(self, manifest: str) -> None:
         self.kubectl.apply(manifest, MODELS_NAMESPACE)
