@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -37,8 +38,10 @@ class Counting:
         """Another process: what nobody has read is lost."""
         self.number, self.started, self.counts = self.number + 1, now, {}
 
-    def heard(self, key: tuple[str, str], uid: str, slo: Slo, now: datetime) -> Heard | None:
-        """What it answers now."""
+    def heard(
+        self, key: tuple[str, str], uid: str, slo: Slo, now: datetime, contents: Mapping[str, str]
+    ) -> Heard | None:
+        """What it answers now; `contents`: of the revisions as it sees them, empty where it does not say that."""
         if self.about is not None and self.about != (uid, slo):
             self.counts = {}
         self.about = (uid, slo)
@@ -50,6 +53,10 @@ class Counting:
             age_seconds=(now - self.started).total_seconds(),
             version=1,
             judging=self.judging,
-            deployments={"/".join(key): DeploymentEvidence(uid=uid, slo=slo, counts=written_counts(self.counts))},
+            deployments={
+                "/".join(key): DeploymentEvidence(
+                    uid=uid, slo=slo, contents=dict(contents), counts=written_counts(self.counts)
+                )
+            },
         )
         return Heard(EvidenceReport.model_validate_json(report.model_dump_json(by_alias=True)), now.timestamp())

@@ -68,6 +68,8 @@ class RolloutWorld:
     evidence: ChildObservation | None = None
     counting: dict[str, Counting] = field(default_factory=lambda: {name: Counting(name) for name in GATEWAYS})
     """What each gateway counts of answers."""
+    old_gateways: bool = False
+    """Gateways that do not say whose contents they count."""
     gates: Gates = field(default_factory=Gates)
     stored: ModelDeploymentResource | None = None
     views: dict[str, ModelRoutes] = field(default_factory=dict)
@@ -232,7 +234,8 @@ class RolloutWorld:
         analysis, meta = deployed.spec.analysis, deployed.metadata
         if analysis is None:
             return AnswersView((), len(GATEWAYS))
-        told = (c.heard(meta.key, meta.uid, analysis.slo, self.clock) for c in self.counting.values())
+        views = {n: {} if self.old_gateways or n not in self.views else self.views[n].contents for n in self.counting}
+        told = (c.heard(meta.key, meta.uid, analysis.slo, self.clock, views[n]) for n, c in self.counting.items())
         return AnswersView(tuple(h for h in told if h is not None), len(GATEWAYS))
 
     def _put(self, name: str, child: ChildObservation | None) -> None:

@@ -245,6 +245,8 @@ class DeploymentEvidence(ApiModel):
     """The object's; another one began to be counted anew."""
     slo: Slo
     """What answers were judged by; with another one counting begins anew."""
+    contents: dict[str, str] = {}
+    """Per revision, whose answers are counted now (planning/served.py); an older gateway does not say it."""
     counts: Counted = {}
 
 

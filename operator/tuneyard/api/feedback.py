@@ -39,7 +39,7 @@ class FeedbackRecord(ApiModel):
     """`namespace/name` of the ModelDeployment."""
     revision: str
     adapter: str | None = None
-    """The LoRAAdapter that answered; None where the revision serves a base itself."""
+    """The LoRAAdapter that answered; None where the revision serves a base itself, or is another one by now."""
     adapter_digest: Digest | None = None
     score: Annotated[float, Field(ge=-1, le=1)]
     """-1 is as bad, 1 as good as can be."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from tuneyard.api.documents import DemandReport, DeploymentDemand, RevisionDemand
 from tuneyard.gateway.versions import Version
 from tuneyard.systems.envoy.loads import Load
-from tuneyard.systems.envoy.translate import revision_of
+from tuneyard.systems.envoy.translate import served_by
 
 SMOOTHING = 3.0
 """Seconds after which 63 % of a change are seen."""
@@ -152,8 +152,9 @@ def _by_revision(loads: Mapping[str, Load]) -> dict[tuple[str, str], Load]:
     """The loads of revisions; one may have several clusters for a while, because it has moved to other pods."""
     found: dict[tuple[str, str], Load] = {}
     for cluster, load in loads.items():
-        revision = revision_of(cluster)
-        if revision is not None:
+        served = served_by(cluster)
+        if served is not None:
+            revision = (served.deployment, served.revision)
             before = found.get(revision, Load(0, 0))
             found[revision] = Load(before.begun + load.begun, before.under_way + load.under_way)
     return found

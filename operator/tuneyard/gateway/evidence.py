@@ -12,7 +12,8 @@ What is counted as what (an objective that is not in the spec is not looked at):
 | the client left | | by what they were | bad if it was over already |
 | the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | |
 | the client chose the revision by header | | | |
-| any, of a request that began before the weights in force | | | |
+| any, of a request that began before the weights or the contents in force | | | |
+| any, also rated later, of other contents than the revision has now | | | |
 
 - ttft and itl are those of streams, judged as soon as they are known, however the stream ends. One whose client left
   without a token, after more than `ttft`, is known to be too slow as well; one whose client left earlier tells nothing;
@@ -29,6 +30,8 @@ Rules:
   seconds after it) is not counted, for no revision: then both are equally young, and nothing is lopsided. Feedback says
   what an answer was worth and not how soon it ended, and counts all the same;
 - counters are of the deployment's uid and objectives: where either is another one, they begin anew;
+- a revision's name may come to stand for other contents (routes.contents). Its counters go on then, since nothing is
+  ever taken back; the report says of which contents they are, and who reads it knows where those began;
 - what is not routed any more is forgotten, and its late answers are not counted;
 - nothing is ever subtracted, and a report is of one moment;
 - there is a new version with the first answer after a second without one: once a second at most.
@@ -105,9 +108,18 @@ def judge(answer: Answer, limits: Limits) -> list[Judgement]:
 class _Counted:
     """One revision of a deployment."""
 
+    contents: str
+    """Which answers are its own."""
     counts: dict[Objective, dict[int, list[int]]] = field(default_factory=dict)
     bad: set[Objective] = field(default_factory=set)
     """The objectives by which its newest answer was bad."""
+
+    def become(self, contents: str) -> _Counted:
+        """The same with these contents: whatever their answers are, they go on with no run of bad ones."""
+        if contents != self.contents:
+            self.contents = contents
+            self.bad.clear()
+        return self
 
     def take(self, objective: Objective, bad: bool, prompts: int) -> None:
         """One judgement."""
@@ -130,8 +142,8 @@ class _Judged:
     uid: str
     slo: Slo
     limits: Limits
-    weights: Mapping[str, int]
-    """Of the revisions that have any."""
+    weights: Mapping[str, tuple[int, str]]
+    """Of the revisions that have any, with what they are."""
     since: float = 0.0
     """When the requests that are counted began, at the earliest, in unix seconds."""
     revisions: dict[str, _Counted] = field(default_factory=dict)
@@ -174,30 +186,40 @@ class Evidence:
         before, name = self._models.pop(model, None), None
         if routes is not None and routes.slo is not None:
             name = self._models[model] = f"{routes.namespace}/{routes.deployment}"
-            self._put(name, routes.uid, routes.slo, routes.weights)
+            self._put(name, routes, routes.slo)
         if before is not None and before != name and before not in self._models.values():
             del self._judged[before]
             self._tell()
 
-    def _put(self, name: str, uid: str, slo: Slo, revisions: Mapping[str, int]) -> None:
-        weights = {r: weight for r, weight in revisions.items() if weight}
+    def _put(self, name: str, routes: ModelRoutes, slo: Slo) -> None:
+        contents = routes.contents
+        weights = {r.name: (r.weight, contents[r.name]) for r in routes.revisions if r.weight}
         known = self._judged.get(name)
-        if known is None or (known.uid, known.slo) != (uid, slo):
-            known = self._judged[name] = _Judged(uid, slo, Limits.of(slo), weights)
+        if known is None or (known.uid, known.slo) != (routes.uid, slo):
+            known = self._judged[name] = _Judged(routes.uid, slo, Limits.of(slo), weights)
         if known.weights != weights:
             known.weights, known.since = weights, self._wall() + SETTLING
-        if known.revisions.keys() != set(revisions):
-            known.revisions = {r: known.revisions.get(r) or _Counted() for r in revisions}
+        if {r: counted.contents for r, counted in known.revisions.items()} != contents:
+            before = known.revisions
+            known.revisions = {r: before[r].become(c) if r in before else _Counted(c) for r, c in contents.items()}
             self._tell()
+
+    def _counted(self, answer: Answer) -> tuple[_Judged, _Counted] | None:
+        """What the answer is counted for; None: for nothing, since nobody serves what gave it any more."""
+        judged = self._judged.get(answer.deployment)
+        counted = judged.revisions.get(answer.revision) if judged is not None else None
+        if judged is None or counted is None or counted.contents != answer.contents:
+            return None
+        return judged, counted
 
     def answered(self, answers: Iterable[Answer]) -> None:
         """Requests have ended, in this order."""
         new = False
         for answer in answers:
-            judged = self._judged.get(answer.deployment)
-            counted = judged.revisions.get(answer.revision) if judged is not None else None
-            if judged is None or counted is None or answer.began < judged.since:
+            found = self._counted(answer)
+            if found is None or answer.began < found[0].since:
                 continue
+            judged, counted = found
             prompts = prompt_bucket(answer.prompt_tokens)
             for objective, bad in judge(answer, judged.limits):
                 counted.take(objective, bad, prompts)
@@ -207,11 +229,10 @@ class Evidence:
 
     def rated(self, answer: Answer, bad: bool) -> None:
         """A user said what an answer was worth."""
-        judged = self._judged.get(answer.deployment)
-        counted = judged.revisions.get(answer.revision) if judged is not None else None
-        if judged is None or counted is None or judged.slo.feedback is None or answer.chosen:
+        found = self._counted(answer)
+        if found is None or found[0].slo.feedback is None or answer.chosen:
             return
-        counted.take(Objective.FEEDBACK, bad, prompt_bucket(answer.prompt_tokens))
+        found[1].take(Objective.FEEDBACK, bad, prompt_bucket(answer.prompt_tokens))
         self._tell()
 
     # -- what is told ----------------------------------------------------------------------------------------------
@@ -223,6 +244,7 @@ class Evidence:
             name: DeploymentEvidence.model_construct(
                 uid=judged.uid,
                 slo=judged.slo,
+                contents={revision: counted.contents for revision, counted in judged.revisions.items()},
                 counts={
                     revision: {
                         objective.value: {prompts: (t[0], t[1], t[2], t[3]) for prompts, t in tallies.items()}

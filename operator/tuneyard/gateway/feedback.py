@@ -9,6 +9,7 @@ Rules:
   beyond that, and where a gateway that may know the answer could not be asked, it is 503: ask again;
 - what a process has forgotten by ending cannot be rated any more: 404, once its address is no longer known;
 - Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
+- it is the revision's as long as that has the contents that answered; afterwards it is taken, and counts for nothing;
 - a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
 - the text is kept by nobody here: it leaves the cluster with the record (feedbackexport.py), where the chart says so.
 All methods belong to the event loop's thread.
@@ -117,7 +118,10 @@ class Feedback:
                 continue
             self._answers.pop(answer.request_id, None)
             # no more of it than a rating needs: there are many
-            rest = Answer(answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen)
+            rest = Answer(
+                answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen,
+                contents=answer.contents,
+            )  # fmt: skip
             self._answers[answer.request_id] = (now, rest)
             if len(self._answers) > self._kept:
                 self._answers.popitem(last=False)

@@ -144,6 +144,7 @@ class Gateway:
                 feedback_record(
                     routes,
                     answer.revision,
+                    answer.contents,
                     given.request_id,
                     score=given.score,
                     text=given.text or None,

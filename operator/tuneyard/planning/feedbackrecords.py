@@ -10,13 +10,21 @@ from tuneyard.planning.timestamps import rfc3339
 
 
 def feedback_record(
-    routes: ModelRoutes, revision: str, request_id: str, *, score: float, text: str | None, now: datetime
+    routes: ModelRoutes,
+    revision: str,
+    contents: str,
+    request_id: str,
+    *,
+    score: float,
+    text: str | None,
+    now: datetime,
 ) -> FeedbackRecord:
     """The record of feedback on an answer of a revision; raises ValidationError where score or text are out of bounds.
 
-    A revision that is not routed any more keeps its name and has no adapter in the record.
+    A revision that is not routed any more, or has other contents than those that answered, keeps its name and has no
+    adapter in the record.
     """
-    route = next((r for r in routes.revisions if r.name == revision), None)
+    route = next((r for r in routes.revisions if r.name == revision and r.contents == contents), None)
     adapter = route.adapter if route is not None else None
     return FeedbackRecord(
         time=rfc3339(now),

@@ -44,6 +44,7 @@ from tuneyard.planning.revisions import (
 from tuneyard.planning.rollout import Decision, decide
 from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered, takes_away
 from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.served import served_of
 from tuneyard.planning.timestamps import rfc3339
 from tuneyard.planning.traffic import Split, effective
 
@@ -187,7 +188,7 @@ def _seen(
         now=obs.now,
         on_demand=on_demand,
         served=split.weights,
-        answers=_answers(obs, deployment),
+        answers=_answers(obs, deployment, states),
         evidence=evidence_of(obs.evidence, deployment),
         gates=obs.gates,
         record=obs.record,
@@ -195,9 +196,13 @@ def _seen(
     )
 
 
-def _answers(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Answers:
-    analysis = deployment.spec.analysis
-    return obs.answers.of(deployment.metadata.key, deployment.metadata.uid, analysis.slo) if analysis else Answers()
+def _answers(
+    obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, states: tuple[RevisionState, ...]
+) -> Answers:
+    analysis, meta = deployment.spec.analysis, deployment.metadata
+    if analysis is None:
+        return Answers()
+    return obs.answers.of(meta.key, meta.uid, analysis.slo, served_of(states, fault_of(meta.annotations)))
 
 
 def _model_name_taken(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Problem | None:

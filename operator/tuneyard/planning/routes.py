@@ -27,6 +27,7 @@ from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
+from tuneyard.planning.served import served_contents
 from tuneyard.planning.traffic import effective
 
 GRACE = 10.0
@@ -57,6 +58,14 @@ class RevisionRoute:
     """No pod has it, and one will when somebody asks for it: requests are held until then."""
     fault: Fault | None = None
     """What a rehearsal puts into its answers."""
+    base_digest: str | None = None
+    """With an adapter, the digest of its base, as far as it is known."""
+
+    @property
+    def contents(self) -> str:
+        """What answers, as a hash: answers are known by it (served.py)."""
+        base_digest = self.base_digest if self.adapter else self.digest
+        return served_contents(self.pool, self.engine_name, base_digest, self.fault)
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,11 @@ class ModelRoutes:
     def weights(self) -> dict[str, int]:
         """Weight per revision."""
         return {r.name: r.weight for r in self.revisions}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """What each revision is."""
+        return {r.name: r.contents for r in self.revisions}
 
 
 GatewayRoutes = Mapping[str, ModelRoutes]
@@ -207,6 +221,7 @@ def model_routes(
                 ),
                 held=revision.name in on_demand and not ready[revision.name],
                 fault=fault if fault and fault.revision == revision.name else None,
+                base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
             )
             for revision in deployment.spec.revisions
         ),

@@ -91,6 +91,7 @@ def test_how_a_request_ended(given: accesslog_pb2.HTTPAccessLogEntry, outcome: O
 
 def test_whose_answer_it_was() -> None:
     assert (read().deployment, read().revision, read().prompt_tokens) == ("team/support.chat", "v1", 1000)
+    assert read().contents == "0123abcd", "whatever the revision of that name is by now"
     assert not read().chosen
     assert read(route="revision/v1").chosen
     assert read(held=True).held

@@ -12,9 +12,10 @@ from pydantic.alias_generators import to_camel
 
 from tests.contract.envoy import model, revision
 from tuneyard.api.analysis import Slo
+from tuneyard.api.drill import Fault
 from tuneyard.gateway.evidence import INTERVAL, SETTLING, Evidence, Limits, judge
 from tuneyard.planning.evidence import Objective, Position, Reading, Series, Tally, growth
-from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.answers import Answer, Outcome
 
 SLO = Slo(error_rate="1%", ttft="2s", itl="100ms", e2e="30s")
@@ -24,9 +25,19 @@ NAME = "default/md-support"
 
 
 def answer(outcome: Outcome = OK, *, took: float = 900.0, revision: str = "v1", **more: Any) -> Answer:
-    """A whole answer; with `ttft` it is a stream."""
-    streamed = more.pop("streamed", "ttft" in more)
-    return Answer(NAME, revision, outcome, took, more.pop("prompt_tokens", 100), streamed=streamed, **more)
+    """A whole answer of what the revision is at first; with `ttft` it is a stream."""
+    streamed, contents = more.pop("streamed", "ttft" in more), more.pop("contents", contents_of(revision))
+    prompt_tokens = more.pop("prompt_tokens", 100)
+    return Answer(NAME, revision, outcome, took, prompt_tokens, streamed=streamed, contents=contents, **more)
+
+
+def contents_of(name: str) -> str:
+    return revision(name, 0).contents
+
+
+def other(name: str, weight: int = 0, **more: Any) -> RevisionRoute:
+    """A revision of that name with other contents."""
+    return replace(revision(name, weight, engine=f"{name}-replaced"), **more)
 
 
 def routes(*revisions: str, slo: Slo | None = SLO, uid: str = "uid-1") -> ModelRoutes:
@@ -241,6 +252,45 @@ def test_a_process_that_has_just_started_counts_all_and_so_do_other_objectives(g
     gateway.evidence.routed("support", replace(weighted(v1=50, v2=50), slo=Slo(error_rate="2%")))
     gateway.answers(answer(began=1))
     assert gateway.tallies() == {0: (1, 0, 0, 0)}
+
+
+def test_a_late_answer_of_other_contents_is_not_counted_for_the_revision_that_has_its_name_now(
+    gateway: Gateway,
+) -> None:
+    gateway.evidence.routed("support", weighted(v1=75, v2=25))
+    late = 1000.0 + SETTLING
+    gateway.answers(answer(ERROR, revision="v2", began=late))
+    gateway.wall = 2000.0
+    gateway.evidence.routed("support", replace(routes(), revisions=(revision("v1", 75), other("v2", 25))))
+    mine, young = other("v2").contents, 2000.0 + SETTLING
+    gateway.answers(answer(ERROR, revision="v2", began=young), answer(began=young - 1), answer(began=young))
+    assert gateway.tallies(revision="v2") == {0: (1, 1, 0, 0)}, "what was counted stays: nothing is taken back"
+    assert gateway.tallies() == {0: (1, 0, 0, 0)}, "and both are equally young"
+    gateway.answers(answer(ERROR, revision="v2", began=young, contents=mine))
+    assert gateway.tallies(revision="v2") == {0: (2, 2, 0, 0)}, "it goes on with no run of another one's"
+    assert gateway.evidence.report().deployments[NAME].contents == {"v1": contents_of("v1"), "v2": mine}
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"pool": "other"},
+        {"digest": "sha256:1"},
+        {"adapter": "a", "base_digest": "sha256:1"},
+        {"fault": Fault(revision="v1", errors=5)},
+    ],
+)
+def test_contents_are_all_that_decides_an_answer(differs: dict[str, Any]) -> None:
+    assert replace(revision("v1", 5), **differs).contents != contents_of("v1")
+    assert replace(revision("v1", 7, ["10.0.0.1:8000"]), held=True).contents == contents_of("v1")
+
+
+def test_feedback_on_other_contents_is_no_feedback_on_the_revision(gateway: Gateway) -> None:
+    slo = Slo(feedback="5%")
+    gateway.evidence.routed("support", replace(routes(slo=slo), revisions=(other("v1"),)))
+    gateway.evidence.rated(answer(), True)
+    gateway.evidence.rated(answer(contents=other("v1").contents), False)
+    assert gateway.tallies(Objective.FEEDBACK) == {0: (1, 0, 0, 0)}
 
 
 async def test_who_waits_is_answered_as_soon_as_there_is_something(gateway: Gateway) -> None:

@@ -21,14 +21,20 @@ ROUTES = ModelRoutes(
         RevisionRoute("base", "pool", "engine", 1, digest=DIGEST),
     ),
 )
+CONTENTS = ROUTES.revisions[0].contents
 
 
 @pytest.mark.parametrize(
-    ("revision", "adapter"),
-    [("v1", {"adapter": "acme-v1", "adapterDigest": DIGEST}), ("base", {}), ("gone", {})],
+    ("revision", "contents", "adapter"),
+    [
+        ("v1", CONTENTS, {"adapter": "acme-v1", "adapterDigest": DIGEST}),
+        ("v1", "what v1 was before", {}),
+        ("base", CONTENTS, {}),
+        ("gone", CONTENTS, {}),
+    ],
 )
-def test_who_answered(revision: str, adapter: dict[str, str]) -> None:
-    assert feedback_record(ROUTES, revision, "r1", score=-0.5, text="no", now=NOW).to_dict() == {
+def test_who_answered(revision: str, contents: str, adapter: dict[str, str]) -> None:
+    assert feedback_record(ROUTES, revision, contents, "r1", score=-0.5, text="no", now=NOW).to_dict() == {
         "time": "2026-11-20T10:00:00Z",
         "requestId": "r1",
         "model": "support",
@@ -41,4 +47,4 @@ def test_who_answered(revision: str, adapter: dict[str, str]) -> None:
 
 
 def test_no_text_is_none() -> None:
-    assert "text" not in feedback_record(ROUTES, "v1", "r1", score=1, text="", now=NOW).to_dict()
+    assert "text" not in feedback_record(ROUTES, "v1", CONTENTS, "r1", score=1, text="", now=NOW).to_dict()

@@ -294,6 +294,25 @@ def test_what_a_former_rollout_of_the_candidate_had_is_no_evidence(silent: bool)
     assert counted(world) == (300, 5700)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_what_a_gateway_counts_of_the_contents_before_is_no_evidence_on_those_of_now(old: bool):
+    world = judged_world()
+    world.old_gateways = old
+    look(world, GOOD, looks=2)
+    world.editions["v2"] = 1
+    world.gateway("g1")
+    world.clock += timedelta(seconds=5)
+    world.counting["g2"].count("v2", BAD["v2"])
+    world.reconcile()
+    heard = {"g1-1"} | ({"g2-1"} if old else set())
+    assert record(world).seen.keys() == heard, "one that still serves the former ones has not answered"
+    world.gateway("g2")
+    world.clock += timedelta(seconds=5)
+    world.reconcile()
+    assert record(world).seen.keys() == {"g1-1", "g2-1"}
+    assert (world.status.verdicts, world.status.candidate) == (None, "v2")
+
+
 def test_the_next_candidate_is_judged_by_its_own_answers():
     world = judged_world()
     look(world, BAD, looks=2)

@@ -172,18 +172,20 @@ def test_what_became_of_answers_arrives_at_once_and_tells_whom_it_concerns() -> 
             eventually(gateways.answered, "the first answer", 5)
             gateway.judges(judging("m"))
             gateway.counted("team/m", "v1", 10, 2)
-            eventually(lambda: gateways.view().answers.of(("team", "m"), "uid-m", slo).readings, "it is heard", 5)
+            eventually(lambda: gateways.view().answers.of(("team", "m"), "uid-m", slo, {}).readings, "it is heard", 5)
             eventually(
                 lambda: [t.judged for r in gateways.view().answers.heard for t in counts(r)] == [10], "its counts", 5
             )
             assert set(told) == {key}
-            found = gateways.view().answers.of(("team", "m"), "uid-m", slo)
+            found = gateways.view().answers.of(("team", "m"), "uid-m", slo, {})
             assert (found.expected, found.answered) == (1, 1)
             assert abs(time.time() - gateway_age(gateway) - found.readings[0].started) < 2
             gateway.judge(False)
-            eventually(lambda: not gateways.view().answers.of(("team", "m"), "uid-m", slo).answered, "not judging", 5)
+            eventually(
+                lambda: not gateways.view().answers.of(("team", "m"), "uid-m", slo, {}).answered, "not judging", 5
+            )
             for uid, other in (("another", slo), ("uid-m", Slo(error_rate="2%"))):
-                assert gateways.view().answers.of(("team", "m"), uid, other).readings == ()
+                assert gateways.view().answers.of(("team", "m"), uid, other, {}).readings == ()
         finally:
             gateways.stop()
 

@@ -31,7 +31,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 
 from tuneyard.systems.envoy.bootstrap import METADATA
-from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, revision_of
+from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, served_by
 
 BYTES_PER_TOKEN = 4
 """Of a request's body, with all that is around the prompt: what English and JSON come to, roughly."""
@@ -56,7 +56,7 @@ _BROKEN = (
 )
 """Flags of a request whose engine could not be reached, or did not finish what it had begun."""
 
-_revision_of = lru_cache(maxsize=10_000)(revision_of)
+_served_by = lru_cache(maxsize=10_000)(served_by)
 _log = logging.getLogger(__name__)
 
 
@@ -98,6 +98,8 @@ class Answer(NamedTuple):
     """What the client knows it by."""
     began: float = 0.0
     """When the request came, in unix seconds."""
+    contents: str = ""
+    """What the revision was then: RevisionRoute.contents."""
 
 
 class AnswerReports:
@@ -142,16 +144,16 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     common = entry.common_properties
     metadata, request, response = common.metadata.filter_metadata, entry.request, entry.response
     told = metadata[METADATA].fields if METADATA in metadata else {}
-    spoiled = told["spoiled"].string_value.rpartition("/") if "spoiled" in told else None
-    revision = (spoiled[0], spoiled[2]) if spoiled else _revision_of(common.upstream_cluster)
-    if revision is None:
+    spoiled = "spoiled" in told
+    served = _served_by(told["spoiled"].string_value if spoiled else common.upstream_cluster)
+    if served is None:
         return None
     outcome = Outcome.ERROR if spoiled else _outcome(common, response, "failed" in told)
     whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR)
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(
-        deployment=revision[0],
-        revision=revision[1],
+        deployment=served.deployment,
+        revision=served.revision,
         outcome=outcome,
         took=max(0.0, _milliseconds(ended) - _milliseconds(common.time_to_last_rx_byte)),
         prompt_tokens=request.request_body_bytes // BYTES_PER_TOKEN,
@@ -162,6 +164,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
         request_id=request.request_id,
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
+        contents=served.contents,
     )
 
 

@@ -1,9 +1,9 @@
 """Routes -> xDS resources, as JSON that reads like Envoy's documentation.
 
 Rules:
-- a cluster is one revision on one pool under one engine name, of a base also with one digest: all are in its name, so
-  that a change of any of them is another cluster, warmed before the routes that need it, and key and engine name always
-  go to pods that take them;
+- a cluster is one revision with one contents (pool, engine name, base's digest, a rehearsal's fault): all are in its
+  name, so that a change of any of them is another cluster, warmed before the routes that need it, key and engine name
+  always go to pods that take them, and each answer says which contents gave it;
 - a model is one ScopedRouteConfiguration and one RouteConfiguration, both of its name; `-` is the list of models;
 - no dots in cluster names (they would break apart in Prometheus);
 - an answer is tried again on another pod only while no byte of it was sent on: connection refused or reset, or a front
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tuneyard.api import names
 from tuneyard.api.drill import Fault
@@ -62,16 +63,23 @@ class ModelResources:
 
 def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
     """Name of a revision's cluster."""
-    # an adapter's digest is in its engine name
-    of_base = [revision.digest] if revision.digest and not revision.adapter else []
-    identity = names.short_hash(revision.pool, revision.engine_name or "", *of_base)
-    return f"{model.namespace}/{model.deployment}/{revision.name}/{identity}".replace(".", "~")
+    return f"{model.namespace}/{model.deployment}/{revision.name}/{revision.contents}".replace(".", "~")
 
 
-def revision_of(cluster: str) -> tuple[str, str] | None:
-    """`namespace/name` of the ModelDeployment and the revision of a cluster; None for one that is no revision's."""
+class Served(NamedTuple):
+    """Whose a cluster is."""
+
+    deployment: str
+    """`namespace/name` of the ModelDeployment."""
+    revision: str
+    contents: str
+    """See RevisionRoute.contents."""
+
+
+def served_by(cluster: str) -> Served | None:
+    """Whose the cluster of this name is; None for one that is no revision's."""
     parts = cluster.replace("~", ".").split("/")
-    return (f"{parts[0]}/{parts[1]}", parts[2]) if len(parts) == 4 else None
+    return Served(f"{parts[0]}/{parts[1]}", parts[2], parts[3]) if len(parts) == 4 else None
 
 
 def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
@@ -182,8 +190,7 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
-        told |= {"errors": str(revision.fault.errors), "revision": revision.name}
-        told |= {"deployment": f"{model.namespace}/{model.deployment}"}
+        told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
     return {
         "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **told), **_faulty(revision.fault)},
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],

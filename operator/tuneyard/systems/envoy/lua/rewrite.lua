@@ -57,8 +57,7 @@ function envoy_on_request(handle)
   end
   local errors = context:get('errors')
   if errors and math.random(100) <= tonumber(errors) then
-    local whose = context:get('deployment') .. '/' .. context:get('revision')
-    handle:streamInfo():dynamicMetadata():set('tuneyard', 'spoiled', whose)
+    handle:streamInfo():dynamicMetadata():set('tuneyard', 'spoiled', context:get('cluster'))
     return refuse(handle, '502', 'A rehearsal has spoiled this answer.', 'server_error', 'rehearsal')
   end
   local first, last = string.match(gate, '^(%d+)-(%d+)$')

@@ -1,0 +1,35 @@
+"""What answers a revision's requests, as one hash that operator and gateways compute from the same objects.
+
+An answer is known by it, not by its revision's name alone: a name may come back with other contents while answers of
+the former ones are still on their way, or are rated. Other than contents.content_hash, which goes by what specs say, it
+goes by the bytes as far as they are known: it is what a gateway asks for, and in the name of the cluster that answered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from tuneyard.api import names
+from tuneyard.api.drill import Fault
+from tuneyard.planning.endpoints import engine_name
+from tuneyard.planning.revisions import RevisionState
+
+
+def served_contents(pool: str, engine: str | None, base_digest: str | None, fault: Fault | None) -> str:
+    """Hash of a pool, what its engines are asked for (an adapter's digest is in that name), their base, and a fault."""
+    spoiled = [] if fault is None else [json.dumps(fault.to_dict(), sort_keys=True)]
+    return names.short_hash(pool, engine or "", base_digest or "", *spoiled)
+
+
+def served_of(states: Iterable[RevisionState], fault: Fault | None) -> dict[str, str]:
+    """By revision; `fault` is that of the deployment's rehearsal."""
+    return {
+        s.revision.name: served_contents(
+            s.pool,
+            engine_name(s.revision, s.adapter),
+            s.base.pinned_digest if s.base else None,
+            fault if fault and fault.revision == s.revision.name else None,
+        )
+        for s in states
+    }
