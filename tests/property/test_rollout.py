@@ -14,11 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.toyworld.gates import QUALITY, SPEED, measured
-from tests.toyworld.rollouts import GATEWAYS, RolloutWorld
+from tests.toyworld.rollouts import GATEWAYS, RolloutWorld, hashes
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.contents import content_hashes
-from tuneyard.planning.revisions import revision_states
 
 NAMES = ["v1", "v2", "v3"]
 EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "25"))
@@ -55,6 +53,7 @@ breaks = st.sampled_from(NAMES[1:]).map(
     lambda n: Step(f"{n} cannot be loaded", lambda w: w.broken.update({n: Reason.LOAD_REFUSED}))
 )
 mends = st.sampled_from(NAMES[1:]).map(lambda n: Step(f"{n} can be loaded", lambda w: w.broken.pop(n, None)))
+replacements = st.sampled_from(NAMES[1:]).map(lambda n: Step(f"{n} replaced", lambda w: w.replace(n)))
 commands = st.tuples(
     st.sampled_from(["abort", "promote", "pause", "resume", "retry"]), st.sampled_from(NAMES), st.integers(0, 99)
 ).map(lambda c: Step(f"{c[0]} {c[1]}", lambda w: w.command(c[0], c[1], id_=str(c[2]))))
@@ -73,12 +72,8 @@ gate_edits = st.sampled_from([[], [SPEED], [SPEED, QUALITY]]).map(
 calm = st.just(Step("calm", RolloutWorld.settle))
 anything = st.one_of(
     edits, edits, pods, pods, breaks, mends, commands, losses, waits, waits, passes, passes, looks, calm, calm, tokens,
-    pauses, modes, bakes, endings, lost_jobs, gate_edits,
+    pauses, modes, bakes, endings, replacements, lost_jobs, gate_edits,
 )  # fmt: skip
-
-
-def hashes(world: RolloutWorld) -> dict[str, str | None]:
-    return content_hashes(revision_states(world.situation().deployment(), world.now))
 
 
 def rules_hold(world: RolloutWorld) -> None:
@@ -118,6 +113,8 @@ def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
             cleared = "retry" in str(world.now.metadata.annotations) or world.rollout.get("retryToken")
             listed = {h for n, h in hashes(world).items() if n != world.status.stable}
             assert cleared or (before & listed) <= now, "a verdict went by itself"
+            known = {n: hashes(world).get(n) for n in world.status.allowed or {}}
+            assert world.status.contents == known or not known, "a position of other contents"
     world.settle()
     rules_hold(world)
     # what every gate passes with: one that cannot run is tried again for ever, and should be

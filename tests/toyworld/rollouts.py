@@ -22,6 +22,7 @@ from tests.builders import (
     deployment,
     digest,
     failed,
+    loaded,
     pod,
     revision,
 )
@@ -35,10 +36,12 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import ChildObservation, PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete, Event, Plan
 from tuneyard.planning.pools import pool_of
+from tuneyard.planning.revisions import revision_states
 from tuneyard.planning.routes import ModelRoutes, model_routes
 
 STEPS = [{"weight": 5, "hold": "5m"}, {"weight": 25, "hold": "10m"}]
@@ -63,6 +66,8 @@ class RolloutWorld:
     """Revisions with pods of their own."""
     editions: dict[str, int] = field(default_factory=dict)
     """Adapters that were replaced by another one of the same name: how often."""
+    fetched: dict[str, int] = field(default_factory=dict)
+    """Which of these pods have loaded."""
     events: list[Event] = field(default_factory=list)
     record: ChildObservation | None = None
     evidence: ChildObservation | None = None
@@ -118,6 +123,10 @@ class RolloutWorld:
         self.gates.orphaned(known.metadata.uid)
         meta = known.metadata.model_copy(update={"uid": f"uid-{self._version}"})
         self._store(known.model_copy(update={"metadata": meta}), ModelDeploymentStatus())
+
+    def replace(self, name: str) -> None:
+        """The adapter is deleted and created with other contents, and loaded at once."""
+        self.editions[name] = self.fetched[name] = self.editions.get(name, 0) + 1
 
     # -- what goes on ----------------------------------------------------------------------------------------------
 
@@ -253,6 +262,7 @@ class RolloutWorld:
             if n in shared
         }
         up = [n for n in shared if self.ready.get(n) and n not in self.broken]
+        reports |= {n: loaded(n, digest=digest(f"{n}-{self.fetched[n]}")) for n in up if n in self.fetched}
         found = [pod("a", *up, reports=reports)]
         for listed in deployed.spec.revisions:
             name = listed.name
@@ -305,3 +315,8 @@ def later(world: RolloutWorld, minutes: float) -> RolloutStatus:
 
 def rejected(world: RolloutWorld) -> list[tuple[str, str]]:
     return [(v.revision, v.reason) for v in world.status.verdicts or ()]
+
+
+def hashes(world: RolloutWorld) -> dict[str, str | None]:
+    """What each revision is now."""
+    return content_hashes(revision_states(world.situation().deployment(), world.now))

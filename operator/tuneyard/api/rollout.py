@@ -207,6 +207,14 @@ class RolloutStatus(ApiModel):
             json_schema_extra={"x-kubernetes-map-type": "atomic"},
         ),
     ] = None
+    contents: Annotated[
+        dict[str, str] | None,
+        Field(
+            description="Per revision in `allowed` and the candidate, the hash of what it would serve; with other contents "
+            "under its name it begins anew.",
+            json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        ),
+    ] = None
     gates: Annotated[list[GateStatus] | None, Field(max_length=MAX_GATES, description="The candidate's.")] = None
     gates_since: Annotated[
         Moment | None, Field(description="The last retry: what gates found until then does not count.")

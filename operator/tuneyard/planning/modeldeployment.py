@@ -42,6 +42,7 @@ from tuneyard.planning.revisions import (
     withheld_for,
 )
 from tuneyard.planning.rollout import Decision, decide
+from tuneyard.planning.rolloutcontents import still_about
 from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.served import served_of
@@ -174,7 +175,7 @@ def _seen(
 ) -> Seen:
     """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
     hashes = content_hashes(states, fault_of(deployment.metadata.annotations))
-    before = remembered(deployment, obs.record, hashes)
+    before = still_about(remembered(deployment, obs.record, hashes), hashes)
     stored = deployment.status.rollout or RolloutStatus()
     split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
     applied = _applied(obs, deployment, split)

@@ -2,9 +2,9 @@
 
 Rules (rollout.md 1 to 5):
 - ceiling: only `allowed` is decided here, never a spec; traffic.effective holds it against the spec and the pods;
-- position: a candidate of which nothing is known begins at step 0. A step's hold counts from when every gateway serves
-  its weight, and begins again when the candidate loses its pods or the rollout is paused. Without stable's pods no step
-  is taken: there is nothing to compare with and nowhere to go back to;
+- position: a candidate of which nothing is known begins at step 0, also one with other contents (rolloutcontents.py).
+  A step's hold counts from when every gateway serves its weight, and begins again when the candidate loses its pods or
+  the rollout is paused. Without stable's pods no step is taken: there is nothing to compare with and nowhere to go to;
 - evidence: with spec.rollout.analysis a step is taken, and a candidate rejected, for what its answers say; see
   rolloutgate.py;
 - verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it;
@@ -31,6 +31,7 @@ from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import cause, is_work
 from tuneyard.planning.rolloutanalysis import Look, look, rules_of
 from tuneyard.planning.rolloutcommands import given, obey
+from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
 from tuneyard.planning.rolloutposition import Position, position
@@ -92,7 +93,7 @@ def decide(seen: Seen) -> Decision:
         taken = _manual(seen, obeyed.status)
     status = _with_history(seen, taken.status)
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
-    status = _weighed(seen, status, split, taken)
+    status = with_contents(_weighed(seen, status, split, taken), seen.before, seen.hashes)
     work = _work(seen, status, split, taken)
     held, found = taken.position, _look(seen, status, taken)
     looks = (found.again if found else None, inconclusive_left(seen, status.analysis))
