@@ -193,6 +193,10 @@ class RolloutStatus(ApiModel):
     step_started_at: Annotated[
         Moment | None, Field(description="Since when every gateway serves the step's weight; none: not yet.")
     ] = None
+    promoted_to: Annotated[
+        int | None,
+        Field(description="More than the step's weight: the spec weight that stood when the candidate was promoted."),
+    ] = None
     waiting_since: Annotated[
         Moment | None, Field(description="Since when the candidate has had no ready pod, while stable had one.")
     ] = None

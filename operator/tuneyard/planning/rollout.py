@@ -209,7 +209,9 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
         situation = Situation.STOPPED if stopped else Situation.GATED
         return _Step(status, situation, None, deadline_left(seen, since), asked, gates)
-    held = position(seen, candidate, stable, skips=promote or proven, stopped=stopped, passes=asked.opens)
+    held = position(
+        seen, candidate, stable, skips=proven, stopped=stopped, passes=asked.opens or promote, promoted=promote
+    )
     if held.whole and (promote or proven or (held.served and not held.left and not held.waits)):
         return _taken_over(seen, status, candidate)
     update = {
@@ -217,6 +219,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "step": held.step,
         "position": f"{held.step}/{held.steps}",
         "step_started_at": held.started,
+        "promoted_to": held.promoted_to,
         "analysis": asked.status,
     }
     return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)

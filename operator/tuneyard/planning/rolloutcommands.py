@@ -4,7 +4,8 @@ Rules:
 - a command is carried out once: its effect and the acknowledgement by its id are written in one status. Which id was
   last is in the record too, so that a lost status or a re-created object does not bring an old command back;
 - one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes;
-- promote climbs to the spec weight and never above it; nothing goes against spec.rollout.paused, which stands in Git.
+- promote climbs to the spec weight that stands now: a higher one later is reached by the steps that are left
+  (rolloutposition.py). Nothing goes against spec.rollout.paused, which stands in Git.
 """
 
 from __future__ import annotations

@@ -15,7 +15,16 @@ from collections.abc import Mapping
 
 from tuneyard.api.rollout import RolloutStatus
 
-_OF_THE_CANDIDATE = ("candidate", "step", "position", "step_started_at", "waiting_since", "analysis", "gates")
+_OF_THE_CANDIDATE = (
+    "candidate",
+    "step",
+    "position",
+    "step_started_at",
+    "promoted_to",
+    "waiting_since",
+    "analysis",
+    "gates",
+)
 
 
 def still_about(status: RolloutStatus | None, hashes: Mapping[str, str | None]) -> RolloutStatus | None:

@@ -5,6 +5,8 @@ Rules:
 - a hold begins when every gateway says that it serves the step's weight, and ends only while every gateway says so: of
   a silent one nobody knows what users got. A candidate without a ready pod, a pause or another spec weight let it begin
   again;
+- who is promoted by a command skips the steps up to the spec weight that stands then, and no others. Below 100 that
+  weight is held like the step below it, and what the spec gives later is reached by the steps that are left;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
@@ -43,27 +45,43 @@ class Position:
     """There is more for it to get."""
     waits: bool = False
     """Its hold is over, and only the evidence is missing."""
+    promoted_to: int | None = None
+    """What it may have is more than its step's weight: a command gave it so much."""
     completed: str = ""
     """The step that was completed just now, in words."""
 
 
-def position(seen: Seen, candidate: str, stable: str, *, skips: bool, stopped: bool, passes: bool = True) -> Position:
+def position(
+    seen: Seen,
+    candidate: str,
+    stable: str,
+    *,
+    skips: bool,
+    stopped: bool,
+    passes: bool = True,
+    promoted: bool = False,
+) -> Position:
     """Where the candidate is now.
 
-    `skips`: it needs no steps; `stopped`: it must not go on; `passes`: the evidence lets it.
+    `skips`: it needs no steps; `stopped`: it must not go on; `passes`: the evidence lets it; `promoted`: a command has
+    it skip those up to its spec weight.
     """
     steps, before = seen.rollout.steps or [], seen.before or RolloutStatus()
-    known = before.step if before.candidate == candidate else None
-    step = len(steps) if skips else current_step(steps, seen.allowed_before(candidate), known)
+    same, allowed = before.candidate == candidate, seen.allowed_before(candidate)
+    known, raised = (before.step, before.promoted_to or 0) if same else (None, 0)
     target = seen.spec.weight_of(candidate)
-    limit = _limit(steps, step)
+    if promoted:
+        raised = max(raised, target)
+    step = len(steps) if skips else current_step(steps, max(allowed, raised), known)
+    limit = max(_limit(steps, step), raised)
     served = seen.confirmed.get(candidate) == min(limit, target)
-    unchanged = known == step and min(limit, before.target or 0) == min(limit, target)
+    unchanged = (known, allowed) == (step, limit) and min(limit, before.target or 0) == min(limit, target)
     started = None
     if unchanged and seen.ready[candidate] and not stopped:
         started = before.step_started_at or (seen.stamp if served else None)
-    at = Position(step, len(steps), limit, started, served=served)
-    return _moved(seen, steps, at, target, stable, passes=passes or skips)
+    above = limit if limit > _limit(steps, step) else None
+    at = Position(step, len(steps), limit, started, served=served, promoted_to=above)
+    return _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
 
 
 def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:

@@ -178,6 +178,18 @@ def test_a_command_needs_no_evidence():
     assert world.status.stable == "v2" or world.weights == {"v2": 100}
 
 
+def test_what_is_beyond_a_promotion_needs_evidence():
+    world = judged_world()
+    world.spec({"v1": 60, "v2": 40})
+    world.command("promote", "v2")
+    world.settle()
+    world.spec(WHOLE)
+    look(world, STABLE_ONLY, looks=20, seconds=61)
+    assert (world.weights, world.status.phase) == ({"v1": 60, "v2": 40}, "Inconclusive")
+    look(world, {"v1": Tally(600, 3, 3), "v2": Tally(400, 2)}, looks=12, seconds=61)
+    assert world.weights == {"v2": 100}
+
+
 def test_while_it_bakes_only_gross_harm_counts():
     world = judged_world()
     world.spec(WHOLE, bakeTime="1h")

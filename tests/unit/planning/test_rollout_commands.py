@@ -37,12 +37,68 @@ def test_promote_climbs_to_the_spec_weight_and_not_above():
     world.command("promote", "v2")
     assert answer(world) == (True, "v2 gets its spec weight, 40 %")
     assert world.weights == {"v1": 60, "v2": 40}
-    world.spec(WHOLE, bakeTime="1h")
+    assert (world.status.allowed, world.status.step) == ({"v2": 40}, 1)
+    later(world, 60)
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.spec({"v1": 70, "v2": 30})
     world.settle()
-    assert world.status.phase == "Baking"
+    assert world.weights == {"v1": 70, "v2": 30}, "down at once"
+    world.spec(WHOLE, bakeTime="1h")
     world.command("promote", "v2", id_="two")
     world.settle()
+    assert (world.status.phase, world.weights, world.status.promoted_to) == ("Baking", {"v2": 100}, None)
+    world.command("promote", "v2", id_="three")
+    world.settle()
     assert (world.status.phase, world.status.stable) == ("Completed", "v2")
+
+
+STEPS = [{"weight": 5, "hold": "5m"}, {"weight": 25, "hold": "10m"}, {"weight": 50, "hold": "20m"}]
+
+
+def test_a_weight_that_is_raised_after_a_promotion_is_reached_by_the_steps_that_are_left():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.spec(WHOLE)
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}, "what it was promoted to is held like the step below"
+    assert (world.status.position, world.status.promoted_to) == ("1/3", 40)
+    later(world, 9)
+    assert world.weights == {"v1": 60, "v2": 40}
+    later(world, 1)
+    assert (world.weights, world.status.promoted_to) == ({"v1": 50, "v2": 50}, None)
+    later(world, 19)
+    assert world.weights == {"v1": 50, "v2": 50}
+    later(world, 1)
+    assert world.weights == {"v2": 100}
+
+
+def test_a_promotion_lowers_nothing_and_is_gone_with_its_candidate():
+    world = canary({"v1": 90, "v2": 10})
+    later(world, 5)
+    assert world.status.allowed == {"v2": 25}, "the second step, and its ceiling in the spec"
+    world.command("promote", "v2")
+    world.settle()
+    assert world.status.allowed == {"v2": 25}
+    world.spec({"v1": 60, "v2": 40})
+    world.command("promote", "v2", id_="two")
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.replace("v2")
+    world.settle()
+    assert (world.weights, world.status.promoted_to) == ({"v1": 95, "v2": 5}, None)
+
+
+def test_edited_steps_and_a_promotion():
+    world = canary({"v1": 60, "v2": 40})
+    world.command("promote", "v2")
+    world.settle()
+    world.spec({"v1": 60, "v2": 40}, steps=[{"weight": 30, "hold": "1h"}])
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.spec({"v1": 60, "v2": 40}, steps=[{"weight": 40, "hold": "1h"}, {"weight": 60}])
+    world.settle()
+    assert (world.status.position, world.status.promoted_to) == ("0/2", None), "it is a step of that weight now"
 
 
 def test_pause_and_resume():
