@@ -19,6 +19,7 @@ from tuneyard.api.schema import Duration, Text, cel
 Phase = Literal["Idle", "Gating", "Progressing", "Paused", "Inconclusive", "Baking", "Completed", "RolledBack"]
 MAX_VERDICTS = 16
 MAX_HISTORY = 20
+MAX_COMMANDS = 16
 Token = Annotated[str, Field(max_length=63)]
 
 
@@ -226,6 +227,10 @@ class RolloutStatus(ApiModel):
     verdicts: Annotated[list[Verdict] | None, Field(max_length=MAX_VERDICTS)] = None
     history: Annotated[list[Outcome] | None, Field(max_length=MAX_HISTORY, description="Oldest first.")] = None
     last_command: LastCommand | None = None
+    command_ids: Annotated[
+        list[Token] | None,
+        Field(max_length=MAX_COMMANDS, description="Of the last commands, the newest last: none of them acts again."),
+    ] = None
 
     def rejects(self, content_hash: str | None) -> Verdict | None:
         """The verdict on these contents, if there is one."""
@@ -250,3 +255,4 @@ class RolloutRecord(ApiModel):
     verdicts: list[Verdict] = []
     history: list[Outcome] = []
     last_command: LastCommand | None = None
+    command_ids: list[Token] = []

@@ -122,7 +122,8 @@ def _opened(seen: Seen) -> RolloutStatus:
     retried = bool(token) and any(v.retry_token != token for v in before.verdicts or ())
     status = RolloutStatus(
         stable=before.stable, paused=before.paused, verdicts=verdicts, history=before.history,
-        last_command=before.last_command, gates_since=seen.stamp if retried else before.gates_since,
+        last_command=before.last_command, command_ids=before.command_ids,
+        gates_since=seen.stamp if retried else before.gates_since,
     )  # fmt: skip
     return status.model_copy(update={"stable": _stable(seen, before.stable, _rejected(seen, status))})
 
@@ -209,9 +210,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
         situation = Situation.STOPPED if stopped else Situation.GATED
         return _Step(status, situation, None, deadline_left(seen, since), asked, gates)
-    held = position(
-        seen, candidate, stable, skips=proven, stopped=stopped, passes=asked.opens or promote, promoted=promote
-    )
+    held = position(seen, candidate, stable, skips=proven, stopped=stopped, passes=asked.opens, promoted=promote)
     if held.whole and (promote or proven or (held.served and not held.left and not held.waits)):
         return _taken_over(seen, status, candidate)
     update = {

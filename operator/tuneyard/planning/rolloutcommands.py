@@ -1,8 +1,9 @@
 """Commands for people in a hurry: the annotation tuneyard.dev/command, `{"id", "action", "revision"}`.
 
 Rules:
-- a command is carried out once: its effect and the acknowledgement by its id are written in one status. Which id was
-  last is in the record too, so that a lost status or a re-created object does not bring an old command back;
+- a command is carried out once: its effect and the acknowledgement by its id are written in one status. The ids of the
+  last MAX_COMMANDS are in the record too, so that neither a lost status, nor a re-created object, nor a tool that
+  applies an old annotation after a newer one brings an old command back: it is refused, and that is told once;
 - one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes;
 - promote climbs to the spec weight that stands now: a higher one later is reached by the steps that are left
   (rolloutposition.py). Nothing goes against spec.rollout.paused, which stands in Git.
@@ -17,7 +18,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
-from tuneyard.api.rollout import LastCommand, RolloutStatus
+from tuneyard.api.rollout import MAX_COMMANDS, LastCommand, RolloutStatus
 from tuneyard.planning.gates import skipped_words
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.remedies import clipped
@@ -82,14 +83,28 @@ def obey(seen: Seen, status: RolloutStatus, command: Command | None, candidate: 
         return Obeyed(status)
     action = _ACTIONS.get(command.action)
     try:
+        if command.id in _known_ids(seen):
+            raise _RefusedError(f"a command with the id {command.id} was given before: give another id to repeat it")
         if command.problem or action is None:
             raise _RefusedError(command.problem or f"there is no action {command.action}: {', '.join(_ACTIONS)}")
         done, words = action(seen, status, command, candidate)
     except _RefusedError as refusal:
         answered = _answer(seen, command, str(refusal), accepted=False)
-        return Obeyed(status.model_copy(update={"last_command": answered}))
+        return Obeyed(_answered(seen, status, answered))
     answered = _answer(seen, command, words, accepted=True)
-    return Obeyed(done.model_copy(update={"last_command": answered}), promote=command.action == "promote")
+    return Obeyed(_answered(seen, done, answered), promote=command.action == "promote")
+
+
+def _known_ids(seen: Seen) -> list[str]:
+    """Ids that were answered; an older operator kept the last one only."""
+    before = seen.before or RolloutStatus()
+    last = [before.last_command.id] if before.last_command else []
+    return list(before.command_ids or last)
+
+
+def _answered(seen: Seen, status: RolloutStatus, answer: LastCommand) -> RolloutStatus:
+    ids = [*(i for i in _known_ids(seen) if i != answer.id), answer.id]
+    return status.model_copy(update={"last_command": answer, "command_ids": ids[-MAX_COMMANDS:]})
 
 
 def _answer(seen: Seen, command: Command, words: str, *, accepted: bool) -> LastCommand:

@@ -1,4 +1,4 @@
-"""The ConfigMap that outlives a ModelDeployment: its verdicts, who was stable, which command was the last.
+"""The ConfigMap that outlives a ModelDeployment: its verdicts, who was stable, which commands were the last.
 
 Rules (rollout.md 3):
 - nothing owns it, so no garbage collection takes it with an object that a forced sync deletes and creates again. The
@@ -59,6 +59,7 @@ def remembered(
         verdicts=record.verdicts or None,
         history=record.history or None,
         last_command=record.last_command,
+        command_ids=record.command_ids or None,
     )
 
 
@@ -89,6 +90,7 @@ def wanted_record(
         verdicts=list(rollout.verdicts or ()),
         history=list(rollout.history or ()),
         last_command=rollout.last_command,
+        command_ids=list(rollout.command_ids or ()),
     )
 
 

@@ -8,7 +8,9 @@ from tests.builders import stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import MAX_COMMANDS
 from tuneyard.planning.rolloutphases import PHASE_IN, TRANSITIONS
+from tuneyard.planning.rolloutrecord import record_of
 
 
 def answer(world: RolloutWorld) -> tuple[bool, str]:
@@ -30,6 +32,45 @@ def test_abort_is_carried_out_once():
         trouble()
         world.settle()
         assert world.weights == {"v1": 95, "v2": 5}
+
+
+@pytest.mark.parametrize("trouble", ["none", "status lost", "created again", "older operator"])
+def test_a_command_that_comes_back_after_another_one_does_not_act_again(trouble: str):
+    world = canary()
+    world.command("abort", "v2")
+    world.settle()
+    if trouble == "older operator":
+        status = world.now.status
+        assert status.rollout is not None
+        old = status.model_copy(update={"rollout": status.rollout.model_copy(update={"command_ids": None})})
+        world.stored, world.record = world.now.model_copy(update={"status": old}), None
+    world.command("retry", "v2", id_="two")
+    world.settle()
+    assert world.weights == {"v1": 95, "v2": 5}
+    {"status lost": world.lose_status, "created again": world.recreate}.get(trouble, world.settle)()
+    told = len(reasons(world))
+    world.command("abort", "v2")
+    words = "a command with the id one was given before: give another id to repeat it"
+    assert answer(world) == (False, words)
+    assert (world.weights, rejected(world)) == ({"v1": 95, "v2": 5}, [])
+    later(world, 1)
+    assert reasons(world)[told:].count("CommandRefused") == 1, "it is told once"
+    world.command("abort", "v2", id_="three")
+    world.settle()
+    assert rejected(world) == [("v2", "Aborted")]
+
+
+def test_the_last_commands_are_remembered_and_no_more():
+    world = canary()
+    for number in range(MAX_COMMANDS + 1):
+        world.command("pause" if number % 2 else "resume", "v2", id_=f"n{number}")
+        world.settle()
+    world.command("pause", "v2", id_="n1")
+    assert answer(world)[0] is False
+    assert world.status.command_ids == [*(f"n{n}" for n in range(2, MAX_COMMANDS + 1)), "n1"]
+    record = record_of(world.record)
+    assert record is not None
+    assert record.command_ids == world.status.command_ids
 
 
 def test_promote_climbs_to_the_spec_weight_and_not_above():
