@@ -119,6 +119,9 @@ class AdapterReport(ApiModel):
     """What one pod says of one adapter of its plan."""
 
     state: Literal["Loading", "Loaded", "Failed"]
+    source: str | None = None
+    """Hash of the source that is spoken of (podreport.source_mark): an adapter may be another one under the same name. An
+    older agent does not say it, nor does a long report of one whose digest the plan has pinned."""
     digest: str | None = None
     engine_name: str | None = None
     """Set only with a digest; requests may be sent under it only in state Loaded."""

@@ -31,6 +31,8 @@ from tuneyard.planning.settings import Settings
 
 ANNOTATION_UNUSED_ADAPTERS = f"{names.GROUP}/unused-adapters"
 """On a plan ConfigMap: JSON object, adapter name -> since when nothing refers to it, RFC 3339."""
+ANNOTATION_VANISHED_ADAPTERS = f"{names.GROUP}/vanished-adapters"
+"""On a plan ConfigMap: JSON object, adapter name -> since when there is no such object though it is named, RFC 3339."""
 ANNOTATION_PODS_SEEN = f"{names.GROUP}/pods-seen"
 """On a plan ConfigMap: JSON object, pod name -> "Ready", or since when it is not any more, RFC 3339."""
 ANNOTATION_GROWN = f"{names.GROUP}/grown-adapters"

@@ -24,6 +24,7 @@ from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.basestatus import listed
 from tuneyard.planning.observations import LoRAAdapterObservation, PodObservation, PoolPlaces, Problem, problem_of
 from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.podreport import source_mark
 from tuneyard.planning.promotion import Promotion, promotion
 from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
@@ -109,7 +110,9 @@ class Spread:
     @property
     def digest(self) -> str | None:
         """The adapter's digest, for ever the same as soon as there is one."""
-        reported = (s.report.digest for s in self.said if s.report.state != "Failed")
+        # a pod that has not heard of it yet may speak of one that had its name before, with other files
+        mine = (None, source_mark(self.adapter.spec.source))
+        reported = (s.report.digest for s in self.said if s.report.state != "Failed" and s.report.source in mine)
         first = next((d for d in reported if d is not None and is_digest(d)), None)
         return self.adapter.pinned_digest or first
 

@@ -8,12 +8,12 @@ Rules:
 
 Size: the API server refuses an object whose annotations have more than 256 KiB together, and a refused report is read
 by nobody. So messages and names out of artifacts are clipped where they are heard of, and a report that is longer than
-`REPORT_BYTES` loses, in this order: what the operator knows already (digest, rank, modules and size of adapters whose
-digest the plan has pinned), rank, modules and size of the others, most of every message, and last whole entries: failed
-ones first, then loading ones, then loaded ones, each from the plan's end.
+`REPORT_BYTES` loses, in this order: what the operator knows already (source, digest, rank, modules and size of adapters
+whose digest the plan has pinned), rank, modules and size of the others, most of every message, and last whole entries:
+failed ones first, then loading ones, then loaded ones, each from the plan's end.
 
 A report holds about 2,250 serving adapters with names of 20 characters, 1,150 with names of 63; until their digests are
-pinned 1,170 and 780. maxCpuLoras allows 1,024: while that many with long names are not pinned yet, no gateway hears of
+pinned 1,050 and 720. maxCpuLoras allows 1,024: while that many with long names are not pinned yet, no gateway hears of
 the last ones.
 """
 
@@ -24,7 +24,9 @@ import math
 from collections.abc import Callable, Set
 
 from tuneyard.api.documents import AdapterReport, KeepReport, PlannedAdapter, PodReport
+from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
+from tuneyard.api.sources import Source
 from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
 from tuneyard.planning.remedies import clipped
 
@@ -49,8 +51,18 @@ def pod_report(state: State) -> PodReport | None:
         engine=engine,
         base_model=state.base_model,
         awaits_share=None if state.plan.pods is None else not state.plan.pods,
-        adapters={a.name: _adapter_report(state, a, a.name in served, ready) for a in state.plan.adapters},
+        adapters={
+            a.name: _adapter_report(state, a, a.name in served, ready).model_copy(
+                update={"source": source_mark(a.source)}
+            )
+            for a in state.plan.adapters
+        },
     )
+
+
+def source_mark(source: Source) -> str:
+    """A source as a short hash, by which operator and agents know that they speak of the same."""
+    return short_hash(json.dumps(source.to_dict(), sort_keys=True))
 
 
 def within_room(state: State) -> frozenset[str]:
@@ -69,7 +81,9 @@ def fitting(report: PodReport, pinned: Set[str], most: int = REPORT_BYTES) -> Po
     """
 
     def known_already(name: str, said: AdapterReport) -> AdapterReport:
-        return _without_facts(name, said).model_copy(update={"digest": None}) if name in pinned else said
+        return (
+            _without_facts(name, said).model_copy(update={"digest": None, "source": None}) if name in pinned else said
+        )
 
     shorter: tuple[Callable[[str, AdapterReport], AdapterReport], ...] = (known_already, _without_facts, _terse)
     for step in shorter:

@@ -9,6 +9,7 @@ Rules:
   report that came late, would move its adapters twice;
 - an adapter that many requests are under way to gets more copies than the others (growth.py), as far as there is room;
 - one that only idle ModelDeployments name leaves the plan at once: its pods withdraw it, and its files stay with them;
+- one whose object is gone while it is named stays for a while as it was planned (vanished.py);
 - an adapter that nothing refers to stays for ADAPTER_GRACE where it is, while nobody else needs the room, in its pods
   or in the ConfigMap: one that the API server refuses would never be written again, and nobody would ever leave it.
 """
@@ -27,6 +28,7 @@ from tuneyard.planning.children import (
     ANNOTATION_GROWN,
     ANNOTATION_PODS_SEEN,
     ANNOTATION_UNUSED_ADAPTERS,
+    ANNOTATION_VANISHED_ADAPTERS,
     Json,
     marks_of,
 )
@@ -46,6 +48,7 @@ from tuneyard.planning.pools import (
     stored_bytes,
 )
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.vanished import as_planned, vanished_since
 
 LOST_AFTER = 4.0
 """Seconds after which a pod that was ready is done without."""
@@ -89,8 +92,10 @@ def wanted_plan(
 ) -> WantedPlan:
     """The plan of a pool from now on; `config_map`: that of its plan until now; `deployment`: as it is wanted now."""
     before = plan_of(config_map)
-    placed = placement(pool, obs.adapters, holders(before))
-    known = {a.metadata.name: a for a in obs.adapters if belongs(pool, a)}
+    vanished = vanished_since(pool, obs.adapters, before, marks_of(config_map, ANNOTATION_VANISHED_ADAPTERS), obs.now)
+    adapters = (*obs.adapters, *as_planned(pool, before, vanished))
+    placed = placement(pool, adapters, holders(before))
+    known = {a.metadata.name: a for a in adapters if belongs(pool, a)}
     wanted = [a.metadata.name for a in placed.planned]
     # who has no place has none for a while either
     others = known.keys() - placed.refused.keys() - set(wanted) - pool.idle
@@ -115,10 +120,12 @@ def wanted_plan(
     stays = {name: since for name, since in unused.items() if name in found.having}
     waits = [ADAPTER_GRACE if obs.unreadable else remaining(s, ADAPTER_GRACE, obs.now) for s in stays.values()]
     waits += [growth.LOOK_AGAIN] if found.grown else []
+    waits += [remaining(since, ADAPTER_GRACE, obs.now) for since in vanished.values()]
     marks = {
         ANNOTATION_GROWN: {name: g.mark for name, g in found.grown.items()},
         ANNOTATION_UNUSED_ADAPTERS: {name: rfc3339(since) for name, since in stays.items()},
         ANNOTATION_PODS_SEEN: found.seen,
+        ANNOTATION_VANISHED_ADAPTERS: {name: rfc3339(since) for name, since in vanished.items()},
     }
     return WantedPlan(plan, marks, (*found.waits, *waits), _grew(before, plan, found.loads))
 

@@ -288,7 +288,9 @@ def places(
     for pool in pools_of(base, deployments):
         plan = plan_of(known.get(names.pool_plan(pool.name)))
         placed = placement(pool, adapters, holders(plan))
-        still = {a.metadata.name for a in adapters if belongs(pool, a)}.intersection(holders(plan))
+        # one whose object is gone keeps its place for a while (vanished.py)
+        gone = pool.adapter_names - {a.metadata.name for a in adapters}
+        still = (gone | {a.metadata.name for a in adapters if belongs(pool, a)}).intersection(holders(plan))
         unused = still - placed.refused.keys() - {a.metadata.name for a in placed.planned}
         wanted = copies(pool.serving, len(placed.planned), plan, len(unused | pool.idle))
         pods = pool.serving.replicas if wanted is None else wanted

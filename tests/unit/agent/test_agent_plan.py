@@ -45,7 +45,7 @@ from tuneyard.planning.agentstate import (
     State,
     Unloaded,
 )
-from tuneyard.planning.podreport import pod_report
+from tuneyard.planning.podreport import pod_report, source_mark
 
 NOW = 100.0
 
@@ -117,6 +117,7 @@ def test_a_new_adapter_step_by_step() -> None:
     assert steps(state) == []
     assert report(state).adapters["a"] == AdapterReport(
         state="Loaded",
+        source=source_mark(planned("a").source),
         digest="sha256:a",
         engine_name="a-1",
         rank=8,
@@ -191,7 +192,12 @@ def failed(name: str, now: float = NOW, **more: Any) -> Failed:
 def test_an_adapter_that_cannot_generate_is_taken_out_and_tried_again() -> None:
     state = after(plan(planned("a")), Fetched("a", ready("a")), *UP, seen("a-1"), failed("a"))
     assert report(state).adapters["a"] == AdapterReport(
-        state="Failed", digest="sha256:a", engine_name="a-1", reason="CannotGenerate", message="no token"
+        state="Failed",
+        source=source_mark(planned("a").source),
+        digest="sha256:a",
+        engine_name="a-1",
+        reason="CannotGenerate",
+        message="no token",
     )
     assert steps(state) == [Unload("a-1")], "nobody was told of it: at once"
     state = after(Unloaded("a-1", NOW), state=state)

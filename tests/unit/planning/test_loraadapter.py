@@ -30,6 +30,7 @@ from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
+from tuneyard.planning.podreport import source_mark
 
 ABOUT = ObjectReference(names.API_VERSION, "LoRAAdapter", NAMESPACE, "v1", "uid-v1")
 TWO = ServingSpec(artifact_volumes=[VOLUME], replicas=2)
@@ -106,9 +107,15 @@ def test_a_pinned_digest_never_changes():
     assert (status.digest, status.loaded) == (digest("v1"), "0/2")
 
 
+THIS = source_mark(adapter("v1").spec.source)
+OTHER = source_mark(adapter("others").spec.source)
+
+
 @pytest.mark.parametrize(
     ("report", "found"),
     [
+        (AdapterReport(state="Loading", digest=digest("x"), source=THIS), digest("x")),
+        (loaded("v1", source=OTHER), None),  # a pod that still speaks of what had the name before
         (AdapterReport(state="Loading", digest=digest("x")), digest("x")),
         (AdapterReport(state="Loading"), None),
         (AdapterReport(state="Failed", digest=digest("x"), reason="ShapeMismatch"), None),

@@ -124,6 +124,7 @@ def test_everything_about_a_canary_that_is_served():
         "candidate": "v2",
         "weight": 10,
         "target": 10,
+        "contents": {"v2": status.rollout.contents["v2"]},  # type: ignore[index]
     }
     assert plan.events == (Event("Normal", Reason.WEIGHT_CHANGED, "v1 0 → 90 %, v2 0 → 10 %", ABOUT),)
     again = plan_modeldeployment(after(started(), now=at(5)).deployment())
