@@ -255,6 +255,45 @@ def test_hot_adapters_take_free_room_only_and_give_it_back(toy: Toy, data: st.Da
     assert toy.loads == moved(before, after), "to give copies back loads nothing"
 
 
+def test_of_two_hot_adapters_neither_takes_the_place_of_the_other() -> None:
+    """Which of its copies is to stay changes as one grows; the other one was there before anybody grew."""
+    toy = Toy(named(5), 1, 2, pods(range(3)), 3)
+    toy.settle()
+    toy.pods["pod-4"] = Pod()
+    before = toy.settle()
+    toy.more = {"adapter-4": 2, "adapter-2": 4}
+    after = toy.settle()
+    assert all(set(before[a]) <= set(after[a]) for a in toy.adapters)
+
+
+@st.composite
+def uneven(draw: st.DrawFn) -> Toy:
+    """A pool that pods and adapters have left and come to, at rest."""
+    toy = draw(pools())
+    for number, (what, chosen) in enumerate(draw(st.lists(st.tuples(st.booleans(), st.integers(0, 99)), max_size=6))):
+        if what:
+            toy.pods[f"pod-{number}-more"] = Pod()
+        elif len(toy.pods) > toy.copies and toy.room * (len(toy.pods) - 1) >= len(toy.adapters) * toy.copies:
+            del toy.pods[sorted(toy.pods)[chosen % len(toy.pods)]]
+        toy.settle()
+    return toy
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(uneven(), st.data())
+def test_growth_moves_nobodys_copy_however_uneven_the_pool_is(toy: Toy, data: st.DataObject) -> None:
+    before, cool = toy.settle(), set(toy.adapters)
+    for _ in range(data.draw(st.integers(1, 3))):
+        hot = data.draw(st.sets(st.sampled_from(toy.adapters), max_size=5))
+        toy.more = {a: data.draw(st.integers(toy.copies + 1, 9)) for a in sorted(hot)}
+        after = toy.settle()
+        cool -= hot
+        assert {a: after[a] for a in cool} == {a: before[a] for a in cool}
+        grown = [a for a in toy.adapters if len(after[a]) >= len(before[a])]
+        assert all(set(before[a]) <= set(after[a]) for a in grown if toy.more.get(a, 0) >= len(before[a]))
+        before = after
+
+
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.integers(3, 9), st.data())
 def test_of_a_hot_adapter_no_copy_goes_before_as_many_as_it_should_have_are_loaded(

@@ -12,7 +12,7 @@ nobody's order but by itself. On top of it:
   where no pod would serve the adapter at all;
 - a pod that does not serve (it starts, or was lost) keeps its copies in the plan, and others serve in its place;
 - a hot adapter gets more copies, on pods that serve and as far as room is free after all that, the best ones first;
-  they count for nothing else, and go before anybody lacks a place;
+  they count for nothing else, and go before anybody lacks a place. Growing moves nobody's copy, a hot one's neither;
 - a copy too many goes only when as many as are wanted are seen loaded elsewhere: nothing that serves is taken away for
   something that does not yet. Until it has gone it takes its place, so that no pod is asked to hold more than it can.
 
@@ -76,9 +76,11 @@ def spread(wish: Wish, hosts: Sequence[Host], held: Mapping[str, Collection[str]
     if not board.rolling and any(h.fresh for h in hosts):
         for adapter in wish.adapters:
             board.balance(adapter)
-    for adapter in wish.adapters if wish.more else ():
-        if adapter in wish.more:
-            board.grow(adapter, wish.more[adapter], held.get(adapter, ()))
+    hot = [adapter for adapter in wish.adapters if adapter in wish.more] if wish.more else []
+    for adapter in hot:
+        board.keep_grown(adapter, wish.more[adapter], held.get(adapter, ()))
+    for adapter in hot:
+        board.grow(adapter, wish.more[adapter])
     for adapter in wish.idle:
         board.keep_idle(adapter, held.get(adapter, ()))
     return board.result()
@@ -226,21 +228,37 @@ class _Board:
             due.remove(worse[-1])
             self._due_load[worse[-1]] -= 1
 
-    def grow(self, adapter: str, copies: int, held: Collection[str]) -> None:
-        """Keep copies until so many pods offer it, and add some until so many are to, as far as there is room."""
+    def keep_grown(self, adapter: str, copies: int, held: Collection[str]) -> None:
+        """Keep copies until so many pods offer it, as far as there is room.
+
+        Which of its copies are those that are to stay changes as it grows, so that the others may be older than
+        anybody's growth: all of them are kept before anybody grows into the room.
+        """
         places, there = self._places[adapter], self._there(adapter, held)
         serving = sum(self._hosts[h].serves for h in places)
         offering = sum(adapter in self._hosts[h].loaded for h in places)
-        free = [h for h in self._order(adapter) if h not in places and self._load[h] < self._room]
-        for host in sorted((h for h in free if h in there), key=lambda h: adapter not in self._hosts[h].loaded):
+        free = [h for h in self._order(adapter) if h in there and h not in places and self._load[h] < self._room]
+        for host in sorted(free, key=lambda h: adapter not in self._hosts[h].loaded):
             known = self._hosts[host]
             offers = adapter in known.loaded
             if (offers and offering < copies) or serving < copies:
                 self._put(adapter, host)
                 serving += known.serves
                 offering += offers
-        for host in (h for h in free if h not in there and self._hosts[h].stays and self._hosts[h].serves):
-            if serving < copies:
+
+    def grow(self, adapter: str, copies: int) -> None:
+        """Add copies until so many pods are to offer it, as far as there is room."""
+        places = self._places[adapter]
+        serving = sum(self._hosts[h].serves for h in places)
+        for host in self._order(adapter):
+            known = self._hosts[host]
+            if (
+                serving < copies
+                and host not in places
+                and known.stays
+                and known.serves
+                and self._load[host] < self._room
+            ):
                 self._put(adapter, host)
                 serving += 1
 
