@@ -192,6 +192,7 @@ def _seen(
         gates=obs.gates,
         record=obs.record,
         settings=obs.settings,
+        checks=obs.checks,
     )
 
 
