@@ -19,7 +19,7 @@ class CheckRecord(ApiModel):
     """What is known of one check of Prometheus since the candidate has traffic."""
 
     query: str
-    """With the names in it; another one begins anew."""
+    """A hash of it with the names in it; another one begins anew."""
     at: float | None = None
     """When the last evaluation was asked that gave a number."""
     value: float | None = None

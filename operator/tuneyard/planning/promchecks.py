@@ -146,7 +146,7 @@ def evaluated(seen: Seen, record: EvidenceRecord) -> dict[str, CheckRecord]:
         for evaluation in seen.checks.get(check.name, ()):
             if evaluation.query == query.text and record.since <= evaluation.at <= now + 1:
                 known = _after(known, check, query, evaluation)
-        if known != CheckRecord(query=query.text):
+        if known != CheckRecord(query=query.id):
             found[check.name] = known
     return found
 
@@ -171,8 +171,8 @@ def _checks(seen: Seen, record: EvidenceRecord) -> Iterable[tuple[PrometheusChec
 def _known(record: EvidenceRecord, query: Query, now: float) -> CheckRecord:
     """What is stored of just this query; a clock that went back makes no number newer than those to come."""
     known = record.checks.get(query.check)
-    if known is None or known.query != query.text:
-        return CheckRecord(query=query.text)
+    if known is None or known.query != query.id:
+        return CheckRecord(query=query.id)
     ahead = known.at is not None and known.at > now + _GRACE
     return known.model_copy(update={"at": None, "value": None}) if ahead else known
 

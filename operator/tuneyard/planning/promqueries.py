@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.names import short_hash
 from tuneyard.api.promchecks import DEFAULT_INTERVAL, PrometheusCheck
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.schema import seconds
@@ -34,6 +35,11 @@ class Query:
     text: str
     interval: int
     """Seconds."""
+
+    @property
+    def id(self) -> str:
+        """Stands for the text where that is too long."""
+        return short_hash(self.text)
 
 
 @dataclass(frozen=True)
