@@ -299,3 +299,24 @@ def test_a_clock_that_went_back_makes_nothing_new():
     assert said(world)[0].get("value") is None
     evaluate(world, 0.15)
     assert said(world)[0]["value"] == "0.15"
+
+
+def test_the_time_of_what_is_inconclusive_does_not_run_before_the_first_number_of_a_step():
+    world = checked_world(onInconclusive="Rollback", inconclusiveDeadline="5s")
+    world.spec(WHOLE, steps=[{"weight": 5, "hold": "0s"}, {"weight": 25, "hold": "1h"}])
+    look(world, GOOD, looks=12)
+    assert (world.weights["v2"], world.status.phase, rejected(world)) == (5, "Inconclusive", [])
+    evaluate(world, 0.1)
+    assert (world.weights["v2"], rejected(world)) == (25, [])
+
+
+def test_what_the_candidate_before_had_out_of_bounds_is_not_the_next_one_s():
+    world = checked_world({**DRIFT, "query": "drift_of_all"})
+    evaluate(world, 0.3, 0.3)
+    world.ready["v3"] = True
+    world.spec({"v1": 0, "v2": 0, "v3": 100})
+    world.settle()
+    evaluate(world, 0.3, 0.3, counted={"v1": GOOD["v1"], "v3": GOOD["v2"]})
+    assert rejected(world) == []
+    evaluate(world, 0.3, counted={"v1": GOOD["v1"], "v3": GOOD["v2"]})
+    assert rejected(world) == [("v3", "AnalysisFailed")]
