@@ -259,7 +259,6 @@ class _Looking:
             "weight": 0,
             "since": None,
             "broken_before": False,
-            "checks": {},
             "seen": self.positions(self._here()),
         }
         return record.model_copy(update=update), begun(replace(analysis, candidate=self.about), self.now)
