@@ -48,6 +48,7 @@ from tuneyard.planning.observations import (
     child_observation,
 )
 from tuneyard.planning.pools import places
+from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.settings import Settings
 
 T0 = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -264,6 +265,7 @@ class Situation:
     demand: DemandView = field(default_factory=DemandView)
     answers: AnswersView = field(default_factory=AnswersView)
     gates: GateObservation | None = None
+    checks: Evaluations = field(default_factory=dict)
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -319,4 +321,5 @@ class Situation:
             answers=self.answers,
             evidence=next((c for c in self.children if c.name == names.rollout_evidence(name)), None),
             gates=self.gates,
+            checks=self.checks,
         )

@@ -41,6 +41,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
             "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/feedback"},
         },
         "feedback": {"export": {"bucket": "acme", "prefix": "a b/c", "secretName": "writer", "caConfigMap": "ca"}},
+        "prometheus": {"url": "https://p.example.com/x", "tokenSecret": "reader", "caConfigMap": "ca"},
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
         "protectInUse": False,
@@ -61,7 +62,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
-    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images"):
+    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images", "prometheus"):
         assert set(values[block]) == set(schema["properties"][block]["properties"]), block
 
 
@@ -75,6 +76,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
+        ('prometheus={"url": "http://user:password@p"}', "prometheus.url"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:
@@ -159,10 +161,32 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "hubEndpoint": "https://hub.example.com",
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
+            "prometheus": {
+                "url": "https://p.example.com/x",
+                "tokenFile": "/etc/tuneyard-prometheus/token",
+                "caFile": "/etc/tuneyard-prometheus/ca.crt",
+            },
         }
     )
     written = set(yaml.safe_load(data["config.yaml"]))
     assert written == {field.alias or name for name, field in Settings.model_fields.items()}, "every setting, by name"
+
+
+def test_the_token_for_prometheus_is_in_the_operator_s_container_only_and_a_new_one_arrives() -> None:
+    objects = rendered(**VARIANTS[1])
+    (process,) = named(objects, "Deployment", "tuneyard-operator")["spec"]["template"]["spec"]["containers"]
+    spec = named(objects, "Deployment", "tuneyard-operator")["spec"]["template"]["spec"]
+    (mount,) = [m for m in process["volumeMounts"] if m["name"] == "prometheus"]
+    assert mount == {"name": "prometheus", "mountPath": "/etc/tuneyard-prometheus", "readOnly": True}, "no subPath"
+    (volume,) = [v for v in spec["volumes"] if v["name"] == "prometheus"]
+    assert all(next(iter(s.values()))["optional"] for s in volume["projected"]["sources"])
+    assert "reader" not in json.dumps(named(objects, "Deployment", "tuneyard-gateway"))
+    assert "tuneyard-prometheus" not in json.dumps(named(rendered(), "Deployment", "tuneyard-operator"))
+
+
+def test_policies_leave_the_operator_s_connections_alone() -> None:
+    policy = named(rendered(), "NetworkPolicy", "tuneyard-operator")["spec"]
+    assert policy["policyTypes"] == ["Ingress"], "prometheus.url may be anywhere"
 
 
 def test_a_change_of_settings_rolls_the_pods() -> None:

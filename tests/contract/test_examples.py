@@ -18,6 +18,7 @@ QUICKSTART = (
     "deployment-rollback",
     "deployment-by-steps",
     "deployment-with-analysis",
+    "deployment-with-checks",
     "deployment-with-mirror",
 )
 
@@ -34,7 +35,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
     deployment = "modeldeployment.tuneyard.dev/acme-support"
     assert [line for text in said for line in text.splitlines() if line.startswith(deployment)] == [
         f"{deployment} created",
-        *[f"{deployment} configured"] * 6,
+        *[f"{deployment} configured"] * 7,
     ]
 
 

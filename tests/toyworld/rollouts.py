@@ -26,6 +26,7 @@ from tests.builders import (
     pod,
     revision,
 )
+from tests.toyworld.asking import Asking
 from tests.toyworld.counting import Counting
 from tests.toyworld.gates import Gates
 from tuneyard.api import names
@@ -76,6 +77,8 @@ class RolloutWorld:
     old_gateways: bool = False
     """Gateways that do not say whose contents they count."""
     gates: Gates = field(default_factory=Gates)
+    asking: Asking = field(default_factory=Asking)
+    """What Prometheus answers, where the rollout has checks of it."""
     stored: ModelDeploymentResource | None = None
     views: dict[str, ModelRoutes] = field(default_factory=dict)
     plan: Plan = field(default_factory=Plan)
@@ -235,6 +238,8 @@ class RolloutWorld:
             gateways_expected=len(GATEWAYS),
             answers=self._answers(deployed),
             gates=self.gates.seen_by(deployed),
+            checks=self.asking.seen_by(deployed),
+            settings=self.asking.settings,
             now=self.clock,
         )
 

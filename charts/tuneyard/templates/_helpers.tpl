@@ -83,6 +83,24 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{/* Optional: the operator runs while they are missing; checks then say what is. */}}
+{{- define "tuneyard.prometheusFiles" -}}
+{{- with .Values.prometheus }}
+{{- if and .url (or .tokenSecret .caConfigMap) }}
+- name: prometheus
+  projected:
+    defaultMode: 0440
+    sources:
+    {{- with .tokenSecret }}
+    - secret: {name: {{ . | quote }}, items: [{key: token, path: token}], optional: true}
+    {{- end }}
+    {{- with .caConfigMap }}
+    - configMap: {name: {{ . | quote }}, items: [{key: ca.crt, path: ca.crt}], optional: true}
+    {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Changes of the settings roll the pods: they are read once, at the start. */}}
 {{- define "tuneyard.configChecksum" -}}
 tuneyard.dev/config-checksum: {{ include "tuneyard.config" . | sha256sum }}
@@ -108,5 +126,11 @@ agentMemoryLimit: {{ .Values.agentMemoryLimit | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port | quote }}
+prometheus:
+  {{- with .Values.prometheus }}
+  url: {{ .url | quote }}
+  tokenFile: {{ ternary "/etc/tuneyard-prometheus/token" "" (not (empty .tokenSecret)) | quote }}
+  caFile: {{ ternary "/etc/tuneyard-prometheus/ca.crt" "" (not (empty .caConfigMap)) | quote }}
+  {{- end }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

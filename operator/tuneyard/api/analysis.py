@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.schema import Duration
+from tuneyard.api.promchecks import MAX_CHECKS, PrometheusCheck
+from tuneyard.api.schema import Duration, cel
 
 Percent = Annotated[str, Field(max_length=8, pattern=r"^(0\.[0-9]{0,2}[1-9]0{0,2}|[1-9][0-9]?(\.[0-9]{1,3})?)%$")]
 """Above 0: of no number of good answers it could be said that less than none will be bad."""
@@ -57,6 +58,18 @@ class Slo(ApiModel):
 class AnalysisSpec(ApiModel):
     """How a candidate is judged against the stable revision."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.prometheus) || self.prometheus.size() == 0 || has(self.slo.errorRate) || "
+                    "has(self.slo.ttft) || has(self.slo.itl) || has(self.slo.e2e) || has(self.slo.feedback)",
+                    "analysis.prometheus comes beside objectives: name one in analysis.slo, for example errorRate: 1%",
+                )
+            ]
+        }
+    )
+
     slo: Annotated[Slo, Field(description="What a good answer is; objectives that are missing are not looked at.")]
     min_requests: Annotated[
         int | None,
@@ -80,6 +93,14 @@ class AnalysisSpec(ApiModel):
     ] = None
     inconclusive_deadline: Annotated[
         Duration | None, Field(description="Counted from the end of the step's hold. Default 1h.")
+    ] = None
+    prometheus: Annotated[
+        list[PrometheusCheck] | None,
+        Field(
+            max_length=MAX_CHECKS,
+            description="Numbers of Prometheus that are looked at too, of the server that the chart names.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
     ] = None
 
 

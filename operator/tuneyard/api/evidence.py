@@ -15,6 +15,20 @@ from tuneyard.api.documents import Counted
 from tuneyard.api.rollout import StableContents
 
 
+class CheckRecord(ApiModel):
+    """What is known of one check of Prometheus since the candidate has traffic."""
+
+    query: str
+    """A hash of it with the names in it; another one begins anew."""
+    at: float | None = None
+    """When the last evaluation was asked that gave a number."""
+    value: float | None = None
+    failing: int = 0
+    """Evaluations in a row that gave a number out of bounds."""
+    trouble: str | None = None
+    """Why the evaluations since then gave none."""
+
+
 class EvidenceRecord(ApiModel):
     """Of one rollout; between two, how stable's answers come. Times are seconds since 1970."""
 
@@ -44,3 +58,5 @@ class EvidenceRecord(ApiModel):
     """How stable breaks an objective, in one sentence."""
     broken_before: bool = False
     """It did so before the candidate had traffic."""
+    checks: dict[str, CheckRecord] = {}
+    """By name."""

@@ -162,7 +162,8 @@ class Reason(StrEnum):
     )
     ANALYSIS_FAILED = (
         "AnalysisFailed",
-        "The candidate's answers are bad more often than stable's, and more often than is tolerated.",
+        "The candidate's answers are bad more often than stable's, and more often than is tolerated; or a check of "
+        "Prometheus was out of bounds too often in a row.",
     )
     INCONCLUSIVE = (
         "Inconclusive",
@@ -171,7 +172,8 @@ class Reason(StrEnum):
     NO_TRAFFIC = ("NoTraffic", "The step's hold is over, and nobody asks the candidate: silence proves nothing.")
     METRICS_UNAVAILABLE = (
         "MetricsUnavailable",
-        "Not every gateway tells what it has seen of answers, so no step is taken and nothing is rejected for it.",
+        "Not every gateway tells what it has seen of answers, or a check of Prometheus has no number, so no step is taken "
+        "and nothing is rejected for it.",
     )
     STABLE_BROKEN = (
         "StableBroken",

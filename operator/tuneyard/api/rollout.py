@@ -14,6 +14,7 @@ from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
 from tuneyard.api.gates import MAX_GATES, Gate, GateStatus
 from tuneyard.api.lineage import Moment
+from tuneyard.api.promchecks import MAX_CHECKS, CheckStatus
 from tuneyard.api.schema import Duration, Text, cel
 
 Phase = Literal["Idle", "Gating", "Progressing", "Paused", "Inconclusive", "Baking", "Completed", "RolledBack"]
@@ -166,6 +167,7 @@ class AnalysisStatus(ApiModel):
         Text | None, Field(description="How stable itself breaks an objective; no step is taken meanwhile.")
     ] = None
     objectives: Annotated[list[ObjectiveCounts] | None, Field(max_length=8)] = None
+    checks: Annotated[list[CheckStatus] | None, Field(max_length=MAX_CHECKS, description="Of Prometheus.")] = None
     since: Annotated[Moment, Field(description="When the candidate's traffic, and with it the evidence, began.")]
     inconclusive_since: Annotated[
         Moment | None,

@@ -82,8 +82,18 @@ def _evidence(view: RolloutView, analysis: AnalysisStatus) -> list[RenderableTyp
     words = Text(f"{analysis.outcome}: ", style=_OUTCOMES.get(analysis.outcome, "yellow"))
     # while a step waits for it, the message above has the sentence already
     words.append("as above" if analysis.sentence in view.message else analysis.sentence, style="default")
-    said: list[RenderableType] = [section(f"Evidence since {analysis.since}", rows), words]
+    said: list[RenderableType] = [section(f"Evidence since {analysis.since}", rows), *_checks(analysis), words]
     return [*said, Text(analysis.stable_broken, style="yellow")] if analysis.stable_broken else said
+
+
+def _checks(analysis: AnalysisStatus) -> list[RenderableType]:
+    if not analysis.checks:
+        return []
+    rows = table("CHECK", "VALUE", "LIMIT", "OUT IN A ROW", "MESSAGE")
+    for check in analysis.checks:
+        row = Text(str(check.failures), style="yellow" if check.failures else "")
+        rows.add_row(check.name, check.value or "-", check.limit, row, check.message)
+    return [section("Checks of Prometheus", rows)]
 
 
 def _share(bad: int, judged: int) -> str:

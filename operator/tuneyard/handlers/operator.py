@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from tuneyard.api import names
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.handlers.events import EventSource
 from tuneyard.handlers.health import Health, HealthServer
 from tuneyard.planning.observations import EngineKeys
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.checking import Checking
 from tuneyard.runtime.execute import Executor
 from tuneyard.runtime.gateways import Gateways, gateway_addresses
 from tuneyard.runtime.growing import Growing
@@ -73,6 +75,7 @@ class Operator:
         demanded = Growing(self.world).concerned
         looking = Looking(self.world, self.queue.add_after)
         self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded, looking.concerns)
+        self._checks = Checking(settings.prometheus, self._deployment, looking.concerns)
         self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(
@@ -83,6 +86,7 @@ class Operator:
             keys=EngineKeys(master),
             settings=settings,
             gateways=self._gateways.view,
+            checks=self._checks.of,
         )
         self._workers = Workers(self.queue, self._reconciler.reconcile, self.metrics)
         ages = {resource: informer.age for resource, informer in self.world.informers().items()}
@@ -91,6 +95,7 @@ class Operator:
         health = Health(ages, self._api_answers, self.world.synced)
         self.health = HealthServer(health_port, health, self.metrics.registry)
         self.world.gateways.listen(lambda _change, _pod: self._follow_gateways())
+        self.world.deployments.informer.listen(self._checks.changed)
 
     def run(self) -> None:
         """Work until `stopping` is set."""
@@ -127,6 +132,7 @@ class Operator:
         self._working.set()
         self.queue.add_all(self.wakes.everything())
         self._workers.start()
+        self._checks.start(self.wakes.deployments())
         _log.info("working, %.1f s after the lease was taken", time.monotonic() - began)
 
     def _end(self, ended: bool) -> None:
@@ -135,10 +141,14 @@ class Operator:
         else:
             self.lease.release()
         self._gateways.stop()
+        self._checks.stop()
         self._kopf.stop()
         self._events.stop()
         self.world.stop()
         self.health.stop()
+
+    def _deployment(self, namespace: str, name: str) -> ModelDeploymentResource | None:
+        return self.world.deployments.get(namespace, name) if self.world.in_scope(namespace) else None
 
     # -- what wakes ------------------------------------------------------------------------------------------------
 

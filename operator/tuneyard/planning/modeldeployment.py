@@ -194,6 +194,7 @@ def _seen(
         gates=obs.gates,
         record=obs.record,
         settings=obs.settings,
+        checks=obs.checks,
     )
 
 

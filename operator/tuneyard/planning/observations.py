@@ -26,6 +26,7 @@ from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
+from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.settings import Settings
 
 VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
@@ -227,6 +228,7 @@ class ModelDeploymentObservation:
     answers: AnswersView = field(default_factory=AnswersView)
     evidence: ChildObservation | None = None
     """The ConfigMap with the evidence on its candidate."""
+    checks: Evaluations = field(default_factory=dict)
 
 
 def _condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ beside it. Rules:
 - who else becomes the candidate, and other objectives, begin anew: gateways' counters are then only positions;
 - stable is watched by itself too. If it breaks an objective while a candidate has traffic, that may be the candidate's
   doing: two adapters share an engine. No step is taken then, for ten minutes at least, and nobody is rejected for it;
+- what Prometheus has answered is taken in with a look, and stored with it (promchecks.py);
 - in the first minute of a step nothing but gross harm is believed of a revision that is watched by itself (`steady`).
 """
 
@@ -63,6 +64,7 @@ from tuneyard.planning.evidence import (
     warmed,
     written_counts,
 )
+from tuneyard.planning.promchecks import evaluated
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.sequential import Comparison, Watch, watch_after
 
@@ -141,12 +143,14 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     position, grown = growth(Position(record.looked, read), readings, now)
     known_by_name = all(r.process in record.seen for r in readings)
     unchanged = same and record.weight == looking.weight and known_by_name
-    if unchanged and not (grown and late <= 0):
-        return looking.said(record, analysis, own, stored=True, waits=late if grown else None)
+    checks = evaluated(seen, record) if same else {}
+    news = bool(grown) or checks != record.checks
+    if unchanged and not (news and late <= 0):
+        return looking.said(record, analysis, own, stored=True, waits=late if news else None)
     telling = not unchanged or now // LOOK_SECONDS != record.looked // LOOK_SECONDS
     analysis = looking.grown(analysis, record, grown)
     record, own = looking.watched(record, own, analysis, grown)
-    record = record.model_copy(update={"looked": now, "seen": looking.positions(position)})
+    record = record.model_copy(update={"looked": now, "seen": looking.positions(position), "checks": checks})
     if not same:
         record, analysis = looking.about_another(record, analysis)
     made = looking.settled((record, analysis, own))

@@ -8,6 +8,7 @@ Rules:
   it, has not been enough, `onInconclusive` decides. While gateways do not tell, or stable breaks an objective since the
   candidate has traffic, that time does not run: an outage of the metrics neither rejects nor promotes, however long it
   takes. What has run of it counts on afterwards;
+- checks of Prometheus are one more condition for a step, and one more reason to reject (promchecks.py);
 - a stable revision that broke an objective before the candidate came is no reason to keep it;
 - who is promoted by a command, or has been stable before, is asked for no evidence.
 """
@@ -18,11 +19,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tuneyard.api.analysis import DEFAULT_INCONCLUSIVE_DEADLINE
+from tuneyard.api.promchecks import CheckStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import AnalysisStatus, ObjectiveCounts
 from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import Outcome
 from tuneyard.planning.observations import Problem
+from tuneyard.planning.promchecks import Standings, standings
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.rolloutanalysis import Look, look, rules_of
 from tuneyard.planning.rolloutposition import position
@@ -72,29 +75,34 @@ def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
     found = look(seen, candidate, stable)
     if found is None or found.judgement is None:
         return Gate(found, opens=False)
-    outcome, sentence = found.judgement.outcome, clipped(found.judgement.sentence, 900)
-    told = _status(seen, found, candidate, outcome, sentence)
+    checks = standings(seen, found.record)
+    judgement = checks.weighed(found.judgement)
+    outcome, sentence = judgement.outcome, clipped(judgement.sentence, 900)
+    told = _status(seen, found, candidate, (outcome, sentence, checks))
     if outcome is Outcome.REJECT:
         return Gate(found, opens=False, against=Problem(Reason.ANALYSIS_FAILED, sentence), status=told)
     opens = outcome is Outcome.PASS and not found.blamed
     if found.alone:
-        opens = outcome is not Outcome.METRICS_UNAVAILABLE
+        opens = outcome is not Outcome.METRICS_UNAVAILABLE and checks.fine
     if opens:
         return Gate(found, status=told, told=sentence)
-    return _unproven(seen, found, told, candidate, stable, stopped=stopped)
+    return _unproven(seen, found, (told, checks), candidate, stable, stopped=stopped)
 
 
-def _unproven(seen: Seen, found: Look, told: AnalysisStatus, candidate: str, stable: str, *, stopped: bool) -> Gate:
+def _unproven(
+    seen: Seen, found: Look, said: tuple[AnalysisStatus, Standings], candidate: str, stable: str, *, stopped: bool
+) -> Gate:
     """What becomes of a candidate of which too little is known; the time runs only from the end of its hold."""
+    told, checks = said
     at = position(seen, candidate, stable, skips=False, stopped=stopped, passes=False)
     same = seen.before is not None and seen.before.step == at.step
     before = _before(seen, candidate) if same else None
-    if not at.waits or found.blamed or Outcome(told.outcome) not in _UNKNOWN:
+    if not at.waits or found.blamed or checks.halted or Outcome(told.outcome) not in _UNKNOWN:
         return Gate(found, opens=False, status=_halted(seen, told, before))
     started = _resumed(seen, before) or seen.stamp
     told = told.model_copy(update={"inconclusive_since": started})
     left, action = inconclusive_left(seen, told), _action(seen)
-    if left is None or left > 0 or action == "Hold":
+    if left is None or left > 0 or action == "Hold" or (action == "Promote" and not checks.fine):
         return Gate(found, opens=False, status=told)
     words = f"{told.sentence}; it has been inconclusive since {started}, longer than inconclusiveDeadline"
     if action == "Promote":
@@ -138,22 +146,32 @@ def _before(seen: Seen, candidate: str) -> AnalysisStatus | None:
     return before.analysis if before is not None and before.candidate == candidate else None
 
 
-def _status(seen: Seen, found: Look, candidate: str, outcome: Outcome, sentence: str) -> AnalysisStatus:
+def _status(seen: Seen, found: Look, candidate: str, said: tuple[Outcome, str, Standings]) -> AnalysisStatus:
     """What is said of it: the numbers of a look, which stay until the next one unless the outcome changes."""
     record, before = found.record, _before(seen, candidate)
+    outcome, sentence, checks = said
     since = rfc3339(datetime.fromtimestamp(record.since or record.looked, UTC))
     trouble = None
     if record.broken:
         when = "as it did before it" if record.broken_before else "since it has traffic"
         trouble = clipped(f"beside {candidate}, {when}: {record.broken}")
-    counts = _counts(found)
+    counts, checked = _counts(found), checks.status
     same = before is not None and before.outcome == outcome.value and before.since == since
-    if before is not None and same and (not found.telling or before.objectives == counts):
+    if before is not None and same and (not found.telling or _told(before) == (counts, checked)):
         kept = before.model_copy(update={"inconclusive_since": None, "halted_since": None})
         return kept if before.stable_broken == trouble else kept.model_copy(update={"stable_broken": trouble})
     return AnalysisStatus(
-        outcome=outcome.value, sentence=sentence, stable_broken=trouble, objectives=counts, since=since
+        outcome=outcome.value,
+        sentence=sentence,
+        stable_broken=trouble,
+        objectives=counts,
+        checks=checked,
+        since=since,
     )
+
+
+def _told(before: AnalysisStatus) -> tuple[list[ObjectiveCounts], list[CheckStatus] | None]:
+    return list(before.objectives or ()), before.checks
 
 
 def _counts(found: Look) -> list[ObjectiveCounts]:

@@ -12,6 +12,7 @@ from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.planning.answers import Answers
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import ChildObservation
+from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.revisions import RevisionState
 from tuneyard.planning.settings import Settings
 from tuneyard.planning.timestamps import rfc3339
@@ -45,6 +46,8 @@ class Seen:
     record: ChildObservation | None = None
     """The ConfigMap that outlives the deployment."""
     settings: Settings = field(default_factory=Settings)
+    checks: Evaluations = field(default_factory=dict)
+    """What Prometheus has answered of late."""
 
     @property
     def spec(self) -> ModelDeploymentSpec:

@@ -19,6 +19,17 @@ class Images(ApiModel):
     vllm: str = "vllm/vllm-openai:v0.32.0"
 
 
+class PrometheusSettings(ApiModel):
+    """The server that the checks of rollouts are asked of."""
+
+    url: str = ""
+    """Base URL, to which /api/v1/query is added; empty: there is none."""
+    token_file: str = ""
+    """Bearer token, read at each request; empty: none is sent."""
+    ca_file: str = ""
+    """Authorities beside the system's."""
+
+
 class Settings(ApiModel):
     """What the operator is told once, at its start."""
 
@@ -44,5 +55,6 @@ class Settings(ApiModel):
     """Base URL that clients in the cluster use, without /v1."""
     gateway_service: str = "http://tuneyard-gateway.tuneyard-system.svc:8080"
     """Base URL of the gateways' own Service, which gates ask: what stands before it may strip their headers."""
+    prometheus: PrometheusSettings = PrometheusSettings()
     watch_namespaces: list[str] = []
     """Empty: all namespaces."""

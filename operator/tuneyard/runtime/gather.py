@@ -32,6 +32,7 @@ from tuneyard.planning.observations import (
     pod_observation,
 )
 from tuneyard.planning.pools import places
+from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.rolloutrecord import worth_keeping
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.gategather import gather_gates
@@ -317,7 +318,14 @@ def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datet
 
 
 def gather_modeldeployment(
-    reads: Reads, key: Key, *, gateways: GatewayView, keys: EngineKeys, settings: Settings, now: datetime
+    reads: Reads,
+    key: Key,
+    *,
+    gateways: GatewayView,
+    keys: EngineKeys,
+    settings: Settings,
+    now: datetime,
+    checks: Evaluations | None = None,
 ) -> ModelDeploymentObservation:
     """What plan_modeldeployment looks at."""
     namespace = key.namespace
@@ -342,6 +350,7 @@ def gather_modeldeployment(
         answers=gateways.answers,
         evidence=reads.evidence(namespace, key.name),
         gates=reads.gates(deployment, keys),
+        checks=checks or {},
     )
 
 

@@ -36,6 +36,7 @@ from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import EngineKeys, Problem
 from tuneyard.planning.plan import Delete, Plan
+from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.readiness import stalled_by
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.applied import MISSED_SECONDS, SECRET_SECONDS
@@ -93,6 +94,7 @@ class Reconciler:
         keys: EngineKeys,
         settings: Settings,
         gateways: Callable[[], GatewayView],
+        checks: Callable[[Key], Evaluations] = lambda _: {},
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
@@ -102,6 +104,7 @@ class Reconciler:
         self._keys = keys
         self._settings = settings
         self._gateways = gateways
+        self._checks = checks
         self._now = now
         self._written: dict[Key, _Written] = {}
         self._distrusted: set[Key] = set()
@@ -195,7 +198,15 @@ class Reconciler:
             return plan_loraadapter(gather_loraadapter(reads, key, settings=self._settings, now=now))
         gateways = self._gateways()
         return plan_modeldeployment(
-            gather_modeldeployment(reads, key, gateways=gateways, keys=self._keys, settings=self._settings, now=now)
+            gather_modeldeployment(
+                reads,
+                key,
+                gateways=gateways,
+                keys=self._keys,
+                settings=self._settings,
+                now=now,
+                checks=self._checks(key),
+            )
         )
 
     def _stalled(self, kind: str, observed: Object, planned: ApiModel | None, problem: Problem) -> Status:

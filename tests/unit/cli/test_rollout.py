@@ -8,6 +8,7 @@ import pytest
 
 from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
 from tests.unit.cli.test_status_render import compare, shown
+from tests.unit.planning.test_promchecks import COST, DRIFT, checked_world, evaluate
 from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.api.reasons import Reason
 from tuneyard.cli.rollout import meant
@@ -45,7 +46,14 @@ def inconclusive() -> RolloutWorld:
     return world
 
 
+def checked() -> RolloutWorld:
+    world = checked_world(DRIFT, COST)
+    evaluate(world, {"drift": 0.12, "cost": 2}, {"drift": 0.31, "cost": "Prometheus has not answered within 10 s"})
+    return world
+
+
 CASES = {
+    "checked": checked,
     "climbing": climbing,
     "inconclusive": inconclusive,
     "rolled-back": rolled_back,

@@ -119,6 +119,7 @@ def test_the_quickstart_is_a_story() -> None:
         "deployment-rollback": {"v1": 100},
         "deployment-by-steps": {"v1": 0, "v2": 100},
         "deployment-with-analysis": {"v1": 0, "v2": 100},
+        "deployment-with-checks": {"v1": 0, "v2": 100},
         "deployment-with-mirror": {"v1": 100},
     }
 
