@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tuneyard.api.analysis import Slo
 from tuneyard.api.base import ApiModel
 from tuneyard.api.documents import Counted
+from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.rollout import StableContents
 
 
@@ -44,3 +45,5 @@ class EvidenceRecord(ApiModel):
     """How stable breaks an objective, in one sentence."""
     broken_before: bool = False
     """It did so before the candidate had traffic."""
+    feedback: list[KeptFeedback] = []
+    """Of those that were stable lately, where `rollout.drift.feedback` asks for it (planning/feedbackdrift.py)."""

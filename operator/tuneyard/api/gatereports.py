@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.drift import DriftRun
 from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Text
 
@@ -63,6 +64,7 @@ class EvaluationNumbers(ApiModel):
     """Mean scores, and how many prompts each is of, by the name of the check."""
 
     prompts: int
+    prompts_digest: Annotated[str | None, Field(description="Of their text.")] = None
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
 
@@ -121,6 +123,8 @@ class GateReports(ApiModel):
     version: Literal[1] = 1
     deployment: str
     results: list[GateResult] = []
+    drift: list[DriftRun] = []
+    """What the evaluation of stable has found over days (planning/driftruns.py)."""
 
 
 class GateTask(ApiModel):

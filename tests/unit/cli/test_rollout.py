@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.toyworld.drifting import run, watched
 from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
 from tests.unit.cli.test_status_render import compare, shown
 from tests.unit.planning.test_rollout_analysis import judged_world, look
@@ -45,7 +46,15 @@ def inconclusive() -> RolloutWorld:
     return world
 
 
+def drifting() -> RolloutWorld:
+    world = watched()
+    run(world, 0.9)
+    run(world, 0.7)
+    return world
+
+
 CASES = {
+    "drifting": drifting,
     "climbing": climbing,
     "inconclusive": inconclusive,
     "rolled-back": rolled_back,
