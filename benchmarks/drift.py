@@ -1,4 +1,4 @@
-"""How often feedback of a stable revision that stays as it was is called a drift, and how soon one is that became worse.
+"""How often feedback on a stable revision that stays as it was is called a drift, and how soon a worse one is.
 
 Half a year of days drawn from a seed: so many answers with feedback a day, give or take half, bad ones in runs or not.
 The judge is the operator's own, asked once a day, with the defaults of spec.rollout.drift.feedback.
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
         {name: "days" for name in figures if name.startswith("median")},
         targets={"false_alarm_rate": "<= 0.03"},
         spread=spread,
-        note=f"simulated; the share of deployments with an alarm in {DAYS} days of daily looks; medians: until it is told",
+        note=f"simulated; deployments with an alarm in {DAYS} days of daily looks; medians: until it is told",
     )
     return 0 if figures["false_alarm_rate"] <= 0.03 else 1
 

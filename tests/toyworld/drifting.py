@@ -10,7 +10,7 @@ from tests.toyworld.rollouts import RolloutWorld
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport
 
 FIRST, OTHER = "sha256:" + "1" * 64, "sha256:" + "2" * 64
-ASKED = {"gates": [QUALITY], "drift": {"evaluation": {"gate": "quality", "maxDrop": 0.1}}}
+ASKED: dict[str, Any] = {"gates": [QUALITY], "drift": {"evaluation": {"gate": "quality", "maxDrop": 0.1}}}
 
 
 def scored(score: float, digest: str = FIRST) -> GateReport:

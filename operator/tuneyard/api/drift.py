@@ -127,22 +127,6 @@ class DriftStatus(ApiModel):
     feedback: FeedbackDriftStatus | None = None
 
 
-class DriftRun(ApiModel):
-    """What one run of the evaluation found of stable."""
-
-    key: str
-    """Hash of the contents and of the evaluation."""
-    at: Moment
-    """When it began."""
-    revision: str
-    content_hash: str
-    gate: str
-    prompts: int
-    prompts_digest: str
-    """With other prompts scores are others: what was found with these is a baseline of its own."""
-    scores: dict[str, float] = {}
-
-
 class FeedbackSpan(ApiModel):
     """Feedback of some days. Days are like 2026-01-31, in UTC; both belong to it."""
 

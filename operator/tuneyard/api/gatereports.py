@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.drift import DriftRun
 from tuneyard.api.lineage import Moment
 from tuneyard.api.schema import Text
 
@@ -115,6 +114,24 @@ class GateResult(ApiModel):
     stable: Annotated[str | None, Field(description="The revision that it was compared with.")] = None
     checks: list[GateCheck] = []
     report: GateReport | None = None
+
+
+class DriftRun(ApiModel):
+    """What one run of the evaluation found of stable."""
+
+    key: str
+    """Hash of the contents and of the evaluation."""
+    at: Moment
+    """When it began."""
+    revision: str
+    content_hash: str
+    gate: str
+    prompts: int
+    prompts_digest: str
+    """With other prompts scores are others: what was found with these is a baseline of its own."""
+    scores: dict[str, float] = {}
+    samples: list[Sample] = []
+    """The worst answers; of the newest run only."""
 
 
 class GateReports(ApiModel):

@@ -16,6 +16,7 @@ from tuneyard.cli.reportview import line
 from tuneyard.cli.statusrender import section, table
 
 _RUNS = ("RUN AT", "REVISION", "PROMPTS", "", "SCORES")
+_SAMPLES = ("PROMPT", "ANSWER", "CHECK", "SCORE")
 _DAYS = ("DAY", "REVISION", "WITH FEEDBACK", "BAD", "", "SHARE")
 
 
@@ -51,6 +52,12 @@ def _tables(view: DriftView) -> Iterator[tuple[str, tuple[str, ...], Iterable[tu
     if view.runs:
         runs = [(r.at, r.revision, str(r.prompts), "baseline" if r.baseline else "", r.words) for r in view.runs]
         yield "Evaluation", _RUNS, runs
+    if view.samples:
+        samples = [
+            (line(s.prompt), line(s.answer), s.check or "-", "-" if s.score is None else f"{s.score:.2f}")
+            for s in view.samples
+        ]
+        yield "Worst answers of the newest run", _SAMPLES, samples
     if view.days:
         days = [
             (d.day, d.revision, str(d.judged), str(d.bad), "baseline" if d.baseline else "", d.words) for d in view.days

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition, find
-from tuneyard.api.drift import DriftRun, KeptFeedback
+from tuneyard.api.drift import KeptFeedback
+from tuneyard.api.gatereports import DriftRun, Sample
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.drift import DRIFTING
 from tuneyard.planning.evidence import Tally
@@ -48,6 +49,8 @@ class DriftView(ApiModel):
     drifting: bool = False
     message: str = ""
     runs: list[RunRow] = []
+    samples: list[Sample] = []
+    """The worst answers of the newest run."""
     days: list[DayRow] = []
 
 
@@ -75,6 +78,7 @@ def drift_view(
         drifting=found is not None and found.status == "True",
         message=found.message if found is not None else "",
         runs=_rows(wanted)[::-1],
+        samples=wanted[-1].samples if wanted else [],
         days=sorted(days, key=lambda d: d.day, reverse=True),
     )
 

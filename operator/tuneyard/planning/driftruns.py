@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from tuneyard.api import names
-from tuneyard.api.drift import DEFAULT_EVERY, DEFAULT_MAX_DROP, DriftRun, EvaluationDrift, EvaluationDriftStatus
-from tuneyard.api.gatereports import GateReports
+from tuneyard.api.drift import DEFAULT_EVERY, DEFAULT_MAX_DROP, EvaluationDrift, EvaluationDriftStatus
+from tuneyard.api.gatereports import DriftRun, GateReports
 from tuneyard.api.gates import Gate
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
@@ -202,6 +202,7 @@ def _with_job(case: _Case, job: GateJob, others: tuple[Action, ...]) -> Runs:
     began = parsed_time(mark.began)
     if found is not None and found.prompts_digest and mark.began:
         run = case.run(mark.began, found.prompts, found.prompts_digest, found.scores)
+        run = run.model_copy(update={"samples": job.report.samples if job.report else []})
         return Runs(state, (*others, Apply(_reports(case, run))), _AT_ONCE)
     why = (job.report.cannot_run or "its report holds no numbers") if job.report else job.ended
     if why is None and (began is None or remaining(began, timeout(case.gate) + _GRACE, seen.now) <= 0):
@@ -279,8 +280,8 @@ def _reports(case: _Case, run: DriftRun) -> dict[str, object]:
     """The ConfigMap with one more result, and the gate's own among the first."""
     deployment, reports = case.seen.deployment, case.looked.reports
     reports = reports or GateReports(deployment=deployment.metadata.name)
-    others = [r for r in reports.drift if r.key != case.key]
-    kept = bounded_runs([*others, *case.kept, run])
+    older = [*(r for r in reports.drift if r.key != case.key), *case.kept]
+    kept = bounded_runs([*(r.model_copy(update={"samples": []}) for r in older), run])
     return reports_object(deployment, reports.model_copy(update={"drift": kept}), case.seen.record)
 
 

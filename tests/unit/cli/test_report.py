@@ -88,7 +88,9 @@ def test_stable_over_days() -> None:
     look.feed(text)
     assert (look.open, look.wrong) == ([], [])
     assert "exactMatch 0.75" in text and "2026-01-01 to 2026-01-07" in text
-    hostile = drifting().model_copy(update={"drift": DriftView(message=HOSTILE)})
+    samples = [Sample(prompt="a page", answer=HOSTILE, check="exactMatch", score=0)]
+    hostile = drifting().model_copy(update={"drift": DriftView(message=HOSTILE, samples=samples)})
+    assert "alert(1)" in page(hostile)
     assert "<script>" not in page(hostile)
     assert "\x1b[31m" not in shown(render_report(hostile), 120)
 

@@ -11,8 +11,8 @@ from tests.toyworld.drifting import FIRST, OTHER, hours, run, scored, watched
 from tests.toyworld.gates import QUALITY, SPEED
 from tests.toyworld.rollouts import RolloutWorld
 from tuneyard.api import names
-from tuneyard.api.drift import DriftRun, EvaluationDriftStatus
-from tuneyard.api.gatereports import GateReport, GateReports
+from tuneyard.api.drift import EvaluationDriftStatus
+from tuneyard.api.gatereports import DriftRun, GateReport, GateReports, Sample
 from tuneyard.planning.driftruns import MAX_RUNS, bounded_runs, compared_runs, next_start
 from tuneyard.planning.gateobservations import REPORTS_KEY, JobMark
 
@@ -252,6 +252,17 @@ def test_reports_that_are_somebody_elses_are_not_written():
     hours(world, 3)
     assert world.gates.made == []
     assert "is not the operator's" in message(world)
+
+
+def test_the_worst_answers_of_the_newest_run_are_kept():
+    world = watched()
+    for answer in ("one", "two"):
+        hours(world, 26)
+        world.gates.end(scored(0.9).model_copy(update={"samples": [Sample(prompt="p", answer=answer)]}))
+        world.settle()
+    kept = world.gates.objects["ConfigMap", names.gate_reports("chat")]["data"][REPORTS_KEY]
+    found = GateReports.model_validate_json(kept).drift
+    assert [[s.answer for s in r.samples] for r in found] == [[], ["two"]]
 
 
 def test_another_rhythm_is_heard_at_once():
