@@ -309,11 +309,11 @@ class FakeGateway:
         """So many more answers, bad ones never in a row."""
         self.counted_at_once([(deployment, revision, judged, bad)])
 
-    def counted_at_once(self, answers: Iterable[tuple[str, str, int, int]]) -> None:
+    def counted_at_once(self, answers: Iterable[tuple[str, str, int, int]], objective: str = "errorRate") -> None:
         """The same of many deployments and revisions, told in one report."""
         with self._changed:
             for deployment, revision, judged, bad in answers:
-                series = self.evidence[deployment]["counts"].setdefault(revision, {}).setdefault("errorRate", {})
+                series = self.evidence[deployment]["counts"].setdefault(revision, {}).setdefault(objective, {})
                 series["0"] = [a + b for a, b in zip(series.get("0", [0] * 4), (judged, bad, bad, 0), strict=True)]
             self._told()
 

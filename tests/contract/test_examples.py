@@ -40,7 +40,8 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["tensor-parallel", "persistent-volume", "gpu", "own-pods", "remote-sources", "idle-adapters", "gates"]
+    "folder",
+    ["tensor-parallel", "persistent-volume", "gpu", "own-pods", "remote-sources", "idle-adapters", "gates", "drift"],
 )
 def test_a_folder_at_once(apiserver: ApiServer, folder: str) -> None:
     namespace = apiserver.namespace(f"examples-{folder}")

@@ -49,6 +49,7 @@ HEALTH: dict[str, dict[str, tuple[str, str]]] = {
         "stale": ("Progressing", "the operator has not seen generation 3 yet"),
         "starting": ("Progressing", "Reconciling"),
         "completed": ("Healthy", "Ready"),
+        "drifting": ("Healthy", "Ready"),
         "progressing": ("Progressing", "Reconciling"),
         "manual-90-10": ("Healthy", "Ready"),
         "at-its-ceiling": ("Healthy", "Ready"),

@@ -12,6 +12,7 @@ from tuneyard.api import names
 from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, Side
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.gate.measures import times
+from tuneyard.planning.driftruns import wants_look
 from tuneyard.planning.gateobservations import REPORTS_KEY, GateObservation, looked_at
 from tuneyard.planning.gates import under_way
 from tuneyard.planning.plan import Apply, Delete, Redacted
@@ -124,8 +125,8 @@ class Gates:
         kept = GateReports.model_validate_json(reports["data"][REPORTS_KEY]).results if reports else []
         return [(r.revision, r.gate, r.outcome) for r in kept]
 
-    def seen_by(self, deployment: ModelDeploymentResource) -> GateObservation | None:
-        if not under_way(deployment.status.rollout):
+    def seen_by(self, deployment: ModelDeploymentResource, now: datetime) -> GateObservation | None:
+        if not (under_way(deployment.status.rollout) or wants_look(deployment, now)):
             return None
         reports = self.objects.get(("ConfigMap", names.gate_reports(deployment.metadata.name)))
         of_gates = [o for o in self.objects.values() if o["metadata"]["labels"][names.LABEL_COMPONENT] == names.GATE]

@@ -20,6 +20,7 @@ from tests.builders import (
     pod,
     revision,
 )
+from tests.toyworld.drifting import run, watched
 from tests.toyworld.gates import SPEED
 from tests.toyworld.rollouts import PROGRESSIVE, RolloutWorld, canary, finished
 from tests.unit.planning.sleepers import QUIET, base, chat, planned
@@ -80,6 +81,7 @@ def _deployments() -> dict[str, ModelDeploymentResource]:
         "stale": edited.now,
         "starting": _first_status(pods=()),
         "completed": RolloutWorld().now,
+        "drifting": _drifting(),
         "progressing": canary().now,
         "manual-90-10": canary({"v1": 90, "v2": 10}, mode="Manual", steps=None, progressDeadline=None).now,
         "at-its-ceiling": _at_its_ceiling(),
@@ -96,6 +98,13 @@ def _deployments() -> dict[str, ModelDeploymentResource]:
         "base-missing": _first_status(bases=()),
         "asleep": chat(planned(chat(), QUIET)[0]),
     }
+
+
+def _drifting() -> ModelDeploymentResource:
+    world = watched()
+    run(world, 0.9)
+    run(world, 0.7)
+    return world.now
 
 
 def _inconclusive() -> ModelDeploymentResource:

@@ -179,11 +179,11 @@ class RolloutWorld:
     def settle(self) -> RolloutStatus:
         """Operator and gateways until nothing changes; no time passes."""
         for _ in range(60):
-            before = (self.stored, dict(self.views), self.record, self.evidence)
+            before = (self.stored, dict(self.views), self.record, self.evidence, dict(self.gates.objects))
             self.reconcile()
             for name in GATEWAYS:
                 self.gateway(name)
-            if before == (self.stored, self.views, self.record, self.evidence):
+            if before == (self.stored, self.views, self.record, self.evidence, self.gates.objects):
                 return self.status
         raise AssertionError(f"not quiet: {self.status}")
 
@@ -237,7 +237,7 @@ class RolloutWorld:
             ),
             gateways_expected=len(GATEWAYS),
             answers=self._answers(deployed),
-            gates=self.gates.seen_by(deployed),
+            gates=self.gates.seen_by(deployed, self.clock),
             checks=self.asking.seen_by(deployed),
             settings=self.asking.settings,
             now=self.clock,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tuneyard.api.analysis import Slo
 from tuneyard.api.base import ApiModel
 from tuneyard.api.documents import Counted
+from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.rollout import StableContents
 
 
@@ -60,3 +61,5 @@ class EvidenceRecord(ApiModel):
     """It did so before the candidate had traffic."""
     checks: dict[str, CheckRecord] = {}
     """By name."""
+    feedback: list[KeptFeedback] = []
+    """Of those that were stable lately, where `rollout.drift.feedback` asks for it (planning/feedbackdrift.py)."""

@@ -63,6 +63,7 @@ class EvaluationNumbers(ApiModel):
     """Mean scores, and how many prompts each is of, by the name of the check."""
 
     prompts: int
+    prompts_digest: Annotated[str | None, Field(description="Of their text.")] = None
     scores: dict[str, float] = {}
     counts: dict[str, int] = {}
 
@@ -115,12 +116,32 @@ class GateResult(ApiModel):
     report: GateReport | None = None
 
 
+class DriftRun(ApiModel):
+    """What one run of the evaluation found of stable."""
+
+    key: str
+    """Hash of the contents and of the evaluation."""
+    at: Moment
+    """When it began."""
+    revision: str
+    content_hash: str
+    gate: str
+    prompts: int
+    prompts_digest: str
+    """With other prompts scores are others: what was found with these is a baseline of its own."""
+    scores: dict[str, float] = {}
+    samples: list[Sample] = []
+    """The worst answers; of the newest run only."""
+
+
 class GateReports(ApiModel):
     """The ConfigMap `<deployment>-reports`, key `reports.json`: the oldest first."""
 
     version: Literal[1] = 1
     deployment: str
     results: list[GateResult] = []
+    drift: list[DriftRun] = []
+    """What the evaluation of stable has found over days (planning/driftruns.py)."""
 
 
 class GateTask(ApiModel):

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
+from tuneyard.api.drift import DriftStatus
 from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.mirror import MirrorSpec, MirrorStatus, mirror_rules
@@ -159,6 +160,10 @@ class ModelDeploymentStatus(ApiModel):
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["revision"]}),
     ] = []
     rollout: RolloutStatus | None = None
+    drift: Annotated[
+        DriftStatus | None,
+        Field(description="What is known of stable over days, where spec.rollout.drift asks for it."),
+    ] = None
     mirror: Annotated[MirrorStatus | None, Field(description="What is mirrored now.")] = None
     idle_since: Annotated[
         Moment | None, Field(description="Since when its adapters need not be loaded: the next request loads them.")

@@ -193,6 +193,15 @@ class Reason(StrEnum):
         "StableNotReady",
         "The stable revision has no ready endpoint, so its share is not served.",
     )
+    DRIFTING = (
+        "Drifting",
+        "Stable answers worse than in its first days; the numbers are named. No traffic is changed.",
+    )
+    STEADY = ("Steady", "Nothing that is watched of stable over days has become worse than is allowed.")
+    DRIFT_UNMEASURED = (
+        "DriftUnmeasured",
+        "The evaluation of stable could not run: that says nothing of stable, and it is tried again.",
+    )
     GATEWAY_UNREACHABLE = ("GatewayUnreachable", "A gateway did not say what it has applied.")
 
     # events
@@ -204,6 +213,7 @@ class Reason(StrEnum):
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")
     STEP_COMPLETED = ("StepCompleted", "The candidate has held a step's weight for as long as the step says.")
     ROLLED_BACK = ("RolledBack", "A candidate was rejected; stable has its traffic.")
+    DRIFT_ENDED = ("DriftEnded", "Stable answers as in its first days again, or another revision is stable.")
     COMMAND_ACCEPTED = ("CommandAccepted", "A command for the rollout was carried out.")
     COMMAND_REFUSED = ("CommandRefused", "A command for the rollout does not fit; nothing was done.")
     PROMOTED = ("Promoted", "A revision serves all traffic and is the stable one now.")

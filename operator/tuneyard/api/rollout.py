@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
+from tuneyard.api.drift import DRIFT_RULES, DriftSpec
 from tuneyard.api.gates import MAX_GATES, Gate, GateStatus
 from tuneyard.api.lineage import Moment
 from tuneyard.api.promchecks import MAX_CHECKS, CheckStatus
@@ -48,7 +49,8 @@ class RolloutSpec(ApiModel):
                     "!has(self.mode) || self.mode != 'Progressive' || (has(self.steps) && self.steps.size() > 0)",
                     "rollout.mode Progressive needs rollout.steps, for example [{weight: 1, hold: 5m}, {weight: 25, hold: "
                     "15m}]",
-                )
+                ),
+                *DRIFT_RULES,
             ]
         }
     )
@@ -109,6 +111,10 @@ class RolloutSpec(ApiModel):
             description="In mode Progressive, what a candidate has to pass before the first step, in this order.",
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
+    ] = None
+    drift: Annotated[
+        DriftSpec | None,
+        Field(description="In mode Progressive, what of stable is watched over days. It changes no traffic."),
     ] = None
     paused: Annotated[bool | None, Field(description="In mode Progressive, no step is taken while true.")] = None
     retry_token: Annotated[

@@ -1,7 +1,8 @@
-"""`tuneyard report NAME`: what gates have found of a model deployment's revisions. Reads only.
+"""`tuneyard report NAME`: what gates and days have found of a model deployment's revisions. Reads only.
 
-Rule: it shows what is kept in the ConfigMap `<NAME>-reports`, which outlives status and object, and where gates stand
-that are under way now. So it needs no right but to read ModelDeployments and ConfigMaps.
+Rule: it shows what is kept in the ConfigMap `<NAME>-reports`, which outlives status and object, feedback by day from
+`<NAME>-evidence`, and where gates stand that are under way now. So it needs no right but to read
+ModelDeployments and ConfigMaps.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneyard.api import names
+from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.gatereports import GateReports
+from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.reporthtml import page
 from tuneyard.cli.reportrender import render_report
 from tuneyard.cli.reportview import ReportView, report_view
 from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
+from tuneyard.planning.evidencerecord import evidence_of
 from tuneyard.planning.gateobservations import REPORTS_KEY
+from tuneyard.planning.observations import child_observation
 from tuneyard.systems.kube import objects
-from tuneyard.systems.kube.client import ApiError
+from tuneyard.systems.kube.client import ApiError, Object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     cluster = open_cluster(args.kubeconfig, args.context)
     namespace = args.namespace or cluster.namespace
     deployment = read_deployment(cluster, namespace, args.name)
-    view = report_view(deployment, _kept(cluster, namespace, args.name), args.revision)
+    kept = _kept(cluster, namespace, args.name)
+    view = report_view(deployment, kept, args.revision, _feedback(cluster, deployment))
     if args.html is not None:
         _write(args.html, view)
     elif args.output:
@@ -52,12 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _kept(cluster: Cluster, namespace: str, name: str) -> GateReports | None:
     """What is kept; None where there is nothing, or somebody else's ConfigMap of the name."""
-    try:
-        found = objects.get(cluster.api, "v1", "ConfigMap", namespace, names.gate_reports(name))
-    except ApiError as error:
-        raise explained(error, "configmaps", cluster.api.host) from error
-    labels = (found or {}).get("metadata", {}).get("labels") or {}
-    if found is None or labels.get(names.LABEL_COMPONENT) != names.GATE_REPORTS:
+    found = _config_map(cluster, namespace, names.gate_reports(name), names.GATE_REPORTS)
+    if found is None:
         return None
     try:
         return GateReports.model_validate_json((found.get("data") or {}).get(REPORTS_KEY, ""))
@@ -66,6 +68,26 @@ def _kept(cluster: Cluster, namespace: str, name: str) -> GateReports | None:
             f"ConfigMap {names.gate_reports(name)} cannot be read ({error.error_count()} errors): a newer version has "
             "written it, or somebody has changed it"
         ) from error
+
+
+def _feedback(cluster: Cluster, deployment: ModelDeploymentResource) -> list[KeptFeedback]:
+    """Feedback by day, where it is asked for; one that cannot be read says nothing: the operator begins anew."""
+    rollout, meta = deployment.spec.rollout, deployment.metadata
+    if rollout is None or rollout.drift is None or rollout.drift.feedback is None:
+        return []
+    found = _config_map(cluster, meta.namespace, names.rollout_evidence(meta.name), names.ROLLOUT_EVIDENCE)
+    record = evidence_of(child_observation(found), deployment) if found is not None else None
+    return record.feedback if record is not None else []
+
+
+def _config_map(cluster: Cluster, namespace: str, name: str, component: str) -> Object | None:
+    """One of the operator's; None where there is none, or somebody else's."""
+    try:
+        found = objects.get(cluster.api, "v1", "ConfigMap", namespace, name)
+    except ApiError as error:
+        raise explained(error, "configmaps", cluster.api.host) from error
+    labels = (found or {}).get("metadata", {}).get("labels") or {}
+    return found if labels.get(names.LABEL_COMPONENT) == component else None
 
 
 def _write(path: Path, view: ReportView) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from html import escape
 
 from tuneyard.api.gatereports import GateCheck, GateResult, Sample
+from tuneyard.cli.driftrender import drift_page
 from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, limit, milliseconds
 from tuneyard.planning.gatejudging import number
 
@@ -30,6 +31,8 @@ def page(view: ReportView) -> str:
     """The whole page."""
     name = escape(f"{view.namespace}/{view.name}")
     body = [f"<h1>Gates of {name}</h1>", *_under_way(view)]
+    if view.drift is not None:
+        body.extend(drift_page(view.drift))
     if not view.results:
         body.append("<p>No gate has been passed or failed yet.</p>")
     for result in view.results:

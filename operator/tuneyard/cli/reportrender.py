@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from tuneyard.api.gatereports import GateCheck, GateResult
-from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, limit, milliseconds
+from tuneyard.cli.driftrender import render_drift
+from tuneyard.cli.reportview import KINDS, Bar, ReportView, bars, limit, line, milliseconds
 from tuneyard.cli.statusrender import section, table
 from tuneyard.planning.gatejudging import number
 
@@ -17,7 +18,7 @@ _WIDTH = 24
 
 
 def render_report(view: ReportView) -> RenderableType:
-    """What is under way, then every result."""
+    """What is under way, stable over days, then every result."""
     parts: list[RenderableType] = [Text.assemble((f"{view.namespace}/{view.name}", "bold"), f"  {view.phase}")]
     if view.under_way:
         rows = table("GATE", "OF", "STATE", "SINCE", "RUN", "MESSAGE")
@@ -25,6 +26,8 @@ def render_report(view: ReportView) -> RenderableType:
             since = gate.started_at or gate.retry_at or "-"
             rows.add_row(gate.name, view.candidate or "-", gate.state, since, str(gate.attempt or "-"), gate.message)
         parts.append(section("Under way", rows))
+    if view.drift is not None:
+        parts.extend(render_drift(view.drift))
     if not view.results:
         parts.append(Text("no gate has been passed or failed yet"))
     for result in view.results:
@@ -53,7 +56,7 @@ def _result(result: GateResult) -> Iterator[RenderableType]:
         rows = table("PROMPT", "ANSWER", "CHECK", "SCORE")
         for sample in report.samples:
             score = "-" if sample.score is None else f"{sample.score:.2f}"
-            rows.add_row(_line(sample.prompt), _line(sample.answer), sample.check or "-", score)
+            rows.add_row(line(sample.prompt), line(sample.answer), sample.check or "-", score)
         yield section("Samples", rows)
 
 
@@ -83,8 +86,3 @@ def _plot(words: str, found: list[Bar]) -> Iterator[RenderableType]:
 
 def _percent(share: float) -> str:
     return f"{share:.0%}" if share else ""
-
-
-def _line(text: str) -> str:
-    """In one line, without what would move a terminal's cursor."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

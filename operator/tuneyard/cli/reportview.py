@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.gatereports import GateCheck, GateReports, GateResult, Side, Times
 from tuneyard.api.gates import GateStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.cli.driftview import DriftView, drift_view
 from tuneyard.planning.gatejudging import number
 
 KINDS = (("ttft", "time to the first token"), ("itl", "time between tokens"), ("e2e", "time to the whole answer"))
 
 
 class ReportView(ApiModel):
-    """Results, the newest first, and the gates that are under way."""
+    """Results, the newest first, the gates that are under way, and stable over days."""
 
     namespace: str
     name: str
@@ -21,6 +23,7 @@ class ReportView(ApiModel):
     candidate: str | None = None
     under_way: list[GateStatus] = []
     results: list[GateResult] = []
+    drift: DriftView | None = None
 
 
 class Bar(ApiModel):
@@ -33,7 +36,10 @@ class Bar(ApiModel):
 
 
 def report_view(
-    deployment: ModelDeploymentResource, kept: GateReports | None, revision: str | None = None
+    deployment: ModelDeploymentResource,
+    kept: GateReports | None,
+    revision: str | None = None,
+    feedback: list[KeptFeedback] | None = None,
 ) -> ReportView:
     """The reports of one ModelDeployment, of all revisions or of one."""
     rollout = deployment.status.rollout or RolloutStatus()
@@ -46,6 +52,7 @@ def report_view(
         candidate=rollout.candidate,
         under_way=open_ if revision in (None, rollout.candidate) else [],
         results=results[::-1],
+        drift=drift_view(deployment, kept.drift if kept else [], feedback or [], revision),
     )
 
 
@@ -74,6 +81,11 @@ def limit(check: GateCheck) -> str:
     """What a number may be, for people; where it follows from stable's, also as the spec says it."""
     relation = "at most" if check.upper else "at least"
     return f"{relation} {number(check.bound, check.unit)}" + (f" ({check.limit})" if "x" in check.limit else "")
+
+
+def line(text: str) -> str:
+    """In one line, without what would move a terminal's cursor."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def milliseconds(value: float) -> str:

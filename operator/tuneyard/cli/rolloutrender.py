@@ -31,6 +31,8 @@ def render_rollout(view: RolloutView) -> RenderableType:
     if view.candidate is not None:
         parts.append(Text(f"candidate {view.candidate}, {view.weight} of {view.target} %{_waits(view)}"))
     parts.append(Text(view.message))
+    if view.drift is not None:
+        parts.append(Text(view.drift))
     if view.steps:
         parts.append(_steps(view))
     if view.candidate is not None and view.analysis is not None:

@@ -12,6 +12,7 @@ from tuneyard.api.conditions import find
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import AnalysisStatus, LastCommand, Outcome, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.cli.driftview import drift_line
 from tuneyard.planning.rolloutposition import stays
 from tuneyard.planning.timestamps import parsed_time, remaining
 
@@ -56,6 +57,8 @@ class RolloutView(ApiModel):
     analysis: AnalysisStatus | None = None
     message: str = ""
     """What the Ready condition says."""
+    drift: str | None = None
+    """What the Drifting condition says."""
     verdicts: list[Verdict] = []
     last_command: LastCommand | None = None
 
@@ -102,6 +105,7 @@ def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutV
         ],
         analysis=rollout.analysis,
         message=ready.message if ready else "no status yet: the operator has not seen it",
+        drift=drift_line(deployment),
         verdicts=list(rollout.verdicts or ()),
         last_command=rollout.last_command,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -75,10 +76,10 @@ async def _run(folder: Path) -> GateReport:
             return await benchmark.run(asker, gate.benchmark, **rivals)
         if gate.evaluation is None:
             raise CannotRunError("the gate is of a kind that this version does not know")
-        prompts = _prompts(folder, gate.evaluation)
+        prompts, digest = _prompts(folder, gate.evaluation)
         judge = gate.evaluation.judge
         grader = Grader(client, judge, _judge_key(folder, judge)) if judge else None
-        return await evaluation.run(asker, gate.evaluation, prompts, grader, **rivals)
+        return await evaluation.run(asker, gate.evaluation, prompts, grader, digest=digest, **rivals)
 
 
 def _task(folder: Path) -> GateTask:
@@ -88,13 +89,15 @@ def _task(folder: Path) -> GateTask:
         raise CannotRunError(f"{TASK_FILE} is of another version: {error.error_count()} errors") from None
 
 
-def _prompts(folder: Path, gate: Evaluation) -> list[Prompt]:
+def _prompts(folder: Path, gate: Evaluation) -> tuple[list[Prompt], str]:
+    """The prompts, and the digest of their text."""
     where = f"ConfigMap {gate.prompts.config_map}, key {gate.prompts.key or DEFAULT_PROMPTS_KEY}"
     path = folder / "prompts" / PROMPTS_FILE
     if not path.exists():
         raise CannotRunError(f"{where} does not exist: create it, with a JSON object a line")
     try:
-        return parsed(path.read_text())
+        text = path.read_text()
+        return parsed(text), f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     except (PromptsError, UnicodeDecodeError) as error:
         raise CannotRunError(f"{where}: {error}") from None
 

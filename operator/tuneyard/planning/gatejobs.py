@@ -110,7 +110,8 @@ def kept_reports(before: GateReports | None, deployment: str, results: list[Gate
     """The reports with these: of one key the newest, and of all the newest MAX_RESULTS."""
     new = {r.key for r in results}
     older = [r for r in (before.results if before else ()) if r.key not in new]
-    return GateReports(deployment=deployment, results=[*older, *results][-MAX_RESULTS:])
+    drift = before.drift if before else []
+    return GateReports(deployment=deployment, results=[*older, *results][-MAX_RESULTS:], drift=drift)
 
 
 def reports_object(deployment: ModelDeploymentResource, reports: GateReports, record: ChildObservation | None) -> Json:

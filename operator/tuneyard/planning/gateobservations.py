@@ -1,7 +1,8 @@
 """What is known of the gates of one ModelDeployment: its Jobs, what their pods left behind, and the kept results.
 
 Rules:
-- it is looked at only while gates are under way; None of it means that nobody has looked, not that there is nothing;
+- it is looked at only while gates are under way, or stable is evaluated (driftruns.py); None of it means that nobody
+  has looked, not that there is nothing;
 - what pods say is input from a tenant's namespace: what cannot be read counts as not said;
 - a pod is a Job's by the uid of its owner. After a retry there may be another Job of the same name, and the pod of the
   first one, with its report, may still be there: what it says is not of this run.
@@ -29,6 +30,10 @@ class JobMark(ApiModel):
     revision: str
     stable: str
     attempt: int
+    drift: str | None = None
+    """Of an evaluation of stable: what it is kept under (driftruns.py); None: the Job is of a candidate's gate."""
+    began: str | None = None
+    """Of such a one: when it was asked for, by the operator's clock."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class GateObservation:
     """All of one ModelDeployment."""
 
     jobs: tuple[GateJob, ...] = ()
+    """Those of candidates."""
+    drift: tuple[GateJob, ...] = ()
+    """Those that evaluate stable."""
     reports: GateReports | None = None
     foreign: bool = False
     """The ConfigMap that should keep the reports is somebody else's: neither believed nor written."""
@@ -79,8 +87,11 @@ def looked_at(
     labels = (reports["metadata"].get("labels") or {}) if reports is not None else {}
     foreign = reports is not None and labels.get(names.LABEL_COMPONENT) != names.GATE_REPORTS
     text = (reports.get("data") or {}).get(REPORTS_KEY) if reports is not None and not foreign else None
+    found = [_job(j, by_job.get(j["metadata"].get("uid", ""), []), told) for j in jobs]
+    of_stable = tuple(j for j in found if j.mark is not None and j.mark.drift is not None)
     return GateObservation(
-        jobs=tuple(_job(j, by_job.get(j["metadata"].get("uid", ""), []), told) for j in jobs),
+        jobs=tuple(j for j in found if j not in of_stable),
+        drift=of_stable,
         reports=parsed(GateReports, text),
         foreign=foreign,
         token=token,

@@ -3,7 +3,8 @@
 Rules (rollout.md 1, 2, 5):
 - weights come from traffic.effective, which gateways compute too: this plan reports them, and sets no more than what
   the rollout allows (rollout.py). Its actions are the record that outlives the object (rolloutrecord.py),
-  the evidence on its candidate (evidencerecord.py) and what gates need (gates.py);
+  the evidence on its candidate (evidencerecord.py), what gates need (gates.py) and what the watch over stable does
+  (drift.py);
 - they come before the status that follows from them, unless it takes traffic away: then it is written first;
 - a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
 - a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
@@ -22,8 +23,10 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.answers import Answers
 from tuneyard.planning.contents import content_hashes
+from tuneyard.planning.drift import Drift, plan_drift
 from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.evidencerecord import evidence_actions, evidence_of
+from tuneyard.planning.gates import under_way
 from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
 from tuneyard.planning.mirror import mirror_status
 from tuneyard.planning.modelnames import owners
@@ -110,6 +113,8 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     now, generation = rfc3339(obs.now), deployment.metadata.generation
     wrong = problem or work or (done if serving.sleep.idle_since else None)
     rollout = _rollout(serving, (*obs.adapters, *obs.base_models), now)
+    drift = _drift(obs, serving, rollout)
+    findings += drift.findings
     status = ModelDeploymentStatus(
         observed_generation=generation,
         model_name=deployment.model_name,
@@ -117,21 +122,23 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         reason=wrong.reason.value if wrong else None,
         traffic=_traffic(serving, causes),
         rollout=rollout,
+        drift=drift.status,
         mirror=None if serving.taken else mirror_status(deployment.spec, serving.seen.ready, rollout.allowed),
         idle_since=serving.sleep.idle_since,
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
-    waits = (decision.requeue_after, look_again(serving.sleep, deployment, status))
+    waits = (decision.requeue_after, drift.look_again, look_again(serving.sleep, deployment, status))
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
         actions=(
             *record_actions(deployment, obs.record, hashes),
             *_kept(obs, serving),
             *(decision.actions if not serving.taken else ()),
+            *drift.actions,
         ),
         status=status,
-        events=_events(serving, status, problem),
+        events=(*_events(serving, status, problem), *drift.events),
         status_first=takes_away(deployment, rollout),
         requeue_after=0.0 if differs(deployment, rollout, obs.record, hashes) else again,
     )
@@ -142,6 +149,14 @@ def _kept(obs: ModelDeploymentObservation, serving: Serving) -> tuple[Action, ..
     found = None if serving.taken else serving.decision.look
     record = found.record if found is not None and not found.stored else None
     return evidence_actions(serving.seen.deployment, obs.evidence, record)
+
+
+def _drift(obs: ModelDeploymentObservation, serving: Serving, rollout: RolloutStatus) -> Drift:
+    """What is known of stable over days; of a deployment whose name is somebody else's what was known before."""
+    if serving.taken:
+        return Drift(serving.seen.deployment.status.drift)
+    look = serving.decision.look
+    return plan_drift(serving.seen, obs.gates, rollout, look.record if look is not None else serving.seen.evidence)
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
@@ -191,7 +206,7 @@ def _seen(
         served=split.weights,
         answers=_answers(obs, deployment, states),
         evidence=evidence_of(obs.evidence, deployment),
-        gates=obs.gates,
+        gates=obs.gates if under_way(deployment.status.rollout) else None,
         record=obs.record,
         settings=obs.settings,
         checks=obs.checks,

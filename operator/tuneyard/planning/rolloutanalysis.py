@@ -64,6 +64,7 @@ from tuneyard.planning.evidence import (
     warmed,
     written_counts,
 )
+from tuneyard.planning.feedbackdrift import counted, day_of
 from tuneyard.planning.promchecks import evaluated
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.sequential import Comparison, Watch, watch_after
@@ -211,6 +212,8 @@ class _Looking:
             seen=self.positions(self._here()),
             analysis={},
             own_since=self.now,
+            # of who was stable before, and may be again
+            feedback=self.seen.evidence.feedback if self.seen.evidence is not None else [],
         )
         return record, analysis, {}
 
@@ -229,7 +232,10 @@ class _Looking:
         self, record: EvidenceRecord, own: Own, analysis: Analysis, grown: Counts
     ) -> tuple[EvidenceRecord, Own]:
         """Stable by itself: the watch is begun anew now and then, or a bad hour would count for days."""
-        watches = {}
+        new = total(t for s, t in grown.items() if s[:2] == (self.stable.revision, Objective.FEEDBACK))
+        drift, today = self.seen.rollout.drift, day_of(self.seen.now)
+        kept = counted(record.feedback, self.stable, new, drift.feedback if drift else None, today)
+        record, watches = record.model_copy(update={"feedback": kept}), {}
         for target in self.rules.targets:
             mine = total(t for s, t in grown.items() if s[:2] == (self.stable.revision, target.objective))
             fresh = watch_after(analysis.comparisons.get(target.objective, Comparison()))

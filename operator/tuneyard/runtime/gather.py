@@ -122,9 +122,11 @@ class Reads:
         """
         return self._world.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
 
-    def gates(self, deployment: ModelDeploymentResource | None, keys: EngineKeys) -> GateObservation | None:
+    def gates(
+        self, deployment: ModelDeploymentResource | None, keys: EngineKeys, now: datetime
+    ) -> GateObservation | None:
         """What is known of the deployment's gates, always fetched; None while none is under way."""
-        return gather_gates(self._api, deployment, keys)
+        return gather_gates(self._api, deployment, keys, now)
 
     def _fetched_config_map(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, name)
@@ -349,7 +351,7 @@ def gather_modeldeployment(
         record=reads.record(namespace, key.name, deployment),
         answers=gateways.answers,
         evidence=reads.evidence(namespace, key.name),
-        gates=reads.gates(deployment, keys),
+        gates=reads.gates(deployment, keys, now),
         checks=checks or {},
     )
 

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class _Drifts(Collector):
+    """Reads who drifts whenever metrics are read, so that who is gone is forgotten."""
+
+    def __init__(self, told: Callable[[], Iterable[tuple[str, str, bool]]]) -> None:
+        self._told = told
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """The metric without its values: nothing is read at the start."""
+        yield self._family()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One value a ModelDeployment."""
+        family = self._family()
+        for namespace, name, drifting in self._told():
+            family.add_metric([namespace, name], float(drifting))
+        yield family
+
+    @staticmethod
+    def _family() -> GaugeMetricFamily:
+        words = "1 while a ModelDeployment's stable revision drifts, of those that are watched for it."
+        return GaugeMetricFamily("tuneyard_drifting", words, labels=["namespace", "deployment"])
 
 
 class Metrics:
@@ -37,6 +62,10 @@ class Metrics:
         """Show the age of these watches whenever metrics are read."""
         for resource, age in ages.items():
             self._watch_age.labels(resource).set_function(age)
+
+    def drifts(self, told: Callable[[], Iterable[tuple[str, str, bool]]]) -> None:
+        """Show of which ModelDeployments (namespace, name) stable drifts whenever metrics are read."""
+        self.registry.register(_Drifts(told))
 
     def queue(self, length: Callable[[], int], oldest: Callable[[], float]) -> None:
         """Show the state of the queue whenever metrics are read."""

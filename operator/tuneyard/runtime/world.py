@@ -22,6 +22,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
+from tuneyard.planning.drift import DRIFTING
 from tuneyard.planning.observations import ChildObservation, child_observation, pod_observation
 from tuneyard.planning.ownership import is_ours
 from tuneyard.planning.settings import Settings
@@ -71,6 +72,10 @@ class Parsed(Generic[_Value]):
         if not entry.parsed:
             entry.value, entry.parsed = read_or_none(self._read, entry.item), True
         return entry.value
+
+    def raws(self) -> list[Object]:
+        """All objects as last seen."""
+        return [entry.item for entry in list(self._entries.values())]
 
     def all(self, wanted: Iterable[tuple[str, ...]]) -> tuple[_Value, ...]:
         """The values of these that can be read, in this order; of a name the last two parts count."""
@@ -186,6 +191,17 @@ class World:
         """Wait for all first lists; returns whether they have come."""
         deadline = time.monotonic() + timeout
         return all(i.wait_synced(max(0.0, deadline - time.monotonic())) for i in self.informers().values())
+
+    def drifts(self) -> list[tuple[str, str, bool]]:
+        """Of each ModelDeployment (namespace, name) that is watched for it, whether stable drifts."""
+        found = ((i["metadata"], (i.get("status") or {}).get("conditions") or ()) for i in self.deployments.raws())
+        return [
+            (meta.get("namespace", ""), meta["name"], condition.get("status") == "True")
+            for meta, conditions in found
+            if self.in_scope(meta.get("namespace", ""))
+            for condition in conditions
+            if condition.get("type") == DRIFTING
+        ]
 
     def in_scope(self, namespace: str) -> bool:
         """Whether the operator looks at this namespace at all."""

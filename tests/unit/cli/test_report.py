@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+from tests.toyworld.drifting import FIRST, OTHER, run, watched
 from tests.toyworld.gates import QUALITY, SPEED
 from tests.toyworld.rollouts import RolloutWorld, canary
 from tests.unit.cli.test_status_render import compare, shown
 from tuneyard.api import names
+from tuneyard.api.drift import FeedbackSpan, KeptFeedback
 from tuneyard.api.gatereports import BenchmarkNumbers, EvaluationNumbers, GateReport, GateReports, Sample
+from tuneyard.cli.driftview import DriftView
 from tuneyard.cli.reporthtml import page
 from tuneyard.cli.reportrender import render_report
-from tuneyard.cli.reportview import bars, report_view
+from tuneyard.cli.reportview import ReportView, bars, report_view
 from tuneyard.gate.asking import Answer
 from tuneyard.gate.measures import side
 from tuneyard.planning.gateobservations import REPORTS_KEY
@@ -63,6 +66,43 @@ def test_of_a_deployment_without_gates() -> None:
     nothing = report_view(RolloutWorld().now, None)
     assert "no gate has been passed or failed yet" in shown(render_report(nothing), 80)
     assert "No gate has been passed or failed yet." in page(nothing)
+
+
+def drifting() -> ReportView:
+    """Two baselines of the evaluation and three days of feedback."""
+    world = watched()
+    for score, digest in ((0.9, FIRST), (0.75, FIRST), (0.6, OTHER)):
+        run(world, score, digest)
+    stored = world.gates.objects["ConfigMap", names.gate_reports("chat")]
+    kept = GateReports.model_validate_json(stored["data"][REPORTS_KEY])
+    days = {"2026-01-08": (40, 2, 2, 0), "2026-01-09": (41, 5, 5, 1), "2026-01-10": (0, 0, 0, 0)}
+    baseline = FeedbackSpan(first="2026-01-01", last="2026-01-07", counts=(280, 14, 14, 1))
+    feedback = [KeptFeedback(content_hash="c", revision="v1", baseline=baseline, days=days)]
+    return report_view(world.now, kept, None, feedback)
+
+
+def test_stable_over_days() -> None:
+    compare("report-drift-120", shown(render_report(drifting()), 120))
+    text = page(drifting())
+    look = Balanced()
+    look.feed(text)
+    assert (look.open, look.wrong) == ([], [])
+    assert "exactMatch 0.75" in text and "2026-01-01 to 2026-01-07" in text
+    samples = [Sample(prompt="a page", answer=HOSTILE, check="exactMatch", score=0)]
+    hostile = drifting().model_copy(update={"drift": DriftView(message=HOSTILE, samples=samples)})
+    assert "alert(1)" in page(hostile)
+    assert "<script>" not in page(hostile)
+    assert "\x1b[31m" not in shown(render_report(hostile), 120)
+
+
+def test_stable_over_days_of_one_revision() -> None:
+    world = watched()
+    run(world, 0.9)
+    stored = world.gates.objects["ConfigMap", names.gate_reports("chat")]
+    kept = GateReports.model_validate_json(stored["data"][REPORTS_KEY])
+    found = report_view(world.now, kept, "v2").drift
+    assert found is not None and found.runs == []
+    assert report_view(RolloutWorld().now, None).drift is None
 
 
 class Balanced(HTMLParser):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.toyworld.drifting import run, watched
 from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
 from tests.unit.cli.test_status_render import compare, shown
 from tests.unit.planning.test_promchecks import COST, DRIFT, checked_world, evaluate
@@ -52,8 +53,16 @@ def checked() -> RolloutWorld:
     return world
 
 
+def drifting() -> RolloutWorld:
+    world = watched()
+    run(world, 0.9)
+    run(world, 0.7)
+    return world
+
+
 CASES = {
     "checked": checked,
+    "drifting": drifting,
     "climbing": climbing,
     "inconclusive": inconclusive,
     "rolled-back": rolled_back,

@@ -40,12 +40,15 @@ def test_liveness(age: float, up: float, answers: bool, status: int) -> None:
 def test_the_server_answers_probes_and_metrics() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.leader.set(1)
+    metrics.drifts(lambda: [("team", "chat", True), ("team", "code", False)])
     health = Health({"pods": lambda: 1.0}, lambda: True, lambda: False)
     server = HealthServer(0, health, metrics.registry)
     server.start()
     try:
         told = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
         assert "tuneyard_leader 1.0" in told
+        assert 'tuneyard_drifting{deployment="chat",namespace="team"} 1.0' in told
+        assert 'tuneyard_drifting{deployment="code",namespace="team"} 0.0' in told
         assert urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz").status == 200
         for path, status in (("/readyz", 503), ("/elsewhere", 404)):
             with pytest.raises(urllib.error.HTTPError) as refused:

@@ -426,3 +426,18 @@ def test_a_command_beside_the_status_that_was_just_written_is_no_echo(scene: Sce
     commanded = {**found, "annotations": {names.ANNOTATION_COMMAND: "{}"}}
     scene.tell(informer, "MODIFIED", {**item, "metadata": commanded, "status": status})
     assert scene.itself == {deployment("m")}
+
+
+def test_who_drifts_is_told_for_the_metrics_and_forgotten_with_the_object() -> None:
+    scene = Scene(watchNamespaces=[NS])
+
+    def told(name: str, word: str, change: Change = "ADDED") -> None:
+        status = {"conditions": [{"type": "Ready", "status": "True"}, {"type": "Drifting", "status": word}]}
+        scene.deployment(name, {"v0": ("base", None)}, change, status=status)
+
+    told("m", "True")
+    told("n", "False")
+    scene.deployment("unwatched", {"v0": ("base", None)})
+    assert sorted(scene.world.drifts()) == [(NS, "m", True), (NS, "n", False)]
+    told("m", "True", "DELETED")
+    assert scene.world.drifts() == [(NS, "n", False)]
