@@ -73,6 +73,13 @@ class Team:
         spec: Json = {"baseModel": self.base, "source": {"volume": {"name": "models", "path": name}}}
         self._create("loraadapters", "LoRAAdapter", name, {**spec, **({"digest": digest_of(name)} if pinned else {})})
 
+    def replace_adapter(self, name: str) -> None:
+        """Delete it and create it with other bytes, as `kubectl replace --force` does."""
+        self.api.request("DELETE", self._path("loraadapters", name))
+        source = {"volume": {"name": "models", "path": name}}
+        spec = {"baseModel": self.base, "source": source, "digest": digest_of(f"{name}, replaced")}
+        self._create("loraadapters", "LoRAAdapter", name, spec)
+
     def pin(self, adapter: str) -> None:
         """As the operator does."""
         self._status("loraadapters", adapter, {"digest": digest_of(adapter)})

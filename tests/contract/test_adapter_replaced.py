@@ -38,7 +38,7 @@ async def test_with_the_same_files_it_fails_no_request(operator_apiserver: ApiSe
         await world.until_ready()
         stop, before = asyncio.Event(), digest(world)
         clients = [asyncio.create_task(world.keep_busy(stop)) for _ in range(6)]
-        for _ in range(3):
+        for _ in range(5):
             await asyncio.to_thread(world.cluster.delete, "LoRAAdapter", "busy")
             await world.until(lambda: noticed(world), "the operator sees it")
             assert world.loaded == {"busy"}
@@ -48,7 +48,7 @@ async def test_with_the_same_files_it_fails_no_request(operator_apiserver: ApiSe
             await world.until_ready()
         stop.set()
         await asyncio.gather(*clients)
-        assert world.busy_requests > 20
+        assert world.busy_requests > 10
         assert not world.failures
 
 

@@ -89,6 +89,16 @@ async def test_feedback_finds_the_revision_that_answered_through_any_gateway(
         assert 'revision="v2",rating="bad"} 1\n' in page
         assert "v2" not in (await first.evidence()).deployments[f"{team.namespace}/support"].counts
 
+        # what answered has the revision's name no more
+        _, answered, _ = await first.rig.post({"model": "support"})
+        key = f"{team.namespace}/support"
+        before = (await first.evidence()).deployments[key].contents
+        team.replace_adapter("v1")
+        await first.evidences(lambda r: r.deployments[key].contents["v1"] != before["v1"], "another v1")
+        assert await rate(first, {"request_id": answered["x-request-id"], "score": -1}) == (202, "feedback")
+        found = (await first.evidence()).deployments[key]
+        assert (found.counts["v1"]["feedback"][0][:2], found.contents["v2"]) == ((2, 1), before["v2"])
+
         # who does not know the token is told nothing, and changes nothing
         wrong = Peers(f"localhost:{second.port}", "guessed")
         assert await wrong.ask(Given(ids[3], 1)) is Taken.UNAVAILABLE
