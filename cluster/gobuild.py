@@ -82,6 +82,14 @@ BINARIES: dict[str, Binary] = {
         Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
         # An S3 server, for the contract tests and the benchmark of downloads; no cluster needs it.
         Binary("versitygw", "versitygw", "github.com/versity/versitygw/cmd/versitygw", "-X main.Version=v1.8.0"),
+        # For the contract tests of checks; without its user interface and all discovery of targets but files.
+        Binary(
+            "prometheus",
+            "prometheus",
+            "github.com/prometheus/prometheus/cmd/prometheus",
+            "-X github.com/prometheus/common/version.Version=3.15.1",
+            "remove_all_sd",
+        ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
         Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),

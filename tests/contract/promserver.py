@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -57,7 +58,7 @@ class PrometheusServer:
                 preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
             )
         for series, value in self.series.items():
-            eventually(lambda series=series, value=value: self.known(series) == value, self.said)
+            eventually(partial(self._shows, series, value), self.said)
         return self
 
     def __exit__(
@@ -79,6 +80,9 @@ class PrometheusServer:
         except (urllib.error.URLError, OSError):
             return None
         return float(found[0]["value"][1]) if found else None
+
+    def _shows(self, series: str, value: float) -> bool:
+        return self.known(series) == value
 
     def said(self) -> str:
         """The end of its log."""

@@ -76,7 +76,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
-        ('prometheus={"url": "http://user:password@p"}', "prometheus.url"),
+        ('prometheus={"url": "http://user:password@p"}', "/prometheus/url"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:

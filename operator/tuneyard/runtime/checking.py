@@ -30,6 +30,7 @@ from tuneyard.systems.metrics.prometheus import NoNumberError, Prometheus, conne
 _log = logging.getLogger(__name__)
 
 CONCURRENCY = 32
+_READY_SECONDS = 5.0
 _REMEMBERED = 8
 """Evaluations of each check: a pass takes them in within seconds."""
 
@@ -66,7 +67,7 @@ class Checking:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="checks", daemon=True)
         self._thread.start()
-        ready.wait()
+        ready.wait(_READY_SECONDS)
         for key in keys:
             self.look(key)
 
