@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import sys
@@ -86,9 +87,11 @@ def token(team: Team) -> str:
     return names.gate_token(MASTER, team.namespace, "support")
 
 
-async def run(folder: Path, url: str, token: str, gate: Json, **files: str) -> tuple[GateReport, str]:
+async def run(
+    folder: Path, url: str, token: str, gate: Json, candidate: str = "v2", **files: str
+) -> tuple[GateReport, str]:
     """What a gate's pod leaves behind, and its log; `files`: prompts, judge_key, judge_url."""
-    task = GateTask(gateway=url, model="support", candidate="v2", stable="v1", gate=gate)
+    task = GateTask(gateway=url, model="support", candidate=candidate, stable="v1", gate=gate)
     places = {"prompts": "prompts/prompts.jsonl", "judge_key": f"judge/{JUDGE_KEY}", "judge_url": f"judge/{JUDGE_URL}"}
     wanted = {places[name]: text for name, text in files.items()}
     for path, text in {**wanted, "task/gate.json": json.dumps(task.to_dict()), "token/token": token}.items():
@@ -205,6 +208,7 @@ async def test_an_evaluation_checks_what_the_candidate_answers(
     report, _ = await run(tmp_path / "gate", gateway.url, token(team), QUALITY, prompts=lines(*PROMPTS))
     assert report.evaluation and report.evaluation.to_dict() == {
         "prompts": 5,
+        "promptsDigest": f"sha256:{hashlib.sha256(lines(*PROMPTS).encode()).hexdigest()}",
         "scores": {"exactMatch": 0.5, "regex": 1.0, "similarity": 0.75, "jsonSchema": 0.0},
         "counts": {"exactMatch": 2, "regex": 1, "similarity": 1, "jsonSchema": 1},
     }
@@ -225,6 +229,20 @@ async def test_an_answer_that_does_not_come_counts_where_stable_gives_one(
     report, _ = await run(tmp_path / "b", gateway.url, token(team), QUALITY, prompts=lines(PROMPTS[0]))
     assert report.evaluation is None
     assert report.cannot_run == "neither v2 nor v1 answers (status 500: the engine has had enough)"
+
+
+async def test_stable_is_evaluated_alone_and_an_answer_that_does_not_come_says_nothing(
+    gateway: GatewayProcess, team: Team, pod: Pod, tmp_path: Path
+) -> None:
+    report, _ = await run(tmp_path / "a", gateway.url, token(team), QUALITY, "v1", prompts=lines(*PROMPTS))
+    assert report.evaluation and report.evaluation.counts == {
+        "exactMatch": 2, "regex": 1, "similarity": 1, "jsonSchema": 1,
+    }  # fmt: skip
+    assert set(pod.asked) == {V1}
+    pod.failing = {V1}
+    report, _ = await run(tmp_path / "b", gateway.url, token(team), QUALITY, "v1", prompts=lines(PROMPTS[0]))
+    assert report.evaluation is None
+    assert report.cannot_run == "v1 does not answer a prompt (status 500: the engine has had enough)"
 
 
 async def test_a_judge_grades_and_one_that_is_away_holds(

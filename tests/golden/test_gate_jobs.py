@@ -16,6 +16,7 @@ from tests.builders import deployment
 from tests.golden.test_plans import SETTINGS, UPDATE, printable
 from tests.toyworld.gates import SPEED
 from tuneyard.api.gates import Gate
+from tuneyard.planning.driftruns import drift_key
 from tuneyard.planning.gatejobs import companions, gate_key, job_object
 from tuneyard.planning.gateobservations import GateJob, JobMark
 from tuneyard.planning.plan import Redacted
@@ -30,7 +31,7 @@ GRADED = {
         "judge": {"url": "https://llm.example.com/v1", "model": "grader", "secret": "grader"},
     },
 }
-GATES: dict[str, dict[str, Any]] = {"benchmark": SPEED, "evaluation": GRADED}
+GATES: dict[str, dict[str, Any]] = {"benchmark": SPEED, "evaluation": GRADED, "drift": GRADED}
 TOKEN = "0f" * 32
 
 
@@ -38,6 +39,9 @@ TOKEN = "0f" * 32
 def test_a_job_is_the_golden_one(name: str) -> None:
     gate = Gate.from_dict(GATES[name])
     mark = JobMark(gate=gate.name, key=gate_key("0123456789abcdef", gate), revision="v2", stable="v1", attempt=1)
+    if name == "drift":
+        update = {"revision": "v1", "drift": drift_key("0123456789abcdef", gate), "began": "2026-01-01T12:00:00Z"}
+        mark = mark.model_copy(update=update)
     of = deployment()
     job = job_object(of, gate, mark, SETTINGS)
     made = GateJob(job["metadata"]["name"], "uid-of-the-job", "1", mark, "")

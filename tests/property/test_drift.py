@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -19,8 +19,10 @@ from tests.toyworld.drifting import ASKED, FIRST, OTHER, scored
 from tests.toyworld.rollouts import PROGRESSIVE, RolloutWorld
 from tuneyard.api import names
 from tuneyard.api.gatereports import DriftRun, GateReport, GateReports
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.planning.driftruns import compared_runs, settled
 from tuneyard.planning.gateobservations import REPORTS_KEY, JobMark
+from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.timestamps import parsed_time
 
 EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "25"))
@@ -59,6 +61,17 @@ class Watched:
         self.world.clock += timedelta(hours=number)
         self.settle()
 
+    def _planned(self, asked: bool) -> ModelDeploymentStatus:
+        """What a pass would say now; not `asked`: if the spec did not speak of drift."""
+        seen = self.world.situation()
+        (known,) = seen.deployments
+        assert known.spec.rollout is not None
+        drift = known.spec.rollout.drift if asked else None
+        spec = known.spec.model_copy(update={"rollout": known.spec.rollout.model_copy(update={"drift": drift})})
+        plan = plan_modeldeployment(replace(seen, deployments=(known.model_copy(update={"spec": spec}),)).deployment())
+        assert isinstance(plan.status, ModelDeploymentStatus)
+        return plan.status
+
     def check(self) -> None:
         world = self.world
         running = [n for n in world.gates.jobs if n in self.begun]
@@ -66,7 +79,8 @@ class Watched:
         assert settled(world.status) or not running, "none while a rollout is under way"
         kept = self.kept
         assert len({(r.key, r.at) for r in kept}) == len(kept), "none twice"
-        assert sum(world.weights.values()) == 100
+        with_it, without = (self._planned(asked) for asked in (True, False))
+        assert (with_it.traffic, with_it.rollout) == (without.traffic, without.rollout), "it changes no traffic"
         told = {c.type: c for c in world.now.status.conditions}["Drifting"]
         drift = world.now.status.drift
         assert drift is not None and drift.evaluation is not None

@@ -67,6 +67,8 @@ def found(status: DriftStatus) -> Finding:
     trouble = evaluation.trouble if evaluation is not None else None
     if trouble:
         words = [*words, f"the evaluation cannot run: {trouble}"]
+    elif evaluation is not None and evaluation.state == "Waiting" and evaluation.next_at is None:
+        words = [*words, "the evaluation is run again when no rollout is under way"]
     reason = Reason.DRIFTING if drifting else Reason.DRIFT_UNMEASURED if trouble else Reason.STEADY
     message = clipped("; ".join(words) or Reason.STEADY.doc)
     return Finding(type=DRIFTING, status="True" if drifting else "False", reason=reason, message=message)

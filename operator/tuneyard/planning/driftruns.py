@@ -163,8 +163,8 @@ def plan_runs(seen: Seen, looked: GateObservation | None, rollout: RolloutStatus
         return Runs(waits, _removed(seen, jobs))
     if looked is None or under_way(seen.deployment.status.rollout):
         # nobody has looked, or the reports are being written for a gate
-        left = _left(before.next_at, seen)
-        return Runs(before, look_again=max(_AT_ONCE, left) if left is not None else _AT_ONCE)
+        known = before.model_copy(update={"next_at": before.next_at or seen.stamp})
+        return Runs(known, look_again=max(_AT_ONCE, _left(known.next_at, seen) or 0.0))
     case = _Case(seen, looked, *wanted, stable, content, key, prior)
     if looked.foreign:
         taken = (

@@ -33,8 +33,8 @@ from tuneyard.api.rollout import StableContents
 from tuneyard.planning.evidence import NOTHING, Tally, total
 
 ALPHA = 5e-4
-"""Of one look. Of looks on each day of half a year none in a hundred deployments gives a false alarm: simulated in
-tests/unit/planning/test_feedbackdrift.py and by `make bench NAME=drift`."""
+"""Of one look. Looks on each day of half a year give a false alarm in some 7 of 1,000 deployments, 16 where many
+answers are bad: simulated by `make bench NAME=drift`, which says too how soon a drift is told."""
 KEPT_DAYS = 30
 _KEPT_CONTENTS = 4
 _MOST_RUN = 0.9

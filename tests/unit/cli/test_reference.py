@@ -56,6 +56,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "Applied",
         "NotUsed",
         "Idle",
+        "Steady",
     )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
     events = (
@@ -70,6 +71,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "DigestPinned",
         "Promoted",
         "AdapterSpread",
+        "DriftEnded",
     )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []

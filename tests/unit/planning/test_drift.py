@@ -205,6 +205,7 @@ def test_nothing_runs_while_a_rollout_is_under_way_and_a_new_stable_revision_has
     world.settle()
     assert world.status.phase == "Gating" and job not in world.gates.jobs
     assert world.conditions["Drifting"][0] == "True", "v1 still serves"
+    assert message(world).endswith("; the evaluation is run again when no rollout is under way")
     world.gates.end(scored(0.95))
     world.settle()
     while world.status.stable != "v2":
