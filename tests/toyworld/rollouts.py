@@ -224,6 +224,7 @@ class RolloutWorld:
             gateways_expected=len(GATEWAYS),
             answers=self._answers(deployed),
             gates=self.gates.seen_by(deployed),
+            demand=self.gates.demand(deployed),
             now=self.clock,
         )
 

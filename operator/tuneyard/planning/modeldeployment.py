@@ -189,6 +189,7 @@ def _seen(
         served=split.weights,
         answers=_answers(obs, deployment),
         evidence=evidence_of(obs.evidence, deployment),
+        demand=obs.demand,
         gates=obs.gates,
         record=obs.record,
         settings=obs.settings,

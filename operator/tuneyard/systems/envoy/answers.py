@@ -30,8 +30,10 @@ import grpc
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 
+from tuneyard.api import names
+from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.bootstrap import METADATA
-from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, revision_of
+from tuneyard.systems.envoy.translate import GATE_ROUTES, WEIGHTS_ROUTE, revision_of
 
 BYTES_PER_TOKEN = 4
 """Of a request's body, with all that is around the prompt: what English and JSON come to, roughly."""
@@ -98,6 +100,8 @@ class Answer(NamedTuple):
     """What the client knows it by."""
     began: float = 0.0
     """When the request came, in unix seconds."""
+    run: GateRun | None = None
+    """Of a gate's request: how far that gate was then."""
 
 
 class AnswerReports:
@@ -162,7 +166,13 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         itl=told["itl_ms"].number_value if "itl_ms" in told else None,
         request_id=request.request_id,
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
+        run=_run(request) if common.route_name.startswith(GATE_ROUTES) else None,
     )
+
+
+def _run(request: accesslog_pb2.HTTPRequestProperties) -> GateRun | None:
+    """What a request with a gate's token says of its gate; of others the header says nothing."""
+    return GateRun.of_header(request.request_headers.get(names.GATE_RUN_HEADER, ""))
 
 
 def _outcome(
