@@ -10,7 +10,10 @@ from tests.builders import stamp
 from tests.toyworld.gates import QUALITY, SPEED, Gates, measured
 from tests.toyworld.rollouts import RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport
+from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning import gates, rollout
 from tuneyard.planning.plan import Apply
+from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import rfc3339
 
 
@@ -367,6 +370,23 @@ def test_paused_no_gate_begins_and_the_one_that_runs_goes_on():
     world.settle()
     assert (world.status.phase, len(world.gates.running)) == ("Paused", 1)
     assert world.conditions["Reconciling"] == ("True", "Paused")
+
+
+def test_the_gates_of_a_candidate_are_looked_at_once_a_pass(monkeypatch: pytest.MonkeyPatch):
+    world = gated()
+    looked: list[str] = []
+
+    def counted(seen: Seen, status: RolloutStatus, candidate: str) -> gates.Gating:
+        looked.append(candidate)
+        return gates.gating(seen, status, candidate)
+
+    monkeypatch.setattr(rollout, "gating", counted)
+    world.reconcile()
+    assert looked == ["v2"]
+    looked.clear()
+    world.gates.end(measured(200))
+    world.reconcile()
+    assert (looked, rejected(world)) == (["v2"], [("v2", "GateFailed")])
 
 
 def test_a_job_nobody_waits_for_goes():
