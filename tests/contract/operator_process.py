@@ -290,6 +290,13 @@ class FakeGateway:
             self.demand[deployment] = {"idleSeconds": idle, "waiting": waiting, "revisions": revisions}
             self._changed.notify_all()
 
+    def asked_by_gate(self, deployment: str, job: str, done: int, total: int) -> None:
+        """A request of a gate of this deployment (`namespace/name`) has said how far it is."""
+        with self._changed:
+            self.demand_version += 1
+            self.demand[deployment] = {"gate": {"job": job, "done": done, "total": total}}
+            self._changed.notify_all()
+
     def demand_report(self, after: int) -> Object:
         with self._changed:
             self._changed.wait_for(lambda: self.demand_version > after, timeout=20)

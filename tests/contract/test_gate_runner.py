@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from tests.contract.apiserver import ROOT
 from tests.contract.gateway_process import MASTER, GatewayProcess, Team, engine_name_of
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
-from tuneyard.api.gatereports import MESSAGE_BYTES, GateReport, GateTask
+from tuneyard.api.documents import DemandReport
+from tuneyard.api.gatereports import MESSAGE_BYTES, GateReport, GateRun, GateTask
 from tuneyard.api.gates import JUDGE_KEY, JUDGE_URL, Gate
 from tuneyard.planning.gatejudging import checks_of, sentence
 
@@ -88,10 +89,10 @@ def token(team: Team) -> str:
 
 
 async def run(
-    folder: Path, url: str, token: str, gate: Json, candidate: str = "v2", **files: str
+    folder: Path, url: str, token: str, gate: Json, candidate: str = "v2", *, job: str = "", **files: str
 ) -> tuple[GateReport, str]:
     """What a gate's pod leaves behind, and its log; `files`: prompts, judge_key, judge_url."""
-    task = GateTask(gateway=url, model="support", candidate=candidate, stable="v1", gate=gate)
+    task = GateTask(gateway=url, model="support", job=job, candidate=candidate, stable="v1", gate=gate)
     places = {"prompts": "prompts/prompts.jsonl", "judge_key": f"judge/{JUDGE_KEY}", "judge_url": f"judge/{JUDGE_URL}"}
     wanted = {places[name]: text for name, text in files.items()}
     for path, text in {**wanted, "task/gate.json": json.dumps(task.to_dict()), "token/token": token}.items():
@@ -135,6 +136,39 @@ async def test_both_revisions_are_measured_though_one_has_no_weight(
     assert token(team) not in log
     assert token(team) not in gateway.log.read_text()
     assert all(token(team) not in p.read_text(errors="replace") for p in gateway.folder.glob("*.log"))
+
+
+async def test_gateways_tell_how_far_a_gate_is_while_it_runs(
+    gateway: GatewayProcess, team: Team, pod: Pod, tmp_path: Path
+) -> None:
+    name = f"{team.namespace}/support"
+
+    def told(report: DemandReport) -> GateRun | None:
+        found = report.deployments.get(name)
+        return found.gate if found else None
+
+    def between(job: str, low: int, high: int) -> Callable[[DemandReport], bool]:
+        def holds(report: DemandReport) -> bool:
+            run = told(report)
+            return run is not None and run.job == job and low <= run.done <= high
+
+        return holds
+
+    pod.slow = {V1: 0.3, V2: 0.3}
+    running = asyncio.create_task(run(tmp_path / "a", gateway.url, token(team), SPEED, job="support-gate-a"))
+    seen = await gateway.demands(between("support-gate-a", 1, 15), "it is told while it runs")
+    assert not running.done()
+    assert (told(seen) or GateRun(job="", done=0, total=0)).total == 20
+    await running
+    pod.slow = {}
+    # of the pairs that are last nobody is told that they are over: then there is a report
+    await gateway.demands(between("support-gate-a", 16, 19), "to its last requests")
+    shown = {names.GATE_RUN_HEADER: "support-gate-a 20/20"}
+    assert (await gateway.rig.post({"model": "support"}, headers=shown))[0] == 200
+    # one after the other: what is told of the next gate came after what the stranger said
+    await run(tmp_path / "b", gateway.url, token(team), QUALITY, job="support-gate-b", prompts=lines(*PROMPTS))
+    await gateway.demands(between("support-gate-b", 0, 4), "the next one")
+    assert "support-gate" not in "".join(p.read_text(errors="replace") for p in gateway.folder.glob("*.log"))
 
 
 async def test_without_the_token_nobody_gets_in(gateway: GatewayProcess, team: Team, pod: Pod) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,33 @@ def states(rollout: Object) -> list[tuple[str, str]]:
 
 
 def report_of(scene: Scene, *arguments: str) -> str:
+    return tuneyard(scene, "report", "m", *arguments)
+
+
+def rollout_status(scene: Scene) -> str:
+    return tuneyard(scene, "rollout", "status", "m")
+
+
+def tuneyard(scene: Scene, *arguments: str) -> str:
     kubeconfig = ["--kubeconfig", str(scene.cluster.server.kubeconfig()), "-n", scene.cluster.namespace]
     done = subprocess.run(
-        [sys.executable, "-m", "tuneyard", "report", "m", *kubeconfig, *arguments],
+        [sys.executable, "-m", "tuneyard", *arguments, *kubeconfig],
         env=environment(COLUMNS="120"), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def done(number: int) -> Callable[[Object], bool]:
+    def holds(rollout: Object) -> bool:
+        return [(g.get("progress") or {}).get("done") for g in rollout.get("gates") or ()] == [number]
+
+    return holds
+
+
+def message(scene: Scene) -> str:
+    conditions = scene.cluster.get("ModelDeployment", "m")["status"]["conditions"]
+    return str(next(c["message"] for c in conditions if c["type"] == "Reconciling"))
 
 
 def test_a_gate_runs_in_a_job_and_who_passes_climbs(scene: Scene, tmp_path: Path) -> None:
@@ -127,6 +148,31 @@ def test_a_gate_runs_in_a_job_and_who_passes_climbs(scene: Scene, tmp_path: Path
     report_of(scene, "--html", str(page))
     assert "<svg" in page.read_text()
     assert "<b>hello" not in page.read_text(), "an answer is a stranger's"
+
+
+def test_how_far_a_gate_is_is_shown_while_it_runs(scene: Scene) -> None:
+    deployment = f"{scene.cluster.namespace}/m"
+    scene.apply({"v1": 0, "v2": 100}, GATED)
+    job = begun(scene)
+    name = job["metadata"]["name"]
+    scene.until(lambda r: states(r) == [("speed", "Running")], "the gate runs")
+    scene.gateway.asked_by_gate(deployment, name, 12, 200)
+    rollout = scene.until(done(12), "it is told")
+    assert rollout["gates"][0]["startedAt"] == "2026-01-01T00:00:00Z"
+    scene.gateway.asked_by_gate(deployment, name, 90, 200)
+    (gate,) = rollout["gates"]
+    earlier = {**gate, "progress": {**gate["progress"], "at": "2026-01-01T00:00:00Z"}}
+    path = scene.cluster.path("modeldeployments", "m") + "/status"
+    body = {"status": {"rollout": {"gates": [earlier]}}}
+    scene.cluster.api.request("PATCH", path, body=body, content_type=MERGE)
+    scene.until(done(90), "it is told again, the last time is long ago")
+    assert "speed runs since 2026-01-01T00:00:00Z, 90 of 200 done" in message(scene)
+    shown = " ".join(rollout_status(scene).split())
+    assert "90 of 200 requests to each ttftP95 at most 1.10x" in shown
+    ends(scene, job, measured(104))
+    scene.until(lambda r: states(r) == [("speed", "Passed")], "it passes")
+    shown = " ".join(rollout_status(scene).split())
+    assert "ttftP95 104 ms is within 1.10x of stable's 100 ms" in shown
 
 
 def test_who_fails_is_rejected_and_stays_so_when_the_object_comes_again(scene: Scene) -> None:

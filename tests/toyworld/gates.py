@@ -9,9 +9,11 @@ from typing import Any
 
 from tests.builders import KEYS
 from tuneyard.api import names
-from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, Side
+from tuneyard.api.documents import DemandReport, DeploymentDemand
+from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, GateRun, Side
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.gate.measures import times
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.driftruns import wants_look
 from tuneyard.planning.gateobservations import REPORTS_KEY, GateObservation, looked_at
 from tuneyard.planning.gates import under_way
@@ -50,6 +52,8 @@ class Gates:
     """No Job can be made, or it is gone at once."""
     made: list[str] = field(default_factory=list)
     """Every Job that was ever made."""
+    told: dict[str, GateRun] = field(default_factory=dict)
+    """By gateway: the newest run that it knows of, and how far that was."""
 
     def takes(self, action: object) -> bool:
         """Whether an action is about gates."""
@@ -118,6 +122,19 @@ class Gates:
         """The pods of all running Jobs end."""
         text = report if isinstance(report, str) else json.dumps(report.to_dict())
         self.messages.update(dict.fromkeys(self.running, text))
+
+    def is_at(self, gateway: str, done: int, total: int) -> None:
+        """A gateway has seen a request of the gate that runs."""
+        self.told[gateway] = GateRun(job=self.running[0], done=done, total=total)
+
+    def demand(self, deployment: ModelDeploymentResource) -> DemandView:
+        """What gateways tell of it."""
+        name = "/".join(deployment.metadata.key)
+        reports = (
+            DemandReport(gateway=gateway, version=1, deployments={name: DeploymentDemand(gate=run)})
+            for gateway, run in self.told.items()
+        )
+        return DemandView(tuple(reports), len(self.told))
 
     @property
     def results(self) -> list[tuple[str, str, str]]:

@@ -240,6 +240,7 @@ class RolloutWorld:
             gates=self.gates.seen_by(deployed, self.clock),
             checks=self.asking.seen_by(deployed),
             settings=self.asking.settings,
+            demand=self.gates.demand(deployed),
             now=self.clock,
         )
 

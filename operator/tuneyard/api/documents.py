@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from tuneyard.api.analysis import Slo
 from tuneyard.api.base import ApiModel
+from tuneyard.api.gatereports import GateRun
 from tuneyard.api.sources import Source
 
 PLAN_KEY = "plan.json"
@@ -222,6 +223,8 @@ class DeploymentDemand(ApiModel):
     """Requests that are held until an adapter of it is loaded."""
     revisions: dict[str, RevisionDemand] = {}
     """Those that were asked since the gateway's Envoy began to report."""
+    gate: GateRun | None = None
+    """The newest run of a gate that has asked here, and how far it was."""
 
 
 class DemandReport(ApiModel):

@@ -2,7 +2,7 @@
 
 Rules:
 - a report is a termination message: the pod has no right to anything in the API. So it has at most MESSAGE_BYTES, and
-  what does not fit is cut from the samples, never from the numbers;
+  what does not fit is cut from the samples, never from the numbers. How far it is stands on its requests (GateRun);
 - a report holds numbers and judges nothing: the operator holds them against the limits of the spec;
 - times are milliseconds. Histograms have the same edges everywhere, four to an octave, so that two can be laid over
   each other.
@@ -10,7 +10,8 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -22,6 +23,7 @@ MESSAGE_BYTES = 4000
 """Kubernetes cuts a termination message after 4096."""
 MAX_RESULTS = 48
 """Kept of one deployment; each is some 5 KB at most."""
+_RUN = re.compile(r"(?P<job>[-.a-z0-9]{1,253}) (?P<done>[0-9]{1,6})/(?P<total>[0-9]{1,6})")
 
 
 class Histogram(ApiModel):
@@ -88,6 +90,32 @@ class GateReport(ApiModel):
     cannot_run: Annotated[str | None, Field(description="Why it could not measure.")] = None
 
 
+class GateRun(ApiModel):
+    """How far one run of a gate is: requests to each revision, or prompts.
+
+    Its process has no way to the operator before it ends. But every gateway sees its requests and knows them by their
+    token, so they say it by header, `JOB DONE/TOTAL`; gateways tell the operator with what is asked of them.
+    """
+
+    job: str
+    done: int
+    total: int
+
+    @property
+    def header(self) -> str:
+        """The value of the header."""
+        return f"{self.job} {self.done}/{self.total}"
+
+    @classmethod
+    def of_header(cls, value: str) -> Self | None:
+        """What a header says; None where it says nothing that can be."""
+        found = _RUN.fullmatch(value)
+        if found is None:
+            return None
+        done, total = int(found["done"]), int(found["total"])
+        return cls(job=found["job"], done=done, total=total) if done <= total else None
+
+
 class GateCheck(ApiModel):
     """One number against its limit."""
 
@@ -151,6 +179,8 @@ class GateTask(ApiModel):
     gateway: str
     """Base URL without /v1."""
     model: str
+    job: str = ""
+    """The Job's name, by which the gate tells how far it is; without one it tells nothing."""
     candidate: str
     stable: str
     gate: dict[str, object]

@@ -206,6 +206,14 @@ class Gate(ApiModel):
 GateState = Literal["Waiting", "Running", "CannotRun", "Passed", "Failed", "Skipped"]
 
 
+class GateProgress(ApiModel):
+    """How far a run is."""
+
+    done: Annotated[int, Field(description="Requests to each revision, or prompts, by the kind of the gate.")]
+    total: int
+    at: Annotated[Moment, Field(description="When that was written; more often than every 10 s it is not.")]
+
+
 class GateStatus(ApiModel):
     """Where one gate stands for the candidate's contents."""
 
@@ -217,4 +225,8 @@ class GateStatus(ApiModel):
     message: Text = ""
     attempt: Annotated[int | None, Field(description="Which run this is, or will be.")] = None
     started_at: Moment | None = None
+    progress: Annotated[
+        GateProgress | None, Field(description="Only while it runs, once a gateway has seen a request of it.")
+    ] = None
+    ended_at: Annotated[Moment | None, Field(description="Since when it is passed, failed or skipped.")] = None
     retry_at: Moment | None = None

@@ -69,6 +69,8 @@ MODEL_HEADER = "x-model"
 REVISION_HEADER = "x-revision"
 GATE_TOKEN_HEADER = "tuneyard-gate"  # noqa: S105
 """On requests of a gate's pod: the token by which it may choose a revision that clients may not."""
+GATE_RUN_HEADER = "tuneyard-gate-run"
+"""On the same requests: how far the run is (gatereports.GateRun)."""
 ADAPTER_HEADER = "x-adapter"
 """On answers of a revision with an adapter: `name@sha256:<hex>`, the bytes that answered."""
 BASE_HEADER = "x-base-model"

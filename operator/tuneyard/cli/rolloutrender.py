@@ -19,6 +19,7 @@ _STYLES = {
     "Baking": "cyan",
 }
 
+_GATES = {"Passed": "green", "Failed": "red", "Skipped": "yellow", "CannotRun": "yellow", "Running": "cyan"}
 _OUTCOMES = {"Pass": "green", "Reject": "red", "Continue": "cyan"}
 
 
@@ -35,6 +36,8 @@ def render_rollout(view: RolloutView) -> RenderableType:
         parts.append(Text(view.drift))
     if view.steps:
         parts.append(_steps(view))
+    if view.gates:
+        parts.append(_gates(view))
     if view.candidate is not None and view.analysis is not None:
         parts += [_split(view), *_evidence(view, view.analysis)]
     if view.verdicts:
@@ -65,6 +68,15 @@ def _steps(view: RolloutView) -> RenderableType:
         style = "bold" if step.state == "now" else "dim" if step.state == "ahead" else ""
         rows.add_row(str(number), f"{step.weight} %", step.hold or "-", Text(step.state, style=style))
     return section("Steps", rows)
+
+
+def _gates(view: RolloutView) -> RenderableType:
+    rows = table("GATE", "STATE", "SINCE", "PROGRESS", "NUMBERS AND LIMITS")
+    for gate in view.gates:
+        state = Text(gate.state, style=_GATES.get(gate.state, ""))
+        since = f"again in {duration(gate.seconds_left)}" if gate.seconds_left is not None else duration(gate.seconds)
+        rows.add_row(gate.name, state, since, gate.progress or "-", gate.numbers or "-")
+    return section("Gates", rows)
 
 
 def _split(view: RolloutView) -> RenderableType:

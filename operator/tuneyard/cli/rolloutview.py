@@ -9,10 +9,12 @@ from datetime import datetime
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import find
+from tuneyard.api.gates import Gate, GateStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import AnalysisStatus, LastCommand, Outcome, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
 from tuneyard.cli.driftview import drift_line
+from tuneyard.planning.gatejudging import limits
 from tuneyard.planning.rolloutposition import stays
 from tuneyard.planning.timestamps import parsed_time, remaining
 
@@ -36,6 +38,23 @@ class SplitView(ApiModel):
     withheld: str | None = None
 
 
+class GateView(ApiModel):
+    """Where one gate of the candidate stands."""
+
+    name: str
+    state: str
+    progress: str | None = None
+    """How far it is; None: it does not run, or nobody has told."""
+    numbers: str
+    """Those that were measured against their limits; before there are any, the limits or what is waited for."""
+    since: str | None = None
+    """Since when it runs, or is over."""
+    seconds: int | None = None
+    """How long that is."""
+    seconds_left: int | None = None
+    """Until it is run again, where it could not run."""
+
+
 class RolloutView(ApiModel):
     """Where a rollout stands."""
 
@@ -54,6 +73,7 @@ class RolloutView(ApiModel):
     paused_by: str | None = None
     steps: list[StepView] = []
     split: list[SplitView] = []
+    gates: list[GateView] = []
     analysis: AnalysisStatus | None = None
     message: str = ""
     """What the Ready condition says."""
@@ -103,6 +123,7 @@ def rollout_view(deployment: ModelDeploymentResource, now: datetime) -> RolloutV
             for t in deployment.status.traffic
             if t.weight or t.spec_weight
         ],
+        gates=_gates(deployment, rollout, now),
         analysis=rollout.analysis,
         message=ready.message if ready else "no status yet: the operator has not seen it",
         drift=drift_line(deployment),
@@ -123,6 +144,36 @@ def _steps(deployment: ModelDeploymentResource, rollout: RolloutStatus) -> list[
         return "now" if number == at else "done"
 
     return [StepView(weight=s.weight, hold=s.hold, state=state(n)) for n, s in enumerate(spec.steps or ())]
+
+
+def _gates(deployment: ModelDeploymentResource, rollout: RolloutStatus, now: datetime) -> list[GateView]:
+    spec = deployment.spec.rollout
+    named = {g.name: g for g in (spec.gates if spec else None) or ()}
+    return [_gate(state, named.get(state.name), now) for state in rollout.gates or ()]
+
+
+def _gate(state: GateStatus, gate: Gate | None, now: datetime) -> GateView:
+    since = state.ended_at or state.started_at
+    began, again = parsed_time(since), parsed_time(state.retry_at)
+    told = state.message.removeprefix(f"gate {state.name}: ")
+    if not told and gate is not None:
+        told = ", ".join(limits(gate))
+    return GateView(
+        name=state.name,
+        state=state.state,
+        progress=_progress(state, gate),
+        numbers=told,
+        since=since,
+        seconds=max(0, int((now - began).total_seconds())) if began else None,
+        seconds_left=max(0, int((again - now).total_seconds())) if again else None,
+    )
+
+
+def _progress(state: GateStatus, gate: Gate | None) -> str | None:
+    if state.progress is None:
+        return None
+    what = " prompts" if gate and gate.evaluation else " requests to each" if gate else ""
+    return f"{state.progress.done} of {state.progress.total}{what}"
 
 
 def _seconds_left(deployment: ModelDeploymentResource, rollout: RolloutStatus, now: datetime) -> int | None:
@@ -166,4 +217,7 @@ def evidence_line(view: RolloutView) -> str:
     """One line of a live view where no terminal is."""
     words = summary(view) or f"rollout: {view.stable or 'nobody'} is stable"
     words = f"{words} ({view.phase})"
+    open_ = next((g for g in view.gates if g.state not in ("Passed", "Skipped")), None)
+    if view.phase == "Gating" and open_ is not None:
+        return f"{words}: gate {open_.name} {open_.state}, {open_.progress or open_.numbers}"
     return f"{words}: {view.analysis.sentence}" if view.analysis is not None else words

@@ -5,6 +5,7 @@ Rules:
 - time to the first token is that of the first chunk with text, never of the headers: engines send those at once;
 - an answer of another revision than the one that was asked is no measurement of anything: a gateway that does not know
   the gate yet ignores the header, and stable would be measured as its own candidate. Then nothing is measured;
+- each request says how far the run is (GateRun): there is no other way to tell anybody before it ends;
 - whatever else goes wrong with a request is an outcome of it and no exception: what it means is for the caller to say.
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 import aiohttp
 
 from tuneyard.api import names
+from tuneyard.api.gatereports import GateRun
 
 _FIRST_BYTE_SECONDS, _WHOLE_SECONDS = 120.0, 600.0
 _LINE_LIMIT = 1 << 22
@@ -50,17 +52,24 @@ class MisroutedError(Exception):
 class Asker:
     """Requests to one model of one gateway."""
 
-    def __init__(self, session: aiohttp.ClientSession, gateway: str, model: str, token: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, gateway: str, model: str, token: str, job: str = "") -> None:
+        """`job`: whose requests these are, for those who want to know how far it is."""
         self._session = session
         self._gateway = gateway
         self._model = model
-        self._token = token
+        self._headers = {names.GATE_TOKEN_HEADER: token}
+        self._job = job
+
+    def is_at(self, done: int, total: int) -> None:
+        """So much of the run is done: what requests say from now on."""
+        if self._job:
+            self._headers[names.GATE_RUN_HEADER] = GateRun(job=self._job, done=done, total=total).header
 
     async def ask(self, revision: str, body: Mapping[str, Any]) -> Answer:
         """One request, streamed; `body` has messages or a prompt, and all else but the model. Raises MisroutedError."""
         path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
         asked = {**body, "model": self._model, "stream": True, "stream_options": {"include_usage": True}}
-        headers = {names.REVISION_HEADER: revision, names.GATE_TOKEN_HEADER: self._token}
+        headers = {names.REVISION_HEADER: revision, **self._headers}
         began = time.monotonic()
         try:
             async with self._session.post(self._gateway + path, json=asked, headers=headers) as response:

@@ -66,7 +66,10 @@ class _Load:
         self._candidate = candidate
         self._stable = stable
         self._prompts = prompts(gate.prompt_tokens or PROMPT_TOKENS)
-        self._left = iter(range(gate.requests or REQUESTS))
+        self._wanted = gate.requests or REQUESTS
+        self._left = iter(range(self._wanted))
+        self._done = 0
+        asker.is_at(0, self._wanted)
         self._found: dict[str, list[Answer]] = {candidate: [], stable: []}
         self._samples: list[Sample] = []
         self._unreached = 0
@@ -76,6 +79,8 @@ class _Load:
         await self._pair(number, counts=False)
         for index in self._left:
             await self._pair(index, counts=True)
+            self._done += 1
+            self._asker.is_at(self._done, self._wanted)
 
     async def _pair(self, number: int, *, counts: bool) -> None:
         text = next(self._prompts)

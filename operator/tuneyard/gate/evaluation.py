@@ -55,7 +55,9 @@ async def run(
             else:
                 reached = await asyncio.to_thread(score, prompt, answer.text)
             found.append((prompt, reached, sample(prompt.words, answer, METRIC[prompt.check], round(reached, 3))))
+            asker.is_at(len(found), len(prompts))
 
+    asker.is_at(0, len(prompts))
     try:
         async with asyncio.TaskGroup() as group:
             for prompt in prompts:

@@ -71,7 +71,7 @@ async def _run(folder: Path) -> GateReport:
     rivals = {"candidate": task.candidate, "stable": task.stable}
     load = gate.benchmark.concurrency if gate.benchmark else None
     async with session(load or benchmark.CONCURRENCY) as client:
-        asker = Asker(client, task.gateway, task.model, token)
+        asker = Asker(client, task.gateway, task.model, token, task.job)
         if gate.benchmark is not None:
             return await benchmark.run(asker, gate.benchmark, **rivals)
         if gate.evaluation is None:

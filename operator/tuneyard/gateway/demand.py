@@ -6,6 +6,7 @@ Rules:
 - a request that is under way or waits is a use, and so is to be routed for the first time;
 - what is told of requests under way is smoothed over SMOOTHING seconds: reports show moments, and short requests come
   in handfuls;
+- how far a gate is stands on its requests; of those that come to several gateways the operator believes the farthest;
 - what is not routed any more is forgotten.
 There is a new version with every report that tells something else, so once a second at most, and at once when the first
 request of a deployment begins to wait. Idle times alone make no version.
@@ -15,10 +16,12 @@ All methods belong to the event loop's thread; `now` is of any one clock that do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from tuneyard.api.documents import DemandReport, DeploymentDemand, RevisionDemand
+from tuneyard.api.gatereports import GateRun
 from tuneyard.gateway.versions import Version
+from tuneyard.systems.envoy.answers import Answer
 from tuneyard.systems.envoy.loads import Load
 from tuneyard.systems.envoy.translate import served_by
 
@@ -57,8 +60,10 @@ class Demand:
         self._used: dict[str, float] = {}
         self._revisions: dict[tuple[str, str], _Counted] = {}
         self._waiting: dict[str, int] = {}
-        self._told: dict[str, tuple[int, dict[str, tuple[int, float]]]] = {}
-        """By deployment: requests that wait, and by revision requests so far and under way; the version's content."""
+        self._runs: dict[str, GateRun] = {}
+        self._told: dict[str, tuple[int, dict[str, tuple[int, float]], GateRun | None]] = {}
+        """By deployment: requests that wait, by revision requests so far and under way, and how far its gate is; the
+        version's content."""
         self._version = Version()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -102,6 +107,14 @@ class Demand:
         if held > 0 and not before:
             self._tell()
 
+    def answered(self, answers: Iterable[Answer]) -> None:
+        """Requests have ended; those of a gate say how far it is. Told with Envoy's next report."""
+        for answer in answers:
+            run, before = answer.run, self._runs.get(answer.deployment)
+            # they end in another order than they began
+            if run is not None and (before is None or before.job != run.job or before.done < run.done):
+                self._runs[answer.deployment] = run
+
     # -- what is told ----------------------------------------------------------------------------------------------
 
     def report(self) -> DemandReport:
@@ -115,8 +128,9 @@ class Demand:
                     revision: RevisionDemand.model_construct(requests=requests, in_flight=in_flight)
                     for revision, (requests, in_flight) in revisions.items()
                 },
+                gate=gate,
             )
-            for name, (waiting, revisions) in self._told.items()
+            for name, (waiting, revisions, gate) in self._told.items()
         }
         return DemandReport.model_construct(gateway=self._name, version=self._version.number, deployments=deployments)
 
@@ -133,6 +147,7 @@ class Demand:
         self._used = {name: used for name, used in self._used.items() if name in routed or name in self._waiting}
         kept = ((r, c) for r, c in self._revisions.items() if r[0] in routed and (r[1] in routed[r[0]] or c.under_way))
         self._revisions = dict(kept)
+        self._runs = {name: run for name, run in self._runs.items() if name in routed}
 
     def _tell(self) -> None:
         """Make it a new version, if it is one."""
@@ -140,7 +155,7 @@ class Demand:
         for (deployment, revision), counted in self._revisions.items():
             revisions.setdefault(deployment, {})[revision] = (counted.requests, round(counted.in_flight, 1))
         told = {
-            name: (self._waiting.get(name, 0), revisions.get(name, {}))
+            name: (self._waiting.get(name, 0), revisions.get(name, {}), self._runs.get(name))
             for name in sorted(self._used.keys() | self._waiting.keys())
         }
         if told != self._told:

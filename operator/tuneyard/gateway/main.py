@@ -132,6 +132,7 @@ class Gateway:
         self.evidence.answered(answers)
         self.answer_metrics.answered(answers)
         self.feedback.answered(answers)
+        self.demand.answered(answers)
 
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)

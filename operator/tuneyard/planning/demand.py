@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tuneyard.api.documents import DemandReport, DeploymentDemand
+from tuneyard.api.gatereports import GateRun
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class DemandView:
     def in_flight(self, namespace: str, deployment: str, revision: str) -> float:
         """Requests to a revision that are under way."""
         return self._in_flight.get((namespace, deployment, revision), 0.0)
+
+    def gate_run(self, namespace: str, deployment: str, job: str) -> GateRun | None:
+        """How far a gate's Job is, by the gateway that knows most of it."""
+        runs = (d.gate for d in self.of(namespace, deployment) if d.gate is not None and d.gate.job == job)
+        return max(runs, key=lambda run: run.done, default=None)
 
     def asked(self) -> Iterator[tuple[str, str]]:
         """(namespace, name) of the deployments of which requests are under way."""

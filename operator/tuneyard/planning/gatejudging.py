@@ -36,6 +36,18 @@ def sentence(gate: Gate, checks: tuple[GateCheck, ...]) -> str:
     return f"gate {gate.name}: " + ", ".join(_words(c) for c in missed or checks)
 
 
+def limits(gate: Gate) -> tuple[str, ...]:
+    """The limits of a gate that has no numbers yet, as they stand in the spec."""
+    if gate.benchmark is not None:
+        most = gate.benchmark.maximum.to_dict() if gate.benchmark.maximum else {}
+        least = gate.benchmark.minimum.to_dict() if gate.benchmark.minimum else {}
+        most.setdefault("errorRate", DEFAULT_ERRORS)
+    else:
+        most, least = {}, gate.evaluation.minimum.to_dict() if gate.evaluation else {}
+    named = (("at most", most), ("at least", least))
+    return tuple(f"{metric} {bound} {limit}" for bound, given in named for metric, limit in given.items())
+
+
 def number(value: float, unit: str) -> str:
     """A number for people, with its unit."""
     figures = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -28,6 +28,7 @@ from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.gatejobs import companions, gate_key, job_object, kept_reports, reports_object, timeout
 from tuneyard.planning.gatejudging import UnmeasuredError, checks_of, sentence
 from tuneyard.planning.gateobservations import GateJob, GateObservation, JobMark
+from tuneyard.planning.gateprogress import next_progress
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action, Apply, Delete
 from tuneyard.planning.remedies import clipped
@@ -140,7 +141,9 @@ def judged_states(seen: Seen, gates: Gating) -> tuple[GateStatus, ...]:
 def _state_of(result: GateResult | None) -> GateStatus | None:
     if result is None:
         return None
-    return GateStatus(name=result.gate, key=result.key, state=result.outcome, message=result.message)
+    return GateStatus(
+        name=result.gate, key=result.key, state=result.outcome, message=result.message, ended_at=result.at
+    )
 
 
 def over(states: Iterable[GateStatus]) -> tuple[GateStatus, ...]:
@@ -152,7 +155,10 @@ def skipped(seen: Seen, states: tuple[GateStatus, ...]) -> tuple[GateStatus, ...
     """The states of gates that somebody has promoted the candidate past."""
     words = f"skipped by the command promote at {seen.stamp}"
     return tuple(
-        s if s.state in PASSING else GateStatus(name=s.name, key=s.key, state="Skipped", message=words) for s in states
+        s
+        if s.state in PASSING
+        else GateStatus(name=s.name, key=s.key, state="Skipped", message=words, ended_at=seen.stamp)
+        for s in states
     )
 
 
@@ -332,6 +338,7 @@ def _with_job(case: _Case, gate: Gate, key: str, job: GateJob) -> Gating:
     state = GateStatus(
         name=gate.name, key=key, state="Running", message=clipped(words), attempt=attempt,
         started_at=job.started or job.created or seen.stamp,
+        progress=next_progress(seen, job.name, attempt, _prior(seen).get(key)),
     )  # fmt: skip
     return _holding(
         state, job=job.name, actions=tuple(Apply(o) for o in missing), look_again=_SOON if missing else _LOOK
@@ -374,7 +381,8 @@ def _holding(
     """The gate holds the candidate."""
     words = f"gate {state.name}"
     if state.state == "Running":
-        words += f" runs since {state.started_at}" + (f" ({state.message})" if state.message else "")
+        told = f", {state.progress.done} of {state.progress.total} done" if state.progress else ""
+        words += f" runs since {state.started_at}{told}" + (f" ({state.message})" if state.message else "")
     elif state.state == "CannotRun":
         words += f" cannot run: {state.message}; run {state.attempt} at {state.retry_at}"
     else:

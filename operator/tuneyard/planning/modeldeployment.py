@@ -206,6 +206,7 @@ def _seen(
         served=split.weights,
         answers=_answers(obs, deployment, states),
         evidence=evidence_of(obs.evidence, deployment),
+        demand=obs.demand,
         gates=obs.gates if under_way(deployment.status.rollout) else None,
         record=obs.record,
         settings=obs.settings,

@@ -190,7 +190,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         status = status.model_copy(update={"candidate": candidate, "allowed": _allowed(seen, status, None)})
         return _Step(status, Situation.REFUSED if refused else Situation.UNSERVED)
     stable = status.stable
-    status, asked = _judged(seen, status, stable)
+    status, asked, found = _judged(seen, status, stable)
     candidate = _candidate(seen, status)
     status = status.model_copy(update={"candidate": candidate})
     if candidate is None:
@@ -202,7 +202,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         return _Step(status.model_copy(update=stays), Situation.REFUSED, gate=asked)
     proven = _proven(seen, status, candidate)
     stopped = paused(seen, status)
-    gates = Gating(passed=True) if proven else gating(seen, status, candidate)
+    gates = Gating(passed=True) if proven else found or gating(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
     states = skipped(seen, gates.states) if promote else gates.states
     status = status.model_copy(update={"gates": list(states) or None, "waiting_since": since})
@@ -232,12 +232,13 @@ def _situation(held: Position, stopped: bool) -> Situation:
     return Situation.PROVING if held.whole else Situation.CLIMBING
 
 
-def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStatus, Gate]:
+def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStatus, Gate, Gating | None]:
     """With a verdict on each candidate that has failed: who comes next is held against the same stable revision.
 
-    And what stands before the one that is left. The evidence that one was rejected for is kept until that is stored.
+    And what stands before the one that is left, and its gates. The evidence that one was rejected for is kept until
+    that is stored.
     """
-    asked, kept = OPEN, None
+    asked, kept, gates = OPEN, None, None
     for _ in seen.listed:
         candidate = _candidate(seen, status)
         if candidate is None or verdict_on(seen, status, candidate) is not None:
@@ -248,15 +249,18 @@ def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStat
             asked = gate(seen, candidate, stable, stopped=paused(seen, status))
         since = waiting_since(seen, status, candidate, stable)
         why = failure(seen, candidate, stable) or overdue(seen, candidate, since) or asked.against
-        found = Gating(passed=True) if why or _proven(seen, status, candidate) else gating(seen, status, candidate)
-        why = why or found.failure
+        if why is None and not _proven(seen, status, candidate):
+            gates = gating(seen, status, candidate)
+            why = gates.failure
         verdict = new_verdict(seen, candidate, why) if why else None
         if verdict is None:
             break
         kept = kept or asked.look
         verdicts = with_verdict(list(status.verdicts or ()), verdict)
-        status = status.model_copy(update={"verdicts": verdicts, "gates": list(judged_states(seen, found))})
-    return status, asked
+        states = judged_states(seen, gates or Gating(passed=True))
+        status = status.model_copy(update={"verdicts": verdicts, "gates": list(states)})
+        gates = None
+    return status, asked, gates
 
 
 def _look(seen: Seen, status: RolloutStatus, taken: _Step) -> Look | None:

@@ -10,6 +10,7 @@ from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.planning.answers import Answers
+from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.promqueries import Evaluations
@@ -41,6 +42,8 @@ class Seen:
     """What gateways tell of answers."""
     evidence: EvidenceRecord | None = None
     """What was known of them at the last look."""
+    demand: DemandView = field(default_factory=DemandView)
+    """What is asked at gateways; it says how far a gate is."""
     gates: GateObservation | None = None
     """None: nobody has looked; see gates.under_way."""
     record: ChildObservation | None = None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.toyworld.drifting import run, watched
+from tests.toyworld.gates import QUALITY, SPEED, measured
 from tests.toyworld.rollouts import RolloutWorld, canary, finished, later
 from tests.unit.cli.test_status_render import compare, shown
 from tests.unit.planning.test_promchecks import COST, DRIFT, checked_world, evaluate
 from tests.unit.planning.test_rollout_analysis import judged_world, look
+from tuneyard.api.gatereports import GateReport
 from tuneyard.api.reasons import Reason
 from tuneyard.cli.rollout import meant
 from tuneyard.cli.rolloutrender import render_history, render_rollout
@@ -60,9 +63,29 @@ def drifting() -> RolloutWorld:
     return world
 
 
+def gating() -> RolloutWorld:
+    """The first of two gates has passed, the second runs."""
+    world = canary(gates=[SPEED, QUALITY])
+    world.gates.end(measured(104))
+    world.settle()
+    world.gates.is_at("g1", 12, 80)
+    later(world, 3)
+    return world
+
+
+def gate_held() -> RolloutWorld:
+    world = canary(gates=[SPEED, QUALITY])
+    world.gates.end(GateReport(cannot_run="no pod took 20 of the requests to v2 (status 503: )"))
+    world.settle()
+    world.clock += timedelta(seconds=2)
+    return world
+
+
 CASES = {
     "checked": checked,
     "drifting": drifting,
+    "gating": gating,
+    "gate-cannot-run": gate_held,
     "climbing": climbing,
     "inconclusive": inconclusive,
     "rolled-back": rolled_back,
@@ -101,6 +124,9 @@ def test_a_line_of_the_live_view() -> None:
     world = inconclusive()
     line = evidence_line(rollout_view(world.now, world.clock))
     assert line.startswith("rollout: v2 has 5 of 100 %, 0/2 steps done, Continue (Inconclusive): errorRate: 6 of 300")
+    world = gating()
+    line = evidence_line(rollout_view(world.now, world.clock))
+    assert line == "rollout: v2 has 0 of 100 % (Gating): gate quality Running, 12 of 80 prompts"
     assert evidence_line(rollout_view(RolloutWorld().now, world.clock)) == "rollout: v1 is stable (Completed)"
 
 

@@ -9,6 +9,7 @@ from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from google.protobuf import json_format
 
+from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.answers import Answer, Outcome, answer_of, answers_of
 
 ENGINE = "via_upstream"
@@ -110,6 +111,26 @@ def test_an_answer_is_timed_to_its_last_byte_and_a_wait_to_its_end() -> None:
 
 def test_it_is_known_when_a_request_came() -> None:
     assert read().began == 1767225600.25
+
+
+@pytest.mark.parametrize(
+    ("route", "header", "run"),
+    [
+        ("gate/v2", "chat-gate-0123456789 12/200", GateRun(job="chat-gate-0123456789", done=12, total=200)),
+        ("weights", "chat-gate-0123456789 12/200", None),  # without the token it is anybody's
+        ("gate/v2", "", None),
+        ("gate/v2", "chat-gate-0123456789 201/200", None),
+        ("gate/v2", "chat-gate-0123456789 12/200, other 1/2", None),
+        ("gate/v2", "x" * 254 + " 1/2", None),
+    ],
+)
+def test_a_request_of_a_gate_says_how_far_that_is(route: str, header: str, run: GateRun | None) -> None:
+    given = entry(route=route)
+    given.request.request_headers["tuneyard-gate-run"] = header
+    found = answer_of(given)
+    assert found is not None
+    assert found.run == run
+    assert run is None or run.header == header
 
 
 def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:

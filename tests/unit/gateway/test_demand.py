@@ -7,10 +7,13 @@ from collections.abc import Collection
 
 import pytest
 
+from tuneyard.api.gatereports import GateRun
 from tuneyard.gateway.demand import SMOOTHING, Demand
+from tuneyard.systems.envoy.answers import Answer, Outcome
 from tuneyard.systems.envoy.loads import Load
 
 V1, V2, OTHER = "team/chat/v1/0001", "team/chat/v2/0002", "team/other/v1/0003"
+OTHERS = Answer("team/chat", "v1", Outcome.OK, 1.0, 1)
 
 
 class Told:
@@ -189,3 +192,32 @@ async def test_who_asks_again_is_answered_by_the_next_version(told: Told) -> Non
     await asyncio.sleep(0)
     told.after(1, v1=(1, 1))
     assert (await asking).deployments["team/chat"].revisions["v1"].requests == 1
+
+
+def test_how_far_a_gate_is_is_told_with_the_next_report(told: Told) -> None:
+    def run() -> GateRun | None:
+        return told.demand.report().deployments["team/chat"].gate
+
+    def ended(job: str, done: int) -> None:
+        asked = GateRun(job=job, done=done, total=200)
+        told.demand.answered([Answer("team/chat", "v2", Outcome.OK, 1.0, 1, run=asked), OTHERS])
+
+    told.after(1)
+    assert run() is None
+    ended("a", 12)
+    ended("a", 11)
+    before = told.version
+    told.after(1)
+    assert run() == GateRun(job="a", done=12, total=200), "they end in another order than they began"
+    assert told.version == before + 1
+    told.after(1)
+    assert told.version == before + 1
+    ended("b", 0)
+    told.after(1)
+    assert run() == GateRun(job="b", done=0, total=200)
+    told.routed = {"team/other": {"v1"}}
+    told.after(1)
+    assert "team/chat" not in told.demand.report().deployments
+    told.routed = {"team/chat": {"v1"}}
+    told.after(1)
+    assert run() is None, "of a deployment that comes again nothing is known"

@@ -8,7 +8,7 @@ import pytest
 
 from tuneyard.api.gatereports import BenchmarkNumbers, EvaluationNumbers, GateReport, Side, Times
 from tuneyard.api.gates import Gate
-from tuneyard.planning.gatejudging import UnmeasuredError, checks_of, number, sentence
+from tuneyard.planning.gatejudging import UnmeasuredError, checks_of, limits, number, sentence
 
 
 def times(p: float) -> Times:
@@ -111,6 +111,13 @@ def test_scores_have_to_be_reached() -> None:
     assert sentence(gate, checks) == "gate q: judge 0.4999 is under 0.5"
     with pytest.raises(UnmeasuredError, match=r"min\.judge is limited and no prompt of evals has a check judge"):
         checks_of(gate, GateReport(evaluation=EvaluationNumbers(prompts=9, scores={"exactMatch": 0.8})))
+
+
+def test_before_there_are_numbers_there_are_limits() -> None:
+    gate = speed(max={"ttftP95": "1.10x"}, min={"tokensPerSecond": "50"})
+    assert limits(gate) == ("ttftP95 at most 1.10x", "errorRate at most 1%", "tokensPerSecond at least 50")
+    scores = {"name": "q", "evaluation": {"prompts": {"configMap": "evals"}, "min": {"exactMatch": 0.8}}}
+    assert limits(Gate.from_dict(scores)) == ("exactMatch at least 0.8",)
 
 
 @pytest.mark.parametrize(

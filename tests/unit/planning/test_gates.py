@@ -10,7 +10,11 @@ from tests.builders import stamp
 from tests.toyworld.gates import QUALITY, SPEED, Gates, measured
 from tests.toyworld.rollouts import RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport
+from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning import gates, rollout
 from tuneyard.planning.plan import Apply
+from tuneyard.planning.rolloutseen import Seen
+from tuneyard.planning.timestamps import rfc3339
 
 
 def gated(*gates: dict[str, Any], **rollout: Any) -> RolloutWorld:
@@ -36,6 +40,58 @@ def test_a_candidate_gets_nothing_until_its_gate_has_passed():
     assert world.plan.requeue_after == 2
     later(world, 60)
     assert world.weights == {"v1": 100}
+
+
+def progress(world: RolloutWorld) -> tuple[int, int] | None:
+    (state,) = world.status.gates or []
+    return (state.progress.done, state.progress.total) if state.progress else None
+
+
+def test_how_far_a_run_is_stands_in_the_status_seldom_enough():
+    world = gated()
+    assert progress(world) is None
+    world.gates.is_at("g1", 20, 200)
+    world.gates.is_at("g2", 24, 200)
+    world.settle()
+    assert progress(world) == (24, 200), "what the gateway says that knows most"
+    written = world.now
+    world.gates.is_at("g1", 90, 200)
+    later(world, 9 / 60)
+    assert world.now == written, "no writing at all"
+    later(world, 1 / 60)
+    assert progress(world) == (90, 200)
+    message = next(c.message for c in world.now.status.conditions if c.type == "Reconciling")
+    assert message.endswith(", 90 of 200 done")
+    world.gates.told.clear()
+    later(world, 1)
+    assert progress(world) == (90, 200), "gateways that restart take nothing back"
+
+
+def test_a_run_begins_at_nothing_whatever_the_one_before_did():
+    world = gated()
+    world.gates.is_at("g1", 150, 200)
+    world.settle()
+    world.gates.end(GateReport(cannot_run="the judge j gives no grade: status 503"))
+    world.settle()
+    assert (states(world), progress(world)) == ([("speed", "CannotRun")], None)
+    later(world, 1)
+    assert (states(world), progress(world)) == ([("speed", "Running")], None), "the gateway still tells of the first"
+    world.gates.is_at("g1", 1, 200)
+    world.settle()
+    assert progress(world) == (1, 200)
+
+
+def test_it_is_known_since_when_a_gate_is_over():
+    world = gated()
+    world.gates.end(measured(100))
+    world.settle()
+    (passed,) = world.status.gates or []
+    assert (passed.ended_at, passed.progress) == (rfc3339(world.clock), None)
+    world = gated()
+    world.command("promote", "v2")
+    world.settle()
+    later(world, 1)
+    assert world.gates.results == [("v2", "speed", "Skipped")]
 
 
 def test_who_passes_begins_at_the_first_step_and_its_job_goes():
@@ -314,6 +370,23 @@ def test_paused_no_gate_begins_and_the_one_that_runs_goes_on():
     world.settle()
     assert (world.status.phase, len(world.gates.running)) == ("Paused", 1)
     assert world.conditions["Reconciling"] == ("True", "Paused")
+
+
+def test_the_gates_of_a_candidate_are_looked_at_once_a_pass(monkeypatch: pytest.MonkeyPatch):
+    world = gated()
+    looked: list[str] = []
+
+    def counted(seen: Seen, status: RolloutStatus, candidate: str) -> gates.Gating:
+        looked.append(candidate)
+        return gates.gating(seen, status, candidate)
+
+    monkeypatch.setattr(rollout, "gating", counted)
+    world.reconcile()
+    assert looked == ["v2"]
+    looked.clear()
+    world.gates.end(measured(200))
+    world.reconcile()
+    assert (looked, rejected(world)) == (["v2"], [("v2", "GateFailed")])
 
 
 def test_a_job_nobody_waits_for_goes():

@@ -30,8 +30,10 @@ import grpc
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 
+from tuneyard.api import names
+from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.bootstrap import METADATA
-from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, served_by
+from tuneyard.systems.envoy.translate import GATE_ROUTES, WEIGHTS_ROUTE, served_by
 
 BYTES_PER_TOKEN = 4
 """Of a request's body, with all that is around the prompt: what English and JSON come to, roughly."""
@@ -100,6 +102,8 @@ class Answer(NamedTuple):
     """When the request came, in unix seconds."""
     contents: str = ""
     """What the revision was then: RevisionRoute.contents."""
+    run: GateRun | None = None
+    """Of a gate's request: how far that gate was then."""
 
 
 class AnswerReports:
@@ -165,7 +169,13 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         request_id=request.request_id,
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
         contents=served.contents,
+        run=_run(request) if common.route_name.startswith(GATE_ROUTES) else None,
     )
+
+
+def _run(request: accesslog_pb2.HTTPRequestProperties) -> GateRun | None:
+    """What a request with a gate's token says of its gate; of others the header says nothing."""
+    return GateRun.of_header(request.request_headers.get(names.GATE_RUN_HEADER, ""))
 
 
 def _outcome(

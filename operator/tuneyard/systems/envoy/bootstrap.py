@@ -279,6 +279,7 @@ def _answers_log() -> Json:
             "buffer_flush_interval": ANSWERS_INTERVAL,
             "buffer_size_bytes": ANSWERS_BUFFER,
         },
+        additional_request_headers_to_log=[names.GATE_RUN_HEADER],
         additional_response_headers_to_log=["content-type"],
     )
 

@@ -39,6 +39,8 @@ LIST = "-"
 """Scope of requests that lead to no model."""
 WEIGHTS_ROUTE = "weights"
 """Name of the route that chooses the revision by chance; on every other one the request has named it."""
+GATE_ROUTES = "gate/"
+"""How the names of those routes begin that only requests with a gate's token take."""
 
 EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
@@ -271,7 +273,7 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
     """A route to each revision, for requests that name it; `shown`: the other headers that they need."""
     return [
         {
-            "name": f"{kind}/{revision.name}",
+            "name": f"{kind}{revision.name}",
             "match": {
                 "prefix": "/v1/",
                 "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
@@ -291,13 +293,13 @@ def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
         "route": {"cluster": NOWHERE},
         "typed_per_filter_config": _rewriting(refusal="revision"),
     }
-    return [*_to_named(model, key, "revision"), unknown]
+    return [*_to_named(model, key, "revision/"), unknown]
 
 
 def _by_gate(model: ModelRoutes, key: EngineKey, token: str) -> list[Json]:
     """Routes for gates, whose token stands for the right to name a revision; without it they do not exist."""
     shown = {"name": names.GATE_TOKEN_HEADER, "string_match": {"exact": token}}
-    return _to_named(model, key, "gate", shown)
+    return _to_named(model, key, GATE_ROUTES, shown)
 
 
 def _described(model: ModelRoutes) -> Json:
@@ -318,7 +320,7 @@ def _route_configuration(name: str, routes: list[Json]) -> Json:
         "name": name,
         "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}],
         "request_headers_to_add": [set_header(HOP_HEADER, "1")],
-        # x-model stays: the access log reads it
+        # x-model and what gates say of themselves stay: access logs read them
         "request_headers_to_remove": [
             names.REVISION_HEADER,
             names.GATE_TOKEN_HEADER,
