@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuneyard.api.reasons import Reason
-from tuneyard.api.rollout import MAX_HISTORY, Outcome, RolloutStatus, Verdict
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.gates import Gating, gate_actions, gating, judged_states, settled_states, skipped
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action
@@ -33,6 +33,7 @@ from tuneyard.planning.rolloutanalysis import Look, look, rules_of
 from tuneyard.planning.rolloutcommands import given, obey
 from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
+from tuneyard.planning.rollouthistory import was_stable, with_history
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
 from tuneyard.planning.rolloutposition import Position, position
 from tuneyard.planning.rolloutseen import Seen
@@ -91,7 +92,7 @@ def decide(seen: Seen) -> Decision:
         taken = _progressive(seen, obeyed.status, promote=obeyed.promote)
     else:
         taken = _manual(seen, obeyed.status)
-    status = _with_history(seen, taken.status)
+    status = with_history(seen, taken.status)
     split = effective(seen.spec, seen.ready, stable=status.stable, allowed=status.allowed, on_demand=seen.on_demand)
     status = with_contents(_weighed(seen, status, split, taken), seen.before, seen.hashes)
     work = _work(seen, status, split, taken)
@@ -200,7 +201,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         gates_over = status.gates or list(settled_states(seen, candidate)) or None
         stays = {"allowed": _allowed(seen, status, None), "gates": gates_over}
         return _Step(status.model_copy(update=stays), Situation.REFUSED, gate=asked)
-    proven = _proven(seen, status, candidate)
+    proven = was_stable(seen, status, candidate)
     stopped = paused(seen, status)
     gates = Gating(passed=True) if proven else found or gating(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
@@ -243,13 +244,13 @@ def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStat
         candidate = _candidate(seen, status)
         if candidate is None or verdict_on(seen, status, candidate) is not None:
             break
-        if kept is not None or _proven(seen, status, candidate):
-            asked = Gate(kept, opens=_proven(seen, status, candidate))
+        if kept is not None or was_stable(seen, status, candidate):
+            asked = Gate(kept, opens=was_stable(seen, status, candidate))
         else:
             asked = gate(seen, candidate, stable, stopped=paused(seen, status))
         since = waiting_since(seen, status, candidate, stable)
         why = failure(seen, candidate, stable) or overdue(seen, candidate, since) or asked.against
-        if why is None and not _proven(seen, status, candidate):
+        if why is None and not was_stable(seen, status, candidate):
             gates = gating(seen, status, candidate)
             why = gates.failure
         verdict = new_verdict(seen, candidate, why) if why else None
@@ -276,7 +277,7 @@ def _taken_over(seen: Seen, status: RolloutStatus, candidate: str) -> _Step:
     """The candidate is stable. The one before it may have its weight back at any time, without steps."""
     update = {"stable": candidate, "candidate": None, "paused": None, "gates": None, "waiting_since": None}
     status = status.model_copy(update=update)
-    status = _with_history(seen, status)
+    status = with_history(seen, status)
     return _Step(status.model_copy(update={"allowed": _allowed(seen, status, None)}), Situation.SETTLED)
 
 
@@ -291,37 +292,11 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
             allowed[name] = 0
         elif held is not None and name == status.candidate:
             allowed[name] = held.limit
-        elif _proven(seen, status, name):
+        elif was_stable(seen, status, name):
             allowed[name] = 100
         elif before and seen.spec.weight_of(name):
             allowed[name] = before
     return allowed
-
-
-def _proven(seen: Seen, status: RolloutStatus, revision: str) -> bool:
-    """Whether these contents have been stable before, and were not rejected since."""
-    found = seen.hashes[revision]
-    last = next((o.outcome for o in reversed(status.history or ()) if o.content_hash == found), None)
-    return last == "Stable"
-
-
-def _with_history(seen: Seen, status: RolloutStatus) -> RolloutStatus:
-    """The history with what is new: a verdict, and in mode Progressive a stable revision."""
-    history = list(status.history or ())
-    known: list[Verdict] = list((seen.before.verdicts if seen.before else None) or ())
-    for verdict in reversed(status.verdicts or ()):
-        line = Outcome(
-            revision=verdict.revision, content_hash=verdict.content_hash, outcome="Rejected", at=verdict.at,
-            reason=verdict.reason,
-        )  # fmt: skip
-        if verdict not in known and line not in history:
-            history.append(line)
-    stable = status.stable if seen.spec.progressive and status.stable in seen.listed else None
-    found = seen.hashes[stable] if stable else None
-    last = next((o.content_hash for o in reversed(history) if o.outcome == "Stable"), None)
-    if stable and found and found != last:
-        history.append(Outcome(revision=stable, content_hash=found, outcome="Stable", at=seen.stamp))
-    return status.model_copy(update={"history": history[-MAX_HISTORY:] or None, "verdicts": status.verdicts or None})
 
 
 # -- what is said -----------------------------------------------------------------------------------------------------
