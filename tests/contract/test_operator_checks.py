@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,11 @@ QUERY = 'drift{namespace="$namespace",deployment="$deployment",revision="$candid
 CHECK = {"name": "drift", "query": QUERY, "max": 0.2, "failures": 2, "interval": "5s"}
 CHECKED = {**ANALYSIS, "prometheus": [CHECK]}
 CHECKED_QUICK, CHECKED_SLOW = {**QUICK, "analysis": CHECKED}, {**SLOW, "analysis": CHECKED}
+
+
+def slow(**check: int) -> Object:
+    """A rollout that stays at its first step, with the check changed."""
+    return {**SLOW, "analysis": {**ANALYSIS, "prometheus": [{**CHECK, **check}]}}
 
 
 @pytest.fixture(scope="module")
@@ -84,29 +90,30 @@ def test_within_bounds_it_takes_over_and_the_query_has_its_names(
 
 def test_out_of_bounds_so_often_in_a_row_rolls_back_and_says_so(scene: JudgedScene, prometheus: FakePrometheus) -> None:
     prometheus.otherwise = number(0.25)
-    scene.apply({"v1": 0, "v2": 100}, CHECKED_SLOW)
-    rollout = scene.until(lambda r: drift(r).get("failures"), "the first")
-    assert drift(rollout)["message"] == "0.25 is above max 0.2, 1 of 2 times in a row"
+    scene.apply({"v1": 0, "v2": 100}, slow(failures=3))
+    rollout = scene.until(lambda r: drift(r).get("failures"), "it is told")
+    assert re.fullmatch("0.25 is above max 0.2, [12] of 3 times in a row", drift(rollout)["message"])
     rollout = scene.until(scene.rejects("v2"), "v2 is rejected", within=30)
     (verdict,) = rollout["verdicts"]
     assert verdict["reason"] == "AnalysisFailed"
-    assert verdict["evidence"] == "check drift: 0.25 is above max 0.2, 2 times in a row"
+    assert verdict["evidence"] == "check drift: 0.25 is above max 0.2, 3 times in a row"
     asked = len(prometheus.asked)
     scene.until(lambda _: scene.weights[-1].get("v2", 0) == 0, "no more traffic")
-    assert len(prometheus.asked) == asked == 2
+    assert len(prometheus.asked) == asked == 3
 
 
 def test_a_row_goes_on_after_the_operator_s_end_and_nothing_counts_twice(
     scene: JudgedScene, prometheus: FakePrometheus
 ) -> None:
     prometheus.otherwise = number(0.25)
-    check = {**CHECK, "failures": 3}
-    scene.apply({"v1": 0, "v2": 100}, {**SLOW, "analysis": {**ANALYSIS, "prometheus": [check]}})
-    scene.until(lambda r: drift(r).get("failures") == 1, "the first")
+    scene.apply({"v1": 0, "v2": 100}, slow(failures=4))
+    scene.until(lambda r: drift(r).get("failures"), "a row has begun")
     scene.operator.kill()
+    before = len(prometheus.asked)
     scene.operator.start()
-    scene.until(lambda r: drift(r).get("failures") == 2, "the second", within=60)
-    scene.until(scene.rejects("v2"), "v2 is rejected", within=30)
+    rollout = scene.until(scene.rejects("v2"), "v2 is rejected", within=60)
+    assert rollout["verdicts"][0]["evidence"] == "check drift: 0.25 is above max 0.2, 4 times in a row"
+    assert before < 4 <= len(prometheus.asked)
 
 
 def test_an_outage_holds_and_neither_rejects_nor_promotes(scene: JudgedScene, prometheus: FakePrometheus) -> None:

@@ -190,6 +190,11 @@ def test_one_that_takes_too_long_is_given_up(fake: FakePrometheus) -> None:
         go_on.set()
 
 
+def test_one_whose_answer_does_not_end_is_given_up_too(fake: FakePrometheus) -> None:
+    fake.otherwise = Answered(number(1).body, missing=1)
+    assert "has not answered within 0.3 s" in str(told(PrometheusSettings(url=fake.url), "q", within=0.3))
+
+
 def test_one_that_is_not_there_is_told_by_what_to_set() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -22,6 +22,8 @@ class Answered:
     body: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    missing: int = 0
+    """Bytes that are promised and never come."""
 
 
 def success(kind: str, result: Any) -> Answered:
@@ -90,7 +92,7 @@ class FakePrometheus:
                 form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 found = fake.answer(self.path, form["query"][0], self.headers.get("Authorization", ""))
                 self.send_response(found.status)
-                self.send_header("Content-Length", str(len(found.body)))
+                self.send_header("Content-Length", str(len(found.body) + found.missing))
                 for name, value in found.headers.items():
                     self.send_header(name, value)
                 self.end_headers()

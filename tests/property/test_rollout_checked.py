@@ -123,12 +123,13 @@ def test_in_the_end_it_takes_over_within_bounds_and_is_rejected_beyond(history: 
         step.run(checked)
     if world.traffic != WHOLE:
         world.spec(WHOLE)
-    for _ in range(40):
+    for _ in range(16):
+        world.wait(1.9)
         world.settle()
         checked.ask(3000)
         checked.evaluate(2.0 if bad else 0.5)
-        world.wait(0.75)
-    world.settle()
+        world.wait(0.1)
+        world.settle()
     if bad:
         assert [(v.revision, v.reason) for v in world.status.verdicts or ()] == [("v2", "AnalysisFailed")]
     else:

@@ -35,7 +35,7 @@ def evaluate(world: RolloutWorld, *answers: float | str | Mapping[str, float | s
     for answer in answers:
         given = answer if isinstance(answer, Mapping) else {"drift": answer}
         world.asking.answers.update(given)
-        look(world, counted, looks=5)
+        look(world, counted, seconds=25)
         world.asking.evaluate(world.now, world.clock)
         look(world, counted)
 
@@ -141,7 +141,7 @@ def test_each_check_counts_for_itself():
 def test_no_number_holds_however_long_it_takes_and_counts_neither_way(nothing: float | str, action: str):
     world = checked_world(onInconclusive=action, inconclusiveDeadline="1m")
     evaluate(world, 0.1, 0.3, 0.3)
-    evaluate(world, *[nothing] * 30)
+    evaluate(world, *[nothing] * 15)
     assert (world.weights["v2"], rejected(world), world.status.phase) == (5, [], "Inconclusive")
     assert world.conditions["Ready"] == ("False", "MetricsUnavailable")
     assert "check drift: it has no number: " in ready_words(world)
@@ -219,7 +219,7 @@ def test_with_all_traffic_on_the_candidate_no_number_holds():
     world = checked_world()
     world.spec(WHOLE, bakeTime="10m")
     evaluate(world, *[0.1] * 34)
-    evaluate(world, *["timeout"] * 30, counted={"v2": GOOD["v2"]})
+    evaluate(world, *["timeout"] * 20, counted={"v2": GOOD["v2"]})
     assert (world.status.stable, world.conditions["Ready"][1]) == ("v1", "MetricsUnavailable")
     evaluate(world, 0.1, counted={"v2": GOOD["v2"]})
     assert world.status.stable == "v2"
