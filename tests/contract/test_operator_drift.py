@@ -67,14 +67,17 @@ class DaysScene(Scene):
         return found
 
     def due(self) -> None:
-        """The next run begins."""
-        waits = eventually(
-            lambda: e if (e := self.evaluation).get("state") == "Waiting" and e.get("nextAt") else None,
-            lambda: f"it waits for its next run: {self.evaluation}",
-        )
-        moment = parsed_time(waits["nextAt"])
-        assert moment is not None
-        self.later(moment + timedelta(seconds=1))
+        """The next run begins: it is as late as the status says that one has to be."""
+
+        def begins() -> bool:
+            now = datetime.now(UTC) + timedelta(seconds=float(self.clock.read_text()))
+            known = self.evaluation
+            moment = parsed_time(known.get("nextAt"))
+            if known.get("state") == "Waiting" and moment is not None and moment > now:
+                self.later(moment + timedelta(seconds=1))
+            return bool(jobs(self))
+
+        eventually(begins, lambda: f"a run begins: {self.evaluation}")
 
     def runs(self, report: GateReport | str) -> Object:
         """The next run begins and finds this; its Job."""
@@ -206,15 +209,19 @@ def test_feedback_that_becomes_worse_is_a_drift(scene: DaysScene) -> None:
     key, day = f"{scene.cluster.namespace}/m", datetime.now(UTC) + timedelta(days=40)
     scene.gateway.judges(scene.cluster.get("ModelDeployment", "m"))
 
-    def heard() -> list[list[int]]:
+    def record() -> Object:
         scene.nudge()
         found = scene.cluster.child("configmaps/m-evidence") or {"data": {"record.json": "{}"}}
-        feedback = json.loads(found["data"]["record.json"]).get("feedback") or [{"days": {}}]
+        kept: Object = json.loads(found["data"]["record.json"])
+        return kept
+
+    def heard() -> list[list[int]]:
+        feedback = record().get("feedback") or [{"days": {}}]
         return list(feedback[-1]["days"].values())
 
-    # the first look of all only says where gateways are
+    # the first look at a gateway only says where it is: what it counted before is nobody's
     scene.later(day)
-    eventually(lambda: scene.cluster.child("configmaps/m-evidence"), "a first look")
+    eventually(lambda: record().get("seen"), "a first look")
     for number, bad in enumerate((2, 30), 1):
         scene.later(day + timedelta(days=number))
         scene.gateway.counted_at_once([(key, "v1", 40, bad)], objective="feedback")
