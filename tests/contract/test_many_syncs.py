@@ -133,6 +133,7 @@ def untouched(site: Synced, phase: str) -> None:
     before = site.at_rest()
     assert before["status"]["rollout"]["phase"] == phase
     written = site.written()
+    assert any("modeldeployments/m/status" in words for words in written), "whose writes these are"
     for _ in range(SYNCS):
         site.by_server()
     said = site.by_client(SYNCS).splitlines()

@@ -17,9 +17,10 @@ EVERY = 10.0
 """Seconds between two writings."""
 
 
-def next_progress(seen: Seen, job: str, attempt: int, prior: GateStatus | None) -> GateProgress | None:
+def next_progress(seen: Seen, job: str, prior: GateStatus | None) -> GateProgress | None:
     """What the status says of a Job that runs; `prior`: what it said of its gate before."""
-    before = prior.progress if prior is not None and prior.attempt == attempt else None
+    # of a run before this one nothing is left: between two runs a gate cannot run
+    before = prior.progress if prior is not None else None
     run = seen.demand.gate_run(*seen.deployment.metadata.key, job)
     if run is None or (before is not None and run.done <= before.done):
         return before

@@ -65,6 +65,9 @@ def test_how_far_a_run_is_stands_in_the_status_seldom_enough():
     world.gates.told.clear()
     later(world, 1)
     assert progress(world) == (90, 200), "gateways that restart take nothing back"
+    world.gates.is_at("g2", 85, 200)
+    later(world, 1)
+    assert progress(world) == (90, 200), "nor does who was not asked last"
 
 
 def test_a_run_begins_at_nothing_whatever_the_one_before_did():
