@@ -161,6 +161,16 @@ class ApiServer:
         self.api().request("POST", "/api/v1/namespaces", body={"metadata": {"name": name}})
         return name
 
+    def fresh_namespace(self, name: str) -> str:
+        """The same with a number behind the name where it is there: of a test that runs once more."""
+        for found in (name, *(f"{name}-{number}" for number in range(2, 9))):
+            try:
+                return self.namespace(found)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        raise AssertionError(f"namespaces {name} to {name}-8 are there")
+
     def writes(self, user: str | None = None) -> list[Object]:
         """What was written so far, by whom (`user` in part), from the audit log: one entry a request."""
         text = self.audit_log.read_text() if self.audit_log.exists() else ""

@@ -46,7 +46,7 @@ class Team:
 
     def __init__(self, server: ApiServer, namespace: str, *, base: str = "tiny") -> None:
         self.api: Api = server.api()
-        self.namespace = server.namespace(namespace)
+        self.namespace = server.fresh_namespace(namespace)
         self.base = base
         self._pods: dict[str, PodReport] = {}
 

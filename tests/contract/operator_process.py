@@ -143,7 +143,7 @@ class Cluster:
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self.server = server
-        self.namespace = server.namespace(namespace)
+        self.namespace = server.fresh_namespace(namespace)
         self.api: Api = server.api()
 
     def path(self, plural: str, name: str = "") -> str:

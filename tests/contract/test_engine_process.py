@@ -50,7 +50,7 @@ class AgentProcess:
 
     def __init__(self, server: ApiServer, engine: EngineProcess, folder: Path) -> None:
         self.api = server.api()
-        self.namespace = server.namespace("agents")
+        self.namespace = server.fresh_namespace("agents")
         self.folder = folder
         self.engine = engine
         self._kubeconfig = server.kubeconfig()

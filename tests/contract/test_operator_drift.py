@@ -89,7 +89,7 @@ class DaysScene(Scene):
 
     def drifts(self, status: str, reason: str) -> None:
         condition = lambda: self.cluster.condition("ModelDeployment", "m", "Drifting")  # noqa: E731
-        eventually(lambda: condition() == (status, reason), lambda: f"{condition()} {self.evaluation}", 20)
+        eventually(lambda: condition() == (status, reason), lambda: f"{condition()} {self.evaluation}")
 
     def results(self) -> list[float]:
         found = self.cluster.child("configmaps/m-reports") or {"data": {"reports.json": '{"drift": []}'}}

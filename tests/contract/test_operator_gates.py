@@ -49,7 +49,7 @@ def begun(scene: Scene, attempt: int = 1) -> Object:
                 return job
         return None
 
-    job: Object = eventually(whole, lambda: f"a Job and what it mounts: {scene.follow()}", within=20)
+    job: Object = eventually(whole, lambda: f"a Job and what it mounts: {scene.follow()}")
     template = job["spec"]["template"]
     meta = job["metadata"]
     labels = {**template["metadata"]["labels"], "batch.kubernetes.io/job-name": meta["name"]}
