@@ -190,7 +190,8 @@ def _seen(
 ) -> Seen:
     """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
     hashes = content_hashes(states, fault_of(deployment.metadata.annotations))
-    before = still_about(remembered(deployment, obs.record, hashes), hashes)
+    takers = {name for name, number in ready.items() if number} | on_demand
+    before = still_about(remembered(deployment, obs.record, hashes), hashes, takers)
     stored = deployment.status.rollout or RolloutStatus()
     split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
     applied = _applied(obs, deployment, split)

@@ -11,7 +11,7 @@ from tests.builders import stamp
 from tests.toyworld.rollouts import GATEWAYS, WHOLE, RolloutWorld, canary, finished, hashes, later, reasons
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
-from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.rollout import Outcome, RolloutStatus
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.rolloutcontents import still_about, with_contents
 
@@ -30,7 +30,7 @@ def test_a_candidate_climbs_by_steps_and_takes_over():
         "position": "0/2",
         "stepStartedAt": stamp(0),
         "allowed": {"v2": 5},
-        "contents": {"v2": hashes(world)["v2"]},
+        "contents": hashes(world),
         "history": [world.status.history[0].to_dict()],  # type: ignore[index]
     }
     assert world.plan.requeue_after == 300
@@ -266,6 +266,78 @@ def test_what_takes_the_name_of_a_former_stable_revision_has_not_been_stable():
     world.spec({"v1": 99, "v2": 1})
     world.settle()
     assert (world.status.stable, world.status.candidate, world.weights) == ("v2", "v1", {"v1": 5, "v2": 95})
+
+
+def test_what_takes_the_name_of_the_stable_revision_is_a_candidate_of_who_was_stable_before():
+    world = finished()
+    former = hashes(world)["v2"]
+    world.replace("v2")
+    plan = world.reconcile()
+    assert plan.status_first, "what it loses is written before anything else"
+    world.settle()
+    assert (world.status.stable, world.status.candidate, world.weights) == ("v1", "v2", {"v1": 95, "v2": 5})
+    assert hashes(world)["v2"] not in [o.content_hash for o in world.status.history or ()]
+    del world.editions["v2"], world.fetched["v2"]
+    world.settle()
+    assert hashes(world)["v2"] == former
+    assert (world.status.stable, world.weights) == ("v2", {"v2": 100}), "what has been stable needs no steps"
+
+
+@pytest.mark.parametrize(
+    ("history", "ready", "stable"),
+    [
+        ("a+ b+ c+", "v1 v2", "v2"),  # the last one that is there
+        ("a+ b+ c+", "v1", "v1"),
+        ("a+ b+ c+ b-", "v1 v2", "v1"),  # rejected since
+        ("a+ b- b+ c+", "v1 v2", "v2"),
+        ("a+ b+ c+", "", "v3"),  # nobody else can serve
+        ("c+", "v1 v2", "v3"),  # nobody else ever was
+    ],
+)
+def test_who_is_stable_when_the_stable_name_stands_for_other_contents(history: str, ready: str, stable: str):
+    lines = [
+        Outcome(revision="v9", content_hash=o[0], outcome="Stable" if o[1] == "+" else "Rejected", at=stamp(0))
+        for o in history.split()
+    ]
+    status = RolloutStatus(stable="v3", candidate="v2", step=1, contents={"v2": "b", "v3": "c"}, history=lines)
+    left = still_about(status, {"v1": "a", "v2": "b", "v3": "x"}, ready.split())
+    assert left is not None
+    assert left.stable == stable
+    assert (left.candidate, left.step) == ((None, None) if stable == "v2" else ("v2", 1))
+    assert left.contents == {"v2": "b"}
+
+
+@pytest.mark.parametrize("mode", ["Manual", "Progressive"])
+def test_what_takes_the_name_of_a_revision_that_is_alone_serves(mode: str):
+    world = RolloutWorld()
+    world.spec({"v1": 100}, mode=mode)
+    world.settle()
+    world.replace("v1")
+    world.settle()
+    assert (world.status.stable, world.weights, world.routes().unserved) == ("v1", {"v1": 100}, 0)
+    assert (world.status.contents or {})["v1"] == hashes(world)["v1"]
+
+
+def test_a_candidate_does_not_get_everything_since_stable_s_contents_are_other_ones():
+    world = canary()
+    world.replace("v1")
+    world.settle()
+    assert (world.status.stable, world.status.candidate, world.weights) == ("v1", "v2", {"v1": 95, "v2": 5})
+    world = finished()
+    world.ready["v1"] = False
+    world.settle()
+    world.replace("v2")
+    world.settle()
+    assert (world.status.stable, world.weights) == ("v2", {"v2": 100}), "v1 has no pod: nobody else can serve"
+
+
+def test_manual_weights_stand_whoever_was_stable():
+    world = finished()
+    world.spec({"v1": 10, "v2": 90}, mode="Manual")
+    world.settle()
+    world.replace("v2")
+    world.settle()
+    assert world.weights == {"v1": 10, "v2": 90}
 
 
 def test_what_takes_the_name_of_a_candidate_that_was_overtaken_begins_anew_too():
