@@ -45,7 +45,7 @@ from tuneyard.planning.revisions import (
     withheld_for,
 )
 from tuneyard.planning.rollout import Decision, decide
-from tuneyard.planning.rolloutcontents import still_about
+from tuneyard.planning.rolloutcontents import in_force, still_about
 from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.served import served_of
@@ -192,7 +192,7 @@ def _seen(
     hashes = content_hashes(states, fault_of(deployment.metadata.annotations))
     takers = {name for name, number in ready.items() if number} | on_demand
     before = still_about(remembered(deployment, obs.record, hashes), hashes, takers)
-    stored = deployment.status.rollout or RolloutStatus()
+    stored = in_force(deployment.status.rollout, hashes, takers, progressive=deployment.spec.progressive)
     split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
     applied = _applied(obs, deployment, split)
     return Seen(

@@ -9,6 +9,8 @@ deleted and created again. Rules:
   new object: nobody else serves what is withheld;
 - while the contents are not known, since an object is missing, they count as the same: what comes back may be the same;
 - a status that does not say it, of an older operator, is about what has the name now;
+- gateways go by this too, and do not wait for the operator's pass: other contents are allowed less at once, and never
+  more than is stored. Who is allowed 0 stays so by name: hashes of another version could differ without any change;
 - verdicts, history and reports have their own hashes, and a pause is the rollout's, whoever is the candidate.
 """
 
@@ -53,12 +55,26 @@ def still_about(
     return status.model_copy(update={**update, "contents": kept or None})
 
 
+def in_force(
+    status: RolloutStatus | None, hashes: Mapping[str, str | None], ready: Collection[str], *, progressive: bool
+) -> RolloutStatus:
+    """What weights follow from, for a status that is stored; arguments as above."""
+    left = still_about(status, hashes, ready)
+    if status is None or left is None:
+        return RolloutStatus()
+    # who is not named gets nothing in mode Progressive, and all that the spec gives in mode Manual
+    same = (left.allowed or {}) if progressive else (status.allowed or {})
+    kept = {name: limit for name, limit in (status.allowed or {}).items() if not limit or name in same}
+    return left.model_copy(update={"allowed": kept or None})
+
+
 def _stable_last(status: RolloutStatus, hashes: Mapping[str, str | None]) -> str | None:
     """Whose contents were the stable ones last, and were not rejected since."""
     told: set[str] = set()
+    rejected = {v.content_hash for v in status.verdicts or ()}
     for line in reversed(status.history or ()):
         names = [name for name, found in hashes.items() if found == line.content_hash]
-        if line.outcome == "Stable" and names and line.content_hash not in told:
+        if line.outcome == "Stable" and names and line.content_hash not in told | rejected:
             return line.revision if line.revision in names else names[0]
         told.add(line.content_hash)
     return None

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.builders import BASE, base_model, deployment, digest, loaded, pinned, pod, revision
+from tests.builders import BASE, base_model, deployment, digest, loaded, pinned, pod, revision, stamp
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
-from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
 from tuneyard.gateway.world import World
+from tuneyard.planning.contents import hash_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.routes import GRACE, ModelRoutes
@@ -364,3 +365,18 @@ def test_a_position_is_not_kept_without_its_status():
     assert routes(world).weights == {"v1": 75, "v2": 25}
     world.put("deployment", raw(canary(0, rollout=rollout)), 2)
     assert routes(world, now=3).weights == {"v1": 100, "v2": 0}
+
+
+def test_an_object_that_is_created_again_keeps_whose_contents_were_stable():
+    rollout = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 25}]})
+    old = {r.name: hash_of(r, base_model(), pinned(r.name), None) or "" for r in TWO}
+    history = [Outcome(revision=n, content_hash=h, outcome="Stable", at=stamp(0)) for n, h in old.items()]
+    told = RolloutStatus(stable="v2", allowed={"v1": 100}, contents=old, history=history)
+    world = world_of(canary(0, rollout=rollout, status=ModelDeploymentStatus(rollout=told)))
+    assert routes(world).weights == {"v1": 0, "v2": 100}
+    world.put("deployment", raw(canary(0, rollout=rollout)), 2)
+    assert routes(world, now=3).weights == {"v1": 0, "v2": 100}
+    other = pod("a", "v1", reports={"v2": loaded("v2", digest=digest("changed"))})
+    world.put("adapter", raw(unpinned("v2", digest=digest("changed"))), 4)
+    world.put("pod", raw_pod(other), 4)
+    assert routes(world, now=5).weights == {"v1": 100, "v2": 0}

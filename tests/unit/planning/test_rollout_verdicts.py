@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import T0, Situation, adapter, at, child_of, deployment, digest, failed, loaded, stamp
+from tests.builders import T0, Situation, at, child_of, deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
@@ -16,7 +16,6 @@ from tuneyard.api.rollout import RolloutStatus, Verdict
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete
-from tuneyard.planning.podreport import failed_with, source_mark
 from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.verdicts import waiting_since
@@ -106,40 +105,6 @@ def test_files_that_are_wrong_need_no_second_attempt():
     world.spec(WHOLE)
     world.settle()
     assert rejected(world) == [("v2", "NonFiniteValues")]
-
-
-@pytest.mark.parametrize("reason", [Reason.DIGEST_MISMATCH, Reason.LOAD_REFUSED])
-def test_what_pods_say_of_former_contents_is_no_verdict_on_those_that_have_the_name_now(reason: Reason):
-    world = RolloutWorld()
-    world.broken["v2"] = reason
-    world.spec(WHOLE)
-    world.settle()
-    assert rejected(world) == [("v2", reason.value)]
-    world.editions["v2"] = 1
-    world.settle()
-    assert rejected(world) == [], "the pods have not heard of the new ones"
-    world.fetched["v2"] = 1
-    world.settle()
-    assert rejected(world) == [("v2", reason.value)], "and now they have"
-
-
-@pytest.mark.parametrize(
-    ("source", "wished", "counts"),
-    [
-        (None, None, True),  # an older agent
-        ("mine", None, True),
-        ("mine", digest("v2"), True),
-        ("mine", digest("other"), False),
-        ("other", digest("v2"), False),
-        ("other", None, False),
-    ],
-)
-def test_whose_failure_a_pod_tells(source: str | None, wished: str | None, counts: bool):
-    mine = adapter("v2", digest=digest("v2"))
-    mark = source_mark(mine.spec.source) if source == "mine" else source
-    said = failed("LoadRefused").model_copy(update={"source": mark, "wished": wished})
-    assert failed_with(said, mine) is counts
-    assert not failed_with(loaded("v2"), mine)
 
 
 def test_the_deadline_runs_only_while_stable_has_pods_and_the_candidate_none():
