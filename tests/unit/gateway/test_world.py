@@ -104,16 +104,21 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.namespaces() == {"team"}
 
 
-def test_a_bases_digest_touches_the_models_that_the_base_itself_answers_for() -> None:
+def test_a_bases_digest_touches_every_model_of_the_base() -> None:
+    """What an adapter's revision is, for those that judge its answers, has its base's digest in it."""
     plain = deployment("plain", revisions=[revision("v1", None)])
     world = world_of(canary(), plain)
     assert routes(world, "plain").revisions[0].digest is None
+    before = routes(world).contents
     read = base_model(status=BaseModelStatus(digest=digest("base")))
-    assert world.put("base", raw(read), 0) == {"plain"}
+    assert world.put("base", raw(read), 0) == {"chat", "plain"}
     assert routes(world, "plain").revisions[0].digest == digest("base")
+    assert [r.base_digest for r in routes(world).revisions] == [digest("base")] * 2
+    assert not before.items() & routes(world).contents.items()
     ready = read.model_copy(update={"status": read.status.model_copy(update={"replicas": "1/1"})})
     assert world.put("base", raw(ready), 0) == set()
     assert [r.digest for r in routes(world).revisions] == [digest("v1"), digest("v2")]
+    assert world.put("base", raw(base_model(path="elsewhere", status=read.status)), 0) == {"chat", "plain"}
 
 
 def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> None:
