@@ -113,7 +113,10 @@ def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
             cleared = "retry" in str(world.now.metadata.annotations) or world.rollout.get("retryToken")
             listed = {h for n, h in hashes(world).items() if n != world.status.stable}
             assert cleared or (before & listed) <= now, "a verdict went by itself"
-            whose = {*(world.status.allowed or {}), *(n for n in hashes(world) if n == world.status.stable)}
+            whose = {
+                *(world.status.allowed or {}),
+                *(n for n in hashes(world) if n in (world.status.stable, world.status.candidate)),
+            }
             known = {n: h for n, h in (world.status.contents or {}).items() if n in hashes(world)}
             assert known == {n: hashes(world)[n] for n in whose} or not whose, "a position of other contents"
     world.settle()

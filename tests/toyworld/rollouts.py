@@ -76,7 +76,7 @@ class RolloutWorld:
     counting: dict[str, Counting] = field(default_factory=lambda: {name: Counting(name) for name in GATEWAYS})
     """What each gateway counts of answers."""
     old_gateways: bool = False
-    """Gateways that do not say whose contents they count."""
+    """Gateways that do not say whose contents they count and serve."""
     gates: Gates = field(default_factory=Gates)
     asking: Asking = field(default_factory=Asking)
     """What Prometheus answers, where the rollout has checks of it."""
@@ -230,7 +230,10 @@ class RolloutWorld:
                     version=1,
                     deployments={
                         "/".join(deployed.metadata.key): AppliedDeployment(
-                            uid=view.uid, generation=view.generation, weights=view.weights
+                            uid=view.uid,
+                            generation=view.generation,
+                            weights=view.weights,
+                            contents={} if self.old_gateways else view.contents,
                         )
                     },
                 )

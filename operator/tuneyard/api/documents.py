@@ -191,6 +191,8 @@ class AppliedDeployment(ApiModel):
     generation: int
     weights: dict[str, int]
     """Effective weight per revision; a revision that is missing gets none."""
+    contents: dict[str, str] = {}
+    """What each revision is (served.py); an older gateway does not say it."""
     held: list[str] = []
     """Revisions whose requests are held until a pod has loaded their adapter."""
 

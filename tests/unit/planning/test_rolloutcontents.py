@@ -28,6 +28,23 @@ def test_other_contents_under_the_candidates_name_begin_at_the_first_step():
     assert world.weights == {"v1": 75, "v2": 25}
 
 
+@pytest.mark.parametrize("old_gateways", [True, False])
+def test_a_hold_begins_when_gateways_serve_these_contents(old_gateways: bool):
+    world = canary()
+    world.old_gateways = old_gateways
+    later(world, 4)
+    world.replace("v2")
+    world.reconcile()
+    world.reconcile()
+    assert world.weights == {"v1": 95, "v2": 5}
+    verified = {t.revision: t.verified for t in world.now.status.traffic}
+    assert verified == {"v1": True, "v2": old_gateways}, "gateways still serve the former ones this weight"
+    assert world.status.step_started_at == (stamp(4) if old_gateways else None)
+    world.wait(1)
+    world.settle()
+    assert world.status.step_started_at == stamp(4 if old_gateways else 5)
+
+
 def test_a_deadline_that_ran_for_other_contents_begins_anew():
     world = RolloutWorld()
     world.spec(WHOLE)
