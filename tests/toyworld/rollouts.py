@@ -41,6 +41,7 @@ from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import ChildObservation, PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete, Event, Plan
+from tuneyard.planning.podreport import source_mark
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.revisions import revision_states
 from tuneyard.planning.routes import ModelRoutes, model_routes
@@ -68,14 +69,14 @@ class RolloutWorld:
     editions: dict[str, int] = field(default_factory=dict)
     """Adapters that were replaced by another one of the same name: how often."""
     fetched: dict[str, int] = field(default_factory=dict)
-    """Which of these pods have loaded."""
+    """Which of these pods know of, and have loaded."""
     events: list[Event] = field(default_factory=list)
     record: ChildObservation | None = None
     evidence: ChildObservation | None = None
     counting: dict[str, Counting] = field(default_factory=lambda: {name: Counting(name) for name in GATEWAYS})
     """What each gateway counts of answers."""
     old_gateways: bool = False
-    """Gateways that do not say whose contents they count."""
+    """Gateways that do not say whose contents they count and serve."""
     gates: Gates = field(default_factory=Gates)
     asking: Asking = field(default_factory=Asking)
     """What Prometheus answers, where the rollout has checks of it."""
@@ -210,9 +211,9 @@ class RolloutWorld:
     def adapters(self) -> tuple[LoRAAdapterResource, ...]:
         return tuple(
             adapter(n, status=LoRAAdapterStatus(digest=digest(n))).model_copy(
-                update={"spec": adapter(n, digest=digest(n) if not e else digest(f"{n}-{e}")).spec}
+                update={"spec": adapter(n, digest=self._bytes(n, self.editions)).spec}
             )
-            for n, e in ((r.name, self.editions.get(r.name, 0)) for r in self.now.spec.revisions)
+            for n in (r.name for r in self.now.spec.revisions)
         )
 
     def situation(self) -> Situation:
@@ -229,7 +230,10 @@ class RolloutWorld:
                     version=1,
                     deployments={
                         "/".join(deployed.metadata.key): AppliedDeployment(
-                            uid=view.uid, generation=view.generation, weights=view.weights
+                            uid=view.uid,
+                            generation=view.generation,
+                            weights=view.weights,
+                            contents={} if self.old_gateways else view.contents,
                         )
                     },
                 )
@@ -263,7 +267,9 @@ class RolloutWorld:
         """A pod of the shared pool with all that are loaded there, and one of each own pool."""
         shared = [r.name for r in deployed.spec.revisions if r.name not in self.own]
         reports = {
-            n: failed(why.value, "as the test has it", lasting=self.lasting)
+            n: failed(why.value, "as the test has it", lasting=self.lasting).model_copy(
+                update={"source": source_mark(adapter(n).spec.source), "wished": self._bytes(n, self.fetched)}
+            )
             for n, why in self.broken.items()
             if n in shared
         }
@@ -286,6 +292,11 @@ class RolloutWorld:
                 )
             )
         return found
+
+    @staticmethod
+    def _bytes(name: str, editions: dict[str, int]) -> str:
+        edition = editions.get(name, 0)
+        return digest(f"{name}-{edition}" if edition else name)
 
     def _store(self, resource: ModelDeploymentResource, status: ModelDeploymentStatus) -> None:
         self._version += 1

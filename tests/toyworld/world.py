@@ -183,7 +183,7 @@ class World(ApiServer):
             self.gateways[name] = view
             told = {
                 f"{r.namespace}/{r.deployment}": AppliedDeployment(
-                    uid=r.uid, generation=r.generation, weights=r.weights
+                    uid=r.uid, generation=r.generation, weights=r.weights, contents=r.contents
                 )
                 for r in self.routes(name).values()
             }

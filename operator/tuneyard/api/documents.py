@@ -135,6 +135,8 @@ class AdapterReport(ApiModel):
     """A Reason that does not keep the adapter from serving (AnswersLikeBase)."""
     transfer: Transfer | None = None
     """Only while its files come."""
+    wished: str | None = None
+    """Only with a failure: the digest that the plan asked for, if any. An older agent does not say it."""
     lasting: bool | None = None
     """Only with a failure: it came at several attempts in a row, or is not tried again. A single one may pass."""
     overdue: bool | None = None
@@ -189,6 +191,8 @@ class AppliedDeployment(ApiModel):
     generation: int
     weights: dict[str, int]
     """Effective weight per revision; a revision that is missing gets none."""
+    contents: dict[str, str] = {}
+    """What each revision is (served.py); an older gateway does not say it."""
     held: list[str] = []
     """Revisions whose requests are held until a pod has loaded their adapter."""
 

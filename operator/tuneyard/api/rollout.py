@@ -223,8 +223,8 @@ class RolloutStatus(ApiModel):
     contents: Annotated[
         dict[str, str] | None,
         Field(
-            description="Per revision in `allowed` and the candidate, the hash of what it would serve; with other contents "
-            "under its name it begins anew.",
+            description="Per revision in `allowed`, stable and the candidate, the hash of what it would serve; with other "
+            "contents under its name it begins anew.",
             json_schema_extra={"x-kubernetes-map-type": "atomic"},
         ),
     ] = None

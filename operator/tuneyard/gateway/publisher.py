@@ -117,7 +117,11 @@ class Publisher:
                 # last in, so that of a deployment's old and new model name the new one is told
                 held = [r.name for r in routes.revisions if r.held]
                 applied = AppliedDeployment(
-                    uid=routes.uid, generation=routes.generation, weights=routes.weights, held=held
+                    uid=routes.uid,
+                    generation=routes.generation,
+                    weights=routes.weights,
+                    contents=routes.contents,
+                    held=held,
                 )
                 self._applied[model] = (f"{routes.namespace}/{routes.deployment}", applied)
             self.on_change(model)

@@ -162,7 +162,7 @@ class World:
         self._borrowed: dict[Key, tuple[LoRAAdapterResource, float]] = {}
         """Adapters that go by the digest of their predecessor: as they really are, and since when."""
         self._users: dict[tuple[str, str, str], set[Key]] = {}
-        """Deployments by what they refer to: (adapter | base | base itself | pool, namespace, name)."""
+        """Deployments by what they refer to: (adapter | base | pool, namespace, name)."""
         self._claims: dict[str, set[Key]] = {}
         """Deployments by model name."""
         self._lines: dict[Kind, dict[Key, str]] = {kind: {} for kind in KINDS}
@@ -270,9 +270,8 @@ class World:
     def _put_base(self, key: Key, base: BaseModelResource) -> set[str]:
         before = self._bases.present.get(key)
         self._bases.put(key, base)
-        if before is None:
-            return self._touching("base", key)
-        return self._touching("base itself", key) if before.pinned_digest != base.pinned_digest else set()
+        # what an adapter's revision is, has its base in it
+        return self._touching("base", key) if before is None or _read(before) != _read(base) else set()
 
     def _put_adapter(self, key: Key, adapter: LoRAAdapterResource, now: float) -> set[str]:
         before = self._adapters.any(key)
@@ -306,8 +305,6 @@ class World:
             found.add(("pool", key[0], pool_of(deployment, revision)))
             if revision.adapter is not None:
                 found.add(("adapter", key[0], revision.adapter))
-            else:
-                found.add(("base itself", key[0], revision.base_model))
         return found
 
     def _index(self, key: Key, deployment: ModelDeploymentResource) -> None:
@@ -380,6 +377,11 @@ class World:
 def _served(adapter: LoRAAdapterResource) -> tuple[object, str | None]:
     """What of an adapter routes are made from."""
     return files_of(adapter), adapter.status.digest
+
+
+def _read(base: BaseModelResource) -> tuple[object, str | None, str | None]:
+    """The same of a base."""
+    return base.spec.source, base.spec.digest, base.pinned_digest
 
 
 def _line(kind: Kind, raw: Json) -> str:

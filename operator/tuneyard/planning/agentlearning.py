@@ -82,7 +82,11 @@ def _after_step(state: State, event: Fetching | Slow | Fetched | Proven | Failed
             withdrawn = _without(state.withdrawn, engine_name)
             return replace(state, proven=proven, withdrawn=withdrawn, failures=_without(state.failures, name))
         case Failed():
-            return replace(state, failures={**state.failures, event.planned.name: _failure(state, event)})
+            failure = _failure(state, event)
+            wish = next((a for a in state.plan.adapters if a.name == event.planned.name), None) if state.plan else None
+            if wish is not None and not _same_wish(failure, wish):
+                return state  # what began before the plan asked for something else
+            return replace(state, failures={**state.failures, event.planned.name: failure})
         case Unloaded(engine_name, now):
             models = state.engine.models - {engine_name}
             return replace(

@@ -11,13 +11,22 @@ import json
 from collections.abc import Iterable
 
 from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.drill import Fault
+from tuneyard.api.loraadapter import LoRAAdapterResource
+from tuneyard.api.modeldeployment import Revision
 from tuneyard.planning.revisions import RevisionState
 
 
 def content_hash(state: RevisionState, fault: Fault | None = None) -> str | None:
     """Hash of a revision's contents; None while something that it names does not exist."""
-    base, adapter, revision = state.base, state.adapter, state.revision
+    return hash_of(state.revision, state.base, state.adapter, fault)
+
+
+def hash_of(
+    revision: Revision, base: BaseModelResource | None, adapter: LoRAAdapterResource | None, fault: Fault | None
+) -> str | None:
+    """The same of what a revision names, as far as that exists."""
     if base is None or (adapter is None and revision.adapter is not None):
         return None
     parts: dict[str, object] = {

@@ -6,7 +6,8 @@ Rules (rollout.md 1, 2, 5):
   the evidence on its candidate (evidencerecord.py), what gates need (gates.py) and what the watch over stable does
   (drift.py);
 - they come before the status that follows from them, unless it takes traffic away: then it is written first;
-- a weight is verified when every gateway that takes traffic says that it serves exactly this weight;
+- a weight is verified when every gateway that takes traffic says that it serves exactly this weight, and of these
+  contents;
 - a deployment whose model name belongs to an older one is served by nobody: its weights are 0.
 """
 
@@ -45,7 +46,7 @@ from tuneyard.planning.revisions import (
     withheld_for,
 )
 from tuneyard.planning.rollout import Decision, decide
-from tuneyard.planning.rolloutcontents import still_about
+from tuneyard.planning.rolloutcontents import in_force, still_about
 from tuneyard.planning.rolloutrecord import differs, plan_orphan, record_actions, remembered, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.served import served_of
@@ -175,7 +176,7 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
         seen=seen,
         split=split,
         taken=taken,
-        applied=_applied(obs, deployment, split),
+        applied=_applied(obs, deployment, split, served_of(states, fault_of(deployment.metadata.annotations))),
         decision=decision,
         sleep=sleep,
     )
@@ -190,10 +191,12 @@ def _seen(
 ) -> Seen:
     """What the rollout is decided from; gateways are asked for the weights that the stored status gives."""
     hashes = content_hashes(states, fault_of(deployment.metadata.annotations))
-    before = still_about(remembered(deployment, obs.record, hashes), hashes)
-    stored = deployment.status.rollout or RolloutStatus()
+    takers = {name for name, number in ready.items() if number} | on_demand
+    before = still_about(remembered(deployment, obs.record, hashes), hashes, takers)
+    stored = in_force(deployment.status.rollout, hashes, takers, progressive=deployment.spec.progressive)
     split = effective(deployment.spec, ready, stable=stored.stable, allowed=stored.allowed, on_demand=on_demand)
-    applied = _applied(obs, deployment, split)
+    contents = served_of(states, fault_of(deployment.metadata.annotations))
+    applied = _applied(obs, deployment, split, contents)
     return Seen(
         deployment=deployment,
         before=before,
@@ -204,7 +207,7 @@ def _seen(
         now=obs.now,
         on_demand=on_demand,
         served=split.weights,
-        answers=_answers(obs, deployment, states),
+        answers=_answers(obs, deployment, contents),
         evidence=evidence_of(obs.evidence, deployment),
         demand=obs.demand,
         gates=obs.gates if under_way(deployment.status.rollout) else None,
@@ -215,12 +218,12 @@ def _seen(
 
 
 def _answers(
-    obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, states: tuple[RevisionState, ...]
+    obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, contents: Mapping[str, str]
 ) -> Answers:
     analysis, meta = deployment.spec.analysis, deployment.metadata
     if analysis is None:
         return Answers()
-    return obs.answers.of(meta.key, meta.uid, analysis.slo, served_of(states, fault_of(meta.annotations)))
+    return obs.answers.of(meta.key, meta.uid, analysis.slo, contents)
 
 
 def _model_name_taken(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Problem | None:
@@ -234,13 +237,22 @@ def _model_name_taken(obs: ModelDeploymentObservation, deployment: ModelDeployme
     )
 
 
-def _applied(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, split: Split) -> dict[str, bool]:
+def _applied(
+    obs: ModelDeploymentObservation, deployment: ModelDeploymentResource, split: Split, contents: Mapping[str, str]
+) -> dict[str, bool]:
+    """Per revision: every gateway says that it gives this weight to these contents."""
     key = "/".join(deployment.metadata.key)
     told = [r.deployments.get(key) for r in obs.applied]
-    same = [d.weights for d in told if d is not None and d.uid == deployment.metadata.uid]
+    same = [d for d in told if d is not None and d.uid == deployment.metadata.uid]
     everyone = bool(same) and len(same) == len(told) and len(same) >= obs.gateways_expected and not obs.unreachable
     return {
-        revision: everyone and all(weights.get(revision, 0) == weight for weights in same)
+        revision: everyone
+        and all(
+            d.weights.get(revision, 0) == weight
+            # an older gateway does not say of which contents it speaks
+            and (not weight or d.contents.get(revision, contents[revision]) == contents[revision])
+            for d in same
+        )
         for revision, weight in split.weights.items()
     }
 

@@ -9,8 +9,8 @@ Rules:
 Size: the API server refuses an object whose annotations have more than 256 KiB together, and a refused report is read
 by nobody. So messages and names out of artifacts are clipped where they are heard of, and a report that is longer than
 `REPORT_BYTES` loses, in this order: what the operator knows already (source, digest, rank, modules and size of adapters
-whose digest the plan has pinned), rank, modules and size of the others, most of every message, and last whole entries:
-failed ones first, then loading ones, then loaded ones, each from the plan's end.
+whose digest the plan has pinned; a failure keeps its source), rank, modules and size of the others, most of every
+message, and last whole entries: failed ones first, then loading ones, then loaded ones, each from the plan's end.
 
 A report holds about 2,250 serving adapters with names of 20 characters, 1,150 with names of 63; until their digests are
 pinned 1,050 and 720. maxCpuLoras allows 1,024: while that many with long names are not pinned yet, no gateway hears of
@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Set
 
 from tuneyard.api.documents import AdapterReport, KeepReport, PlannedAdapter, PodReport
+from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
@@ -65,6 +66,12 @@ def source_mark(source: Source) -> str:
     return short_hash(json.dumps(source.to_dict(), sort_keys=True))
 
 
+def failed_with(report: AdapterReport, adapter: LoRAAdapterResource) -> bool:
+    """Whether the pod has failed with this adapter: one that has not read the new plan speaks of what had its name."""
+    mine = report.source in (None, source_mark(adapter.spec.source)) and report.wished in (None, adapter.pinned_digest)
+    return report.state == "Failed" and mine
+
+
 def within_room(state: State) -> frozenset[str]:
     """Names of the planned adapters that have a place: what serves keeps its place, then in the plan's order."""
     adapters = state.plan.adapters if state.plan else []
@@ -81,9 +88,11 @@ def fitting(report: PodReport, pinned: Set[str], most: int = REPORT_BYTES) -> Po
     """
 
     def known_already(name: str, said: AdapterReport) -> AdapterReport:
-        return (
-            _without_facts(name, said).model_copy(update={"digest": None, "source": None}) if name in pinned else said
-        )
+        if name not in pinned:
+            return said
+        # a failure without its source would count against whatever has the name
+        source = said.source if said.state == "Failed" else None
+        return _without_facts(name, said).model_copy(update={"digest": None, "source": source})
 
     shorter: tuple[Callable[[str, AdapterReport], AdapterReport], ...] = (known_already, _without_facts, _terse)
     for step in shorter:
@@ -128,7 +137,7 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
             "restart) or remove adapters",
         )
     if failure is not None:
-        return _failed_report(failure, prepared)
+        return _failed_report(failure, prepared, planned.digest)
     if prepared is None:
         transfer = state.transfers.get(planned.name)
         reason = Reason.FETCHING if transfer else Reason.RESOLVING
@@ -149,12 +158,13 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
     return known.model_copy(update={"state": "Loaded", "reason": None, "warning": warning and warning.value})
 
 
-def _failed_report(failure: Failure, prepared: Prepared | None) -> AdapterReport:
+def _failed_report(failure: Failure, prepared: Prepared | None, wished: str | None) -> AdapterReport:
     return AdapterReport(
         state="Failed",
         digest=failure.digest or (prepared.digest if prepared else None),
         engine_name=prepared.engine_name if prepared else None,
         reason=failure.reason.value,
         message=failure.message,
+        wished=wished,
         lasting=failure.attempts >= _LASTING or failure.retry_at == math.inf or None,
     )

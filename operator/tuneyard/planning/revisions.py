@@ -19,6 +19,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning import servingchecks
 from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem, problem_of
+from tuneyard.planning.podreport import failed_with
 from tuneyard.planning.pools import Serving, pool_of, serving_of, volume_not_declared
 from tuneyard.planning.remedies import clipped, unnamed, with_remedy
 
@@ -124,7 +125,7 @@ def _refused_by_pods(state: RevisionState) -> Problem | None:
     """A pod that read the adapter and could not serve it."""
     for pod in state.pods:
         report = pod.report.adapters.get(state.revision.adapter or "") if pod.report else None
-        if report is not None and report.state == "Failed":
+        if report is not None and state.adapter is not None and failed_with(report, state.adapter):
             reason, words = reason_of(report.reason or ""), report.message or ""
             told = words if reason or not report.reason else f"{report.reason}: {words}"
             return Problem(reason or Reason.LOAD_REFUSED, f"pod {pod.name}: {told}")

@@ -130,7 +130,8 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     about = _contents(seen, candidate) if candidate is not None else None
     if rules is None or spec is None or before is None or (candidate is not None and about is None):
         return None
-    looking = _Looking(seen, rules, spec, before, about)
+    told = seen.answers.about({before.revision, *([about.revision] if about else ())})
+    looking = _Looking(replace(seen, answers=told), rules, spec, before, about)
     known = looking.known()
     now = seen.now.timestamp()
     if known is None:

@@ -141,7 +141,12 @@ def takes_away(deployment: ModelDeploymentResource, planned: RolloutStatus) -> b
     stored, allowed = deployment.status.rollout or RolloutStatus(), planned.allowed or {}
     less = (limit > allowed.get(name, 0) for name, limit in (stored.allowed or {}).items() if name != planned.stable)
     known = {v.content_hash for v in stored.verdicts or ()}
-    return any(less) or any(v.content_hash not in known for v in planned.verdicts or ())
+    listed = {r.name for r in deployment.spec.revisions} - {planned.stable}
+    return (
+        any(less)
+        or (stored.stable in listed and allowed.get(stored.stable or "", 0) < 100)
+        or any(v.content_hash not in known for v in planned.verdicts or ())
+    )
 
 
 def plan_orphan(config_map: ChildObservation | None, now: datetime) -> Plan:

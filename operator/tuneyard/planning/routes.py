@@ -22,11 +22,13 @@ from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of
+from tuneyard.planning.rolloutcontents import in_force
 from tuneyard.planning.served import served_contents
 from tuneyard.planning.traffic import effective
 
@@ -162,7 +164,13 @@ def with_known_rollout(
     if known is None or deployment.status.rollout is not None:
         return deployment
     settled = {name: limit for name, limit in (known.allowed or {}).items() if limit in (0, 100)}
-    kept = RolloutStatus(stable=known.stable, allowed=settled or None)
+    kept = RolloutStatus(
+        stable=known.stable,
+        allowed=settled or None,
+        contents=known.contents,
+        verdicts=known.verdicts,
+        history=known.history,
+    )
     return deployment.model_copy(update={"status": deployment.status.model_copy(update={"rollout": kept})})
 
 
@@ -183,9 +191,15 @@ def model_routes(
     """The routes of one deployment, as if it owned its model name."""
     known, bases = list(adapters), list(base_models)
     ready = ready_pods(deployment, known, bases, pods)
-    rollout = deployment.status.rollout or RolloutStatus()
     on_demand = held_on_demand(deployment)
     pods_of = {revision: len(endpoints) for revision, endpoints in ready.items()}
+    takers = {revision for revision, number in pods_of.items() if number} | on_demand
+    rollout = in_force(
+        deployment.status.rollout,
+        _hashes(deployment, known, bases),
+        takers,
+        progressive=deployment.spec.progressive,
+    )
     split = effective(
         deployment.spec,
         pods_of,
@@ -232,6 +246,21 @@ def model_routes(
         slo=analysis.slo if analysis else None,
         mirror=mirror_route(deployment.spec, pods_of, rollout.allowed),
     )
+
+
+def _hashes(
+    deployment: ModelDeploymentResource, adapters: Iterable[LoRAAdapterResource], bases: Iterable[BaseModelResource]
+) -> dict[str, str | None]:
+    """What the revisions are, as far as the status says whom its positions are about."""
+    namespace, fault = deployment.metadata.namespace, fault_of(deployment.metadata.annotations)
+    if deployment.status.rollout is None or not deployment.status.rollout.contents:
+        return {}
+    adapter_of = {a.metadata.name: a for a in adapters if a.metadata.namespace == namespace}
+    base_of = {b.metadata.name: b for b in bases if b.metadata.namespace == namespace}
+    return {
+        r.name: hash_of(r, base_of.get(r.base_model), adapter_of.get(r.adapter or ""), fault)
+        for r in deployment.spec.revisions
+    }
 
 
 def gateway_routes(

@@ -19,6 +19,7 @@ from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
 from tuneyard.planning.loraadapter import INCOMPATIBLE
 from tuneyard.planning.observations import Problem, problem_of
+from tuneyard.planning.podreport import failed_with
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import RevisionState, cause
 from tuneyard.planning.rolloutseen import Seen
@@ -96,7 +97,7 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
 def _lasts(state: RevisionState) -> bool:
     """Whether a pod has failed with its adapter often enough; agents that do not say so have not."""
     said = (p.report.adapters.get(state.revision.adapter or "") for p in state.pods if p.report)
-    return any(r.state == "Failed" and r.lasting for r in said if r)
+    return any(r.lasting and failed_with(r, state.adapter) for r in said if r and state.adapter)
 
 
 def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str) -> str | None:

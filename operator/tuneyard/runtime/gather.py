@@ -12,8 +12,9 @@ from datetime import datetime
 from typing import TypeVar
 
 from tuneyard.api import names
+from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.documents import AppliedReport
+from tuneyard.api.documents import AppliedReport, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning import children
@@ -173,9 +174,13 @@ class Reads:
 
     def _places(self, base: BaseModelResource) -> tuple[PoolPlaces, ...]:
         namespace, name = base.metadata.namespace, base.metadata.name
-        found = self._world.child_index.of((namespace, children.label_value(name)))
-        plans = self._world.children[CONFIG_MAP].all(m for m in found if m[:2] == CONFIG_MAP)
+        plans = self.plans(namespace, name)
         return places(base, self.deployments(namespace, [name]), self.adapters(namespace, [name]), plans)
+
+    def plans(self, namespace: str, base: str) -> tuple[ChildObservation, ...]:
+        """The ConfigMaps with the plans of the base's pools."""
+        found = self._world.child_index.of((namespace, children.label_value(base)))
+        return self._world.children[CONFIG_MAP].all(m for m in found if m[:2] == CONFIG_MAP)
 
     def _of(self, kind: str, *groups: Group) -> tuple[Key, ...]:
         """The members of this kind of any of these groups."""
@@ -288,16 +293,23 @@ def gather_basemodel(
         keys=keys,
         settings=settings,
         now=now,
-        credentials=_credentials(reads, namespace, siblings),
+        credentials=credentials_of(reads, namespace, siblings),
         unreadable=reads.unreadable(namespace),
         demand=demand,
     )
 
 
-def _credentials(reads: Reads, namespace: str, bases: Iterable[BaseModelResource]) -> frozenset[str]:
+def credentials_of(reads: Reads, namespace: str, bases: Iterable[BaseModelResource]) -> frozenset[str]:
     """Names of the Secrets that agents of the namespace need."""
     known = {b.metadata.name: b for b in bases}
-    sources = [*(b.spec.source for b in known.values()), *(a.spec.source for a in reads.adapters(namespace, known))]
+    adapters = reads.adapters(namespace, known)
+    sources = [*(b.spec.source for b in known.values()), *(a.spec.source for a in adapters)]
+    named = {r.adapter for d in reads.deployments(namespace, known) for r in d.spec.revisions if r.adapter}
+    gone = named - {a.metadata.name for a in adapters}
+    if gone:
+        # pods are told to fetch these as long as they stand in a plan (planning/vanished.py)
+        plans = (parsed(PoolPlan, c.plan) for base in known for c in reads.plans(namespace, base))
+        sources += [a.source for plan in plans if plan for a in plan.adapters if a.name in gone]
     return frozenset(s.credentials for s in sources if s.credentials)
 
 

@@ -185,8 +185,8 @@ def test_an_engine_that_hangs_is_not_offered_and_keeps_what_it_has() -> None:
     assert (report(state).engine, states(state), steps(state)) == ("Ready", {"a": "Loaded"}, [])
 
 
-def failed(name: str, now: float = NOW, **more: Any) -> Failed:
-    return Failed(planned(name), Reason.CANNOT_GENERATE, "no token", now, f"sha256:{name}", **more)
+def failed(name: str, now: float = NOW, *, wish: PlannedAdapter | None = None, **more: Any) -> Failed:
+    return Failed(wish or planned(name), Reason.CANNOT_GENERATE, "no token", now, f"sha256:{name}", **more)
 
 
 def test_an_adapter_that_cannot_generate_is_taken_out_and_tried_again() -> None:
@@ -242,6 +242,15 @@ def test_another_plan_is_another_chance_at_once() -> None:
     assert steps(after(plan(planned("a", path="elsewhere")), state=state)) == [Fetch(planned("a", path="elsewhere"))]
     assert steps(after(plan(planned("a"), planned("b")), state=state)) == [Fetch(planned("b"))], "a's wish is the same"
     assert steps(after(plan(planned("a", "sha256:a")), state=state)) == [], "that its digest was pinned is no change"
+
+
+def test_a_failure_tells_what_was_asked_for_and_one_of_a_former_wish_is_none() -> None:
+    state = after(plan(planned("a", "sha256:new")), *UP, failed("a", wish=planned("a", "sha256:new")))
+    assert report(state).adapters["a"].wished == "sha256:new"
+    late = failed("a", wish=planned("a", "sha256:old"))
+    assert states(after(late, state=after(plan(planned("a", "sha256:new")), *UP))) == {"a": "Loading"}
+    late = failed("a", wish=planned("a", path="elsewhere"))
+    assert states(after(late, state=after(plan(planned("a")), *UP))) == {"a": "Loading"}
 
 
 def test_bytes_that_harmed_an_engine_are_never_tried_again() -> None:

@@ -108,6 +108,16 @@ def test_what_the_operator_does_not_know_yet_is_told_as_long_as_possible() -> No
     assert reduced.adapters[new] == report.adapters[new]
 
 
+def test_a_failure_keeps_its_source_in_a_long_report() -> None:
+    report = said(serving(1000))
+    first = next(iter(report.adapters))
+    told = report.adapters[first].model_copy(update={"state": "Failed"})
+    report = report.model_copy(update={"adapters": {**report.adapters, first: told}})
+    reduced = fitting(report, frozenset(report.adapters))
+    assert reduced.adapters[first].source == told.source is not None
+    assert {a.source for n, a in reduced.adapters.items() if n != first} == {None}
+
+
 def test_what_does_not_fit_at_all_is_left_out_from_the_end_and_failures_first() -> None:
     state = serving(10)
     first, *_, last = said(state).adapters

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.builders import BASE, base_model, deployment, digest, loaded, pinned, pod, revision
+from tests.builders import BASE, base_model, deployment, digest, loaded, pinned, pod, revision, stamp
 from tests.builders import adapter as unpinned
 from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
-from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
 from tuneyard.gateway.world import World
+from tuneyard.planning.contents import hash_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.routes import GRACE, ModelRoutes
@@ -103,16 +104,21 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.namespaces() == {"team"}
 
 
-def test_a_bases_digest_touches_the_models_that_the_base_itself_answers_for() -> None:
+def test_a_bases_digest_touches_every_model_of_the_base() -> None:
+    """What an adapter's revision is, for those that judge its answers, has its base's digest in it."""
     plain = deployment("plain", revisions=[revision("v1", None)])
     world = world_of(canary(), plain)
     assert routes(world, "plain").revisions[0].digest is None
+    before = routes(world).contents
     read = base_model(status=BaseModelStatus(digest=digest("base")))
-    assert world.put("base", raw(read), 0) == {"plain"}
+    assert world.put("base", raw(read), 0) == {"chat", "plain"}
     assert routes(world, "plain").revisions[0].digest == digest("base")
+    assert [r.base_digest for r in routes(world).revisions] == [digest("base")] * 2
+    assert not before.items() & routes(world).contents.items()
     ready = read.model_copy(update={"status": read.status.model_copy(update={"replicas": "1/1"})})
     assert world.put("base", raw(ready), 0) == set()
     assert [r.digest for r in routes(world).revisions] == [digest("v1"), digest("v2")]
+    assert world.put("base", raw(base_model(path="elsewhere", status=read.status)), 0) == {"chat", "plain"}
 
 
 def test_a_report_touches_the_models_of_the_adapters_that_changed_in_it() -> None:
@@ -364,3 +370,18 @@ def test_a_position_is_not_kept_without_its_status():
     assert routes(world).weights == {"v1": 75, "v2": 25}
     world.put("deployment", raw(canary(0, rollout=rollout)), 2)
     assert routes(world, now=3).weights == {"v1": 100, "v2": 0}
+
+
+def test_an_object_that_is_created_again_keeps_whose_contents_were_stable():
+    rollout = RolloutSpec.from_dict({"mode": "Progressive", "steps": [{"weight": 25}]})
+    old = {r.name: hash_of(r, base_model(), pinned(r.name), None) or "" for r in TWO}
+    history = [Outcome(revision=n, content_hash=h, outcome="Stable", at=stamp(0)) for n, h in old.items()]
+    told = RolloutStatus(stable="v2", allowed={"v1": 100}, contents=old, history=history)
+    world = world_of(canary(0, rollout=rollout, status=ModelDeploymentStatus(rollout=told)))
+    assert routes(world).weights == {"v1": 0, "v2": 100}
+    world.put("deployment", raw(canary(0, rollout=rollout)), 2)
+    assert routes(world, now=3).weights == {"v1": 0, "v2": 100}
+    other = pod("a", "v1", reports={"v2": loaded("v2", digest=digest("changed"))})
+    world.put("adapter", raw(unpinned("v2", digest=digest("changed"))), 4)
+    world.put("pod", raw_pod(other), 4)
+    assert routes(world, now=5).weights == {"v1": 100, "v2": 0}

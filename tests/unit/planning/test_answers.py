@@ -20,7 +20,7 @@ from tuneyard.planning.routes import model_routes
 from tuneyard.planning.served import served_of
 
 SLO = Slo(error_rate="1%")
-NOW = {"v1": "aaaa", "v2": "bbbb"}
+NOW = {"v1": "aaaa", "v2": "bbbb", "v9": "cccc"}
 
 
 def told(judging: bool = True, **differs: object) -> Heard:
@@ -36,6 +36,8 @@ def told(judging: bool = True, **differs: object) -> Heard:
 @pytest.mark.parametrize(
     ("heard", "readings", "answered"),
     [
+        (told(contents={**NOW, "v9": "9999"}), 1, 1),  # not one of the two that are compared
+        (told(contents={"v1": "aaaa", "v2": "bbbb"}), 1, 1),
         (told(), 1, 1),
         (told(contents={**NOW, "gone": "cccc"}), 1, 1),
         (told(contents={}), 1, 1),  # an older gateway, which does not say it
@@ -47,9 +49,17 @@ def told(judging: bool = True, **differs: object) -> Heard:
     ],
 )
 def test_what_a_gateway_counts_of_something_else_is_no_reading(heard: Heard, readings: int, answered: int) -> None:
-    found = AnswersView((heard,), 1).of(("team", "chat"), "uid", SLO, NOW)
+    everything = AnswersView((heard,), 1).of(("team", "chat"), "uid", SLO, NOW)
+    found = everything.about({"v1", "v2"})
     assert (len(found.readings), found.answered, found.expected) == (readings, answered, 1)
     assert not AnswersView((heard,), 1).of(("team", "other"), "uid", SLO, NOW).readings
+
+
+def test_what_is_counted_of_other_contents_is_never_told_with_the_rest():
+    heard = told(contents={**NOW, "v1": "a000"})
+    found = AnswersView((heard,), 1).of(("team", "chat"), "uid", SLO, NOW).about({"v2"})
+    assert (len(found.readings), found.answered) == (1, 1)
+    assert found.readings[0].counts == {}, "v1's"
 
 
 def test_operator_and_gateways_agree_on_what_a_revision_is() -> None:

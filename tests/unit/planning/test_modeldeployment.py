@@ -31,12 +31,14 @@ from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ServingSpec
+from tuneyard.planning.contents import hash_of
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Event, ObjectReference, Plan
 
 ABOUT = ObjectReference(names.API_VERSION, "ModelDeployment", NAMESPACE, "chat", "uid-chat")
 REVISIONS = [revision("v1", "v1"), revision("v2", "v2")]
+CONTENTS = {r.name: hash_of(r, base_model(), pinned(r.name), None) for r in REVISIONS}
 CANARY = {"v1": 90, "v2": 10}
 
 
@@ -124,7 +126,7 @@ def test_everything_about_a_canary_that_is_served():
         "candidate": "v2",
         "weight": 10,
         "target": 10,
-        "contents": {"v2": status.rollout.contents["v2"]},  # type: ignore[index]
+        "contents": CONTENTS,
     }
     assert plan.events == (Event("Normal", Reason.WEIGHT_CHANGED, "v1 0 → 90 %, v2 0 → 10 %", ABOUT),)
     again = plan_modeldeployment(after(started(), now=at(5)).deployment())
@@ -169,7 +171,8 @@ def test_an_edit_moves_the_weights_and_is_applied_when_every_gateway_says_so():
 def test_all_for_the_candidate_promotes_it():
     plan, status = planned(edited(after(started()), {"v2": 100}))
     assert status.rollout is not None
-    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v2", "stableSince": stamp(0)}
+    known = {"contents": {"v2": CONTENTS["v2"]}}
+    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v2", "stableSince": stamp(0), **known}
     assert [(e.reason, e.message) for e in plan.events] == [
         (Reason.WEIGHT_CHANGED, "v1 90 → 0 %, v2 10 → 100 %"),
         (Reason.PROMOTED, "v2 serves all traffic and is stable, after v1"),
@@ -179,7 +182,8 @@ def test_all_for_the_candidate_promotes_it():
 def test_a_rollback_is_an_edit_and_tells_no_promotion():
     plan, status = planned(edited(after(started()), {"v1": 100}))
     assert status.rollout is not None
-    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v1", "stableSince": stamp(0)}
+    known = {"contents": {"v1": CONTENTS["v1"]}}
+    assert status.rollout.to_dict() == {"phase": "Completed", "stable": "v1", "stableSince": stamp(0), **known}
     assert [e.reason for e in plan.events] == [Reason.WEIGHT_CHANGED]
 
 

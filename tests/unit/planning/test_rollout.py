@@ -11,9 +11,7 @@ from tests.builders import stamp
 from tests.toyworld.rollouts import GATEWAYS, WHOLE, RolloutWorld, canary, finished, hashes, later, reasons
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
-from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.modeldeployment import plan_modeldeployment
-from tuneyard.planning.rolloutcontents import still_about, with_contents
 
 
 def test_a_candidate_climbs_by_steps_and_takes_over():
@@ -30,7 +28,7 @@ def test_a_candidate_climbs_by_steps_and_takes_over():
         "position": "0/2",
         "stepStartedAt": stamp(0),
         "allowed": {"v2": 5},
-        "contents": {"v2": hashes(world)["v2"]},
+        "contents": hashes(world),
         "history": [world.status.history[0].to_dict()],  # type: ignore[index]
     }
     assert world.plan.requeue_after == 300
@@ -231,91 +229,3 @@ def test_a_hold_does_not_end_while_a_gateway_is_silent(silent: str):
     assert dark.rollout.step_started_at == before.step_started_at, "what was held counts"
     world.settle()
     assert (world.status.stable, world.status.allowed) != (before.stable, before.allowed)
-
-
-def test_other_contents_under_the_candidates_name_begin_at_the_first_step():
-    world = canary()
-    later(world, 5)
-    later(world, 4)
-    assert (world.status.step, world.weights) == (1, {"v1": 75, "v2": 25})
-    world.replace("v2")
-    plan = world.reconcile()
-    assert plan.status_first, "what it loses is written before anything else"
-    world.settle()
-    assert (world.status.step, world.status.step_started_at, world.weights) == (0, stamp(9), {"v1": 95, "v2": 5})
-    later(world, 4)
-    assert world.weights == {"v1": 95, "v2": 5}, "the hold of the former ones does not count for it"
-    later(world, 1)
-    assert world.weights == {"v1": 75, "v2": 25}
-
-
-def test_a_deadline_that_ran_for_other_contents_begins_anew():
-    world = RolloutWorld()
-    world.spec(WHOLE)
-    world.settle()
-    later(world, 19)
-    world.editions["v2"] = 1
-    world.settle()
-    later(world, 2)
-    assert (world.status.waiting_since, world.status.verdicts) == (stamp(19), None)
-
-
-def test_what_takes_the_name_of_a_former_stable_revision_has_not_been_stable():
-    world = finished()
-    world.replace("v1")
-    world.spec({"v1": 99, "v2": 1})
-    world.settle()
-    assert (world.status.stable, world.status.candidate, world.weights) == ("v2", "v1", {"v1": 5, "v2": 95})
-
-
-def test_what_takes_the_name_of_a_candidate_that_was_overtaken_begins_anew_too():
-    world = canary({"v1": 50, "v2": 50})
-    later(world, 5)
-    world.ready["v3"] = True
-    world.spec({"v1": 40, "v2": 30, "v3": 30})
-    world.settle()
-    assert (world.status.candidate, world.status.allowed) == ("v3", {"v2": 25, "v3": 5})
-    world.replace("v2")
-    world.settle()
-    assert world.status.allowed == {"v3": 5}
-
-
-def test_a_position_of_an_older_operator_is_about_what_has_the_name_now():
-    world = canary()
-    later(world, 5)
-    stored = world.now.status
-    assert stored.rollout is not None
-    rollout = stored.rollout.model_copy(update={"contents": None})
-    world.stored = world.now.model_copy(update={"status": stored.model_copy(update={"rollout": rollout})})
-    world.replace("v2")
-    world.settle()
-    assert world.weights == {"v1": 75, "v2": 25}
-    world.replace("v2")
-    world.settle()
-    assert world.weights == {"v1": 95, "v2": 5}, "from then on it is known"
-
-
-@pytest.mark.parametrize(
-    ("now", "allowed", "candidate", "contents"),
-    [
-        ({"v1": "a", "v2": "b"}, {"v1": 100, "v2": 25}, "v2", {"v1": "a", "v2": "b"}),
-        ({"v1": "a", "v2": None}, {"v1": 100, "v2": 25}, "v2", {"v1": "a", "v2": "b"}),
-        ({"v1": "a"}, {"v1": 100, "v2": 25}, "v2", {"v1": "a", "v2": "b"}),
-        ({"v1": "x", "v2": "b"}, {"v2": 25}, "v2", {"v2": "b"}),
-        ({"v1": "a", "v2": "x"}, {"v1": 100}, None, {"v1": "a"}),
-        ({"v1": "x", "v2": "x"}, None, None, None),
-    ],
-)
-def test_whose_position_it_is(
-    now: dict[str, str | None], allowed: dict[str, int] | None, candidate: str | None, contents: dict[str, str] | None
-) -> None:
-    status = RolloutStatus(
-        stable="v0", candidate="v2", step=1, allowed={"v1": 100, "v2": 25}, paused=True, contents={"v1": "a", "v2": "b"}
-    )
-    left = still_about(status, now)
-    assert left is not None
-    assert (left.allowed, left.candidate, left.contents) == (allowed, candidate, contents)
-    assert (left.stable, left.paused, left.step) == ("v0", True, 1 if candidate else None)
-    again = with_contents(left.model_copy(update={"candidate": "v2", "allowed": {"v1": 9}}), left, now)
-    assert again.contents == ({n: h for n in ("v1", "v2") if (h := now.get(n) or (contents or {}).get(n))} or None)
-    assert still_about(None, now) is None

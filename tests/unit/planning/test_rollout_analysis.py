@@ -325,6 +325,18 @@ def test_what_a_gateway_counts_of_the_contents_before_is_no_evidence_on_those_of
     assert (world.status.verdicts, world.status.candidate) == (None, "v2")
 
 
+def test_contents_of_a_revision_that_is_not_compared_silence_nobody():
+    world = judged_world()
+    world.spec(WHOLE, listed=["v1", "v2", "v3"])
+    look(world, GOOD, looks=8)
+    before = counted(world)
+    world.editions["v3"] = 1
+    world.clock += timedelta(seconds=5)
+    world.counting["g1"].count("v2", GOOD["v2"])
+    world.reconcile()
+    assert counted(world) == (before[0] + 50, before[1])
+
+
 def test_the_next_candidate_is_judged_by_its_own_answers():
     world = judged_world()
     look(world, BAD, looks=2)

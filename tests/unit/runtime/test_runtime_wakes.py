@@ -13,7 +13,7 @@ from tuneyard.api.documents import PLAN_KEY
 from tuneyard.planning.children import ANNOTATION_GROWN
 from tuneyard.planning.observations import RECORD_KEY, PoolPlaces
 from tuneyard.planning.settings import Settings
-from tuneyard.runtime.gather import Reads
+from tuneyard.runtime.gather import Reads, credentials_of
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.places import Places
 from tuneyard.runtime.wakes import Wakes
@@ -291,9 +291,11 @@ def test_a_child_wakes_its_base_and_one_that_is_shared_wakes_all(scene: Scene) -
     assert scene.tell(account, "DELETED", {"metadata": {"name": "agent"}}) == {base("base"), base("second")}
 
 
-def plan_of(scene: Scene, *adapters: str, copies: int | None = None, **grown: int) -> set[Key]:
+def plan_of(
+    scene: Scene, *adapters: str, copies: int | None = None, source: Object | None = None, **grown: int
+) -> set[Key]:
     """The pool's plan as it holds these adapters now, some with more copies; returns who was woken."""
-    source = {"volume": {"name": "v", "path": "p"}}
+    source = source or {"volume": {"name": "v", "path": "p"}}
     plan = {"pool": "base", "baseModel": "base", "maxRank": 8, "copies": copies}
     listed = [{"name": a, "source": source, "copies": grown.get(a)} for a in adapters]
     labels = {names.LABEL_BASE_MODEL: "base", names.LABEL_POOL: "base", names.LABEL_MANAGED_BY: names.MANAGED_BY}
@@ -318,6 +320,26 @@ def test_a_plan_wakes_who_came_who_went_and_who_waits_for_a_place(scene: Scene) 
     assert plan_of(scene, "one", "two", copies=2, one=3) == {base("base"), adapter("one")}
     assert plan_of(scene, "one", "two", copies=2, one=4) == {base("base"), adapter("one")}
     assert plan_of(scene, "one", "two", copies=2, two=3) == {base("base"), adapter("one"), adapter("two")}
+
+
+def test_agents_may_read_the_secret_of_an_adapter_that_is_gone_while_a_plan_has_it(scene: Scene) -> None:
+    """`kubectl replace --force`: its pods are told to fetch it until it is back."""
+    reads = Reads(scene.world, Api(Configuration(host="http://127.0.0.1:1")))
+
+    def credentials() -> frozenset[str]:
+        return credentials_of(reads, NS, reads.siblings(NS))
+
+    def planned(*adapters: str) -> None:
+        plan_of(scene, *adapters, source={"s3": {"uri": "s3://bucket/one/", "credentials": {"name": "keys"}}})
+
+    planned("one")
+    assert credentials() == frozenset(), "of one that is there its own source counts"
+    scene.adapter("one", change="DELETED")
+    assert credentials() == {"keys"}
+    planned()
+    assert credentials() == frozenset()
+    planned("unnamed")
+    assert credentials() == frozenset(), "nobody names it"
 
 
 def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Scene) -> None:
