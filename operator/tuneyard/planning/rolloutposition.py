@@ -5,8 +5,9 @@ Rules:
 - a hold begins when every gateway says that it serves the step's weight, and ends only while every gateway says so: of
   a silent one nobody knows what users got. A candidate without a ready pod, a pause or another spec weight let it begin
   again;
-- who is promoted by a command skips the steps up to the spec weight that stands then, and no others. Below 100 that
-  weight is held like the step below it, and what the spec gives later is reached by the steps that are left;
+- who is promoted by a command skips the steps up to the spec weight that stands then, and no others: at 100 all of
+  them, also one of 100 that has a hold. Below 100 that weight is held like the step below it, and what the spec gives
+  later is reached by the steps that are left;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
@@ -72,7 +73,7 @@ def position(
     target = seen.spec.weight_of(candidate)
     if promoted:
         raised = max(raised, target)
-    step = len(steps) if skips else current_step(steps, max(allowed, raised), known)
+    step = len(steps) if skips or raised == 100 else current_step(steps, max(allowed, raised), known)
     limit = max(_limit(steps, step), raised)
     served = seen.confirmed.get(candidate) == min(limit, target)
     unchanged = (known, allowed) == (step, limit) and min(limit, before.target or 0) == min(limit, target)

@@ -114,6 +114,18 @@ def test_a_weight_that_is_raised_after_a_promotion_is_reached_by_the_steps_that_
     assert world.weights == {"v2": 100}
 
 
+def test_a_promotion_to_all_traffic_skips_also_a_last_step_of_100_that_has_a_hold():
+    world = canary(steps=[{"weight": 5, "hold": "5m"}, {"weight": 100, "hold": "60m"}], bakeTime="1h")
+    later(world, 5)
+    assert (world.status.phase, world.status.position, world.weights) == ("Progressing", "1/2", {"v2": 100})
+    world.command("promote", "v2")
+    world.settle()
+    assert (world.status.phase, world.status.position) == ("Baking", "2/2")
+    world.command("promote", "v2", id_="two")
+    world.settle()
+    assert (world.status.phase, world.status.stable) == ("Completed", "v2")
+
+
 def test_a_promotion_lowers_nothing_and_is_gone_with_its_candidate():
     world = canary({"v1": 90, "v2": 10})
     later(world, 5)
