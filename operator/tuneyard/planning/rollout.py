@@ -35,7 +35,7 @@ from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rollouthistory import was_stable, with_history
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
-from tuneyard.planning.rolloutposition import Position, position
+from tuneyard.planning.rolloutposition import Position, position, promotions
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.traffic import Split, by_claim, choose_stable, effective
 from tuneyard.planning.verdicts import (
@@ -219,7 +219,6 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "step": held.step,
         "position": f"{held.step}/{held.steps}",
         "step_started_at": held.started,
-        "promoted_to": held.promoted_to,
         "analysis": asked.status,
     }
     return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)
@@ -309,6 +308,7 @@ def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> R
         "candidate": candidate,
         "weight": split.weights[candidate] if candidate else None,
         "target": seen.spec.weight_of(candidate) if candidate else None,
+        "promoted_to": promotions(seen, status, taken.position),
     }
     return status.model_copy(update=update)
 

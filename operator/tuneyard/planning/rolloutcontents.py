@@ -20,7 +20,6 @@ _OF_THE_CANDIDATE = (
     "step",
     "position",
     "step_started_at",
-    "promoted_to",
     "waiting_since",
     "analysis",
     "gates",
@@ -35,7 +34,8 @@ def still_about(status: RolloutStatus | None, hashes: Mapping[str, str | None]) 
     if not others:
         return status
     left = {name: limit for name, limit in (status.allowed or {}).items() if name not in others}
-    update: dict[str, object] = {"allowed": left or None}
+    promoted = {name: weight for name, weight in (status.promoted_to or {}).items() if name not in others}
+    update: dict[str, object] = {"allowed": left or None, "promoted_to": promoted or None}
     if status.candidate in others:
         update |= dict.fromkeys(_OF_THE_CANDIDATE)
     kept = {name: known for name, known in status.contents.items() if name not in others}

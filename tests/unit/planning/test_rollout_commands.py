@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.builders import stamp
+from tests.builders import deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
@@ -87,7 +89,7 @@ def test_promote_climbs_to_the_spec_weight_and_not_above():
     world.spec(WHOLE, bakeTime="1h")
     world.command("promote", "v2", id_="two")
     world.settle()
-    assert (world.status.phase, world.weights, world.status.promoted_to) == ("Baking", {"v2": 100}, None)
+    assert (world.status.phase, world.weights, world.status.promoted_to) == ("Baking", {"v2": 100}, {"v2": 100})
     world.command("promote", "v2", id_="three")
     world.settle()
     assert (world.status.phase, world.status.stable) == ("Completed", "v2")
@@ -103,7 +105,7 @@ def test_a_weight_that_is_raised_after_a_promotion_is_reached_by_the_steps_that_
     world.spec(WHOLE)
     world.settle()
     assert world.weights == {"v1": 60, "v2": 40}, "what it was promoted to is held like the step below"
-    assert (world.status.position, world.status.promoted_to) == ("1/3", 40)
+    assert (world.status.position, world.status.promoted_to) == ("1/3", {"v2": 40})
     later(world, 9)
     assert world.weights == {"v1": 60, "v2": 40}
     later(world, 1)
@@ -140,6 +142,86 @@ def test_a_promotion_lowers_nothing_and_is_gone_with_its_candidate():
     world.replace("v2")
     world.settle()
     assert (world.weights, world.status.promoted_to) == ({"v1": 95, "v2": 5}, None)
+
+
+@pytest.mark.parametrize("gone", ["aborted", "taken out"])
+def test_a_promotion_outlives_a_candidate_that_comes_and_goes(gone: str):
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.spec({"v1": 50, "v2": 40, "v3": 10})
+    world.settle()
+    assert (world.status.candidate, world.status.promoted_to) == ("v3", {"v2": 40})
+    if gone == "aborted":
+        world.command("abort", "v3", id_="two")
+        world.settle()
+    world.spec({"v1": 60, "v2": 40}, listed=["v1", "v2", "v3"] if gone == "aborted" else None)
+    world.settle()
+    assert (world.status.candidate, world.status.position) == ("v2", "1/3")
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.spec(WHOLE)
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+    later(world, 10)
+    assert (world.weights, world.status.promoted_to) == ({"v1": 50, "v2": 50}, None)
+
+
+def test_a_promotion_outlives_a_stable_revision_that_is_not_listed_for_a_while():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.ready["v2"] = False
+    world.spec({"v2": 40, "v3": 60})
+    world.settle()
+    assert (world.status.phase, world.status.promoted_to) == ("Idle", {"v2": 40})
+    world.ready["v2"] = True
+    world.spec({"v1": 60, "v2": 40})
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+
+
+def test_a_promotion_outlives_the_time_in_which_the_model_name_is_another_one_s(monkeypatch: pytest.MonkeyPatch):
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    real, older = RolloutWorld.situation, deployment("older", model_name="chat", created=-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", lambda w: replace(real(w), deployments=(w.now, older)))
+        world.settle()
+        assert world.conditions["Accepted"][0] == "False"
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+
+
+def test_a_promotion_of_who_was_overtaken_is_not_of_what_takes_its_name():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.ready["v3"] = True
+    world.spec({"v1": 30, "v2": 40, "v3": 30})
+    world.settle()
+    assert (world.status.candidate, world.status.promoted_to) == ("v3", {"v2": 40})
+    world.replace("v2")
+    world.settle()
+    assert (world.status.allowed, world.status.promoted_to) == ({"v3": 5}, None)
+
+
+def test_a_promotion_ends_with_a_verdict_and_with_the_weight_in_the_spec():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    for number, end in enumerate(("verdict", "no weight")):
+        world.command("promote", "v2", id_=f"promote-{number}")
+        world.settle()
+        assert world.weights == {"v1": 60, "v2": 40}
+        if end == "verdict":
+            world.command("abort", "v2", id_="abort")
+            world.settle()
+            world.command("retry", "v2", id_="retry")
+        else:
+            world.spec({"v1": 100, "v2": 0})
+            world.settle()
+            world.spec({"v1": 60, "v2": 40})
+        world.settle()
+        assert (world.weights, world.status.promoted_to) == ({"v1": 95, "v2": 5}, None)
 
 
 def test_edited_steps_and_a_promotion():
