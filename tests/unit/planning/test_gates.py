@@ -84,6 +84,22 @@ def test_a_run_begins_at_nothing_whatever_the_one_before_did():
     assert progress(world) == (1, 200)
 
 
+def test_a_retried_run_begins_at_nothing_though_its_job_has_the_name_of_the_one_before():
+    world = gated()
+    world.gates.is_at("g1", 150, 200)
+    world.gates.end(measured(200))
+    world.settle()
+    assert rejected(world) == [("v2", "GateFailed")]
+    world.command("retry", "v2")
+    world.settle()
+    assert world.gates.made == world.gates.running * 2, "the same name"
+    later(world, 1)
+    assert (states(world), progress(world)) == ([("speed", "Running")], None), "the gateway still tells of the first"
+    world.gates.is_at("g1", 1, 200)
+    world.settle()
+    assert progress(world) == (1, 200)
+
+
 def test_it_is_known_since_when_a_gate_is_over():
     world = gated()
     world.gates.end(measured(100))
