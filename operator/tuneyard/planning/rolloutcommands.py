@@ -5,8 +5,9 @@ Rules:
   last MAX_COMMANDS are in the record too, so that neither a lost status, nor a re-created object, nor a tool that
   applies an old annotation after a newer one brings an old command back: it is refused, and that is told once;
 - one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes;
-- promote climbs to the spec weight that stands now: a higher one later is reached by the steps that are left
-  (rolloutposition.py). Nothing goes against spec.rollout.paused, which stands in Git.
+- promote is about the candidate that it names, and about no other that takes its place in the same pass. It climbs to
+  the spec weight that stands now: a higher one later is reached by the steps that are left (rolloutposition.py).
+  Nothing goes against spec.rollout.paused, which stands in Git.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ class Command:
 
 @dataclass(frozen=True)
 class Obeyed:
-    """The status after the command. `promote`: the candidate is to have its spec weight, and bakes no longer."""
+    """The status after the command. `promoted`: who is to have its spec weight, and bakes no longer."""
 
     status: RolloutStatus
-    promote: bool = False
+    promoted: str | None = None
 
 
 class _RefusedError(Exception):
@@ -92,7 +93,18 @@ def obey(seen: Seen, status: RolloutStatus, command: Command | None, candidate: 
         answered = _answer(seen, command, str(refusal), accepted=False)
         return Obeyed(_answered(seen, status, answered))
     answered = _answer(seen, command, words, accepted=True)
-    return Obeyed(_answered(seen, done, answered), promote=command.action == "promote")
+    return Obeyed(_answered(seen, done, answered), candidate if command.action == "promote" else None)
+
+
+def unless_rejected(seen: Seen, status: RolloutStatus, promoted: str | None) -> RolloutStatus:
+    """With another answer where who was promoted has got a verdict in the same pass: it changes nothing, for nobody."""
+    verdict = verdict_on(seen, status, promoted) if promoted is not None else None
+    if verdict is None or status.last_command is None:
+        return status
+    words = clipped(f"{promoted} is rejected now ({verdict.reason}: {verdict.evidence}): retry it first")
+    answer = status.last_command.model_copy(update={"accepted": False, "message": words})
+    paused = seen.before.paused if seen.before else None
+    return status.model_copy(update={"last_command": answer, "paused": paused})
 
 
 def _known_ids(seen: Seen) -> list[str]:
