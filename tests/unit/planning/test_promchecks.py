@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, rejected
 from tests.unit.planning.test_rollout_analysis import ANALYSIS, BAD, GOOD, STABLE_ONLY, look, record
 from tuneyard.api.promchecks import PrometheusCheck
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.evidence import Objective
 from tuneyard.planning.promchecks import breach, limits
 from tuneyard.planning.promqueries import under_way
 
@@ -290,6 +292,32 @@ def test_below_all_traffic_a_command_leaves_checks_as_they_are():
     assert world.weights == {"v1": 60, "v2": 40} and under_way(world.now)
     evaluate(world, *[0.3] * 3)
     assert rejected(world) == [("v2", "AnalysisFailed")]
+
+
+@pytest.mark.parametrize("by", ["command", "retryToken"])
+@pytest.mark.parametrize("why", ["check", "answers"])
+def test_a_retry_before_the_next_pass_is_not_rejected_by_the_old_evidence(by: str, why: str):
+    world = checked_world()
+    evaluate(world, *[0.3 if why == "check" else 0.1] * 2)
+    for gateway in world.counting.values():
+        for name, tally in (GOOD if why == "check" else BAD).items():
+            gateway.count(name, tally, Objective.ERROR_RATE)
+    world.clock += timedelta(seconds=30)
+    world.asking.evaluate(world.now, world.clock)
+    for _ in range(9):
+        world.reconcile()
+        if rejected(world):
+            break
+    assert rejected(world) == [("v2", "AnalysisFailed")]
+    world.clock += timedelta(seconds=1)
+    if by == "command":
+        world.command("retry", "v2")
+    else:
+        world.spec(WHOLE, retryToken="again")
+    world.settle()
+    assert (rejected(world), world.weights) == ([], {"v1": 95, "v2": 5})
+    evaluate(world, *[0.3] * 3)
+    assert rejected(world) == [("v2", "AnalysisFailed")], "it is judged by what comes from then on"
 
 
 @pytest.mark.parametrize("crash", [False, True])
