@@ -154,12 +154,14 @@ def test_how_far_a_gate_is_is_shown_while_it_runs(scene: Scene) -> None:
     deployment = f"{scene.cluster.namespace}/m"
     scene.apply({"v1": 0, "v2": 100}, GATED)
     job = begun(scene)
-    name = job["metadata"]["name"]
+    told = scene.cluster.child(f"configmaps/{job['metadata']['name']}")
+    assert told is not None
+    run = GateTask.model_validate_json(told["data"]["gate.json"]).job
     scene.until(lambda r: states(r) == [("speed", "Running")], "the gate runs")
-    scene.gateway.asked_by_gate(deployment, name, 12, 200)
+    scene.gateway.asked_by_gate(deployment, run, 12, 200)
     rollout = scene.until(done(12), "it is told")
     assert rollout["gates"][0]["startedAt"] == "2026-01-01T00:00:00Z"
-    scene.gateway.asked_by_gate(deployment, name, 90, 200)
+    scene.gateway.asked_by_gate(deployment, run, 90, 200)
     (gate,) = rollout["gates"]
     earlier = {**gate, "progress": {**gate["progress"], "at": "2026-01-01T00:00:00Z"}}
     path = scene.cluster.path("modeldeployments", "m") + "/status"

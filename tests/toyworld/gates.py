@@ -10,11 +10,12 @@ from typing import Any
 from tests.builders import KEYS
 from tuneyard.api import names
 from tuneyard.api.documents import DemandReport, DeploymentDemand
-from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, GateRun, Side
+from tuneyard.api.gatereports import BenchmarkNumbers, GateReport, GateReports, GateRun, GateTask, Side
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.gate.measures import times
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.driftruns import wants_look
+from tuneyard.planning.gatejobs import TASK_FILE
 from tuneyard.planning.gateobservations import REPORTS_KEY, GateObservation, looked_at
 from tuneyard.planning.gates import under_way
 from tuneyard.planning.plan import Apply, Delete, Redacted
@@ -125,7 +126,8 @@ class Gates:
 
     def is_at(self, gateway: str, done: int, total: int) -> None:
         """A gateway has seen a request of the gate that runs."""
-        self.told[gateway] = GateRun(job=self.running[0], done=done, total=total)
+        task = GateTask.model_validate_json(self.objects["ConfigMap", self.running[0]]["data"][TASK_FILE])
+        self.told[gateway] = GateRun(job=task.job, done=done, total=total)
 
     def demand(self, deployment: ModelDeploymentResource) -> DemandView:
         """What gateways tell of it."""

@@ -94,7 +94,8 @@ class GateRun(ApiModel):
     """How far one run of a gate is: requests to each revision, or prompts.
 
     Its process has no way to the operator before it ends. But every gateway sees its requests and knows them by their
-    token, so they say it by header, `JOB DONE/TOTAL`; gateways tell the operator with what is asked of them.
+    token, so they say it by header, `JOB DONE/TOTAL`; gateways tell the operator with what is asked of them. The Job goes by its
+    uid: after a retry another one has its name.
     """
 
     job: str
@@ -180,7 +181,7 @@ class GateTask(ApiModel):
     """Base URL without /v1."""
     model: str
     job: str = ""
-    """The Job's name, by which the gate tells how far it is; without one it tells nothing."""
+    """The Job's uid, by which the gate tells how far it is; without one it tells nothing."""
     candidate: str
     stable: str
     gate: dict[str, object]

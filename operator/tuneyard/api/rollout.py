@@ -203,8 +203,12 @@ class RolloutStatus(ApiModel):
         Moment | None, Field(description="Since when every gateway serves the step's weight; none: not yet.")
     ] = None
     promoted_to: Annotated[
-        int | None,
-        Field(description="More than the step's weight: the spec weight that stood when the candidate was promoted."),
+        dict[str, int] | None,
+        Field(
+            description="Per revision in `allowed` that a command promoted, the spec weight that stood then, as long as "
+            "it is more than the step's weight; 100: it is past all steps by command.",
+            json_schema_extra={"x-kubernetes-map-type": "atomic"},
+        ),
     ] = None
     waiting_since: Annotated[
         Moment | None, Field(description="Since when the candidate has had no ready pod, while stable had one.")

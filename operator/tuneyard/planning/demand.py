@@ -49,7 +49,7 @@ class DemandView:
         return self._in_flight.get((namespace, deployment, revision), 0.0)
 
     def gate_run(self, namespace: str, deployment: str, job: str) -> GateRun | None:
-        """How far a gate's Job is, by the gateway that knows most of it."""
+        """How far a gate's Job (its uid) is, by the gateway that knows most of it."""
         runs = (d.gate for d in self.of(namespace, deployment) if d.gate is not None and d.gate.job == job)
         return max(runs, key=lambda run: run.done, default=None)
 

@@ -78,7 +78,7 @@ def companions(
     task = GateTask(
         gateway=settings.gateway_service.rstrip("/"),
         model=deployment.model_name,
-        job=job.name,
+        job=job.uid,
         candidate=mark.revision,
         stable=mark.stable,
         gate=gate.to_dict(),

@@ -338,7 +338,7 @@ def _with_job(case: _Case, gate: Gate, key: str, job: GateJob) -> Gating:
     state = GateStatus(
         name=gate.name, key=key, state="Running", message=clipped(words), attempt=attempt,
         started_at=job.started or job.created or seen.stamp,
-        progress=next_progress(seen, job.name, _prior(seen).get(key)),
+        progress=next_progress(seen, job.uid, _prior(seen).get(key)),
     )  # fmt: skip
     return _holding(
         state, job=job.name, actions=tuple(Apply(o) for o in missing), look_again=_SOON if missing else _LOOK

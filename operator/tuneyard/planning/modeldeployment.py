@@ -339,7 +339,6 @@ def _rollout(serving: Serving, served: Iterable[Served], now: str) -> RolloutSta
             "step",
             "position",
             "step_started_at",
-            "promoted_to",
             "waiting_since",
             "analysis",
             "gates",

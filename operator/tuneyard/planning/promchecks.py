@@ -152,9 +152,9 @@ def evaluated(seen: Seen, record: EvidenceRecord) -> dict[str, CheckRecord]:
 
 
 def standings(seen: Seen, record: EvidenceRecord) -> Standings:
-    """Where the checks stand; none is asked of who was promoted by a command."""
+    """Where the checks stand; none is asked of who was promoted to all traffic."""
     now, candidate = seen.now.timestamp(), record.candidate
-    if candidate is None or (seen.before and commanded(seen.rollout, seen.before, candidate.revision)):
+    if candidate is None or commanded(seen.before, candidate.revision):
         return Standings()
     found = ((check, query, _known(record, query, now)) for check, query in _checks(seen, record))
     return Standings(tuple(_standing(seen, record, check, query, known) for check, query, known in found))

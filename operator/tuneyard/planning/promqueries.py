@@ -3,7 +3,8 @@
 Rules:
 - a check is evaluated while the candidate has traffic and its answers are judged; of whom nothing is to be known
   (between rollouts, rejected, stable before) nothing is asked;
-- who was promoted by a command needs no evidence, so of him nothing is asked either;
+- who was promoted by a command to all traffic needs no evidence, so of him nothing is asked either; below that, steps
+  are left, and checks hold;
 - names take the place of whole words only, so that the `$` of an expression, and of other tools' variables, stays;
 - an answer that is no finite number says nothing: a rate over nothing is NaN, and something over nothing infinite.
 """
@@ -20,7 +21,7 @@ from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.names import short_hash
 from tuneyard.api.promchecks import DEFAULT_INTERVAL, PrometheusCheck
-from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.schema import seconds
 
 _NAMES = re.compile(r"\$(candidate|stable|deployment|namespace)\b")
@@ -92,12 +93,9 @@ def queries(spec: AnalysisSpec, deployment: tuple[str, str], candidate: str, sta
     )
 
 
-def commanded(spec: RolloutSpec, before: RolloutStatus, candidate: str) -> bool:
+def commanded(before: RolloutStatus | None, candidate: str) -> bool:
     """Whether a command has brought the candidate past all steps."""
-    last = before.last_command
-    if last is None or not last.accepted or (last.action, last.revision) != ("promote", candidate):
-        return False
-    return before.candidate == candidate and before.step == len(spec.steps or ())
+    return before is not None and (before.promoted_to or {}).get(candidate) == 100
 
 
 def under_way(deployment: ModelDeploymentResource) -> tuple[Query, ...]:
@@ -107,6 +105,6 @@ def under_way(deployment: ModelDeploymentResource) -> tuple[Query, ...]:
         return ()
     if rollout.candidate is None or rollout.stable is None or not rollout.weight:
         return ()
-    if deployment.spec.rollout is None or commanded(deployment.spec.rollout, rollout, rollout.candidate):
+    if commanded(rollout, rollout.candidate):
         return ()
     return queries(spec, deployment.metadata.key, rollout.candidate, rollout.stable)

@@ -30,12 +30,12 @@ from tuneyard.planning.plan import Action
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import cause, is_work
 from tuneyard.planning.rolloutanalysis import Look, look, rules_of
-from tuneyard.planning.rolloutcommands import given, obey
+from tuneyard.planning.rolloutcommands import given, obey, unless_rejected
 from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rollouthistory import was_stable, with_history
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
-from tuneyard.planning.rolloutposition import Position, position
+from tuneyard.planning.rolloutposition import Position, position, promotions
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.traffic import Split, by_claim, choose_stable, effective
 from tuneyard.planning.verdicts import (
@@ -89,7 +89,7 @@ def decide(seen: Seen) -> Decision:
     opened = _opened(seen)
     obeyed = obey(seen, opened, given(seen), _candidate(seen, opened))
     if seen.spec.progressive:
-        taken = _progressive(seen, obeyed.status, promote=obeyed.promote)
+        taken = _progressive(seen, obeyed.status, obeyed.promoted)
     else:
         taken = _manual(seen, obeyed.status)
     status = with_history(seen, taken.status)
@@ -184,7 +184,7 @@ def _manual(seen: Seen, status: RolloutStatus) -> _Step:
     return _Step(status, Situation.SETTLED if whole else Situation.CLIMBING)
 
 
-def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
+def _progressive(seen: Seen, status: RolloutStatus, promoted: str | None) -> _Step:
     if status.stable is None or status.stable not in seen.listed:
         candidate = _candidate(seen, status)
         refused = candidate is not None and verdict_on(seen, status, candidate) is not None
@@ -193,7 +193,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
     stable = status.stable
     status, asked, found = _judged(seen, status, stable)
     candidate = _candidate(seen, status)
-    status = status.model_copy(update={"candidate": candidate})
+    status = unless_rejected(seen, status, promoted).model_copy(update={"candidate": candidate})
     if candidate is None:
         status = status.model_copy(update={"allowed": _allowed(seen, status, None), "paused": None})
         return _Step(status, Situation.SETTLED, gate=asked)
@@ -201,7 +201,7 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         gates_over = status.gates or list(settled_states(seen, candidate)) or None
         stays = {"allowed": _allowed(seen, status, None), "gates": gates_over}
         return _Step(status.model_copy(update=stays), Situation.REFUSED, gate=asked)
-    proven = was_stable(seen, status, candidate)
+    proven, promote = was_stable(seen, status, candidate), promoted == candidate
     stopped = paused(seen, status)
     gates = Gating(passed=True) if proven else found or gating(seen, status, candidate)
     since = waiting_since(seen, status, candidate, stable)
@@ -219,7 +219,6 @@ def _progressive(seen: Seen, status: RolloutStatus, *, promote: bool) -> _Step:
         "step": held.step,
         "position": f"{held.step}/{held.steps}",
         "step_started_at": held.started,
-        "promoted_to": held.promoted_to,
         "analysis": asked.status,
     }
     return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)
@@ -309,6 +308,7 @@ def _weighed(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> R
         "candidate": candidate,
         "weight": split.weights[candidate] if candidate else None,
         "target": seen.spec.weight_of(candidate) if candidate else None,
+        "promoted_to": promotions(seen, status, taken.position),
     }
     return status.model_copy(update=update)
 

@@ -9,7 +9,8 @@ beside it. Rules:
   answers come. While no answer comes nothing is stored;
 - the candidate's first weight begins the evidence, a change of its weight a step, all traffic the time alone. This
   follows from the weight that the stored status gives it, so a crash between two writes only makes a look late;
-- who else becomes the candidate, and other objectives, begin anew: gateways' counters are then only positions;
+- who else becomes the candidate, who is tried once more, and other objectives, begin anew: gateways' counters are then
+  only positions;
 - stable is watched by itself too. If it breaks an objective while a candidate has traffic, that may be the candidate's
   doing: two adapters share an engine. No step is taken then, for ten minutes at least, and nobody is rejected for it;
 - what Prometheus has answered is taken in with a look, and stored with it (promchecks.py);
@@ -138,7 +139,7 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
         made = looking.settled(looking.anew())
         return looking.said(*made)
     record, analysis, own = known
-    same = record.candidate == about
+    same = record.candidate == about and not _retried(seen, about)
     late = _late(record, now)
     readings = looking.readings(record)
     read = {process: read_counts(counted) for process, counted in record.seen.items()}
@@ -328,6 +329,12 @@ def _late(record: EvidenceRecord, now: float) -> float:
     else:
         wait = FIRST_SECONDS if record.looked - record.step_since < UNSTEADY else LOOK_SECONDS
     return wait - (now - record.looked) if now >= record.looked else 0.0
+
+
+def _retried(seen: Seen, about: StableContents | None) -> bool:
+    """Whether these contents have a verdict that this pass drops: what they were rejected for counts no more."""
+    stored = seen.before.rejects(about.content_hash) if seen.before is not None and about is not None else None
+    return stored is not None
 
 
 def _contents(seen: Seen, revision: str) -> StableContents | None:

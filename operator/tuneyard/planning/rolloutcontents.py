@@ -25,7 +25,6 @@ _OF_THE_CANDIDATE = (
     "step",
     "position",
     "step_started_at",
-    "promoted_to",
     "waiting_since",
     "analysis",
     "gates",
@@ -45,10 +44,11 @@ def still_about(
     if not others:
         return status
     left = {name: limit for name, limit in (status.allowed or {}).items() if name not in others}
+    promoted = {name: weight for name, weight in (status.promoted_to or {}).items() if name not in others}
     stable = status.stable
     if stable in others:
         stable = _stable_last(status, {n: h for n, h in hashes.items() if n in ready and n not in others}) or stable
-    update: dict[str, object] = {"allowed": left or None, "stable": stable}
+    update: dict[str, object] = {"allowed": left or None, "promoted_to": promoted or None, "stable": stable}
     if status.candidate in others or status.candidate == stable:
         update |= dict.fromkeys(_OF_THE_CANDIDATE)
     kept = {name: known for name, known in status.contents.items() if name not in others}

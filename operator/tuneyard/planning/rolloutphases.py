@@ -68,6 +68,7 @@ TRANSITIONS = (
     Transition("Gating", Situation.REFUSED, "a gate failed, or another verdict", Reason.ROLLED_BACK),
     Transition("Progressing", Situation.GATED, "another candidate, with gates", Reason.GATING),
     Transition("Paused", Situation.GATED, "resumed before the gates were passed", Reason.GATING),
+    Transition("Inconclusive", Situation.GATED, "another candidate, with gates", Reason.GATING),
     Transition("Baking", Situation.GATED, "another candidate, with gates", Reason.GATING),
     Transition("RolledBack", Situation.GATED, "another candidate with gates, or retried", Reason.GATING),
     Transition("Progressing", Situation.STOPPED, "paused", Reason.PAUSED),

@@ -5,8 +5,10 @@ Rules:
 - a hold begins when every gateway says that it serves the step's weight, and ends only while every gateway says so: of
   a silent one nobody knows what users got. A candidate without a ready pod, a pause or another spec weight let it begin
   again;
-- who is promoted by a command skips the steps up to the spec weight that stands then, and no others. Below 100 that
-  weight is held like the step below it, and what the spec gives later is reached by the steps that are left;
+- who is promoted by a command skips the steps up to the spec weight that stands then, and no others: at 100 all of
+  them, also one of 100 that has a hold. Below 100 that weight is held like the step below it, and what the spec gives
+  later is reached by the steps that are left. What was given so is the revision's, as what it is allowed: another
+  candidate that comes and goes takes nothing of it;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
@@ -46,7 +48,7 @@ class Position:
     waits: bool = False
     """Its hold is over, and only the evidence is missing."""
     promoted_to: int | None = None
-    """What it may have is more than its step's weight: a command gave it so much."""
+    """What a command gave it: more than its step's weight, or 100."""
     completed: str = ""
     """The step that was completed just now, in words."""
 
@@ -68,18 +70,18 @@ def position(
     """
     steps, before = seen.rollout.steps or [], seen.before or RolloutStatus()
     same, allowed = before.candidate == candidate, seen.allowed_before(candidate)
-    known, raised = (before.step, before.promoted_to or 0) if same else (None, 0)
+    known, raised = before.step if same else None, (before.promoted_to or {}).get(candidate, 0)
     target = seen.spec.weight_of(candidate)
     if promoted:
         raised = max(raised, target)
-    step = len(steps) if skips else current_step(steps, max(allowed, raised), known)
+    step = len(steps) if skips or raised == 100 else current_step(steps, max(allowed, raised), known)
     limit = max(_limit(steps, step), raised)
     served = seen.confirmed.get(candidate) == min(limit, target)
     unchanged = (known, allowed) == (step, limit) and min(limit, before.target or 0) == min(limit, target)
     started = None
     if unchanged and seen.ready[candidate] and not stopped:
         started = before.step_started_at or (seen.stamp if served else None)
-    above = limit if limit > _limit(steps, step) else None
+    above = limit if limit > _limit(steps, step) or raised == 100 else None
     at = Position(step, len(steps), limit, started, served=served, promoted_to=above)
     return _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
 
@@ -91,6 +93,15 @@ def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:
     if allowed == 100:
         return len(steps)
     return max(0, sum(s.weight <= allowed for s in steps) - 1)
+
+
+def promotions(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[str, int] | None:
+    """What commands gave, of those who may still have it; `held`: where the candidate is, if that is known."""
+    known = dict((seen.before.promoted_to if seen.before else None) or {})
+    if held is not None and status.candidate is not None:
+        known[status.candidate] = held.promoted_to or 0
+    allowed = status.allowed or {}
+    return {name: known[name] for name in allowed if 0 < known.get(name, 0) <= allowed[name]} or None
 
 
 def stays(rollout: RolloutSpec, step: int) -> str | None:

@@ -10,11 +10,14 @@ from tests.builders import stamp
 from tests.toyworld.gates import QUALITY, SPEED, Gates, measured
 from tests.toyworld.rollouts import RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api.gatereports import EvaluationNumbers, GateReport
+from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning import gates, rollout
+from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Apply
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import rfc3339
+from tuneyard.planning.verdicts import failure
 
 
 def gated(*gates: dict[str, Any], **rollout: Any) -> RolloutWorld:
@@ -77,6 +80,22 @@ def test_a_run_begins_at_nothing_whatever_the_one_before_did():
     world.gates.end(GateReport(cannot_run="the judge j gives no grade: status 503"))
     world.settle()
     assert (states(world), progress(world)) == ([("speed", "CannotRun")], None)
+    later(world, 1)
+    assert (states(world), progress(world)) == ([("speed", "Running")], None), "the gateway still tells of the first"
+    world.gates.is_at("g1", 1, 200)
+    world.settle()
+    assert progress(world) == (1, 200)
+
+
+def test_a_retried_run_begins_at_nothing_though_its_job_has_the_name_of_the_one_before():
+    world = gated()
+    world.gates.is_at("g1", 150, 200)
+    world.gates.end(measured(200))
+    world.settle()
+    assert rejected(world) == [("v2", "GateFailed")]
+    world.command("retry", "v2")
+    world.settle()
+    assert world.gates.made == world.gates.running * 2, "the same name"
     later(world, 1)
     assert (states(world), progress(world)) == ([("speed", "Running")], None), "the gateway still tells of the first"
     world.gates.is_at("g1", 1, 200)
@@ -403,6 +422,32 @@ def test_a_job_nobody_waits_for_goes():
         end(world)
         world.settle()
         assert world.gates.jobs == [], words
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_promotion_of_who_is_rejected_in_the_same_pass_promotes_nobody_else(stopped: bool):
+    world = gated()
+    world.gates.end(measured(100))
+    world.settle()
+    world.ready["v3"] = True
+    world.spec({"v1": 0, "v3": 50, "v2": 50}, listed=["v1", "v3", "v2"])
+    world.settle()
+    assert (world.status.candidate, world.weights) == ("v2", {"v1": 95, "v2": 5})
+    if stopped:
+        world.command("pause", id_="pause")
+        world.settle()
+    world.command("promote", "v2")
+    why = Problem(Reason.ENGINE_CRASHED, "as the test has it")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rollout, "failure", lambda seen, name, to: why if name == "v2" else failure(seen, name, to))
+        world.settle()
+    assert rejected(world) == [("v2", "EngineCrashed")]
+    assert (world.status.candidate, world.weights) == ("v3", {"v1": 100})
+    assert world.status.phase == ("Paused" if stopped else "Gating"), "what is refused changes nothing"
+    answer = world.status.last_command
+    assert answer is not None and not answer.accepted
+    assert answer.message == "v2 is rejected now (EngineCrashed: as the test has it): retry it first"
+    assert reasons(world).count("CommandRefused") == 1
 
 
 def test_a_candidate_that_follows_is_gated_while_the_one_before_keeps_its_share():

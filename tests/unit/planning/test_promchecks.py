@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from tests.builders import SETTINGS
 from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, rejected
 from tests.unit.planning.test_rollout_analysis import ANALYSIS, BAD, GOOD, STABLE_ONLY, look, record
 from tuneyard.api.promchecks import PrometheusCheck
+from tuneyard.api.reasons import Reason
+from tuneyard.planning.evidence import Objective
 from tuneyard.planning.promchecks import breach, limits
+from tuneyard.planning.promqueries import under_way
 
 DRIFT = {"name": "drift", "query": 'drift{revision="$candidate"}', "max": 0.2}
 COST = {"name": "cost", "query": "cost", "min": 1, "max": 3, "failures": 2}
@@ -42,6 +46,12 @@ def evaluate(world: RolloutWorld, *answers: float | str | Mapping[str, float | s
 
 def ready_words(world: RolloutWorld) -> str:
     return next(c.message for c in world.now.status.conditions if c.type == "Ready")
+
+
+def answered(world: RolloutWorld) -> tuple[str, bool]:
+    """The last command, and whether it was carried out."""
+    assert world.status.last_command is not None
+    return world.status.last_command.action, world.status.last_command.accepted
 
 
 def said(world: RolloutWorld) -> list[dict[str, Any]]:
@@ -234,6 +244,80 @@ def test_a_command_asks_for_no_check():
     assert (world.weights, world.status.phase) == ({"v2": 100}, "Baking")
     evaluate(world, *["timeout"] * 20, counted={"v2": GOOD["v2"]})
     assert world.status.stable == "v2" and rejected(world) == []
+
+
+def test_an_old_command_that_is_refused_while_it_bakes_brings_no_check_back():
+    world = checked_world()
+    world.spec(WHOLE, bakeTime="10m")
+    world.command("pause", id_="old")
+    world.settle()
+    world.command("promote", "v2")
+    evaluate(world, 0.3, counted={"v2": GOOD["v2"]})
+    world.command("pause", id_="old")
+    evaluate(world, *[0.3] * 5, counted={"v2": GOOD["v2"]})
+    assert answered(world)[1] is False
+    assert (world.status.phase, rejected(world)) == ("Baking", [])
+
+
+@pytest.mark.parametrize("since", ["a higher weight", "other contents", "a retry"])
+def test_a_command_of_before_the_steps_asks_for_checks(since: str):
+    world = checked_world()
+    world.spec({"v1": 90, "v2": 10} if since == "a higher weight" else WHOLE, bakeTime="10m")
+    world.settle()
+    world.command("promote", "v2")
+    evaluate(world, 0.1)
+    if since == "other contents":
+        world.replace("v2")
+    elif since == "a retry":
+        world.broken["v2"] = Reason.LOAD_REFUSED
+        world.settle()
+        assert rejected(world) == [("v2", "LoadRefused")]
+        del world.broken["v2"]
+    world.spec(WHOLE, retryToken="again")
+    world.settle()
+    evaluate(world, *[0.1] * 36)
+    assert world.status.phase == "Baking"
+    assert answered(world)[0] == "promote"
+    assert under_way(world.now)
+    evaluate(world, *[0.3] * 3, counted={"v2": GOOD["v2"]})
+    assert rejected(world) == [("v2", "AnalysisFailed")]
+
+
+def test_below_all_traffic_a_command_leaves_checks_as_they_are():
+    world = checked_world()
+    world.spec({"v1": 60, "v2": 40})
+    world.settle()
+    world.command("promote", "v2")
+    evaluate(world, 0.1)
+    assert world.weights == {"v1": 60, "v2": 40} and under_way(world.now)
+    evaluate(world, *[0.3] * 3)
+    assert rejected(world) == [("v2", "AnalysisFailed")]
+
+
+@pytest.mark.parametrize("by", ["command", "retryToken"])
+@pytest.mark.parametrize("why", ["check", "answers"])
+def test_a_retry_before_the_next_pass_is_not_rejected_by_the_old_evidence(by: str, why: str):
+    world = checked_world()
+    evaluate(world, *[0.3 if why == "check" else 0.1] * 2)
+    for gateway in world.counting.values():
+        for name, tally in (GOOD if why == "check" else BAD).items():
+            gateway.count(name, tally, Objective.ERROR_RATE)
+    world.clock += timedelta(seconds=30)
+    world.asking.evaluate(world.now, world.clock)
+    for _ in range(9):
+        world.reconcile()
+        if rejected(world):
+            break
+    assert rejected(world) == [("v2", "AnalysisFailed")]
+    world.clock += timedelta(seconds=1)
+    if by == "command":
+        world.command("retry", "v2")
+    else:
+        world.spec(WHOLE, retryToken="again")
+    world.settle()
+    assert (rejected(world), world.weights) == ([], {"v1": 95, "v2": 5})
+    evaluate(world, *[0.3] * 3)
+    assert rejected(world) == [("v2", "AnalysisFailed")], "it is judged by what comes from then on"
 
 
 @pytest.mark.parametrize("crash", [False, True])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.builders import stamp
+from tests.toyworld.gates import SPEED
 from tests.toyworld.rollouts import GATEWAYS, PROGRESSIVE, WHOLE, RolloutWorld, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.analysis import AnalysisSpec
@@ -93,6 +94,16 @@ def test_a_good_candidate_climbs_step_by_step_and_every_step_tells_its_numbers()
     assert world.status.stable == "v2" and rejected(world) == []
     told = [e.message for e in world.events if e.reason.value == "StepCompleted"]
     assert len(told) == 2 and all("errorRate: 0 of " in words and "is tolerated" in words for words in told)
+
+
+def test_who_has_gates_after_an_inconclusive_one_is_told():
+    world = judged_world()
+    look(world, {"v1": Tally(95), "v2": Tally(2)}, looks=12, seconds=26)
+    assert world.status.phase == "Inconclusive"
+    world.spec(WHOLE, gates=[SPEED])
+    world.replace("v2")
+    world.settle()
+    assert (world.status.phase, reasons(world)[-1]) == ("Gating", "Gating")
 
 
 def test_a_hold_that_is_over_is_not_enough():

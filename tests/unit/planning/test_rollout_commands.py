@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.builders import stamp
+from tests.builders import deployment, stamp
 from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, reasons, rejected
 from tuneyard.api import names
 from tuneyard.api.reasons import Reason
@@ -87,7 +89,7 @@ def test_promote_climbs_to_the_spec_weight_and_not_above():
     world.spec(WHOLE, bakeTime="1h")
     world.command("promote", "v2", id_="two")
     world.settle()
-    assert (world.status.phase, world.weights, world.status.promoted_to) == ("Baking", {"v2": 100}, None)
+    assert (world.status.phase, world.weights, world.status.promoted_to) == ("Baking", {"v2": 100}, {"v2": 100})
     world.command("promote", "v2", id_="three")
     world.settle()
     assert (world.status.phase, world.status.stable) == ("Completed", "v2")
@@ -103,7 +105,7 @@ def test_a_weight_that_is_raised_after_a_promotion_is_reached_by_the_steps_that_
     world.spec(WHOLE)
     world.settle()
     assert world.weights == {"v1": 60, "v2": 40}, "what it was promoted to is held like the step below"
-    assert (world.status.position, world.status.promoted_to) == ("1/3", 40)
+    assert (world.status.position, world.status.promoted_to) == ("1/3", {"v2": 40})
     later(world, 9)
     assert world.weights == {"v1": 60, "v2": 40}
     later(world, 1)
@@ -112,6 +114,18 @@ def test_a_weight_that_is_raised_after_a_promotion_is_reached_by_the_steps_that_
     assert world.weights == {"v1": 50, "v2": 50}
     later(world, 1)
     assert world.weights == {"v2": 100}
+
+
+def test_a_promotion_to_all_traffic_skips_also_a_last_step_of_100_that_has_a_hold():
+    world = canary(steps=[{"weight": 5, "hold": "5m"}, {"weight": 100, "hold": "60m"}], bakeTime="1h")
+    later(world, 5)
+    assert (world.status.phase, world.status.position, world.weights) == ("Progressing", "1/2", {"v2": 100})
+    world.command("promote", "v2")
+    world.settle()
+    assert (world.status.phase, world.status.position) == ("Baking", "2/2")
+    world.command("promote", "v2", id_="two")
+    world.settle()
+    assert (world.status.phase, world.status.stable) == ("Completed", "v2")
 
 
 def test_a_promotion_lowers_nothing_and_is_gone_with_its_candidate():
@@ -128,6 +142,86 @@ def test_a_promotion_lowers_nothing_and_is_gone_with_its_candidate():
     world.replace("v2")
     world.settle()
     assert (world.weights, world.status.promoted_to) == ({"v1": 95, "v2": 5}, None)
+
+
+@pytest.mark.parametrize("gone", ["aborted", "taken out"])
+def test_a_promotion_outlives_a_candidate_that_comes_and_goes(gone: str):
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.spec({"v1": 50, "v2": 40, "v3": 10})
+    world.settle()
+    assert (world.status.candidate, world.status.promoted_to) == ("v3", {"v2": 40})
+    if gone == "aborted":
+        world.command("abort", "v3", id_="two")
+        world.settle()
+    world.spec({"v1": 60, "v2": 40}, listed=["v1", "v2", "v3"] if gone == "aborted" else None)
+    world.settle()
+    assert (world.status.candidate, world.status.position) == ("v2", "1/3")
+    assert world.weights == {"v1": 60, "v2": 40}
+    world.spec(WHOLE)
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+    later(world, 10)
+    assert (world.weights, world.status.promoted_to) == ({"v1": 50, "v2": 50}, None)
+
+
+def test_a_promotion_outlives_a_stable_revision_that_is_not_listed_for_a_while():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.ready["v2"] = False
+    world.spec({"v2": 40, "v3": 60})
+    world.settle()
+    assert (world.status.phase, world.status.promoted_to) == ("Idle", {"v2": 40})
+    world.ready["v2"] = True
+    world.spec({"v1": 60, "v2": 40})
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+
+
+def test_a_promotion_outlives_the_time_in_which_the_model_name_is_another_one_s(monkeypatch: pytest.MonkeyPatch):
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    real, older = RolloutWorld.situation, deployment("older", model_name="chat", created=-5)
+    with monkeypatch.context() as patched:
+        patched.setattr(RolloutWorld, "situation", lambda w: replace(real(w), deployments=(w.now, older)))
+        world.settle()
+        assert world.conditions["Accepted"][0] == "False"
+    world.settle()
+    assert world.weights == {"v1": 60, "v2": 40}
+
+
+def test_a_promotion_of_who_was_overtaken_is_not_of_what_takes_its_name():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    world.command("promote", "v2")
+    world.settle()
+    world.ready["v3"] = True
+    world.spec({"v1": 30, "v2": 40, "v3": 30})
+    world.settle()
+    assert (world.status.candidate, world.status.promoted_to) == ("v3", {"v2": 40})
+    world.replace("v2")
+    world.settle()
+    assert (world.status.allowed, world.status.promoted_to) == ({"v3": 5}, None)
+
+
+def test_a_promotion_ends_with_a_verdict_and_with_the_weight_in_the_spec():
+    world = canary({"v1": 60, "v2": 40}, steps=STEPS)
+    for number, end in enumerate(("verdict", "no weight")):
+        world.command("promote", "v2", id_=f"promote-{number}")
+        world.settle()
+        assert world.weights == {"v1": 60, "v2": 40}
+        if end == "verdict":
+            world.command("abort", "v2", id_="abort")
+            world.settle()
+            world.command("retry", "v2", id_="retry")
+        else:
+            world.spec({"v1": 100, "v2": 0})
+            world.settle()
+            world.spec({"v1": 60, "v2": 40})
+        world.settle()
+        assert (world.weights, world.status.promoted_to) == ({"v1": 95, "v2": 5}, None)
 
 
 def test_edited_steps_and_a_promotion():
@@ -177,6 +271,28 @@ def test_what_does_not_fit_is_refused_in_words(action: str, revision: str | None
     assert words in message
     assert world.weights == {"v1": 95, "v2": 5}
     assert "CommandRefused" in reasons(world)
+
+
+@pytest.mark.parametrize("action", ["abort", "promote", "pause"])
+def test_a_command_is_about_the_contents_that_were_seen(action: str):
+    world = canary()
+    seen = (world.status.contents or {})["v2"]
+    world.replace("v2")
+    world.command(action, "v2", contents=seen)
+    assert answer(world) == (False, "v2 has other contents now than those that the command means: look at it again")
+    assert (world.status.phase, world.weights) == ("Progressing", {"v1": 95, "v2": 5})
+    world.command(action, "v2", id_="two", contents=(world.status.contents or {})["v2"])
+    assert answer(world)[0]
+
+
+def test_a_retry_is_about_the_contents_that_were_rejected():
+    world = canary()
+    world.command("abort", "v2")
+    world.settle()
+    world.command("retry", "v2", id_="two", contents="0" * 16)
+    assert "v2 has other contents now" in answer(world)[1]
+    world.command("retry", "v2", id_="three", contents=(world.status.contents or {})["v2"])
+    assert answer(world) == (True, "v2 begins again")
 
 
 def test_nothing_goes_against_a_pause_in_the_spec_and_manual_has_no_steps():
