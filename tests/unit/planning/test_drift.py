@@ -232,6 +232,28 @@ def test_a_rejected_candidate_keeps_nobody_from_watching_stable():
     assert runs(world) == [("v1", 0.9)]
 
 
+def test_an_adapter_object_that_is_away_for_a_moment_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    world = watched()
+    run(world, 0.9)
+    run(world, 0.6)
+    hours(world, 26)
+    (before, jobs), said = (world.now.status.drift, world.gates.running), len(world.events)
+    assert world.conditions["Drifting"] == ("True", "Drifting") and len(jobs) == 1
+    with monkeypatch.context() as away:
+        away.setattr(RolloutWorld, "adapters", lambda _: ())
+        world.settle()
+        assert world.conditions["Drifting"] == ("True", "Drifting")
+        assert (world.now.status.drift, world.gates.running) == (before, jobs)
+    world.settle()
+    assert (world.now.status.drift, world.gates.running) == (before, jobs)
+    assert [e.reason.value for e in world.events[said:] if e.reason.value.startswith("Drift")] == []
+    with monkeypatch.context() as away:
+        away.setattr(RolloutWorld, "adapters", lambda _: ())
+        world.spec({"v1": 100}, drift=None)
+        world.settle()
+        assert (world.now.status.drift, world.gates.jobs) == (None, []), "who asks for nothing needs no contents"
+
+
 def test_without_a_pod_of_stable_nothing_is_run():
     world = watched()
     world.ready["v1"] = False
