@@ -172,6 +172,19 @@ def test_settings_file_is_what_the_operator_reads() -> None:
     assert written == {field.alias or name for name, field in Settings.model_fields.items()}, "every setting, by name"
 
 
+def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None:
+    # helm upgrade --reuse-values: what has come since is not there at all
+    later = (
+        "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
+        "hubEndpoint", "feedback", "prometheus", "protectInUse",
+    )  # fmt: skip
+    gateway = {"hold": None, "serviceAccountAnnotations": None}
+    before = rendered(**dict.fromkeys(later), gateway=gateway, masterSecret={"existing": "mine"})
+    assert before == rendered(masterSecret={"existing": "mine"})
+    text = named(before, "ConfigMap", "tuneyard-config")["data"]["config.yaml"]
+    assert Settings.from_dict(yaml.safe_load(text)).prometheus.url == ""
+
+
 def test_the_token_for_prometheus_is_in_the_operator_s_container_only_and_a_new_one_arrives() -> None:
     objects = rendered(**VARIANTS[1])
     (process,) = named(objects, "Deployment", "tuneyard-operator")["spec"]["template"]["spec"]["containers"]

@@ -99,7 +99,7 @@ def test_out_of_bounds_so_often_in_a_row_rolls_back_and_says_so(scene: JudgedSce
     assert verdict["evidence"] == "check drift: 0.25 is above max 0.2, 3 times in a row"
     asked = len(prometheus.asked)
     scene.until(lambda _: scene.weights[-1].get("v2", 0) == 0, "no more traffic")
-    assert len(prometheus.asked) == asked == 3
+    assert len(prometheus.asked) == asked == 4, "what was asked first is of before the end of warm-up"
 
 
 def test_a_row_goes_on_after_the_operator_s_end_and_nothing_counts_twice(
@@ -121,6 +121,7 @@ def test_an_outage_holds_and_neither_rejects_nor_promotes(scene: JudgedScene, pr
     analysis: Object = {**CHECKED, "onInconclusive": "Rollback", "inconclusiveDeadline": "1s"}
     scene.apply({"v1": 0, "v2": 100}, {**QUICK, "analysis": analysis})
     scene.until(lambda r: r.get("phase") == "Inconclusive", "the hold is over", within=40)
+    scene.until(lambda r: "status 503" in r["analysis"]["sentence"], "warm-up is over", within=40)
     asked = len(prometheus.asked)
     scene.until(lambda _: len(prometheus.asked) >= asked + 1, "it is asked again and again", within=40)
     held = scene.follow()

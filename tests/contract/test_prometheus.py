@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import socket
 import subprocess
@@ -133,6 +134,18 @@ def test_answers_that_are_none(fake: FakePrometheus, answer: Answered, words: st
     assert isinstance(found, str) and words in found
     assert "secret-tenant" not in found
     assert fake.asked == ["q"]
+
+
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_part_of_a_cluster_gives_no_number(fake: FakePrometheus, partial: bool) -> None:
+    data = {"resultType": "scalar", "result": [1.0, "0.4"]}
+    # what warnings say may be a hint about the query only
+    answer = {"status": "success", "isPartial": partial, "warnings": ["secret-tenant"], "data": data}
+    fake.otherwise = Answered(json.dumps(answer).encode())
+    found = told(PrometheusSettings(url=fake.url), "q")
+    assert "the answer is partial" in str(found) if partial else found == 0.4
+    (form,) = fake.forms
+    assert (form["partial_response"], form["deny_partial_response"]) == ("false", "1"), "of Thanos, of VictoriaMetrics"
 
 
 def test_a_server_behind_a_path(fake: FakePrometheus) -> None:

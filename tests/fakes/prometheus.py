@@ -51,6 +51,7 @@ class FakePrometheus:
         self.token = ""
         """Who does not send it gets 401."""
         self.asked: list[str] = []
+        self.forms: list[dict[str, str]] = []
         self.before: Callable[[str], object] = lambda _: None
         """Runs before an answer to this query is sent."""
         self._lock = threading.Lock()
@@ -90,6 +91,7 @@ class FakePrometheus:
 
             def do_POST(self) -> None:
                 form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                fake.forms.append({name: values[0] for name, values in form.items()})
                 found = fake.answer(self.path, form["query"][0], self.headers.get("Authorization", ""))
                 self.send_response(found.status)
                 self.send_header("Content-Length", str(len(found.body) + found.missing))

@@ -67,7 +67,7 @@ tolerations:
 
 {{/* Optional: a gateway serves also while they are missing; the process says that it cannot write feedback. */}}
 {{- define "tuneyard.feedbackFiles" -}}
-{{- with .Values.feedback.export }}
+{{- with (.Values.feedback).export }}
 {{- if and .bucket (or .secretName .caConfigMap) }}
 - name: feedback
   projected:
@@ -106,6 +106,7 @@ tolerations:
 tuneyard.dev/config-checksum: {{ include "tuneyard.config" . | sha256sum }}
 {{- end }}
 
+{{/* Values that came later may be missing: `helm upgrade --reuse-values` has those of the release before, and no others. */}}
 {{- define "tuneyard.config" -}}
 tuneyardNamespace: {{ .Release.Namespace }}
 images:
@@ -118,19 +119,18 @@ engineEnv:
   {{ $name }}: {{ $value | toString | quote }}
   {{- else }} {}
   {{- end }}
-modelPullSecrets: {{ toJson .Values.modelPullSecrets }}
+modelPullSecrets: {{ toJson (.Values.modelPullSecrets | default list) }}
 allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
-allowedCacheHostPaths: {{ toJson .Values.allowedCacheHostPaths }}
-agentServiceAccountAnnotations: {{ toJson .Values.agentServiceAccountAnnotations }}
-agentMemoryLimit: {{ .Values.agentMemoryLimit | quote }}
-hubEndpoint: {{ .Values.hubEndpoint | quote }}
+allowedCacheHostPaths: {{ toJson (.Values.allowedCacheHostPaths | default list) }}
+agentServiceAccountAnnotations: {{ toJson (.Values.agentServiceAccountAnnotations | default dict) }}
+agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
+hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port | quote }}
+{{- $prometheus := .Values.prometheus | default dict }}
 prometheus:
-  {{- with .Values.prometheus }}
-  url: {{ .url | quote }}
-  tokenFile: {{ ternary "/etc/tuneyard-prometheus/token" "" (not (empty .tokenSecret)) | quote }}
-  caFile: {{ ternary "/etc/tuneyard-prometheus/ca.crt" "" (not (empty .caConfigMap)) | quote }}
-  {{- end }}
+  url: {{ $prometheus.url | default "" | quote }}
+  tokenFile: {{ ternary "/etc/tuneyard-prometheus/token" "" (not (empty $prometheus.tokenSecret)) | quote }}
+  caFile: {{ ternary "/etc/tuneyard-prometheus/ca.crt" "" (not (empty $prometheus.caConfigMap)) | quote }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

@@ -82,7 +82,10 @@ class AnalysisSpec(ApiModel):
     ] = None
     warm_up: Annotated[
         Duration | None,
-        Field(description="How long after the candidate's first traffic latencies do not count. Default 30s."),
+        Field(
+            description="How long after the candidate's first traffic latencies and numbers of `prometheus` do not "
+            "count. Default 30s."
+        ),
     ] = None
     on_inconclusive: Annotated[
         Literal["Hold", "Promote", "Rollback"] | None,

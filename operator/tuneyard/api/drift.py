@@ -144,3 +144,5 @@ class KeptFeedback(ApiModel):
     baseline: FeedbackSpan | None = None
     days: dict[str, tuple[int, int, int, int]] = {}
     """By day; a day without feedback is missing."""
+    drifting: bool = False
+    """What the days said that were kept when feedback was counted last."""

@@ -21,6 +21,9 @@ class CheckRecord(ApiModel):
 
     query: str
     """A hash of it with the names in it; another one begins anew."""
+    counts_from: float | None = None
+    """Evaluations count that were asked since then: every gateway served the candidate, and it had warmed up. Before
+    step_since: gateways have not confirmed the step's weight."""
     at: float | None = None
     """When the last evaluation was asked that gave a number."""
     value: float | None = None

@@ -5,7 +5,8 @@ Rules:
   object (kstatus, Argo CD) sees one that is ready;
 - it is there while spec.rollout.drift asks for it. A revision that becomes stable has a baseline of its own;
 - each of evaluation (driftruns.py) and feedback (feedbackdrift.py) says in one sentence what it has found;
-- begin and end are told once, by events.
+- begin and end are told once, by events;
+- while nobody knows the contents of stable (its adapter object is missing) all stays as it was.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ def plan_drift(
     seen: Seen, looked: GateObservation | None, rollout: RolloutStatus, evidence: EvidenceRecord | None
 ) -> Drift:
     """The drift of the revision that `rollout` names stable; `evidence`: with what this pass has taken in."""
+    stored = seen.deployment.status.drift
+    if stored is not None and _contents_unknown(seen, rollout):
+        return Drift(stored, (found(stored),))
     runs = plan_runs(seen, looked, rollout)
     feedback = _feedback(seen, rollout, evidence)
     if runs.status is None and feedback is None:
@@ -72,6 +76,12 @@ def found(status: DriftStatus) -> Finding:
     reason = Reason.DRIFTING if drifting else Reason.DRIFT_UNMEASURED if trouble else Reason.STEADY
     message = clipped("; ".join(words) or Reason.STEADY.doc)
     return Finding(type=DRIFTING, status="True" if drifting else "False", reason=reason, message=message)
+
+
+def _contents_unknown(seen: Seen, rollout: RolloutStatus) -> bool:
+    """Whether drift is asked for of contents that nobody knows now."""
+    asked = seen.spec.progressive and seen.rollout.drift is not None
+    return asked and rollout.stable is not None and seen.hashes.get(rollout.stable) is None
 
 
 def _feedback(seen: Seen, rollout: RolloutStatus, evidence: EvidenceRecord | None) -> FeedbackDriftStatus | None:

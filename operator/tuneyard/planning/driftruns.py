@@ -11,7 +11,8 @@ Rules:
   those that are late (no operator ran, a rollout was under way) do not all come at once;
 - while a rollout is under way nothing is run, and a run that is under way ends;
 - a run that finds nothing is tried again with growing delays, says nothing of stable, and leaves what is known;
-- a run is over in the status only when its result is kept, so that somebody looks.
+- a run is over in the status only when its result is kept, and Running stays there until a look shows no Job, so that
+  somebody looks: also where nothing is asked for any more, and where a Job could not be deleted.
 """
 
 from __future__ import annotations
@@ -104,9 +105,10 @@ def settled(rollout: RolloutStatus | None) -> bool:
 def wants_look(deployment: ModelDeploymentResource, now: datetime) -> bool:
     """Whether Jobs and reports have to be looked at now, as far as the stored status says."""
     stored = deployment.status.drift.evaluation if deployment.status.drift else None
-    if stored is not None and stored.state == "Running":
+    wanted = asked(deployment)
+    if stored is not None and (stored.state == "Running" or wanted is None):
         return True
-    if asked(deployment) is None or not settled(deployment.status.rollout):
+    if wanted is None or not settled(deployment.status.rollout):
         return False
     if deployment.status.observed_generation != deployment.metadata.generation:
         # another `every` may be due at once
@@ -153,14 +155,17 @@ def plan_runs(seen: Seen, looked: GateObservation | None, rollout: RolloutStatus
     jobs = looked.drift if looked else ()
     wanted, stable = asked(seen.deployment), rollout.stable or ""
     content = seen.hashes.get(stable)
+    gone = _removed(seen, jobs)
     if wanted is None:
-        return Runs(actions=_removed(seen, jobs))
+        return Runs(stored, gone, _LOOK) if gone else Runs()
     key = drift_key(content, wanted[1]) if content else ""
     prior = stored if stored is not None and stored.key == key else None
     before = prior or EvaluationDriftStatus(key=key, state="Waiting")
     if not settled(rollout) or not content:
-        waits = EvaluationDriftStatus(key=key, state="Waiting", drifting=before.drifting, message=before.message)
-        return Runs(waits, _removed(seen, jobs))
+        waits = EvaluationDriftStatus(
+            key=key, state="Running" if gone else "Waiting", drifting=before.drifting, message=before.message
+        )
+        return Runs(waits, gone, _LOOK if gone else None)
     if looked is None or under_way(seen.deployment.status.rollout):
         # nobody has looked, or the reports are being written for a gate
         known = before.model_copy(update={"next_at": before.next_at or seen.stamp})
@@ -170,7 +175,7 @@ def plan_runs(seen: Seen, looked: GateObservation | None, rollout: RolloutStatus
         taken = (
             f"ConfigMap {names.gate_reports(seen.deployment.metadata.name)} is not the operator's: no result is kept"
         )
-        return _cannot_run(case, _MANY, taken, _removed(seen, jobs))
+        return _cannot_run(case, _MANY, taken, gone)
     return _watched(case)
 
 
@@ -182,7 +187,8 @@ def _watched(case: _Case) -> Runs:
         (j for j in mine if _mark(j).began not in known), key=lambda j: (_mark(j).began or "", j.name), default=None
     )
     others = _removed(case.seen, (j for j in case.looked.drift if j is not current))
-    if current is None and case.prior is not None and case.prior.state == "Running" and not _was_kept(case):
+    begun = case.prior is not None and case.prior.state == "Running" and case.prior.started_at is not None
+    if current is None and case.prior is not None and begun and not _was_kept(case):
         attempt = case.prior.attempt or 1
         return _cannot_run(case, attempt, "its Job is gone, and nobody knows what it found", others)
     if current is not None:
@@ -229,7 +235,8 @@ def _due(case: _Case, others: tuple[Action, ...]) -> Runs:
     if start > seen.now:
         # a second later than that: moments are stored in whole ones
         start += timedelta(seconds=1)
-        return Runs(told.model_copy(update={"next_at": rfc3339(start)}), others, (start - seen.now).total_seconds())
+        update = {"next_at": rfc3339(start), "state": "Running" if others else "Waiting"}
+        return Runs(told.model_copy(update=update), others, _LOOK if others else (start - seen.now).total_seconds())
     if not seen.ready.get(case.revision):
         again = min(SPREAD, every)
         words = clipped(f"{told.message}; the next run waits for a pod of {case.revision}")
@@ -242,7 +249,8 @@ def _due(case: _Case, others: tuple[Action, ...]) -> Runs:
         stable=case.revision, attempt=attempt, drift=case.key, began=seen.stamp,
     )  # fmt: skip
     made = job_object(seen.deployment, case.gate, mark, seen.settings)
-    state = told.model_copy(update={"state": "Waiting", "next_at": seen.stamp, "attempt": attempt})
+    # without started_at: whether it is there, the next look tells
+    state = told.model_copy(update={"state": "Running", "next_at": seen.stamp, "attempt": attempt})
     return Runs(state, (*others, Apply(made)), _SOON)
 
 

@@ -8,7 +8,8 @@ gateways have been read, so none is counted twice. Rules:
 - it drifts when the share of bad answers is higher by `maxRise` points, and chance alone would bring that about less
   often than ALPHA: Fisher's exact test, of one side. Bad answers that come in runs (one user, one bad hour) are fewer
   things than they look like, so both counts are shrunk by how much more often a bad one follows a bad one;
-- it has ended when less than half of `maxRise` is left. Days with too few answers change nothing;
+- it has ended when less than half of `maxRise` is left. Days with too few answers change nothing, however many there
+  are: what was said is kept beside the days;
 - all of it follows from the kept days, so a lost status and a restart change nothing either.
 """
 
@@ -57,10 +58,14 @@ def counted(
     before = list(kept)
     mine = next((k for k in before if k.content_hash == stable.content_hash), None)
     mine = mine or KeptFeedback(content_hash=stable.content_hash, revision=stable.revision)
+    known = mine.baseline
+    drifting = (
+        mine.drifting if known is None else _compared_days(mine, Tally(*known.counts), known.last, spec, today)[0]
+    )
     days = {day: counts for day, counts in mine.days.items() if day > str(today - KEPT_DAYS * _DAY)}
     if new.judged:
         days[str(today)] = Tally(*days.get(str(today), NOTHING)).plus(new)
-    mine = mine.model_copy(update={"revision": stable.revision, "days": days})
+    mine = mine.model_copy(update={"revision": stable.revision, "days": days, "drifting": drifting})
     mine = mine.model_copy(update={"baseline": baseline(mine, spec, today)})
     others = [k for k in before if k.content_hash != stable.content_hash]
     # who was stable last comes last
@@ -92,19 +97,32 @@ def feedback_drift(kept: KeptFeedback | None, spec: FeedbackDrift, stable: str, 
     earliest = date.fromisoformat(first.last).toordinal() + length
     if earliest > yesterday:
         return FeedbackDriftStatus(message=f"{about}{told}; compared from {_text(earliest + 1)} on")
-    drifting, found, days = False, None, _days(kept)
-    for last in range(max(earliest, yesterday - KEPT_DAYS + 1 + length), yesterday + 1):
-        found = compared(was, _sum(days, length, last), spec)
-        if found is not None:
-            drifting = found.significant or (drifting and not found.over)
-    now, span = _sum(days, length, yesterday), (_text(yesterday - length + 1), _text(yesterday))
+    drifting, found = _compared_days(kept, was, first.last, spec, today)
+    now, span = _sum(_days(kept), length, yesterday), (_text(yesterday - length + 1), _text(yesterday))
     if found is None:
         words = f"only {now.judged} answers with feedback from {span[0]} to {span[1]}, {least} are needed"
+        if drifting:
+            words += "; it was worse when there were enough"
         return FeedbackDriftStatus(drifting=drifting, message=about + words)
     words = f"{_words(now, *span)}, against {told}"
     if drifting:
         words += f": {100 * found.rise:+.2g} points, and maxRise is {spec.max_rise or DEFAULT_MAX_RISE}"
     return FeedbackDriftStatus(drifting=drifting, message=about + words)
+
+
+def _compared_days(
+    kept: KeptFeedback, was: Tally, baseline_ends: str, spec: FeedbackDrift, today: date
+) -> tuple[bool, Compared | None]:
+    """Whether it drifts, by every day that is kept and else as it was, and how the last days compare."""
+    length, days, yesterday = _length(spec), _days(kept), today.toordinal() - 1
+    drifting, found = kept.drifting, None
+    # of days that are not kept any more no sum is whole; what nobody has counted since is kept for longer
+    whole = min([yesterday - KEPT_DAYS + 1 + length, *(day + length - 1 for day in days)])
+    for last in range(max(date.fromisoformat(baseline_ends).toordinal() + length, whole), yesterday + 1):
+        found = compared(was, _sum(days, length, last), spec)
+        if found is not None:
+            drifting = found.significant or (drifting and not found.over)
+    return drifting, found
 
 
 @dataclass(frozen=True)

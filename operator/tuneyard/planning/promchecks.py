@@ -2,7 +2,9 @@
 
 Rules:
 - every evaluation that gave a number counts once, also across the operator's end: the record says which was the last,
-  and the next one counts an interval later. Those from before the candidate's traffic belong to somebody else's;
+  and the next one counts an interval later;
+- it counts once every gateway has served the candidate for `warmUp`: what is measured before is somebody else's, or a
+  rate over nothing. For a step it has to be of after every gateway served the step's weight;
 - out of bounds no step is taken; out of bounds `failures` times in a row is a rejection, whatever the answers say;
 - no answer is no evidence: it holds, the count in a row neither grows nor ends, and the time of inconclusiveDeadline
   does not run. The same goes for a number of before the step's weight, and for one that has become old;
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from tuneyard.api.analysis import DEFAULT_WARM_UP
 from tuneyard.api.evidence import CheckRecord, EvidenceRecord
 from tuneyard.api.promchecks import DEFAULT_FAILURES, CheckStatus, PrometheusCheck
+from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import Judgement, Outcome
 from tuneyard.planning.promqueries import Evaluation, Query, commanded, queries
 from tuneyard.planning.remedies import clipped
@@ -137,14 +141,15 @@ def breach(check: PrometheusCheck, value: float) -> str | None:
 
 
 def evaluated(seen: Seen, record: EvidenceRecord) -> dict[str, CheckRecord]:
-    """What is known of the checks with the evaluations that have come; nothing before the candidate's traffic."""
+    """What is known of the checks with the evaluations that have come; none of before gateways served the candidate."""
     if record.since is None:
         return {}
     now, found = seen.now.timestamp(), {}
     for check, query in _checks(seen, record):
-        known = _known(record, query, now)
+        known = _served(seen, record, _known(record, query, now))
+        since = known.counts_from
         for evaluation in seen.checks.get(check.name, ()):
-            if evaluation.query == query.text and record.since <= evaluation.at <= now + 1:
+            if since is not None and evaluation.query == query.text and since <= evaluation.at <= now + 1:
                 known = _after(known, check, query, evaluation)
         if known != CheckRecord(query=query.id):
             found[check.name] = known
@@ -172,9 +177,22 @@ def _known(record: EvidenceRecord, query: Query, now: float) -> CheckRecord:
     """What is stored of just this query; a clock that went back makes no number newer than those to come."""
     known = record.checks.get(query.check)
     if known is None or known.query != query.id:
-        return CheckRecord(query=query.id)
+        return CheckRecord(query=query.id, counts_from=known.counts_from if known else None)
     ahead = known.at is not None and known.at > now + _GRACE
     return known.model_copy(update={"at": None, "value": None}) if ahead else known
+
+
+def _served(seen: Seen, record: EvidenceRecord, known: CheckRecord) -> CheckRecord:
+    """With the time from which evaluations count, by what gateways say now; who is without traffic begins again."""
+    about, spec, now = record.candidate, seen.rollout.analysis, seen.now.timestamp()
+    warm_up = seconds(spec.warm_up) if spec and spec.warm_up else DEFAULT_WARM_UP
+    weight, since = seen.served.get(about.revision if about else "", 0), known.counts_from
+    if not weight or (since is not None and since > now + warm_up + _GRACE):
+        since = None
+    confirmed = about is not None and weight == record.weight == seen.confirmed.get(about.revision)
+    if weight and confirmed and (since is None or since < record.step_since):
+        since = now + warm_up if since is None else now
+    return known.model_copy(update={"counts_from": since})
 
 
 def _after(known: CheckRecord, check: PrometheusCheck, query: Query, new: Evaluation) -> CheckRecord:
@@ -187,7 +205,8 @@ def _after(known: CheckRecord, check: PrometheusCheck, query: Query, new: Evalua
     if known.at is not None and new.at < known.at + _EARLY * query.interval:
         return known
     failing = known.failing + 1 if breach(check, value) else 0
-    return CheckRecord(query=known.query, at=new.at, value=value, failing=failing)
+    update = {"at": new.at, "value": value, "failing": failing, "trouble": None}
+    return known.model_copy(update=update)
 
 
 def _standing(seen: Seen, record: EvidenceRecord, check: PrometheusCheck, query: Query, known: CheckRecord) -> Standing:
@@ -203,8 +222,11 @@ def _standing(seen: Seen, record: EvidenceRecord, check: PrometheusCheck, query:
         return found(State.SILENT, f"it is not evaluated: {NOT_SET_UP}")
     if known.trouble is not None:
         return found(State.SILENT, f"it has no number: {known.trouble}")
-    if known.at is None or known.at < record.step_since:
-        waited = now - max(record.step_since, record.since or 0.0)
+    begins = known.counts_from
+    if begins is None or begins < record.step_since:
+        return found(State.PENDING, "it is evaluated when every gateway serves this weight")
+    if known.at is None or known.at < begins:
+        waited = now - begins
         if waited > _PENDING * query.interval + _GRACE:
             return found(State.SILENT, "it has never been evaluated at this weight")
         return found(State.PENDING, "it has not been evaluated at this weight yet")

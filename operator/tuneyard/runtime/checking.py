@@ -4,8 +4,8 @@ Rules:
 - what is asked, and of whom, follows from the stored objects (promqueries.under_way), as soon as they change;
 - each check is asked every interval, counted from when it was asked before. The last evaluations of each are remembered
   until the candidate has no traffic any more; what counts is decided, and kept, by who plans;
-- of one ModelDeployment one query is under way at a time, of all together CONCURRENCY: whoever asks for what takes long
-  waits for himself. Nothing here is waited for by a pass;
+- of one ModelDeployment one query is under way at a time, of a namespace OF_NAMESPACE, of all together CONCURRENCY:
+  whoever asks for what takes long waits for himself. Nothing here is waited for by a pass;
 - only who leads asks.
 """
 
@@ -15,7 +15,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -30,6 +30,7 @@ from tuneyard.systems.metrics.prometheus import NoNumberError, Prometheus, conne
 _log = logging.getLogger(__name__)
 
 CONCURRENCY = 32
+OF_NAMESPACE = 4
 _READY_SECONDS = 5.0
 _REMEMBERED = 8
 """Evaluations of each check: a pass takes them in within seconds."""
@@ -57,6 +58,8 @@ class Checking:
         self._followed: dict[Key, tuple[asyncio.Task[None], asyncio.Event]] = {}
         self._server: Prometheus | None = None
         self._permits = asyncio.Semaphore(CONCURRENCY)
+        self._permits_of = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(OF_NAMESPACE))
+        """By namespace."""
         self._ending: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
 
@@ -147,7 +150,7 @@ class Checking:
 
     async def _evaluate(self, server: Prometheus, key: Key, query: Query) -> float:
         """Ask once; returns when that was, by the clock that only goes on."""
-        async with self._permits:
+        async with self._permits_of[key.namespace], self._permits:
             at, asked = time.time(), time.monotonic()
             try:
                 new = Evaluation(query.text, at, await server.ask(query.text))

@@ -90,6 +90,48 @@ def test_what_is_not_asked_for_is_not_there():
     assert told(world) == []
 
 
+def test_a_job_that_was_made_just_before_nobody_asks_any_more_is_found():
+    world = watched()
+    while not world.gates.made:
+        world.wait(5)
+        world.reconcile()
+    world.spec({"v1": 100}, drift=None)
+    world.settle()
+    assert (world.gates.jobs, world.now.status.drift, "Drifting" in world.conditions) == ([], None, False)
+
+
+@pytest.mark.parametrize("nobody_asks", [True, False])
+def test_a_job_that_could_not_be_deleted_is_deleted_later(nobody_asks: bool, monkeypatch: pytest.MonkeyPatch):
+    world = watched(gates=[QUALITY])
+    hours(world, 1)
+    (job,) = world.gates.jobs
+    with monkeypatch.context() as changed:
+        # what the API server answers with 409, because it has changed since
+        changed.setattr(world.gates, "remove", lambda _: None)
+        world.ready["v2"] = True
+        world.spec({"v1": 100}, drift=None) if nobody_asks else world.spec({"v1": 50, "v2": 50}, gates=[QUALITY, SPEED])
+        world.settle()
+        assert world.gates.jobs.count(job) == 1
+        assert world.plan.requeue_after is not None and world.plan.requeue_after <= 2
+    world.settle()
+    assert job not in world.gates.jobs
+    assert (world.now.status.drift is None) == nobody_asks
+
+
+def test_a_run_that_a_crash_kept_from_being_made_is_made():
+    world = watched()
+    world.gates.broken = True
+    for _ in range(20):
+        world.wait(5)
+        world.reconcile()
+        if evaluation(world).state == "Running":
+            break
+    assert (evaluation(world).state, world.gates.jobs) == ("Running", [])
+    world.gates.broken = False
+    hours(world, 2)
+    assert (len(world.gates.running), told(world)) == (1, [])
+
+
 def test_other_prompts_begin_another_baseline():
     world = watched()
     run(world, 0.9)
@@ -230,6 +272,28 @@ def test_a_rejected_candidate_keeps_nobody_from_watching_stable():
     assert world.status.phase == "RolledBack"
     run(world, 0.9)
     assert runs(world) == [("v1", 0.9)]
+
+
+def test_an_adapter_object_that_is_away_for_a_moment_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    world = watched()
+    run(world, 0.9)
+    run(world, 0.6)
+    hours(world, 26)
+    (before, jobs), said = (world.now.status.drift, world.gates.running), len(world.events)
+    assert world.conditions["Drifting"] == ("True", "Drifting") and len(jobs) == 1
+    with monkeypatch.context() as away:
+        away.setattr(RolloutWorld, "adapters", lambda _: ())
+        world.settle()
+        assert world.conditions["Drifting"] == ("True", "Drifting")
+        assert (world.now.status.drift, world.gates.running) == (before, jobs)
+    world.settle()
+    assert (world.now.status.drift, world.gates.running) == (before, jobs)
+    assert [e.reason.value for e in world.events[said:] if e.reason.value.startswith("Drift")] == []
+    with monkeypatch.context() as away:
+        away.setattr(RolloutWorld, "adapters", lambda _: ())
+        world.spec({"v1": 100}, drift=None)
+        world.settle()
+        assert (world.now.status.drift, world.gates.jobs) == (None, []), "who asks for nothing needs no contents"
 
 
 def test_without_a_pod_of_stable_nothing_is_run():

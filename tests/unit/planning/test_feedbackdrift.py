@@ -72,7 +72,12 @@ def test_a_drift_ends_when_less_than_half_of_the_rise_is_left():
     assert said(*days, *[calm(100, 8)] * 7).drifting, "three points are left"
     assert not said(*days, *[calm(100, 7)] * 7).drifting
     assert said(*days, *[NOTHING] * 8).drifting, "silence says nothing"
-    assert not said(*days, *[NOTHING] * 30).drifting, "of no kept day any more"
+    silent = said(*days, *[NOTHING] * 60)
+    assert silent.drifting, "nor when none of those days is kept any more"
+    assert silent.message.endswith("50 are needed; it was worse when there were enough")
+    assert not said(*days, *[NOTHING] * 60, *[calm(100, 6)] * 7).drifting
+    (mine,) = kept(*days)
+    assert feedback_drift(mine, SPEC, "v1", BEGIN + 300 * DAY).drifting, "where nobody has answered either"
 
 
 def test_a_day_counts_when_it_is_over():

@@ -15,7 +15,7 @@ from tests.unit.planning.test_promchecks import DRIFT, checked_world
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.promqueries import Evaluation
 from tuneyard.planning.settings import PrometheusSettings
-from tuneyard.runtime.checking import CONCURRENCY, Checking
+from tuneyard.runtime.checking import CONCURRENCY, OF_NAMESPACE, Checking
 from tuneyard.runtime.keys import MODEL_DEPLOYMENT, Key
 
 CHAT = Key(MODEL_DEPLOYMENT, "models", "chat")
@@ -40,13 +40,13 @@ class Scene:
             PrometheusSettings(url=server.url), lambda _, name: self.deployments.get(name), self.told.extend
         )
 
-    def store(self, world: RolloutWorld, name: str = "chat") -> None:
+    def store(self, world: RolloutWorld, name: str = "chat", namespace: str = "models") -> None:
         meta = world.now.metadata.model_copy(update={"name": name})
         self.deployments[name] = world.now.model_copy(update={"metadata": meta})
-        self.checking.changed("MODIFIED", {"metadata": {"namespace": "models", "name": name}})
+        self.checking.changed("MODIFIED", {"metadata": {"namespace": namespace, "name": name}})
 
-    def known(self, check: str = "drift", name: str = "chat") -> list[Evaluation]:
-        return list(self.checking.of(Key(MODEL_DEPLOYMENT, "models", name)).get(check, ()))
+    def known(self, check: str = "drift", name: str = "chat", namespace: str = "models") -> list[Evaluation]:
+        return list(self.checking.of(Key(MODEL_DEPLOYMENT, namespace, name)).get(check, ()))
 
 
 @pytest.fixture
@@ -138,13 +138,31 @@ def test_who_asks_for_what_takes_long_waits_for_himself(scene: Scene) -> None:
     scene.server.before = lambda query: go_on.wait(8) if query == "slow" else None
     scene.checking.start([])
     try:
-        for number_ in range(CONCURRENCY - 2):
+        for number_ in range(OF_NAMESPACE - 2):
             scene.store(slow, f"slow-{number_}")
-        until(lambda: scene.server.asked.count("slow") == CONCURRENCY - 2, "each of them has one under way")
+        until(lambda: scene.server.asked.count("slow") == OF_NAMESPACE - 2, "each of them has one under way")
         for number_ in range(20):
             scene.store(quick, f"quick-{number_}")
         until(lambda: all(scene.known(name=f"quick-{n}") for n in range(20)), "the others are answered")
-        assert scene.server.asked.count("slow") == CONCURRENCY - 2
+        assert scene.server.asked.count("slow") == OF_NAMESPACE - 2
+    finally:
+        go_on.set()
+
+
+def test_a_namespace_with_many_that_take_long_delays_no_other(scene: Scene, world: RolloutWorld) -> None:
+    slow = checked_world({**DRIFT, "query": "slow"})
+    go_on = threading.Event()
+    scene.server.before = lambda query: go_on.wait(8) if query == "slow" else None
+    scene.checking.start([])
+    try:
+        for number_ in range(2 * CONCURRENCY):
+            scene.store(slow, f"slow-{number_}")
+        until(lambda: scene.server.asked.count("slow") >= OF_NAMESPACE, "as many as may be are under way")
+        scene.store(world, "quick", namespace="others")
+        until(lambda: scene.known(name="quick", namespace="others"), "the other namespace is answered")
+        assert not go_on.is_set() and scene.server.asked.count("slow") == OF_NAMESPACE
+        for number_ in range(2 * CONCURRENCY):
+            scene.deployments.pop(f"slow-{number_}")
     finally:
         go_on.set()
 

@@ -4,6 +4,8 @@ Rules:
 - an answer is one number: a scalar, or a vector of one element. Everything else is `NoNumberError`, whose words name
   the cause and nothing of what the server has sent: labels, and errors that quote them, are other tenants'. Only what
   it says of the query's own syntax is told on;
+- a cluster that is not heard whole gives none: Thanos and VictoriaMetrics are asked not to answer by a part of their
+  stores, in the words of each;
 - a query takes TIMEOUT seconds at most with all that belongs to it, an answer LIMIT bytes; no redirect is followed, so
   that the token goes to the address that was set and nowhere else;
 - token and authorities are read at each request, so that what is renewed is used; they stand in no text.
@@ -26,6 +28,8 @@ TIMEOUT = 10.0
 """Seconds."""
 LIMIT = 1 << 20
 """Bytes of an answer; one of a single element has some hundred."""
+_WHOLE = {"partial_response": "false", "deny_partial_response": "1"}
+"""Of Thanos, and of VictoriaMetrics; the others do not read it."""
 _SYNTAX = "parse error"
 _TOLD = 200
 _CONNECTIONS = 32
@@ -61,7 +65,7 @@ class Prometheus:
     async def ask(self, query: str) -> float:
         """The number that the query gives now; raises NoNumberError."""
         headers, trust = self._headers(), self._trust()
-        form = {"query": query, "timeout": f"{self._within:g}s"}
+        form = {"query": query, "timeout": f"{self._within:g}s", **_WHOLE}
         try:
             async with self._session.post(
                 self._url, data=form, headers=headers, ssl=trust, allow_redirects=False
@@ -125,6 +129,8 @@ def _number(status: int, elsewhere: str | None, text: bytes) -> float:
     answer = _parsed(text)
     if status != 200 or answer.get("status") != "success":
         raise NoNumberError(_refusal(status, answer))
+    if answer.get("isPartial"):
+        raise NoNumberError("the answer is partial: some of the cluster's storage has not answered")
     data = answer.get("data")
     if not isinstance(data, dict):
         raise NoNumberError("the answer is not one of Prometheus' API: see prometheus.url")
