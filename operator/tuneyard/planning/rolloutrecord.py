@@ -80,7 +80,8 @@ def wanted_record(
     if config_map is None and not worth_keeping(deployment, rollout):
         return None
     before = record_of(config_map)
-    found = hashes.get(rollout.stable or "")
+    # whom the status is about: its name may stand for other contents by now
+    found = (rollout.contents or {}).get(rollout.stable or "") or hashes.get(rollout.stable or "")
     stable = StableContents(revision=rollout.stable, content_hash=found) if rollout.stable and found else None
     return RolloutRecord(
         deployment=deployment.metadata.name,
@@ -141,12 +142,9 @@ def takes_away(deployment: ModelDeploymentResource, planned: RolloutStatus) -> b
     stored, allowed = deployment.status.rollout or RolloutStatus(), planned.allowed or {}
     less = (limit > allowed.get(name, 0) for name, limit in (stored.allowed or {}).items() if name != planned.stable)
     known = {v.content_hash for v in stored.verdicts or ()}
-    listed = {r.name for r in deployment.spec.revisions} - {planned.stable}
-    return (
-        any(less)
-        or (stored.stable in listed and allowed.get(stored.stable or "", 0) < 100)
-        or any(v.content_hash not in known for v in planned.verdicts or ())
-    )
+    others = {r.name for r in deployment.spec.revisions if deployment.spec.progressive} - {planned.stable}
+    deposed = stored.stable in others and allowed.get(stored.stable or "", 0) < 100
+    return any(less) or deposed or any(v.content_hash not in known for v in planned.verdicts or ())
 
 
 def plan_orphan(config_map: ChildObservation | None, now: datetime) -> Plan:

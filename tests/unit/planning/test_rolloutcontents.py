@@ -10,6 +10,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import Outcome, RolloutStatus
 from tuneyard.planning.podreport import failed_with, source_mark
 from tuneyard.planning.rolloutcontents import in_force, still_about, with_contents
+from tuneyard.planning.rolloutrecord import record_of
 
 
 def test_other_contents_under_the_candidates_name_begin_at_the_first_step():
@@ -64,13 +65,20 @@ def test_what_takes_the_name_of_a_former_stable_revision_has_not_been_stable():
     assert (world.status.stable, world.status.candidate, world.weights) == ("v2", "v1", {"v1": 5, "v2": 95})
 
 
+def stable_in_record(world: RolloutWorld) -> str | None:
+    record = record_of(world.record)
+    return record.stable.content_hash if record is not None and record.stable is not None else None
+
+
 def test_what_takes_the_name_of_the_stable_revision_is_a_candidate_of_who_was_stable_before():
     world = finished()
     former = hashes(world)["v2"]
     world.replace("v2")
     plan = world.reconcile()
     assert plan.status_first, "what it loses is written before anything else"
+    assert stable_in_record(world) == former, "it outlives the status"
     world.settle()
+    assert stable_in_record(world) == hashes(world)["v1"]
     assert (world.status.stable, world.status.candidate, world.weights) == ("v1", "v2", {"v1": 95, "v2": 5})
     assert hashes(world)["v2"] not in [o.content_hash for o in world.status.history or ()]
     del world.editions["v2"], world.fetched["v2"]
