@@ -149,7 +149,9 @@ def commanded(name: str) -> Object:
     metadata, action = found["metadata"], name.partition("-")[0]
     metadata.setdefault("annotations", {})
     command = {"id": f"argocd-{metadata['resourceVersion']}", "action": action}
-    command |= {"revision": revision} if revision else {}
+    command |= (
+        {"revision": revision, "contentHash": found["status"]["rollout"]["contents"][revision]} if revision else {}
+    )
     metadata["annotations"] |= {names.ANNOTATION_COMMAND: json.dumps(command, separators=(",", ":"))}
     return found
 

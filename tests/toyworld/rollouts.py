@@ -110,10 +110,11 @@ class RolloutWorld:
         generation = (before.metadata.generation if before else 0) + 1
         self._store(wanted.model_copy(update={"metadata": meta.model_copy(update={"generation": generation})}), status)
 
-    def command(self, action: str, revision: str | None = None, id_: str = "one") -> None:
+    def command(self, action: str, revision: str | None = None, id_: str = "one", contents: str | None = None) -> None:
         """Set the annotation."""
         known = self.now
-        text = json.dumps({"id": id_, "action": action, **({"revision": revision} if revision else {})})
+        named = {key: value for key, value in (("revision", revision), ("contentHash", contents)) if value}
+        text = json.dumps({"id": id_, "action": action, **named})
         meta = known.metadata.model_copy(update={"annotations": {names.ANNOTATION_COMMAND: text}})
         self._store(known.model_copy(update={"metadata": meta}), known.status)
 

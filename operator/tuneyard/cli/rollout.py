@@ -105,10 +105,17 @@ def meant(deployment: ModelDeploymentResource, action: str) -> str | None:
     return rollout.verdicts[0].revision if rollout.verdicts else rollout.candidate
 
 
+def new_command(deployment: ModelDeploymentResource, action: str, revision: str | None) -> dict[str, str]:
+    """What the annotation says; it is about what has the name now, and not about what takes it before it is read."""
+    rollout = deployment.status.rollout or RolloutStatus()
+    about = {"revision": revision, "contentHash": (rollout.contents or {}).get(revision or "")}
+    return {"id": secrets.token_hex(6), "action": action, **{key: value for key, value in about.items() if value}}
+
+
 def ask(cluster: Cluster, deployment: ModelDeploymentResource, action: str, revision: str | None) -> LastCommand:
     """Send a command and wait for its answer; raises UserError where none comes."""
     namespace, name = deployment.metadata.key
-    command = {"id": secrets.token_hex(6), "action": action, **({"revision": revision} if revision else {})}
+    command = new_command(deployment, action, revision)
     body = {"metadata": {"annotations": {names.ANNOTATION_COMMAND: json.dumps(command)}}}
     where = path(names.API_VERSION, "ModelDeployment", namespace, name)
     try:
@@ -119,9 +126,9 @@ def ask(cluster: Cluster, deployment: ModelDeploymentResource, action: str, revi
         raise explained(error, "modeldeployments", cluster.api.host) from error
     deadline = time.monotonic() + ANSWER_SECONDS
     while time.monotonic() < deadline:
-        rollout = read_deployment(cluster, namespace, name).status.rollout
-        if rollout is not None and rollout.last_command is not None and rollout.last_command.id == command["id"]:
-            return rollout.last_command
+        told = read_deployment(cluster, namespace, name).status.rollout
+        if told is not None and told.last_command is not None and told.last_command.id == command["id"]:
+            return told.last_command
         time.sleep(_POLL_SECONDS)
     raise UserError(
         f"the operator has not answered within {ANSWER_SECONDS:.0f} s: is it running? The command stays in the "

@@ -1,10 +1,11 @@
-"""Commands for people in a hurry: the annotation tuneyard.dev/command, `{"id", "action", "revision"}`.
+"""Commands for people in a hurry: the annotation tuneyard.dev/command, `{"id", "action", "revision", "contentHash"}`.
 
 Rules:
 - a command is carried out once: its effect and the acknowledgement by its id are written in one status. The ids of the
   last MAX_COMMANDS are in the record too, so that neither a lost status, nor a re-created object, nor a tool that
   applies an old annotation after a newer one brings an old command back: it is refused, and that is told once;
-- one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes;
+- one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes. It
+  may say by contentHash (of status.rollout.contents) what that was, and fits no other contents of the name;
 - promote is about the candidate that it names, and about no other that takes its place in the same pass. It climbs to
   the spec weight that stands now: a higher one later is reached by the steps that are left (rolloutposition.py).
   Nothing goes against spec.rollout.paused, which stands in Git.
@@ -37,6 +38,8 @@ class Command:
     action: str
     revision: str | None = None
     problem: str | None = None
+    content_hash: str | None = None
+    """What the revision is to be; None: whatever it is."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ def parsed_command(text: str) -> Command:
     unread = Command(names.short_hash(text), "?", problem='write {"id": "...", "action": "...", "revision": "..."}')
     if not isinstance(found, Mapping):
         return unread
-    parts = {key: found.get(key) for key in ("id", "action", "revision")}
+    parts = {key: found.get(key) for key in ("id", "action", "revision", "contentHash")}
     if not all(value is None or isinstance(value, str) for value in parts.values()):
         return unread
     if not parts["id"] or not parts["action"] or any(len(v) > _LIMIT for v in parts.values() if v):
         return unread
-    return Command(parts["id"], parts["action"], parts["revision"] or None)
+    return Command(parts["id"], parts["action"], parts["revision"] or None, content_hash=parts["contentHash"])
 
 
 def obey(seen: Seen, status: RolloutStatus, command: Command | None, candidate: str | None) -> Obeyed:
@@ -88,6 +91,10 @@ def obey(seen: Seen, status: RolloutStatus, command: Command | None, candidate: 
             raise _RefusedError(f"a command with the id {command.id} was given before: give another id to repeat it")
         if command.problem or action is None:
             raise _RefusedError(command.problem or f"there is no action {command.action}: {', '.join(_ACTIONS)}")
+        if command.content_hash and seen.hashes.get(command.revision or "") not in (None, command.content_hash):
+            raise _RefusedError(
+                f"{command.revision} has other contents now than those that the command means: look at it again"
+            )
         done, words = action(seen, status, command, candidate)
     except _RefusedError as refusal:
         answered = _answer(seen, command, str(refusal), accepted=False)

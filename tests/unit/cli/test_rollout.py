@@ -15,7 +15,7 @@ from tests.unit.planning.test_promchecks import COST, DRIFT, checked_world, eval
 from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.api.gatereports import GateReport
 from tuneyard.api.reasons import Reason
-from tuneyard.cli.rollout import meant
+from tuneyard.cli.rollout import meant, new_command
 from tuneyard.cli.rolloutrender import render_history, render_rollout
 from tuneyard.cli.rolloutview import evidence_line, history_view, rollout_view, summary
 from tuneyard.planning.evidence import Tally
@@ -136,3 +136,13 @@ def test_a_line_of_the_live_view() -> None:
 )
 def test_the_revision_that_is_meant(world: Any, action: str, revision: str | None) -> None:
     assert meant(world().now, action) == revision
+
+
+def test_a_command_names_the_contents_that_stand_under_the_name() -> None:
+    world = climbing()
+    contents = (world.status.contents or {})["v2"]
+    command = new_command(world.now, "abort", "v2")
+    assert command.pop("id")
+    assert command == {"action": "abort", "revision": "v2", "contentHash": contents}
+    assert new_command(world.now, "resume", None).keys() == {"id", "action"}
+    assert new_command(world.now, "retry", "v9").keys() == {"id", "action", "revision"}

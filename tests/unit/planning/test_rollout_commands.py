@@ -273,6 +273,28 @@ def test_what_does_not_fit_is_refused_in_words(action: str, revision: str | None
     assert "CommandRefused" in reasons(world)
 
 
+@pytest.mark.parametrize("action", ["abort", "promote", "pause"])
+def test_a_command_is_about_the_contents_that_were_seen(action: str):
+    world = canary()
+    seen = (world.status.contents or {})["v2"]
+    world.replace("v2")
+    world.command(action, "v2", contents=seen)
+    assert answer(world) == (False, "v2 has other contents now than those that the command means: look at it again")
+    assert (world.status.phase, world.weights) == ("Progressing", {"v1": 95, "v2": 5})
+    world.command(action, "v2", id_="two", contents=(world.status.contents or {})["v2"])
+    assert answer(world)[0]
+
+
+def test_a_retry_is_about_the_contents_that_were_rejected():
+    world = canary()
+    world.command("abort", "v2")
+    world.settle()
+    world.command("retry", "v2", id_="two", contents="0" * 16)
+    assert "v2 has other contents now" in answer(world)[1]
+    world.command("retry", "v2", id_="three", contents=(world.status.contents or {})["v2"])
+    assert answer(world) == (True, "v2 begins again")
+
+
 def test_nothing_goes_against_a_pause_in_the_spec_and_manual_has_no_steps():
     world = canary(paused=True)
     for number, action in enumerate(("promote", "resume")):

@@ -18,6 +18,8 @@ for _, verdict in ipairs(((obj.status or {}).rollout or {}).verdicts or {}) do
 end
 local revision = wanted or other
 local named = revision and ',"revision":"' .. revision .. '"' or ""
+local contents = revision and (((obj.status or {}).rollout or {}).contents or {})[revision]
+named = named .. (contents and ',"contentHash":"' .. contents .. '"' or "")
 obj.metadata.annotations = obj.metadata.annotations or {}
 obj.metadata.annotations["tuneyard.dev/command"] = '{"id":"argocd-' .. obj.metadata.resourceVersion
   .. '","action":"retry"' .. named .. '}'
