@@ -5,7 +5,7 @@ Rules:
   last MAX_COMMANDS are in the record too, so that neither a lost status, nor a re-created object, nor a tool that
   applies an old annotation after a newer one brings an old command back: it is refused, and that is told once;
 - one that does not fit is refused in words and changes nothing: whoever sent it had something else before his eyes. It
-  may say by contentHash (of status.rollout.contents) what that was, and does not fit where other contents have the name;
+  may say by contentHash (of status.rollout.contents) what that was, and fits no other contents of the name;
 - promote is about the candidate that it names, and about no other that takes its place in the same pass. It climbs to
   the spec weight that stands now: a higher one later is reached by the steps that are left (rolloutposition.py).
   Nothing goes against spec.rollout.paused, which stands in Git.
