@@ -36,7 +36,7 @@ def render_drift(view: DriftView) -> Iterator[RenderableType]:
 def drift_page(view: DriftView) -> Iterator[str]:
     """The same as HTML."""
     word, style = _verdict(view)
-    css = "missed" if style == "red" else "kept"
+    css = {"red": "missed", "green": "kept", "yellow": "Skipped"}[style]
     yield f'<h2>Stable over days: <span class="{css}">{escape(word)}</span></h2><p>{escape(view.message)}</p>'
     for title, columns, cells in _tables(view):
         head = "".join(f"<th>{escape(c.capitalize())}</th>" for c in columns)
@@ -45,6 +45,8 @@ def drift_page(view: DriftView) -> Iterator[str]:
 
 
 def _verdict(view: DriftView) -> tuple[str, str]:
+    if not view.known:
+        return "not known", "yellow"
     return ("drifts", "red") if view.drifting else ("does not drift", "green")
 
 

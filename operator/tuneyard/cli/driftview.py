@@ -7,9 +7,12 @@ from tuneyard.api.conditions import Condition, find
 from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.gatereports import DriftRun, Sample
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.reasons import Reason
 from tuneyard.planning.drift import DRIFTING
 from tuneyard.planning.evidence import Tally
 from tuneyard.planning.gatejudging import number
+
+_UNMEASURED = Reason.DRIFT_UNMEASURED.value
 
 
 class RunRow(ApiModel):
@@ -46,6 +49,8 @@ class DayRow(ApiModel):
 class DriftView(ApiModel):
     """What is known of stable over days, the newest first."""
 
+    known: bool = False
+    """Whether anything is: False of a revision that is not stable, before a result, and after a run that found none."""
     drifting: bool = False
     message: str = ""
     runs: list[RunRow] = []
@@ -59,6 +64,8 @@ def drift_line(deployment: ModelDeploymentResource) -> str | None:
     found = _condition(deployment)
     if found is None:
         return None
+    if found.reason == _UNMEASURED:
+        return f"whether stable drifts is not known: {found.message}"
     return f"{'stable drifts' if found.status == 'True' else 'stable does not drift'}: {found.message}"
 
 
@@ -74,8 +81,15 @@ def drift_view(
     days = [row for kept in feedback if revision in (None, kept.revision) for row in _days(kept)]
     if found is None and not wanted and not days:
         return None
+    stable = deployment.status.rollout.stable if deployment.status.rollout else None
+    # what the condition says is about stable
+    if found is not None and revision not in (None, stable):
+        found = None
+    drifting = found is not None and found.status == "True"
+    measured = any(r.revision == stable for r in runs) or any(k.revision == stable and k.baseline for k in feedback)
     return DriftView(
-        drifting=found is not None and found.status == "True",
+        known=drifting or (found is not None and found.reason != _UNMEASURED and measured),
+        drifting=drifting,
         message=found.message if found is not None else "",
         runs=_rows(wanted)[::-1],
         samples=wanted[-1].samples if wanted else [],

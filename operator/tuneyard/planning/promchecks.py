@@ -202,9 +202,11 @@ def _after(known: CheckRecord, check: PrometheusCheck, query: Query, new: Evalua
     value = new.number
     if value is None:
         return known.model_copy(update={"trouble": clipped(new.words, 300)})
-    if known.at is not None and new.at < known.at + _EARLY * query.interval:
+    early = known.at is not None and new.at < known.at + _EARLY * query.interval
+    if early and (known.at or 0.0) >= (known.counts_from or 0.0):
         return known
-    failing = known.failing + 1 if breach(check, value) else 0
+    # in place of one of before the step it says where the check stands, and is too soon after it for the row
+    failing = known.failing if early else known.failing + 1 if breach(check, value) else 0
     update = {"at": new.at, "value": value, "failing": failing, "trouble": None}
     return known.model_copy(update=update)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from tests.toyworld.drifting import FIRST, OTHER, run, watched
+from tests.toyworld.drifting import FIRST, OTHER, hours, run, watched
 from tests.toyworld.gates import QUALITY, SPEED
 from tests.toyworld.rollouts import RolloutWorld, canary
 from tests.unit.cli.test_status_render import compare, shown
 from tuneyard.api import names
 from tuneyard.api.drift import FeedbackSpan, KeptFeedback
 from tuneyard.api.gatereports import BenchmarkNumbers, EvaluationNumbers, GateReport, GateReports, Sample
-from tuneyard.cli.driftview import DriftView
+from tuneyard.cli.driftview import DriftView, drift_line
 from tuneyard.cli.reporthtml import page
 from tuneyard.cli.reportrender import render_report
 from tuneyard.cli.reportview import ReportView, bars, report_view
@@ -102,7 +102,25 @@ def test_stable_over_days_of_one_revision() -> None:
     kept = GateReports.model_validate_json(stored["data"][REPORTS_KEY])
     found = report_view(world.now, kept, "v2").drift
     assert found is not None and found.runs == []
+    assert (found.known, found.message) == (False, ""), "the condition is about stable"
+    stable = report_view(world.now, kept, "v1").drift
+    assert stable is not None and (stable.known, stable.drifting) == (True, False)
     assert report_view(RolloutWorld().now, None).drift is None
+
+
+def test_where_nothing_is_known_of_stable_nothing_good_is_said() -> None:
+    world = watched()
+    before = report_view(world.now, None)
+    hours(world, 26)
+    world.gates.end(GateReport(cannot_run="the judge is away"))
+    world.settle()
+    assert world.conditions["Drifting"] == ("False", "DriftUnmeasured")
+    for view in (before, report_view(world.now, None)):
+        assert view.drift is not None and not view.drift.known
+        assert "Stable over days  not known" in shown(render_report(view), 120)
+        assert 'Stable over days: <span class="Skipped">not known</span>' in page(view)
+    line = drift_line(world.now)
+    assert line is not None and line.startswith("whether stable drifts is not known: ")
 
 
 class Balanced(HTMLParser):

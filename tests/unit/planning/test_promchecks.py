@@ -361,6 +361,20 @@ def test_a_breach_is_seen_while_the_rollout_is_paused():
     assert rejected(world) == [("v2", "AnalysisFailed")]
 
 
+@pytest.mark.parametrize(("number", "words"), [(0.12, "0.12 is within max 0.2"), (0.3, "0.3 is above max 0.2, 0 of 3")])
+def test_an_early_number_takes_the_place_of_one_of_the_step_before_and_is_none_of_the_row(number: float, words: str):
+    world = checked_world({**DRIFT, "interval": "1h"})
+    evaluate(world, 0.1)
+    look(world, GOOD, looks=60)
+    assert world.weights["v2"] == 25
+    assert said(world)[0]["message"] == "it has not been evaluated at this weight yet"
+    for _ in range(3):  # as other processes ask at their start
+        world.asking.restart()
+        evaluate(world, number)
+    assert said(world)[0]["message"].startswith(words)
+    assert rejected(world) == [] and record(world).checks["drift"].failing == 0
+
+
 def test_evaluations_are_written_with_a_look_and_stay_small():
     world = checked_world(*({**DRIFT, "name": f"drift-{n}"} for n in range(8)))
     evaluate(world, *[{f"drift-{n}": 0.1 for n in range(8)}] * 5)
