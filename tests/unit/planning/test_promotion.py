@@ -102,7 +102,10 @@ def test_a_name_that_is_taken_keeps_the_record():
     obs = replace(world, now=at(9)).deployment()
     status = plan_modeldeployment(replace(obs, claims=(*world.deployments, older))).status
     assert isinstance(status, ModelDeploymentStatus)
-    assert status.rollout == RolloutStatus(phase="Idle", stable="v1", stable_since=stamp(0))
+    assert status.rollout is not None
+    assert status.rollout.model_copy(update={"contents": None}) == RolloutStatus(
+        phase="Idle", stable="v1", stable_since=stamp(0)
+    )
 
 
 def test_either_lost_status_comes_back_from_the_other():
