@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,10 +12,7 @@ from tests.builders import SETTINGS
 from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, rejected
 from tests.unit.planning.test_rollout_analysis import ANALYSIS, BAD, GOOD, STABLE_ONLY, look, record
 from tuneyard.api.promchecks import PrometheusCheck
-from tuneyard.api.reasons import Reason
-from tuneyard.planning.evidence import Objective
 from tuneyard.planning.promchecks import breach, limits
-from tuneyard.planning.promqueries import under_way
 
 DRIFT = {"name": "drift", "query": 'drift{revision="$candidate"}', "max": 0.2}
 COST = {"name": "cost", "query": "cost", "min": 1, "max": 3, "failures": 2}
@@ -235,91 +231,6 @@ def test_with_all_traffic_on_the_candidate_no_number_holds():
     assert world.status.stable == "v2"
 
 
-def test_a_command_asks_for_no_check():
-    world = checked_world()
-    world.spec(WHOLE, bakeTime="10m")
-    evaluate(world, 0.3, 0.3)
-    world.command("promote", "v2")
-    evaluate(world, 0.3, "timeout", counted={"v2": GOOD["v2"]})
-    assert (world.weights, world.status.phase) == ({"v2": 100}, "Baking")
-    evaluate(world, *["timeout"] * 20, counted={"v2": GOOD["v2"]})
-    assert world.status.stable == "v2" and rejected(world) == []
-
-
-def test_an_old_command_that_is_refused_while_it_bakes_brings_no_check_back():
-    world = checked_world()
-    world.spec(WHOLE, bakeTime="10m")
-    world.command("pause", id_="old")
-    world.settle()
-    world.command("promote", "v2")
-    evaluate(world, 0.3, counted={"v2": GOOD["v2"]})
-    world.command("pause", id_="old")
-    evaluate(world, *[0.3] * 5, counted={"v2": GOOD["v2"]})
-    assert answered(world)[1] is False
-    assert (world.status.phase, rejected(world)) == ("Baking", [])
-
-
-@pytest.mark.parametrize("since", ["a higher weight", "other contents", "a retry"])
-def test_a_command_of_before_the_steps_asks_for_checks(since: str):
-    world = checked_world()
-    world.spec({"v1": 90, "v2": 10} if since == "a higher weight" else WHOLE, bakeTime="10m")
-    world.settle()
-    world.command("promote", "v2")
-    evaluate(world, 0.1)
-    if since == "other contents":
-        world.replace("v2")
-    elif since == "a retry":
-        world.broken["v2"] = Reason.LOAD_REFUSED
-        world.settle()
-        assert rejected(world) == [("v2", "LoadRefused")]
-        del world.broken["v2"]
-    world.spec(WHOLE, retryToken="again")
-    world.settle()
-    evaluate(world, *[0.1] * 36)
-    assert world.status.phase == "Baking"
-    assert answered(world)[0] == "promote"
-    assert under_way(world.now)
-    evaluate(world, *[0.3] * 3, counted={"v2": GOOD["v2"]})
-    assert rejected(world) == [("v2", "AnalysisFailed")]
-
-
-def test_below_all_traffic_a_command_leaves_checks_as_they_are():
-    world = checked_world()
-    world.spec({"v1": 60, "v2": 40})
-    world.settle()
-    world.command("promote", "v2")
-    evaluate(world, 0.1)
-    assert world.weights == {"v1": 60, "v2": 40} and under_way(world.now)
-    evaluate(world, *[0.3] * 3)
-    assert rejected(world) == [("v2", "AnalysisFailed")]
-
-
-@pytest.mark.parametrize("by", ["command", "retryToken"])
-@pytest.mark.parametrize("why", ["check", "answers"])
-def test_a_retry_before_the_next_pass_is_not_rejected_by_the_old_evidence(by: str, why: str):
-    world = checked_world()
-    evaluate(world, *[0.3 if why == "check" else 0.1] * 2)
-    for gateway in world.counting.values():
-        for name, tally in (GOOD if why == "check" else BAD).items():
-            gateway.count(name, tally, Objective.ERROR_RATE)
-    world.clock += timedelta(seconds=30)
-    world.asking.evaluate(world.now, world.clock)
-    for _ in range(9):
-        world.reconcile()
-        if rejected(world):
-            break
-    assert rejected(world) == [("v2", "AnalysisFailed")]
-    world.clock += timedelta(seconds=1)
-    if by == "command":
-        world.command("retry", "v2")
-    else:
-        world.spec(WHOLE, retryToken="again")
-    world.settle()
-    assert (rejected(world), world.weights) == ([], {"v1": 95, "v2": 5})
-    evaluate(world, *[0.3] * 3)
-    assert rejected(world) == [("v2", "AnalysisFailed")], "it is judged by what comes from then on"
-
-
 @pytest.mark.parametrize("crash", [False, True])
 def test_the_row_survives_operator_and_status_and_nothing_counts_twice(crash: bool):
     world = checked_world()
@@ -419,78 +330,3 @@ def test_what_the_candidate_before_had_out_of_bounds_is_not_the_next_one_s():
     assert rejected(world) == []
     evaluate(world, 0.3, counted={"v1": GOOD["v1"], "v3": GOOD["v2"]})
     assert rejected(world) == [("v3", "AnalysisFailed")]
-
-
-RATE = {"name": "rate", "query": 'sum(rate(r{revision="$candidate"}[1m]))', "min": 0.1}
-
-
-def late_world(**analysis: Any) -> RolloutWorld:
-    """v2 has been given its first weight just now, and no gateway has seen that yet."""
-    spec = {**ANALYSIS, "prometheus": [RATE], **analysis}
-    world = RolloutWorld(rollout={**PROGRESSIVE, "analysis": spec})
-    look(world, STABLE_ONLY, looks=10, seconds=61)
-    world.ready["v2"] = True
-    world.spec(WHOLE)
-    for _ in range(3):
-        world.reconcile()
-    assert world.weights == {"v1": 95, "v2": 5}
-    assert not world.views["g1"].weights.get("v2")
-    return world
-
-
-def passes(world: RolloutWorld, number: float, minutes: float) -> None:
-    """The operator looks every five seconds, a check is evaluated every thirty, and gateways see nothing of it."""
-    world.asking.answers["rate"] = number
-    for n in range(int(minutes * 12)):
-        world.wait(1 / 12)
-        if n % 6 == 0:
-            world.asking.evaluate(world.now, world.clock)
-        world.reconcile()
-
-
-def test_no_number_counts_before_every_gateway_serves_the_candidate_and_it_has_warmed_up():
-    world = late_world(warmUp="60s")
-    passes(world, 0.0, minutes=10)
-    assert rejected(world) == [] and said(world)[0].get("value") is None
-    assert said(world)[0]["message"] == "it is evaluated when every gateway serves this weight"
-    assert world.status.analysis is not None and world.status.analysis.inconclusive_since is None
-    evaluate(world, {"rate": 0.0}, {"rate": 0.0}, {"rate": 0.0})
-    assert (rejected(world), said(world)[0]["failures"]) == ([], 1), "two of them within warm-up"
-    evaluate(world, {"rate": 0.0}, {"rate": 0.0})
-    assert rejected(world) == [("v2", "AnalysisFailed")]
-
-
-def test_a_step_is_taken_by_a_number_of_after_every_gateway_served_it():
-    world = late_world(warmUp="0s")
-    world.settle()
-    world.spec(WHOLE, steps=[{"weight": 5, "hold": "5m"}, {"weight": 25, "hold": "0s"}])
-    evaluate(world, *[{"rate": 0.3}] * 9)
-    while world.weights["v2"] == 5:
-        world.wait(1 / 12)
-        world.asking.evaluate(world.now, world.clock)
-        for gateway in world.counting.values():
-            for revision, tally in GOOD.items():
-                gateway.count(revision, tally)
-        world.reconcile()
-    assert world.views["g1"].weights["v2"] == 5
-    passes(world, 0.3, minutes=2)
-    assert said(world)[0]["message"] == "it is evaluated when every gateway serves this weight"
-    passes(world, 0.01, minutes=2)
-    assert rejected(world) == [("v2", "AnalysisFailed")], "it has users, whoever has not confirmed how many"
-
-
-def test_one_that_has_lost_its_traffic_warms_up_again():
-    world = checked_world(RATE, warmUp="60s")
-    evaluate(world, *[{"rate": 0.3}] * 3)
-    assert said(world)[0]["value"] == "0.3"
-    world.ready["v2"] = False
-    world.wait(1)
-    world.settle()
-    world.ready["v2"] = True
-    world.wait(1)
-    world.settle()
-    assert world.weights["v2"] == 5
-    evaluate(world, {"rate": 0.0}, {"rate": 0.0})
-    assert said(world)[0]["failures"] == 0
-    evaluate(world, {"rate": 0.0})
-    assert said(world)[0]["failures"] == 1

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from tests.builders import demand
-from tests.unit.runtime.test_runtime_wakes import Scene, base, plan_of
+from tests.unit.runtime.test_runtime_wakes import plan_of
+from tests.unit.runtime.wakeful import Scene, base
 from tuneyard.planning.demand import DemandView
 from tuneyard.runtime.growing import LOOKING, Growing
 
