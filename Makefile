@@ -37,7 +37,7 @@ check: venv  ## Format, lint, types, layers, generated files, fast tests (under 
 	@echo "==> generated files" && $(RUN)/python -m tuneyard.api.crds --check crds \
 	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard \
 	  && $(RUN)/python -m gitops.configmap --check
-	@echo "==> unit, property and golden tests" && $(RUN)/pytest -n auto --maxprocesses 4 tests/unit tests/property tests/golden
+	@echo "==> unit, property and golden tests" && $(RUN)/pytest -n auto --maxprocesses 4 -m "not slow" tests/unit tests/property tests/golden
 
 # Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.
 SENSITIVE := operator_reconcile operator_faults

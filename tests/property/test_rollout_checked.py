@@ -112,7 +112,7 @@ def test_an_outage_alone_neither_rejects_nor_promotes(history: list[Any]) -> Non
         assert (checked.world.status.allowed or {}).get("v2", 0) <= 5
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=max(1, EXAMPLES // 4), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.one_of(within, outages, ends, half_a_minute, asks, passes, calm, losses), max_size=20), st.booleans()
 )

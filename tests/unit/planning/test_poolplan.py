@@ -301,6 +301,7 @@ def test_a_plan_of_five_thousand_adapters_on_fifty_pods_can_be_stored():
     assert 0.6 * estimate < stored(long, pods, chosen) < estimate
 
 
+@pytest.mark.slow
 def test_thousands_that_nothing_refers_to_any_more_leave_a_plan_that_can_be_stored():
     """A ConfigMap over its limits is refused: the old plan would stay in force, and the thousands in it for ever."""
     names = [f"{n:05}-{'n' * 40}" for n in range(6_000)]

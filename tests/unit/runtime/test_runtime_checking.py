@@ -167,6 +167,7 @@ def test_a_namespace_with_many_that_take_long_delays_no_other(scene: Scene, worl
         go_on.set()
 
 
+@pytest.mark.slow
 def test_fifty_rollouts_with_eight_checks_each(scene: Scene) -> None:
     checks = [{**DRIFT, "name": f"check-{n}", "query": f"check_{n}"} for n in range(8)]
     world = checked_world(*checks)
