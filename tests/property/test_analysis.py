@@ -16,7 +16,7 @@ from tuneyard.planning.analysis import Outcome
 from tuneyard.planning.evidence import Objective, Pair, Position, Reading, Series, Tally, growth
 from tuneyard.planning.sequential import BETS, Comparison, Runs, beginnings, beginnings_above, continuations
 
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "40"))
 FAIR = 1 + 1e-9
 answers = st.integers(0, 40)
 chances = st.floats(0.001, 0.999)

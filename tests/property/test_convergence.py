@@ -203,7 +203,7 @@ singles = st.one_of(edits, troubles, troubles, troubles).map(lambda step: [step]
 histories = st.lists(st.one_of(singles, singles, singles, singles, singles, singles, forced_sync()), max_size=50).map(
     lambda groups: [step for group in groups for step in group]
 )
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "10"))
 """Histories to try; a few on every change, a thousand when the operator's plans are reworked."""
 
 

@@ -25,7 +25,7 @@ from tuneyard.planning.gateobservations import REPORTS_KEY, JobMark
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.timestamps import parsed_time
 
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "15"))
 
 
 @dataclass

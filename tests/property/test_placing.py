@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tuneyard.planning.placing import Host, Wish, spread
 
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "40"))
 Placing = dict[str, tuple[str, ...]]
 
 

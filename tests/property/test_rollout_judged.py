@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.toyworld.rollouts import GATEWAYS, PROGRESSIVE, WHOLE, RolloutWorld
 from tuneyard.planning.evidence import Tally
 
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "15"))
 MIN = 100
 ANALYSIS = {"slo": {"errorRate": "1%"}, "minRequests": MIN}
 

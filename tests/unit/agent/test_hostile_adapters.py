@@ -111,6 +111,7 @@ HEADERS = {
 """The largest that are read, of what takes the most memory for its length."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HEADERS)
 def test_the_worst_header_leaves_most_of_the_agents_memory(tmp_path: Path, kind: str) -> None:
     header = HEADERS[kind]
