@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from tests.builders import (
@@ -50,6 +51,14 @@ STEPS = [{"weight": 5, "hold": "5m"}, {"weight": 25, "hold": "10m"}]
 PROGRESSIVE = {"mode": "Progressive", "steps": STEPS, "progressDeadline": "20m"}
 GATEWAYS = ("g1", "g2")
 WHOLE = {"v1": 0, "v2": 100}
+_BASE = base_model(serving=ServingSpec(artifact_volumes=[VOLUME]))
+
+
+@cache
+def _adapter(name: str, contents: str) -> LoRAAdapterResource:
+    """What is stored of an adapter with these contents; worlds of hundreds of passes look at it again and again."""
+    stored = adapter(name, status=LoRAAdapterStatus(digest=digest(name)))
+    return stored.model_copy(update={"spec": adapter(name, digest=contents).spec})
 
 
 @dataclass
@@ -210,17 +219,12 @@ class RolloutWorld:
         return {c.type: (c.status, c.reason) for c in self.now.status.conditions}
 
     def adapters(self) -> tuple[LoRAAdapterResource, ...]:
-        return tuple(
-            adapter(n, status=LoRAAdapterStatus(digest=digest(n))).model_copy(
-                update={"spec": adapter(n, digest=self._bytes(n, self.editions)).spec}
-            )
-            for n in (r.name for r in self.now.spec.revisions)
-        )
+        return tuple(_adapter(r.name, self._bytes(r.name, self.editions)) for r in self.now.spec.revisions)
 
     def situation(self) -> Situation:
         deployed = self.now
         return Situation(
-            bases=(base_model(serving=ServingSpec(artifact_volumes=[VOLUME])),),
+            bases=(_BASE,),
             adapters=self.adapters(),
             deployments=(deployed,),
             pods=tuple(self._pods(deployed)),
