@@ -14,7 +14,7 @@ help:  ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.made: requirements/dev.txt
-	@echo "==> Python environment ($(VENV), about 20 s, once)"
+	@echo "==> Python environment ($(VENV), about 30 s, once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tuneyard needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements/dev.txt

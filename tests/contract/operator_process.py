@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
 import yaml
 
 from tests.contract.apiserver import ADMIN_TOKEN, ROOT, ApiServer
@@ -145,6 +147,11 @@ class Cluster:
         self.server = server
         self.namespace = server.fresh_namespace(namespace)
         self.api: Api = server.api()
+
+    @classmethod
+    def of(cls, server: ApiServer, request: pytest.FixtureRequest) -> Self:
+        """With a namespace that is named after the test."""
+        return cls(server, re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-"))
 
     def path(self, plural: str, name: str = "") -> str:
         return f"{_CRDS}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")

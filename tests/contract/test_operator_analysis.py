@@ -117,8 +117,7 @@ def scene(
     running: tuple[FakeGateway, FakeGateway, OperatorProcess],
     request: pytest.FixtureRequest,
 ) -> Iterator[JudgedScene]:
-    namespace = request.node.name.replace("_", "-")[:50].strip("-")
-    cluster, (one, two, process) = Cluster(operator_apiserver, namespace), running
+    cluster, (one, two, process) = Cluster.of(operator_apiserver, request), running
     scene = JudgedScene(cluster, one, process, weights=[], other=two)
     scene.begin(JUDGED_SLOW)
     yield scene

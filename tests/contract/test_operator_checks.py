@@ -57,7 +57,7 @@ def scene(
     request: pytest.FixtureRequest,
 ) -> Iterator[JudgedScene]:
     prometheus.asked.clear()
-    cluster = Cluster(operator_apiserver, request.node.name.replace("_", "-")[:50].strip("-"))
+    cluster = Cluster.of(operator_apiserver, request)
     scene = JudgedScene(cluster, *running, weights=[])
     scene.begin(CHECKED_SLOW)
     yield scene

@@ -115,9 +115,8 @@ def scene(
     running: tuple[FakeGateway, OperatorProcess, Path],
     request: pytest.FixtureRequest,
 ) -> Iterator[DaysScene]:
-    namespace = request.node.name.replace("_", "-")[:50].strip("-")
     gateway, operator, clock = running
-    scene = DaysScene(Cluster(operator_apiserver, namespace), gateway, operator, weights=[], clock=clock)
+    scene = DaysScene(Cluster.of(operator_apiserver, request), gateway, operator, weights=[], clock=clock)
     scene.begin(QUICK)
     yield scene
     scene.cluster.delete("ModelDeployment", "m")

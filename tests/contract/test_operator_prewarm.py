@@ -48,7 +48,7 @@ def operator(operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def cluster(operator: OperatorProcess, operator_apiserver: ApiServer, request: pytest.FixtureRequest) -> Cluster:
-    return Cluster(operator_apiserver, request.node.name.removeprefix("test_").replace("_", "-")[:60].rstrip("-"))
+    return Cluster.of(operator_apiserver, request)
 
 
 def base_spec(**cache: Any) -> Object:

@@ -62,8 +62,7 @@ def operator(
 
 @pytest.fixture
 def cluster(operator: OperatorProcess, operator_apiserver: ApiServer, request: pytest.FixtureRequest) -> Cluster:
-    name = request.node.name.removeprefix("test_").replace("_", "-").replace("[", "-").replace("]", "")
-    return Cluster(operator_apiserver, name[:60].rstrip("-"))
+    return Cluster.of(operator_apiserver, request)
 
 
 def serving(cluster: Cluster) -> None:

@@ -132,8 +132,7 @@ def running(
 def scene(
     operator_apiserver: ApiServer, running: tuple[FakeGateway, OperatorProcess], request: pytest.FixtureRequest
 ) -> Iterator[Scene]:
-    namespace = request.node.name.replace("_", "-")[:50].strip("-")
-    cluster = Cluster(operator_apiserver, namespace)
+    cluster = Cluster.of(operator_apiserver, request)
     scene = Scene(cluster, *running, weights=[])
     scene.begin()
     yield scene

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
+from tests.contract.operator_process import eventually
 from tests.fakes.prometheus import FakePrometheus, number, refused
 from tests.toyworld.rollouts import RolloutWorld
 from tests.unit.planning.test_promchecks import DRIFT, checked_world
@@ -20,13 +21,6 @@ from tuneyard.runtime.keys import MODEL_DEPLOYMENT, Key
 
 CHAT = Key(MODEL_DEPLOYMENT, "models", "chat")
 QUERY = 'drift{revision="v2"}'
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 class Scene:
@@ -69,7 +63,7 @@ def test_each_check_is_asked_once_an_interval_and_all_that_it_gives_are_known(
     scene.store(world)
     scene.checking.start([CHAT])
     began = time.time()
-    until(scene.known, "an evaluation")
+    eventually(scene.known, "an evaluation")
     (found,) = scene.known()
     assert (found.query, found.value, found.trouble) == (QUERY, 0.25, "")
     assert abs(found.at - began) < 5
@@ -77,7 +71,7 @@ def test_each_check_is_asked_once_an_interval_and_all_that_it_gives_are_known(
     for _ in range(5):
         scene.checking.look(CHAT)
     scene.store(world, "other")
-    until(lambda: scene.known(name="other"), "another one")
+    eventually(lambda: scene.known(name="other"), "another one")
     assert scene.server.asked == [QUERY, QUERY] and len(scene.known()) == 1
 
 
@@ -85,7 +79,7 @@ def test_an_evaluation_without_a_number_says_why(scene: Scene, world: RolloutWor
     scene.server.otherwise = refused(503, "unavailable", "words of the server")
     scene.checking.start([])
     scene.store(world)
-    until(scene.known, "an evaluation")
+    eventually(scene.known, "an evaluation")
     (found,) = scene.known()
     assert (found.value, found.trouble) == (None, "Prometheus answered with HTTP status 503 (unavailable)")
 
@@ -94,25 +88,25 @@ def test_a_changed_query_is_asked_at_once_and_what_ends_is_forgotten(scene: Scen
     world = checked_world()
     scene.checking.start([])
     scene.store(world)
-    until(scene.known, "an evaluation")
+    eventually(scene.known, "an evaluation")
     analysis = world.rollout["analysis"]
     world.spec(world.traffic, analysis={**analysis, "prometheus": [{**DRIFT, "query": "other"}]})
     world.settle()
     scene.store(world)
-    until(lambda: len(scene.known()) == 2, "the other query")
+    eventually(lambda: len(scene.known()) == 2, "the other query")
     assert scene.known()[-1].query == "other"
     world.ready["v2"] = False
     world.wait(1)
     world.settle()
     scene.store(world)
-    until(lambda: not scene.known(), "it is forgotten")
+    eventually(lambda: not scene.known(), "it is forgotten")
     del scene.deployments["chat"]
     scene.checking.look(CHAT)
     world.ready["v2"] = True
     world.clock += timedelta(seconds=1)
     world.settle()
     scene.store(world)
-    until(scene.known, "it begins again")
+    eventually(scene.known, "it begins again")
 
 
 def test_nothing_is_asked_before_the_start_nor_after_the_end_nor_without_a_server(
@@ -125,7 +119,7 @@ def test_nothing_is_asked_before_the_start_nor_after_the_end_nor_without_a_serve
     nobody.stop()
     assert (scene.server.asked, scene.told) == ([], [])
     scene.checking.start([CHAT])
-    until(scene.known, "an evaluation")
+    eventually(scene.known, "an evaluation")
     scene.checking.stop()
     scene.store(world, "later")
     assert scene.server.asked == [QUERY]
@@ -140,10 +134,10 @@ def test_who_asks_for_what_takes_long_waits_for_himself(scene: Scene) -> None:
     try:
         for number_ in range(OF_NAMESPACE - 2):
             scene.store(slow, f"slow-{number_}")
-        until(lambda: scene.server.asked.count("slow") == OF_NAMESPACE - 2, "each of them has one under way")
+        eventually(lambda: scene.server.asked.count("slow") == OF_NAMESPACE - 2, "each of them has one under way")
         for number_ in range(20):
             scene.store(quick, f"quick-{number_}")
-        until(lambda: all(scene.known(name=f"quick-{n}") for n in range(20)), "the others are answered")
+        eventually(lambda: all(scene.known(name=f"quick-{n}") for n in range(20)), "the others are answered")
         assert scene.server.asked.count("slow") == OF_NAMESPACE - 2
     finally:
         go_on.set()
@@ -157,9 +151,9 @@ def test_a_namespace_with_many_that_take_long_delays_no_other(scene: Scene, worl
     try:
         for number_ in range(2 * CONCURRENCY):
             scene.store(slow, f"slow-{number_}")
-        until(lambda: scene.server.asked.count("slow") >= OF_NAMESPACE, "as many as may be are under way")
+        eventually(lambda: scene.server.asked.count("slow") >= OF_NAMESPACE, "as many as may be are under way")
         scene.store(world, "quick", namespace="others")
-        until(lambda: scene.known(name="quick", namespace="others"), "the other namespace is answered")
+        eventually(lambda: scene.known(name="quick", namespace="others"), "the other namespace is answered")
         assert not go_on.is_set() and scene.server.asked.count("slow") == OF_NAMESPACE
         for number_ in range(2 * CONCURRENCY):
             scene.deployments.pop(f"slow-{number_}")
@@ -175,7 +169,7 @@ def test_fifty_rollouts_with_eight_checks_each(scene: Scene) -> None:
     for number_ in range(50):
         scene.store(world, f"m-{number_}")
     names = [(f"check-{n}", f"m-{m}") for n in range(8) for m in range(50)]
-    until(lambda: all(scene.known(*name) for name in names), "everything has been evaluated once")
+    eventually(lambda: all(scene.known(*name) for name in names), "everything has been evaluated once")
     assert len(scene.server.asked) == 400
 
 
@@ -188,6 +182,6 @@ def test_an_object_that_nobody_can_make_sense_of_ends_nothing_else(scene: Scene,
     scene.checking._deployment = broken
     scene.checking.start([])
     scene.store(world, "odd")
-    until(lambda: Key(MODEL_DEPLOYMENT, "models", "odd") in scene.told, "it is asked")
+    eventually(lambda: Key(MODEL_DEPLOYMENT, "models", "odd") in scene.told, "it is asked")
     scene.store(world)
-    until(scene.known, "the other one is evaluated")
+    eventually(scene.known, "the other one is evaluated")
