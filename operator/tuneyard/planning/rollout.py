@@ -243,13 +243,14 @@ def _judged(seen: Seen, status: RolloutStatus, stable: str) -> tuple[RolloutStat
         candidate = _candidate(seen, status)
         if candidate is None or verdict_on(seen, status, candidate) is not None:
             break
-        if kept is not None or was_stable(seen, status, candidate):
-            asked = Gate(kept, opens=was_stable(seen, status, candidate))
+        proven = was_stable(seen, status, candidate)
+        if kept is not None or proven:
+            asked = Gate(kept, opens=proven)
         else:
             asked = gate(seen, candidate, stable, stopped=paused(seen, status))
         since = waiting_since(seen, status, candidate, stable)
         why = failure(seen, candidate, stable) or overdue(seen, candidate, since) or asked.against
-        if why is None and not was_stable(seen, status, candidate):
+        if why is None and not proven:
             gates = gating(seen, status, candidate)
             why = gates.failure
         verdict = new_verdict(seen, candidate, why) if why else None
