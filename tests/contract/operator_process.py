@@ -418,6 +418,13 @@ def all_of(operators: Iterable[OperatorProcess]) -> Iterator[list[OperatorProces
             operator.kill()
 
 
+@contextmanager
+def operating(server: ApiServer, folder: Path, **options: Any) -> Iterator[tuple[FakeGateway, OperatorProcess]]:
+    """An operator beside one gateway; `options` are those of OperatorProcess."""
+    with FakeGateway("g1") as gateway, OperatorProcess(server, folder, gateways=gateway.entry, **options) as process:
+        yield gateway, process
+
+
 BASE_SPEC: Object = {
     "source": {"volume": {"name": "models", "path": "smollm2"}},
     "serving": {

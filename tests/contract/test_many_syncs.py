@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +22,7 @@ from tests.contract.operator_process import (
     adapter_spec,
     deployment_spec,
     eventually,
+    operating,
 )
 from tests.contract.test_operator_gates import begun, ends
 from tests.contract.test_operator_reconcile import quiet
@@ -108,10 +108,8 @@ class Synced(Scene):
 def running(
     operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[FakeGateway, OperatorProcess]]:
-    with FakeGateway("g1") as gateway:
-        folder: Path = tmp_path_factory.mktemp("operator")
-        with OperatorProcess(operator_apiserver, folder, token=OPERATOR, gateways=gateway.entry) as process:
-            yield gateway, process
+    with operating(operator_apiserver, tmp_path_factory.mktemp("operator"), token=OPERATOR) as running:
+        yield running
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, deployment_spec
+from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, deployment_spec, operating
 from tests.contract.test_operator_analysis import ANALYSIS, JudgedScene
 from tests.contract.test_operator_rollout import QUICK, SLOW, answered
 from tests.fakes.prometheus import FakePrometheus, number, refused
@@ -42,11 +42,8 @@ def running(
     folder = tmp_path_factory.mktemp("operator")
     (folder / "token").write_text(TOKEN)
     settings: Object = {"prometheus": {"url": prometheus.url, "tokenFile": str(folder / "token")}}
-    with (
-        FakeGateway("g1") as gateway,
-        OperatorProcess(operator_apiserver, folder, gateways=gateway.entry, settings=settings) as process,
-    ):
-        yield gateway, process
+    with operating(operator_apiserver, folder, settings=settings) as running:
+        yield running
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, eventually
+from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, eventually, operating
 from tests.contract.test_operator_gates import begun, ends, jobs, kept, report_of
 from tests.contract.test_operator_rollout import QUICK, Scene, events
 from tests.toyworld.drifting import FIRST, OTHER, scored
@@ -103,10 +103,8 @@ def running(
     folder = tmp_path_factory.mktemp("operator")
     clock = folder / "clock"
     clock.write_text("0")
-    with FakeGateway("g1") as gateway:
-        prelude = LATER.format(file=str(clock))
-        with OperatorProcess(operator_apiserver, folder, gateways=gateway.entry, prelude=prelude) as process:
-            yield gateway, process, clock
+    with operating(operator_apiserver, folder, prelude=LATER.format(file=str(clock))) as running:
+        yield *running, clock
 
 
 @pytest.fixture

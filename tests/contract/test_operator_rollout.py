@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from tests.contract.operator_process import (
     adapter_spec,
     deployment_spec,
     eventually,
+    operating,
 )
 from tests.contract.test_status import environment
 from tuneyard.api import names
@@ -122,10 +122,8 @@ class Scene:
 def running(
     operator_apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[FakeGateway, OperatorProcess]]:
-    with FakeGateway("g1") as gateway:
-        folder: Path = tmp_path_factory.mktemp("operator")
-        with OperatorProcess(operator_apiserver, folder, gateways=gateway.entry) as process:
-            yield gateway, process
+    with operating(operator_apiserver, tmp_path_factory.mktemp("operator")) as running:
+        yield running
 
 
 @pytest.fixture
