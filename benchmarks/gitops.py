@@ -102,8 +102,8 @@ async def _commit(
     serving = [asyncio.create_task(_served(g, key, v2)) for g in gateways]
     verified = asyncio.create_task(asyncio.to_thread(_verified, cluster, v2))
     begin = time.time()
-    await asyncio.to_thread(argo.repository.commit, {"app/deployment.yaml": _deployment(v2)})
-    await asyncio.to_thread(argo.refresh, APPLICATION)
+    commit = await asyncio.to_thread(argo.repository.commit, {"app/deployment.yaml": _deployment(v2)})
+    await asyncio.to_thread(argo.refresh, APPLICATION, revision=commit)
     async with asyncio.timeout(WITHIN):
         told, live = await verified, max(await asyncio.gather(*serving))
     at_sync = _synced(cluster.server)

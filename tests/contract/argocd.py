@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import socket
 import subprocess
@@ -148,11 +149,28 @@ class ArgoCd:
         health, sync = status.get("health") or {}, status.get("sync") or {}
         return sync.get("status", ""), health.get("status", "")
 
-    def refresh(self, name: str, how: str = "normal") -> None:
-        """Make it look at Git and the cluster now; returns when it has."""
-        self.patch(name, {"metadata": {"annotations": {f"{NAMESPACE}.{_GROUP}/refresh": how}}})
-        mark = f"{NAMESPACE}.{_GROUP}/refresh"
-        eventually(lambda: mark not in (self.get(name)["metadata"].get("annotations") or {}), self.said, _PATIENCE)
+    def refresh(self, name: str, how: str = "normal", revision: str | None = None) -> None:
+        """Make it look at Git and the cluster now; returns when it has, with a `revision` when it has seen that one.
+
+        What is asked for while it looks already may be dropped, or left standing until something else changes
+        (argo-cd#28392), so it is asked again where nothing comes of it.
+        """
+        mark, asked = f"{NAMESPACE}.{_GROUP}/refresh", -math.inf
+
+        def looked() -> bool:
+            nonlocal asked
+            found = self.get(name) if asked > -math.inf else None
+            waits = found is None or mark in (found["metadata"].get("annotations") or {})
+            sees = found is not None and ((found.get("status") or {}).get("sync") or {}).get("revision")
+            if not waits and revision in (None, sees):
+                return True
+            if time.monotonic() - asked > _OVERLOOKED:
+                for value in (None, how):
+                    self.patch(name, {"metadata": {"annotations": {mark: value}}})
+                asked = time.monotonic()
+            return False
+
+        eventually(looked, self.said, _PATIENCE)
 
     def operation(self, name: str) -> Object:
         """The last operation and what came of it."""

@@ -33,7 +33,7 @@ from tuneyard.runtime.queue import WorkQueue
 from tuneyard.runtime.reconcile import Reconciler
 from tuneyard.runtime.wakes import Wakes
 from tuneyard.runtime.workers import Workers
-from tuneyard.runtime.world import World
+from tuneyard.runtime.world import CONFIG_MAP, World
 from tuneyard.systems.kube.client import Api, ApiError
 from tuneyard.systems.kube.events import Events
 from tuneyard.systems.kube.lease import LeaderLease
@@ -75,7 +75,7 @@ class Operator:
         demanded = Growing(self.world).concerned
         looking = Looking(self.world, self.queue.add_after)
         self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded, looking.concerns)
-        self._checks = Checking(settings.prometheus, self._deployment, looking.concerns)
+        self._checks = Checking(settings.prometheus, self._deployment, looking.concerns, self.world.evidence)
         self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)
         self._reconciler = Reconciler(
@@ -97,6 +97,7 @@ class Operator:
         self.health = HealthServer(health_port, health, self.metrics.registry)
         self.world.gateways.listen(lambda _change, _pod: self._follow_gateways())
         self.world.deployments.informer.listen(self._checks.changed)
+        self.world.children[CONFIG_MAP].informer.listen(self._checks.recorded)
 
     def run(self) -> None:
         """Work until `stopping` is set."""

@@ -121,7 +121,7 @@ class Reads:
 
         One that is a little old does no harm: what has come since is counted again from there.
         """
-        return self._world.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
+        return self._world.evidence(namespace, name)
 
     def gates(
         self, deployment: ModelDeploymentResource | None, keys: EngineKeys, now: datetime

@@ -203,6 +203,10 @@ class World:
             if condition.get("type") == DRIFTING
         ]
 
+    def evidence(self, namespace: str, name: str) -> ChildObservation | None:
+        """The ConfigMap with the evidence on a candidate of this ModelDeployment."""
+        return self.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
+
     def in_scope(self, namespace: str) -> bool:
         """Whether the operator looks at this namespace at all."""
         return not self._namespaces or namespace in self._namespaces

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,7 +15,10 @@ from tests.contract.operator_process import eventually
 from tests.fakes.prometheus import FakePrometheus, number, refused
 from tests.toyworld.rollouts import RolloutWorld
 from tests.unit.planning.test_promchecks import DRIFT, checked_world
+from tuneyard.api import names
+from tuneyard.api.evidence import CheckRecord
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.promqueries import Evaluation
 from tuneyard.planning.settings import PrometheusSettings
 from tuneyard.runtime.checking import CONCURRENCY, OF_NAMESPACE, Checking
@@ -29,15 +34,29 @@ class Scene:
     def __init__(self, server: FakePrometheus) -> None:
         self.server = server
         self.deployments: dict[str, ModelDeploymentResource] = {}
+        self.evidence: ChildObservation | None = None
         self.told: list[Key] = []
         self.checking = Checking(
-            PrometheusSettings(url=server.url), lambda _, name: self.deployments.get(name), self.told.extend
+            PrometheusSettings(url=server.url),
+            lambda _, name: self.deployments.get(name),
+            self.told.extend,
+            lambda *_: self.evidence,
         )
 
     def store(self, world: RolloutWorld, name: str = "chat", namespace: str = "models") -> None:
         meta = world.now.metadata.model_copy(update={"name": name})
         self.deployments[name] = world.now.model_copy(update={"metadata": meta})
         self.checking.changed("MODIFIED", {"metadata": {"namespace": namespace, "name": name}})
+
+    def record(self, world: RolloutWorld, counts_from: float, query: str = "q") -> None:
+        """Store that evaluations of the check `drift` count from then."""
+        assert world.evidence is not None and world.evidence.record is not None
+        record = json.loads(world.evidence.record)
+        record["checks"] = {"drift": CheckRecord(query=query, counts_from=counts_from).to_dict()}
+        self.evidence = replace(world.evidence, record=json.dumps(record))
+        labels = {names.LABEL_COMPONENT: names.ROLLOUT_EVIDENCE}
+        named = {"namespace": "models", "name": names.rollout_evidence("chat"), "labels": labels}
+        self.checking.recorded("MODIFIED", {"metadata": named})
 
     def known(self, check: str = "drift", name: str = "chat", namespace: str = "models") -> list[Evaluation]:
         return list(self.checking.of(Key(MODEL_DEPLOYMENT, namespace, name)).get(check, ()))
@@ -73,6 +92,24 @@ def test_each_check_is_asked_once_an_interval_and_all_that_it_gives_are_known(
     scene.store(world, "other")
     eventually(lambda: scene.known(name="other"), "another one")
     assert scene.server.asked == [QUERY, QUERY] and len(scene.known()) == 1
+
+
+def test_it_is_asked_anew_when_evaluations_begin_to_count_and_only_then(scene: Scene) -> None:
+    world = checked_world({**DRIFT, "interval": "1h"})
+    scene.checking.start([])
+    scene.store(world)
+    eventually(scene.known, "an evaluation")
+    warm = time.time() + 0.5
+    scene.record(world, warm)
+    eventually(lambda: len(scene.known()) == 2, "another one, an hour early")
+    assert scene.known()[1].at >= warm
+    for past in (warm, warm - 10.0):
+        scene.record(world, past)
+    scene.store(world, "other")
+    eventually(lambda: scene.known(name="other"), "what came after is done")
+    assert len(scene.known()) == 2
+    scene.record(world, time.time())
+    eventually(lambda: len(scene.known()) == 3, "one of the next step")
 
 
 def test_an_evaluation_without_a_number_says_why(scene: Scene, world: RolloutWorld) -> None:
