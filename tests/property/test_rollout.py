@@ -99,6 +99,17 @@ def rules_hold(world: RolloutWorld) -> None:
         assert whole in ([], [oldest]), "the spec weight without a position"
 
 
+def nobody_starves(world: RolloutWorld) -> None:
+    """At rest, with stable there to fall back to, whoever could serve has what the spec gives it."""
+    spec, status, routes = world.now.spec, world.status, world.routes()
+    if not spec.progressive or status.paused or world.rollout.get("paused") or not world.ready.get(status.stable or ""):
+        return
+    rejected = {v.content_hash for v in status.verdicts or ()}
+    for route in routes.revisions:
+        if route.endpoints and route.name != status.stable and hashes(world)[route.name] not in rejected:
+            assert route.weight == spec.weight_of(route.name), f"{route.name} waits for nothing"
+
+
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(anything, max_size=40))
 def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
@@ -131,9 +142,33 @@ def test_the_rules_hold_at_every_moment_and_all_comes_to_rest(history):
         world.settle()
         rules_hold(world)
     assert world.plan.requeue_after is None, "time goes on asking for passes"
+    nobody_starves(world)
     last = world.reconcile()
     assert (last.actions, last.events) == ((), ())
     assert last.status == world.now.status
+
+
+shares = st.lists(st.sampled_from([1, 5, 10, 25, 30, 50]), min_size=2, max_size=2)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(shares, st.sampled_from([0.5, 6, 61])), min_size=1, max_size=4))
+def test_of_several_candidates_none_starves(splits):
+    world = RolloutWorld()
+    world.ready |= {"v2": True, "v3": True}
+    for (two, three), minutes in splits:
+        world.spec({"v1": 100 - two - three, "v2": two, "v3": three})
+        world.settle()
+        world.wait(minutes)
+    for _ in range(40):
+        world.settle()
+        rules_hold(world)
+        if world.plan.requeue_after is None:
+            break
+        assert world.conditions["Ready"][0] == "False", "somebody waits"
+        world.wait(world.plan.requeue_after / 60)
+    nobody_starves(world)
+    assert world.weights == {"v1": 100 - two - three, "v2": two, "v3": three}
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])

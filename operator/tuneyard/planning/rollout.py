@@ -7,7 +7,8 @@ Rules (rollout.md 1 to 5):
   the rollout is paused. Without stable's pods no step is taken: there is nothing to compare with and nowhere to go to;
 - evidence: with spec.rollout.analysis a step is taken, and a candidate rejected, for what its answers say; see
   rolloutgate.py;
-- verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it;
+- verdict: see verdicts.py. A rejected revision is allowed 0, and no other revision waits for it. While stable has no
+  pod it keeps what it has (verdicts.serves_on): a bad answer is more than none. It never gets more than that;
 - stable: the last revision that got all traffic, held it for bakeTime and had no verdict. What has been stable before
   needs no steps: going back to it is allowed all along, so gateways do it by themselves, also while no operator runs;
 - gates: see gates.py. Before they are passed a candidate is allowed nothing, as one of which nothing is known;
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tuneyard.api.reasons import Reason
-from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.rollout import RolloutStatus, Verdict
 from tuneyard.planning.gates import Gating, gate_actions, gating, judged_states, settled_states, skipped
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Action
@@ -35,7 +36,7 @@ from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rollouthistory import was_stable, with_history
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
-from tuneyard.planning.rolloutposition import Position, position, promotions
+from tuneyard.planning.rolloutposition import Position, position, promotions, rest_left, rests
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.traffic import Split, by_claim, choose_stable, effective
 from tuneyard.planning.verdicts import (
@@ -45,6 +46,7 @@ from tuneyard.planning.verdicts import (
     new_verdict,
     overdue,
     paused,
+    serves_on,
     verdict_on,
     waiting_since,
     with_verdict,
@@ -99,7 +101,8 @@ def decide(seen: Seen) -> Decision:
     held, found = taken.position, _look(seen, status, taken)
     looks = (found.again if found else None, inconclusive_left(seen, status.analysis))
     gated = taken.gating.look_again if taken.gating else None
-    waits = (held.left if held else None, taken.waiting, gated, *looks)
+    turn = rest_left(seen, status) if _next_in_turn(seen, status) else None
+    waits = (held.left if held else None, taken.waiting, gated, turn, *looks)
     return Decision(
         status=status,
         split=split,
@@ -163,9 +166,27 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
         # meant to get most; of equals the one listed last, which is the newest
         return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
     climbing = [n for n in free if seen.allowed_before(n) < 100]
+    # who has all that the spec gives it for good would keep the others where they are for ever
+    going = [n for n in climbing if not rests(seen, n)]
     # of two that get answers judged, one would be watched by nobody: who has traffic stays the candidate
-    watched = [n for n in climbing if seen.allowed_before(n)] if rules_of(seen.rollout) is not None else []
-    return next(iter([*reversed(watched), *reversed(climbing), *reversed(free), *reversed(others)]), None)
+    watched = [n for n in going if seen.allowed_before(n)] if rules_of(seen.rollout) is not None else []
+    ranked = (watched, going, climbing, free, others)
+    return next((name for names in ranked for name in reversed(names)), None)
+
+
+def _next_in_turn(seen: Seen, status: RolloutStatus) -> str | None:
+    """Who is to climb once the candidate has been at its spec weight for long enough."""
+    candidate = status.candidate
+    if candidate is None or not seen.spec.progressive:
+        return None
+    waiting = [
+        name
+        for name in seen.listed
+        if name not in (candidate, status.stable)
+        and seen.allowed_before(name) < seen.spec.weight_of(name)
+        and verdict_on(seen, status, name) is None
+    ]
+    return waiting[-1] if waiting else None
 
 
 # -- how far ----------------------------------------------------------------------------------------------------------
@@ -173,7 +194,8 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
 
 def _manual(seen: Seen, status: RolloutStatus) -> _Step:
     rejected, candidate = _rejected(seen, status), _candidate(seen, status)
-    update = {"candidate": candidate, "allowed": rejected or None, "paused": None}
+    off = {name: limit for name, limit in rejected.items() if not serves_on(seen, name, status.stable)}
+    update = {"candidate": candidate, "allowed": off or None, "paused": None}
     status = status.model_copy(update=update)
     if candidate in rejected:
         return _Step(status, Situation.REFUSED)
@@ -289,7 +311,7 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
         if name == status.stable:
             continue
         if verdict_on(seen, status, name) is not None:
-            allowed[name] = 0
+            allowed[name] = before if serves_on(seen, name, status.stable) else 0
         elif held is not None and name == status.candidate:
             allowed[name] = held.limit
         elif was_stable(seen, status, name):
@@ -320,12 +342,24 @@ def _problem(seen: Seen, status: RolloutStatus, work: Problem | None) -> Problem
     for name in listed if work is None else ():
         verdict = verdict_on(seen, status, name) if seen.spec.weight_of(name) else None
         if verdict is not None:
-            serves = (
-                f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed to serve"
-            )
-            words = f"{name} is rejected ({verdict.reason}: {verdict.evidence}); {serves}"
+            words = f"{name} is rejected ({verdict.reason}: {verdict.evidence}); {_instead(seen, status, name)}"
             return Problem(Reason.CANDIDATE_REJECTED, clipped(words, 900))
     return None
+
+
+def _instead(seen: Seen, status: RolloutStatus, rejected: str) -> str:
+    """Who serves what a rejected revision does not get."""
+    if serves_on(seen, rejected, status.stable):
+        return f"it serves on until {status.stable} has a ready pod; weight 0 stops it at once"
+    return f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed to serve"
+
+
+def _off(seen: Seen, status: RolloutStatus, verdict: Verdict) -> str:
+    """What a verdict means, for an event."""
+    name = verdict.revision
+    if name in seen.listed and serves_on(seen, name, status.stable):
+        return clipped(f"{name} is rejected, and {_instead(seen, status, name)}: {verdict.evidence}")
+    return clipped(f"{name} gets no traffic: {verdict.evidence}")
 
 
 def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Problem | None:
@@ -345,7 +379,8 @@ def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Prob
     if taken.situation is Situation.PROVING:
         return Problem(Reason.BAKING, f"{has}; {status.stable} stays the way back until {held.until}")
     if split.weights[candidate] == status.target and not held.goes_on:
-        return None
+        follows = _next_in_turn(seen, status)
+        return Problem(Reason.PROGRESSING, f"{has}; {follows} is next when its hold is over") if follows else None
     until = f", until {held.until}" if held.until else ""
     return Problem(Reason.PROGRESSING, f"{has}, step {min(held.step + 1, held.steps)} of {held.steps}{until}")
 
@@ -362,17 +397,19 @@ def _told(seen: Seen, status: RolloutStatus, taken: _Step) -> Iterator[Told]:
     if taken.position is not None and taken.position.completed:
         words = f"{status.candidate}: {taken.position.completed}"
         yield "Normal", Reason.STEP_COMPLETED, clipped(f"{words}; {taken.gate.told}" if taken.gate.told else words)
+    new = [v for v in status.verdicts or () if v not in (before.verdicts or ())]
+    for verdict in reversed(new):
+        yield "Warning", Reason.ROLLED_BACK, _off(seen, status, verdict)
     step = transition(before.phase if seen.before else None, taken.situation)
     refused = taken.situation is Situation.REFUSED
+    if refused and new:
+        return
     if step is None or step.event is None or not (seen.spec.progressive or refused):
         return
     if refused:
-        verdict = verdict_on(seen, status, status.candidate) if status.candidate else None
-        yield (
-            "Warning",
-            step.event,
-            clipped(f"{status.candidate} gets no traffic: {verdict.evidence if verdict else ''}"),
-        )
+        known = verdict_on(seen, status, status.candidate) if status.candidate else None
+        if known is not None:
+            yield "Warning", step.event, _off(seen, status, known)
     elif taken.situation is Situation.UNPROVEN and taken.gate.closed is not None:
         yield "Warning", taken.gate.closed.reason, clipped(f"{status.candidate}: {taken.gate.closed.message}")
     else:

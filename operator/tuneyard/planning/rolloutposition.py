@@ -9,6 +9,8 @@ Rules:
   them, also one of 100 that has a hold. Below 100 that weight is held like the step below it, and what the spec gives
   later is reached by the steps that are left. What was given so is the revision's, as what it is allowed: another
   candidate that comes and goes takes nothing of it;
+- who has all that the spec gives it, less than 100, and has held that for as long as its step says, rests: it keeps
+  that, and another candidate climbs. It is the candidate again when nobody else is;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
@@ -84,6 +86,29 @@ def position(
     above = limit if limit > _limit(steps, step) or raised == 100 else None
     at = Position(step, len(steps), limit, started, served=served, promoted_to=above)
     return _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
+
+
+def rests(seen: Seen, revision: str) -> bool:
+    """Whether the revision waits for nothing any more: at a spec weight below 100, and held there."""
+    target, before = seen.spec.weight_of(revision), seen.before
+    if not 0 < target <= seen.allowed_before(revision) or target == 100:
+        return False
+    if before is None or before.candidate != revision:
+        return True
+    left = _rest_left(seen, before)
+    return left is not None and left <= 0
+
+
+def rest_left(seen: Seen, status: RolloutStatus) -> float | None:
+    """Seconds for which the candidate holds its spec weight before another one may climb; None: not yet known."""
+    return _rest_left(seen, status) if status.candidate else None
+
+
+def _rest_left(seen: Seen, status: RolloutStatus) -> float | None:
+    since = parsed_time(status.step_started_at)
+    if since is None or status.step is None:
+        return None
+    return remaining(since, seconds(stays(seen.rollout, status.step) or "0s"), seen.now)
 
 
 def current_step(steps: Sequence[Step], allowed: int, known: int | None) -> int:

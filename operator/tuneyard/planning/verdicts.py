@@ -7,6 +7,8 @@ Rules (rollout.md 3):
   engine that refuse its adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room,
   a source that does not answer, a shared pool that restarts) only counts towards the deadline;
 - the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
+- while stable has no ready pod, who is rejected keeps what it serves now: all of its share would be refused otherwise,
+  also by a command. Weight 0 in the spec takes it away at once;
 - contents that are not known (an object is missing) neither get a verdict nor lose one, and no deadline runs for them:
   no pod could try them.
 """
@@ -55,6 +57,17 @@ def verdict_on(seen: Seen, status: RolloutStatus, revision: str) -> Verdict | No
     if found is not None:
         return status.rejects(found)
     return next((v for v in status.verdicts or () if v.revision == revision), None)
+
+
+def serves_on(seen: Seen, revision: str, stable: str | None) -> bool:
+    """Whether a revision with a verdict keeps what it serves: nobody else could take it now.
+
+    What was taken away already does not come back.
+    """
+    off = ((seen.before.allowed if seen.before else None) or {}).get(revision) == 0
+    if off or stable not in seen.listed or seen.ready[stable] or stable in seen.on_demand:
+        return False
+    return bool(seen.ready[revision] and seen.served.get(revision) and seen.spec.weight_of(revision))
 
 
 def new_verdict(seen: Seen, revision: str, why: Problem) -> Verdict | None:

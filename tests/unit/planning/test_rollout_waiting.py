@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from pydantic import ValidationError
 
-from tests.toyworld.rollouts import WHOLE, later, rejected
+from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, rejected
 from tests.unit.planning.test_rollout_analysis import GOOD, judged_world, look
 from tuneyard.api.analysis import Slo
+from tuneyard.api.reasons import Reason
+from tuneyard.api.rollout import MAX_HISTORY, Outcome
 from tuneyard.planning.evidence import Tally
+from tuneyard.planning.rollouthistory import bounded
 
 BROKEN = {"v1": Tally(900, 90, 90, 9)}
+
+
+def line(contents: str, outcome: Literal["Stable", "Rejected"]) -> Outcome:
+    return Outcome(revision="v", content_hash=contents, outcome=outcome, at="2026-01-01T00:00:00Z")
+
+
+def baking_world() -> RolloutWorld:
+    """v2 has all traffic, and bakes."""
+    world = judged_world()
+    world.spec(WHOLE, bakeTime="1h")
+    world.command("promote", "v2")
+    world.settle()
+    return world
 
 
 def test_who_has_traffic_stays_the_candidate_while_it_is_judged():
@@ -74,3 +92,108 @@ def test_a_share_of_nothing_is_refused(share: str):
 @pytest.mark.parametrize("share", ["0.5%", "0.05%", "0.010%", "1%", "2.5%", "99.9%"])
 def test_any_other_share_is_taken(share: str):
     assert Slo.from_dict({"errorRate": share}).error_rate == share
+
+
+def test_who_has_all_that_the_spec_gives_it_lets_the_next_one_climb_after_its_hold():
+    world = judged_world()
+    world.ready["v3"] = True
+    world.spec({"v1": 70, "v2": 5, "v3": 25})
+    world.settle()
+    assert (world.status.candidate, world.weights) == ("v2", {"v1": 95, "v2": 5})
+    assert world.conditions["Ready"] == ("False", "Progressing"), "v3 has not what the spec gives it"
+    work = next(c.message for c in world.now.status.conditions if c.type == "Reconciling")
+    assert work == "v2 has 5 of 5 %; v3 is next when its hold is over"
+    assert world.plan.requeue_after is not None and world.plan.requeue_after <= 300
+    look(world, GOOD, looks=10, seconds=31)
+    assert (world.status.candidate, world.weights) == ("v3", {"v1": 90, "v2": 5, "v3": 5})
+    look(world, {**GOOD, "v3": Tally(100, 100, 1, 99)}, looks=3)
+    assert rejected(world) == [("v3", "AnalysisFailed")]
+    assert world.weights == {"v1": 95, "v2": 5}
+    look(world, {"v1": Tally(900, 5, 5), "v2": Tally(100, 100, 1, 99)}, looks=3)
+    assert world.weights == {"v1": 100}, "who rests is judged again when nobody else climbs"
+
+
+@pytest.mark.parametrize("how", ["answers", "abort", "abort in mode Manual"])
+def test_who_is_rejected_serves_on_while_stable_has_no_pod(how: str):
+    """Otherwise some bad answers would become none at all."""
+    manual = how == "abort in mode Manual"
+    world = canary({"v1": 50, "v2": 50}, mode="Manual") if manual else baking_world()
+    served = world.weights["v2"]
+    world.ready["v1"] = False
+    world.settle()
+    if how == "answers":
+        look(world, {"v2": Tally(100, 1, 1)}, looks=20, seconds=6)
+        look(world, {"v2": Tally(100, 60, 56, 4)}, looks=8, seconds=6)
+    else:
+        world.command("abort", "v2", id_="off")
+        world.settle()
+        assert world.status.last_command is not None
+        assert "serves on until v1 has a ready pod" in world.status.last_command.message
+    assert [name for name, _ in rejected(world)] == ["v2"]
+    assert world.weights == {"v2": served}
+    assert world.conditions["Stalled"] == ("True", "CandidateRejected")
+    said = next(e.message for e in reversed(world.events) if e.reason.value == "RolledBack")
+    assert said.startswith("v2 is rejected, and it serves on until v1 has a ready pod; weight 0 stops it at once: ")
+    world.ready["v1"] = True
+    world.settle()
+    assert world.weights == {"v1": 100}
+    world.ready["v1"] = False
+    world.settle()
+    assert world.weights == {}, "what was taken away does not come back"
+
+
+def test_weight_0_stops_who_is_rejected_and_serves_on():
+    world = baking_world()
+    world.ready["v1"] = False
+    world.command("abort", "v2", id_="off")
+    world.settle()
+    assert world.weights == {"v2": 100}
+    world.spec({"v1": 100, "v2": 0})
+    assert world.routes().weights["v2"] == 0, "gateways do that by themselves"
+    world.settle()
+    assert world.weights == {}
+
+
+def test_each_rejection_is_told():
+    """Also one that changes no phase, and one beside which another candidate goes on."""
+    world = judged_world()
+    world.spec(WHOLE, listed=["v1", "v2", "v3"])
+    world.command("abort", "v2")
+    world.settle()
+    world.broken["v3"] = Reason.NON_FINITE_VALUES
+    world.spec({"v1": 0, "v2": 0, "v3": 100})
+    world.settle()
+    world.ready["v4"] = True
+    world.spec({"v1": 0, "v2": 0, "v3": 0, "v4": 100})
+    world.settle()
+    world.command("abort", "v4", id_="again")
+    world.ready["v5"] = True
+    world.spec({"v1": 0, "v2": 0, "v3": 0, "v4": 50, "v5": 50})
+    world.settle()
+    told = [e.message.split(" ")[0] for e in world.events if e.reason.value == "RolledBack"]
+    assert told == ["v2", "v3", "v4"]
+
+
+def test_one_that_is_rejected_again_and_again_takes_the_way_back_from_nobody():
+    world = finished()
+    world.ready["v3"] = True
+    for number in range(MAX_HISTORY + 2):
+        world.spec({"v1": 0, "v2": 0, "v3": 100}, retryToken=f"t{number}")
+        world.settle()
+        world.command("abort", "v3", id_=f"c{number}")
+        world.settle()
+        world.wait(1)
+    assert len(world.status.history or ()) == MAX_HISTORY
+    world.spec({"v1": 100, "v2": 0, "v3": 0})
+    assert world.routes().weights["v1"] == 100, "at once, by the gateways alone"
+    world.settle()
+    assert (world.status.stable, world.weights) == ("v1", {"v1": 100})
+
+
+def test_a_bounded_history_never_makes_a_rejected_one_stable():
+    lines = [line("a", "Stable"), line("a", "Rejected"), line("b", "Stable")]
+    lines += [line(f"c{n}", "Rejected") for n in range(MAX_HISTORY)]
+    kept = bounded(lines)
+    assert len(kept) == MAX_HISTORY and line("b", "Stable") in kept
+    assert not [k for k in kept if k.content_hash == "a" and k.outcome == "Stable"]
+    assert bounded([line(f"s{n}", "Stable") for n in range(MAX_HISTORY + 1)])[0].content_hash == "s1"
