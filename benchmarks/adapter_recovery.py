@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="adapter-recovery-") as folder:
         seen = asyncio.run(_run(given.engine, given.rounds, Path(folder)))
-    write(
+    return write(
         "adapter_recovery" if given.engine == "fake" else "adapter_recovery_vllm",
         {
             "pod_restart_seconds": statistics.median(seen.pod),
@@ -144,7 +144,6 @@ def main(arguments: list[str]) -> int:
         note=f"{given.engine} engine, {ADAPTERS} adapters of SmolLM2-135M from the node's cache, medians of "
         f"{given.rounds} rounds; pod: from the agent's start beside a running engine; engine: from healthy to all",
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -127,12 +127,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args(arguments)
     rng = np.random.default_rng(given.seed)
-    medians, spread, targets, kept = {}, {}, {}, True
+    medians, spread, targets = {}, {}, {}
     for rate, most, step in (*_DETECTING, _SLOW):
         requests = _requests(rate, step, given.candidates * (10 if rate == _SLOW[0] else 1), rng)
         name = f"median_requests_{rate * 100:.0f}"
         medians[name], targets[name] = percentile(requests, 0.5), f"<= {most}"
-        kept = kept and medians[name] <= most
         spread[name] = f"p10 {percentile(requests, 0.1):.0f}, p90 {percentile(requests, 0.9):.0f}"
         print(f"{name}: {medians[name]:.0f} ({spread[name]})", flush=True)
     powers = [course(worse(0.02), RULES, rng).judgement.outcome for _ in range(max(1, given.candidates // 4))]
@@ -149,7 +148,7 @@ def main(arguments: list[str]) -> int:
         **{f"false_rollback_rate_{name}": share for name, share in peers.items()},
         "peers_ratio": min(peers.values()) / bound,
     }
-    write(
+    code = write(
         "analysis",
         figures,
         dict.fromkeys(medians, "requests"),
@@ -165,7 +164,7 @@ def main(arguments: list[str]) -> int:
     )
     for sentence in sentences[:5]:
         print(sentence)
-    return 0 if kept and bound <= 0.01 else 1
+    return code
 
 
 if __name__ == "__main__":

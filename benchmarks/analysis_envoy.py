@@ -223,7 +223,7 @@ def main(arguments: list[str]) -> int:
             figures[f"median_requests_{share}"] = percentile(counts, 0.5)
             spread[f"median_requests_{share}"] = f"{min(counts):.0f} to {max(counts):.0f}"
     figures |= {"bad_not_rejected": float(missed), "seconds": time.monotonic() - began}
-    write(
+    return write(
         "analysis_envoy",
         figures,
         {"false_rollbacks": "runs", "runs": "runs", "unfinished": "runs", "bad_not_rejected": "runs", "seconds": "s"}
@@ -234,7 +234,6 @@ def main(arguments: list[str]) -> int:
         f"(5 %), through one real Envoy at {RATE:.0f} requests/s; steps held 5 s, bakeTime 20 s. Load average before: "
         f"{load:.1f}.",
     )
-    return len(wrong) + len(open_) + missed
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
         server.install_crds()
         server.namespace(NAMESPACE)
         seen = asyncio.run(_run(given, Path(folder), server))
-    write(
+    return write(
         "cold_adapter",
         {
             "cold_seconds": statistics.median(seen.cold),
@@ -91,7 +91,6 @@ def main(arguments: list[str]) -> int:
         note=f"{len(seen.cold)} idle adapters one after the other, then one for {given.together} requests at once; "
         "fake engine, files in the pod's cache",
     )
-    return 1 if seen.failed or seen.failed_of_others else 0
 
 
 if __name__ == "__main__":

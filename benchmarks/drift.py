@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
         figures[name] = percentile(told, 0.5) - WORSE_AT
         spread[name] = f"p90 {percentile(told, 0.9) - WORSE_AT:g}"
         print(f"{name}: {figures[name]} ({spread[name]})", flush=True)
-    write(
+    return write(
         "drift",
         figures,
         {name: "days" for name in figures if name.startswith("median")},
@@ -86,7 +86,6 @@ def main(arguments: list[str]) -> int:
         spread=spread,
         note=f"simulated; deployments with an alarm in {DAYS} days of daily looks; medians: until it is told",
     )
-    return 0 if figures["false_alarm_rate"] <= 0.03 else 1
 
 
 if __name__ == "__main__":

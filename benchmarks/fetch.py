@@ -169,7 +169,7 @@ def main(arguments: list[str]) -> int:
         second = _second_pod(server, folder, digest)
     plain = [boto / own for (boto, _), own in zip(theirs, ours, strict=True)]
     on_disk = [boto / own for (_, boto), own in zip(theirs, ours, strict=True)]
-    write(
+    return write(
         "fetch",
         {
             "ratio_to_boto3": statistics.median(plain),
@@ -190,7 +190,6 @@ def main(arguments: list[str]) -> int:
         note=f"{given.mb} MiB in {SHARDS} objects; ours hashes and waits for the disk, boto3 hashes nothing and waits "
         "for the disk only in ratio_to_boto3_on_disk",
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="hot-load-") as folder:
             seconds = asyncio.run(_with_agent(given.engine, given.loads, Path(folder)))
         note = f"{given.engine} engine, one pod, no cluster; from the agent's plan to the first token"
-    write(
+    return write(
         "hot_load" if given.where == "cluster" else "hot_load_agent",
         {"p50_seconds": percentile(seconds, 0.5), "p99_seconds": percentile(seconds, 0.99), "loads": len(seconds)},
         {"p50_seconds": "s", "p99_seconds": "s", "loads": ""},
@@ -212,7 +212,6 @@ def main(arguments: list[str]) -> int:
         spread={"p50_seconds": f"{min(seconds):.3f} to {max(seconds):.3f}"},
         note=note,
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def main() -> int:
         "rejected": float(len(rejections)),
         "writes_per_second": writes / wall,
     }
-    write(
+    return write(
         "many_rollouts",
         figures,
         {"missed_steps": "steps", "operator_cores": "cores", "rejected": "rollouts", "writes_per_second": "1/s"}
@@ -210,7 +210,6 @@ def main() -> int:
         f"tell every second; {BAD} candidates with 20 % errors. Late: after the hold, which counts in whole seconds. "
         f"API server, etcd, operator and gateways share the cores. Load average before: {load:.1f}.",
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def main() -> int:
         figures[f"{name}_envoy_cpu_us"] = statistics.median(cpu[name])
     for name in (ANSWERING, HANGING):
         figures[f"{name}_added_ms_p50"] = figures[f"{name}_ms_p50"] - figures[f"{PLAIN}_ms_p50"]
-    write(
+    return write(
         "mirror",
         figures,
         {name: "us" if name.endswith("_us") else "ms" for name in figures},
@@ -139,7 +139,6 @@ def main() -> int:
         note=f"Users' latency at the gateway with every request copied; body of {BODY} bytes, an upstream that answers "
         f"at once; {RATE} requests a second one after the other, medians of {ROUNDS} rounds in turn; one worker.",
     )
-    return 0
 
 
 if __name__ == "__main__":

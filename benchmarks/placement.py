@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="placement-") as folder:
         seen = asyncio.run(_run(given, Path(folder)))
         hot, fixed = hot_adapter(Path(folder))
-    write(
+    code = write(
         "placement",
         {
             "moved_share": seen.moved / seen.share,
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
             "moved_adapters_of_others": "0",
             "planning_seconds_5000x50": "<= 1",
             "spread_seconds": "<= 10",
-            "others_p99_ratio": "about 1",
+            "others_p99_ratio": "<= 1.25",
             "hot_failed_requests": "0",
         },
         note=f"{given.adapters} adapters, {given.copies} copies each, {given.pods} pods of {given.places} places; fake "
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
     )
     for complaint in (*seen.complaints, *hot.complaints):
         print(complaint)
-    return 1 if seen.failed or hot.failed or seen.touched or seen.moved > seen.share else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def main() -> int:
         "one_base_all_status_seconds": statistics.median(r.all_status for r in one),
         "one_base_edit_p99_seconds": statistics.median(percentile(r.edits, 0.99) for r in one),
     }
-    write(
+    return write(
         "reconcile",
         figures,
         {key: "MB" if key.endswith("_mb") else "s" for key in figures},
@@ -216,7 +216,6 @@ def main() -> int:
         f"{EDITS} edits at {EDITS_PER_SECOND:.0f}/s; from the start of the process; memory is the peak; medians of "
         f"{ROUNDS} rounds; API server, etcd, operator and client share the cores. Load average before: {load:.1f}.",
     )
-    return 0
 
 
 def _range(values: list[float]) -> str:

@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> int:
         "failed_requests": sum(s.failed + s.cut + s.skipped for s in summaries),
         "requests": sum(s.requests for s in summaries),
     }
-    write(
+    code = write(
         "rollback",
         figures,
         {name: "s" for name in figures if name.endswith("_seconds")},
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
     )
     for summary in summaries:
         print(summary)
-    return 1 if figures["failed_requests"] else 0
+    return code
 
 
 if __name__ == "__main__":

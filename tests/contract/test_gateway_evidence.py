@@ -204,6 +204,10 @@ async def test_two_revisions_are_counted_exactly_and_a_new_process_begins_anew(
         whole = {"v1": (first["v1"], 0), "v2": (first["v2"], first["v2"])}
         await gateway.evidences(lambda r: errors(r) == whole, f"{whole}")
         before = await gateway.evidence()
+        page = await gateway.page()
+        for name, verdict, number in (("v1", "good", first["v1"]), ("v2", "bad", first["v2"])):
+            labels = f'namespace="{team.namespace}",deployment="support",revision="{name}",objective="errorRate"'
+            assert f'tuneyard_slo_answers_total{{{labels},verdict="{verdict}"}} {number}\n' in page
 
         gateway.kill()
         load = Load(["support"], rate=50, streaming=0.5, max_requests=100)

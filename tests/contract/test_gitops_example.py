@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from closedloop.manifestedit import with_listed, with_share
 from tests.contract.apiserver import ROOT, ApiServer
 
 pytestmark = pytest.mark.apiserver
@@ -42,3 +44,23 @@ def test_a_promotion_is_one_file_and_changes_one_object(apiserver: ApiServer, tm
     assert changed == ["modeldeployment.tuneyard.dev/acme-support"]
     spec = apiserver.kubectl("get", "mdep", "acme-support", "-n", "promotion", "-o", "jsonpath={.spec.traffic}").stdout
     assert spec == '[{"revision":"v1","weight":0},{"revision":"v2","weight":100}]'
+
+
+def test_what_the_closed_loop_proposes_is_taken(apiserver: ApiServer, tmp_path: Path) -> None:
+    """The revision comes into one file, its weight into an environment's patch."""
+    copied = tmp_path / "repository"
+    shutil.copytree(EXAMPLE, copied)
+    production, listed = copied / "environments" / "production", copied / "deployments" / "acme-support.yaml"
+    settings, traffic = production / "kustomization.yaml", production / "traffic.yaml"
+    settings.write_text(settings.read_text().replace("models-production", "proposal"))
+    revision = {"name": "v3", "baseModel": "smollm2", "adapter": "acme-support-v2"}
+    listed.write_text(with_listed(listed.read_text(), "acme-support", revision))
+    traffic.write_text(with_share(traffic.read_text(), "acme-support", "v3", 1))
+    apiserver.namespace("proposal")
+    applied(apiserver, production)
+    spec = apiserver.kubectl("get", "mdep", "acme-support", "-n", "proposal", "-o", "jsonpath={.spec.traffic}").stdout
+    assert json.loads(spec) == [
+        {"revision": "v1", "weight": 99},
+        {"revision": "v2", "weight": 0},
+        {"revision": "v3", "weight": 1},
+    ]

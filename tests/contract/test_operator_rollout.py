@@ -170,6 +170,17 @@ def test_a_verdict_outlives_the_object_and_a_restart(scene: Scene) -> None:
         assert rollout["lastCommand"]["id"] == "one"
     eventually(scene.lose_status, "nobody wrote meanwhile")
     scene.until(scene.rejects("v2"), "also when only the status is lost")
+    scene.operator.kill()
+    assert scene.lose_status()
+    scene.operator.start()
+    rollout = scene.until(scene.rejects("v2"), "an operator that begins knows it from the record alone")
+    assert rollout["lastCommand"]["id"] == "one"
+    scene.operator.kill()
+    scene.cluster.delete("ModelDeployment", "m")
+    scene.apply({"v1": 0, "v2": 100}, SLOW)
+    scene.operator.start()
+    rollout = scene.until(scene.rejects("v2"), "also of an object that came while there was no operator")
+    assert (rollout["stable"], rollout["lastCommand"]["id"]) == ("v1", "one")
     assert not any(w.get("v2") for w in scene.weights[-3:])
     scene.apply({"v1": 0, "v2": 100}, {**SLOW, "retryToken": "once more"})
     scene.until(lambda r: r.get("weight") == 5 and not r.get("verdicts"), "tried once more")

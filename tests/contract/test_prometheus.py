@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.contract.apiserver import ROOT
 from tests.contract.promserver import PrometheusServer
 from tests.fakes.prometheus import Answered, FakePrometheus, number, refused, success
 from tuneyard.planning.settings import PrometheusSettings
@@ -216,3 +218,11 @@ def test_one_that_is_not_there_is_told_by_what_to_set() -> None:
             told(PrometheusSettings(url=url), "q")
         )
     assert "see prometheus.url" in str(told(PrometheusSettings(url="http://[nonsense"), "q"))
+
+
+@pytest.mark.slow
+def test_the_alerts_of_the_reference_can_be_asked(real: PrometheusSettings) -> None:
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
+    (block,) = page.split("```yaml\n")[1:]
+    (alert,) = yaml.safe_load(block.split("```")[0])
+    assert told(real, f"count({alert['expr']}) or vector(0)") == 0

@@ -125,3 +125,24 @@ async def test_a_rehearsal_is_rolled_back_and_leaves_nothing(operator_apiserver:
         assert world.cluster.get("ModelDeployment", MODEL)["spec"] == before
         left = world.cluster.api.request("GET", world.cluster.path("modeldeployments"))["items"]
         assert [d["metadata"]["name"] for d in left] == [MODEL]
+
+
+async def test_a_rehearsal_that_a_cancelled_job_ends_leaves_nothing(
+    operator_apiserver: ApiServer, tmp_path: Path
+) -> None:
+    async with RolloutWorld(operator_apiserver, tmp_path, steps()) as world:
+        command = [sys.executable, "-m", "tuneyard", "drill", MODEL, "-n", world.cluster.namespace]
+        # so slow that it has no verdict before it is ended
+        command += ["--gateway", world.gateways[0].url, "--rate", "2", "--weight", "1", "--within", "5m"]
+        env = environment(KUBECONFIG=str(operator_apiserver.kubeconfig()))
+        process = await asyncio.create_subprocess_exec(*command, env=env, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+        assert process.stderr is not None
+        said = ""
+        while "the candidate begins" not in said:
+            line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+            assert line, said
+            said += line
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 60) == 130
+        left = world.cluster.api.request("GET", world.cluster.path("modeldeployments"))["items"]
+        assert [d["metadata"]["name"] for d in left] == [MODEL]

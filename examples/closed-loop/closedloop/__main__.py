@@ -156,10 +156,12 @@ def _parser() -> argparse.ArgumentParser:
         ("name", "of the new LoRAAdapter, such as acme-support-v4"),
         ("revision", "name of the new revision, such as v4"),
         ("source", "where pods read the adapter: s3://…, hf://REPO@COMMIT or volume:NAME/PATH"),
-        ("file", "the ModelDeployment's manifest, relative to the repository"),
+        ("file", "the manifest with the ModelDeployment's revisions, relative to the repository"),
     ):
         proposed.add_argument(f"--{name}", required=True, help=words)
     proposed.add_argument("--repo", type=Path, required=True, help="a clone of the repository with the manifests")
+    proposed.add_argument("--traffic-file", help="the one with its traffic, where that is another, such as a patch")
+    proposed.add_argument("--adapter-folder", help="where the adapter's manifest comes (default: beside --file)")
     proposed.add_argument("--dataset", help="lineage.dataset: where train.jsonl is kept")
     proposed.add_argument("--run-url", help="lineage.run: where this run is recorded")
     proposed.add_argument("--code-commit", help="lineage.commit: commit of this pipeline")

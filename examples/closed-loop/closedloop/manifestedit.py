@@ -1,5 +1,6 @@
 """A new revision written into a ModelDeployment's manifest while every other byte stays. Pure.
 
+Revisions and traffic stand in one document, or each in a file of its own (a kustomize patch for each environment).
 Places come from the YAML parser's marks, and the changed text is parsed again: it must be the old document with exactly
 the wanted changes, or it is refused.
 """
@@ -22,28 +23,40 @@ def with_revision(text: str, deployment: str, revision: Json, percent: int) -> s
 
     Raises StepError.
     """
-    number, before = _document(text, deployment)
-    node = list(yaml.compose_all(text, yaml.SafeLoader))[number]
-    name = revision["name"]
-    spec = before["spec"]
-    if name in [r["name"] for r in spec["revisions"]]:
-        raise StepError(f"ModelDeployment {deployment} has a revision {name} already: choose another name")
-    heaviest = max(range(len(spec["traffic"])), key=lambda n: int(spec["traffic"][n]["weight"]))
-    old = int(spec["traffic"][heaviest]["weight"])
+    return with_share(with_listed(text, deployment, revision), deployment, revision["name"], percent)
+
+
+def with_listed(text: str, deployment: str, revision: Json) -> str:
+    """The manifest, or the part of it, whose spec.revisions has one more; raises StepError."""
+    number, before = _document(text, deployment, "revisions")
+    if revision["name"] in [r["name"] for r in before]:
+        raise StepError(f"ModelDeployment {deployment} has a revision {revision['name']} already: choose another name")
+    changed = edited(text, [_appended(text, _spec_list(text, number, "revisions"), _flow(revision))])
+    wanted = _apart(list(yaml.safe_load_all(text)))
+    wanted[number]["spec"]["revisions"].append(revision)
+    _check(changed, wanted, f"ModelDeployment {deployment}: {_LAYOUT}")
+    return changed
+
+
+def with_share(text: str, deployment: str, name: str, percent: int) -> str:
+    """The same whose spec.traffic gives a revision `percent` of the heaviest one's traffic; raises StepError."""
+    number, before = _document(text, deployment, "traffic")
+    if name in [t["revision"] for t in before]:
+        raise StepError(f"spec.traffic of {deployment} names a revision {name} already: choose another name")
+    heaviest = max(range(len(before)), key=lambda n: int(before[n]["weight"]))
+    old = int(before[heaviest]["weight"])
     if old <= percent:
         raise StepError(f"no revision of {deployment} has more than {percent} % of the traffic to give")
-    revisions, traffic = (_list(value_of(node, "spec"), key) for key in ("revisions", "traffic"))
+    traffic = _spec_list(text, number, "traffic")
     weight = value_of(traffic.value[heaviest], "weight")
     if weight is None:
         raise StepError(f"ModelDeployment {deployment}: {_LAYOUT}")
     edits = [
-        _appended(text, revisions, _flow(revision)),
         (weight.start_mark.index, weight.end_mark.index, str(old - percent)),
         _appended(text, traffic, _flow({"revision": name, "weight": percent})),
     ]
     changed = edited(text, edits)
     wanted = _apart(list(yaml.safe_load_all(text)))
-    wanted[number]["spec"]["revisions"].append(revision)
     wanted[number]["spec"]["traffic"][heaviest]["weight"] = old - percent
     wanted[number]["spec"]["traffic"].append({"revision": name, "weight": percent})
     _check(changed, wanted, f"ModelDeployment {deployment}: {_LAYOUT}")
@@ -62,7 +75,8 @@ def with_resource(text: str, name: str) -> str:
     return changed
 
 
-def _document(text: str, deployment: str) -> tuple[int, dict[str, Any]]:
+def _document(text: str, deployment: str, key: str) -> tuple[int, list[Any]]:
+    """Which document is the ModelDeployment, and what its spec has under the key."""
     try:
         documents = list(yaml.safe_load_all(text))
     except yaml.YAMLError as error:
@@ -73,11 +87,18 @@ def _document(text: str, deployment: str) -> tuple[int, dict[str, Any]]:
             and document.get("kind") == "ModelDeployment"
             and document.get("metadata", {}).get("name") == deployment
         ):
-            spec = document.get("spec", {})
-            if not spec.get("revisions") or not spec.get("traffic"):
-                raise StepError(f"ModelDeployment {deployment} has no revisions or no traffic")
-            return number, document
+            found: list[Any] = (document.get("spec") or {}).get(key) or []
+            if not found:
+                raise StepError(
+                    f"ModelDeployment {deployment} has no spec.{key} in this file: --file is the one with its "
+                    "revisions, --traffic-file the one with its traffic, where that is another"
+                )
+            return number, found
     raise StepError(f"the manifest holds no ModelDeployment {deployment}")
+
+
+def _spec_list(text: str, number: int, key: str) -> SequenceNode:
+    return _list(value_of(list(yaml.compose_all(text, yaml.SafeLoader))[number], "spec"), key)
 
 
 def _list(node: Node | None, key: str) -> SequenceNode:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from closedloop.files import Json, StepError, read_json, sha256
-from closedloop.manifestedit import with_resource, with_revision
+from closedloop.manifestedit import with_listed, with_resource, with_revision, with_share
 from tuneyard.api.loraadapter import LoRAAdapterSpec
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.cli.manifest import adapter_manifest
@@ -37,7 +38,7 @@ class Proposal:
     run: Path
     repo: Path
     file: str
-    """The ModelDeployment's manifest, relative to the repository; the adapter's comes beside it."""
+    """The manifest with the ModelDeployment's revisions, relative to the repository."""
     deployment: str
     base_model: str
     """The BaseModel's name."""
@@ -46,6 +47,10 @@ class Proposal:
     revision: str
     source: str
     """Where pods read the files: s3://…, hf://… or volume:…"""
+    traffic_file: str | None = None
+    """The one with its traffic, where that is another, such as an environment's patch."""
+    adapter_folder: str | None = None
+    """Where the adapter's manifest comes; None: beside `file`."""
     dataset: str | None = None
     """Where the dataset is kept."""
     run_url: str | None = None
@@ -120,11 +125,7 @@ def _spec(wanted: Proposal, found: Json, training: Json, digest: str) -> LoRAAda
 
 
 def _write(wanted: Proposal, tree: Path, manifest: str, base_digest: str) -> None:
-    path = tree / wanted.file
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise StepError(f"{wanted.file} cannot be read in the repository's HEAD: {error.strerror}") from None
+    text = _read(tree, wanted.file)
     pinned = _pinned_base(tree, wanted.base_model)
     if pinned not in (None, base_digest):
         raise StepError(
@@ -132,18 +133,48 @@ def _write(wanted: Proposal, tree: Path, manifest: str, base_digest: str) -> Non
             "from the base that is served"
         )
     revision = {"name": wanted.revision, "baseModel": wanted.base_model, "adapter": wanted.name}
-    changed = with_revision(text, wanted.deployment, revision, PERCENT)
-    for document in yaml.safe_load_all(changed):
-        if isinstance(document, dict) and document.get("kind") == "ModelDeployment":
-            ModelDeploymentResource.from_dict({"metadata": {}, **document})
-    path.write_bytes(changed.encode())
-    beside = path.parent / f"{wanted.name}.yaml"
-    if beside.exists():
-        raise StepError(f"{beside.name} exists already beside {wanted.file}: choose another --name")
-    beside.write_text(manifest)
-    kustomization = path.parent / "kustomization.yaml"
+    if wanted.traffic_file in (None, wanted.file):
+        changed = {wanted.file: with_revision(text, wanted.deployment, revision, PERCENT)}
+    else:
+        share = _read(tree, wanted.traffic_file)
+        changed = {
+            wanted.file: with_listed(text, wanted.deployment, revision),
+            wanted.traffic_file: with_share(share, wanted.deployment, wanted.revision, PERCENT),
+        }
+    _validate(changed.values(), wanted.deployment)
+    for file, new in changed.items():
+        (tree / file).write_bytes(new.encode())
+    folder = (tree / wanted.file).parent if wanted.adapter_folder is None else tree / wanted.adapter_folder
+    if not folder.is_dir():
+        raise StepError(f"there is no folder {wanted.adapter_folder} in the repository's HEAD")
+    own = folder / f"{wanted.name}.yaml"
+    if own.exists():
+        raise StepError(f"{own.relative_to(tree)} exists already: choose another --name")
+    own.write_text(manifest)
+    kustomization = folder / "kustomization.yaml"
     if kustomization.exists():
-        kustomization.write_bytes(with_resource(kustomization.read_bytes().decode(), beside.name).encode())
+        kustomization.write_bytes(with_resource(kustomization.read_bytes().decode(), own.name).encode())
+
+
+def _read(tree: Path, file: str) -> str:
+    try:
+        return (tree / file).read_bytes().decode()
+    except OSError as error:
+        raise StepError(f"{file} cannot be read in the repository's HEAD: {error.strerror}") from None
+
+
+def _validate(texts: Iterable[str], deployment: str) -> None:
+    """The ModelDeployment must be one when its parts are put together."""
+    spec: Json = {}
+    for text in texts:
+        for document in yaml.safe_load_all(text):
+            if (
+                isinstance(document, dict)
+                and document.get("kind") == "ModelDeployment"
+                and document["metadata"].get("name") == deployment
+            ):
+                spec |= document["spec"]
+    ModelDeploymentResource.from_dict({"metadata": {"name": deployment}, "spec": spec})
 
 
 def _pinned_base(tree: Path, name: str) -> str | None:

@@ -7,7 +7,7 @@ Who may set it may also take the object's traffic away by its spec: it gives no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -25,6 +25,13 @@ class Fault(ApiModel):
     """Percent of them that are answered with status 502."""
     delay_ms: Annotated[int, Field(ge=0, le=MOST_DELAY_MS)] = 0
     """Milliseconds that each waits before it is sent to an engine."""
+    lasts_seconds: Annotated[int, Field(gt=0)] | None = None
+    """Since the object was created; what happens then: planning/rehearsal.py. None: until it is removed."""
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What of it makes answers others than those without it, as JSON."""
+        return self.model_dump(mode="json", by_alias=True, include={"revision", "errors", "delay_ms"})
 
 
 def fault_of(annotations: Mapping[str, str]) -> Fault | None:

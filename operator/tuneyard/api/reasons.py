@@ -165,6 +165,11 @@ class Reason(StrEnum):
         "The candidate's answers are bad more often than stable's, and more often than is tolerated; or a check of "
         "Prometheus was out of bounds too often in a row.",
     )
+    REHEARSAL_OVER = (
+        "RehearsalOver",
+        "A rehearsal of `tuneyard drill` was left behind: its candidate gets no traffic any more, and the object is to be "
+        "deleted.",
+    )
     INCONCLUSIVE = (
         "Inconclusive",
         "The step's hold is over, and too little is known of the candidate's answers to take the next one.",

@@ -1,7 +1,8 @@
 """`tuneyard drill NAME`: put a bad candidate beside what is stable, and measure until it is rolled back by itself.
 
 It works on an object of its own (drillplan.py), sends its own requests, a bounded number of them, and removes the
-object whatever happens. Exit codes: 0 the candidate was rolled back, 1 it was not, or the rehearsal could not be made.
+object (drillend.py). Exit codes: 0 the candidate was rolled back; 1 it was not, the rehearsal could not be made, or
+something of it stays; 130 somebody ended it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import secrets
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tuneyard.api.drill import MOST_DELAY_MS, Fault
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.cli.drillend import ended_like_ctrl_c, removed
 from tuneyard.cli.drillplan import (
     CANDIDATE,
     STABLE,
@@ -51,6 +53,8 @@ _BASELINE_SECONDS = 5.0
 """How long stable is seen alone before the candidate begins."""
 _AFTERWARDS_SECONDS = 2.0
 """How long requests go on after the verdict: what still comes to the candidate counts."""
+_BESIDE_SECONDS = 600.0
+"""More than all that comes before and after `--within` takes: then a rehearsal that is still there was left behind."""
 _POLL_SECONDS = 0.1
 _MOST_OPEN = 100
 _PROMPT = "Say hello."
@@ -58,7 +62,7 @@ _PROMPT = "Say hello."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard drill`."""
-    parser.add_argument("name", metavar="NAME", help="a ModelDeployment with spec.rollout.analysis")
+    parser.add_argument("name", metavar="NAME", help="a ModelDeployment in mode Progressive with spec.rollout.analysis")
     parser.add_argument("-n", "--namespace", help="namespace (default: the one of the kubeconfig's context)")
     parser.add_argument("--gateway", metavar="URL", help="where requests go (default: the URL in the status)")
     parser.add_argument("--api-key", type=Path, metavar="FILE", help="a file with the key that requests carry")
@@ -111,7 +115,8 @@ class _Drill:
 
 def run(args: argparse.Namespace) -> int:
     """Rehearse and print what was measured."""
-    fault = fault_from(args)
+    within = _seconds(args.within)
+    fault = fault_from(args).model_copy(update={"lasts_seconds": math.ceil(within + _BESIDE_SECONDS)})
     if not (1 <= args.weight <= 50 and 0 < args.rate <= 200):
         raise UserError("--weight is from 1 to 50 percent, and --rate above 0, 200 a second at most")
     cluster = open_cluster(args.kubeconfig, args.context)
@@ -121,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     url = args.gateway or (deployment.status.url or "").removesuffix("/v1")
     if not url:
         raise UserError("the status names no URL of the gateway: give it with --gateway")
-    made = drill_object(deployment, revision, fault, weight=args.weight, token=secrets.token_hex(6))
+    token = secrets.token_hex(6)
+    made = drill_object(deployment, revision, fault, weight=args.weight, token=token)
     drill = _Drill(
         cluster=cluster,
         namespace=namespace,
@@ -132,15 +138,15 @@ def run(args: argparse.Namespace) -> int:
         fault=fault,
         weight=args.weight,
         rate=args.rate,
-        within=_seconds(args.within),
+        within=within,
     )
-    drill.request("POST", body=made)
-    with _removed(drill):
+    with ended_like_ctrl_c(), removed(cluster.api, namespace, drill.name, token):
+        drill.request("POST", body=made)
         found = asyncio.run(_rehearse(drill))
-    if args.output:
-        sys.stdout.write(machine_readable(found, args.output))
-    else:
-        show(console_for(sys.stdout), render(found))
+        if args.output:
+            sys.stdout.write(machine_readable(found, args.output))
+        else:
+            show(console_for(sys.stdout), render(found))
     return 0 if found.rolled_back else 1
 
 
@@ -170,16 +176,6 @@ def _key(file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise UserError(f"--api-key: {file} cannot be read: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _removed(drill: _Drill) -> Iterator[None]:
-    """The object goes, also when somebody ends the rehearsal."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(UserError):
-            drill.request("DELETE", drill.name)
 
 
 async def _rehearse(drill: _Drill) -> Result:

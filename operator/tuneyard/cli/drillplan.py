@@ -75,6 +75,11 @@ def drilled(deployment: ModelDeploymentResource, *, own_pods: bool) -> Revision:
             f"{name} has no spec.rollout.analysis, so nothing would be rolled back by itself: say there what a good "
             "answer is, for example slo: {errorRate: 1%}"
         )
+    if not spec.progressive:
+        raise UserError(
+            f"{name} has spec.rollout.mode Manual (the default), in which nobody looks at analysis, so nothing would "
+            "be rolled back by itself: set mode: Progressive and steps, for example [{weight: 5, hold: 10m}]"
+        )
     stable = (deployment.status.rollout or RolloutStatus()).stable
     found = next((r for r in spec.revisions if r.name == stable), None)
     if found is None:

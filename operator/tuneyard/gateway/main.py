@@ -232,6 +232,7 @@ class Gateway:
             ready=lambda: self.ready,
             metrics=self.metrics,
             answers=self.answer_metrics,
+            evidence=self.evidence.report,
             envoy=self.envoy,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)

@@ -25,6 +25,7 @@ from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.feedback import Feedback, Given, Taken, join
 from tuneyard.gateway.metrics import Metrics
+from tuneyard.gateway.slometrics import slo_page
 
 WAIT = 20.0
 ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport | MirrorReport]]
@@ -60,9 +61,10 @@ def application(
     ready: Callable[[], bool],
     metrics: Metrics,
     answers: AnswerMetrics,
+    evidence: Callable[[], EvidenceReport],
     envoy: EnvoyAdmin,
 ) -> web.Application:
-    """The routes; `reports` by path, `token` is what the operator proves itself with."""
+    """The routes; `reports` by path, `token` is what the operator proves itself with, `evidence` what was counted."""
     trusted = partial(_trusted, f"Bearer {token}")
 
     async def rated(given: Given) -> Taken:
@@ -76,7 +78,7 @@ def application(
 
     async def metrics_page(_: web.Request) -> web.Response:
         own = generate_latest(metrics.registry).decode()
-        text = own + await answers.page() + await envoy.metrics()
+        text = own + await answers.page() + await slo_page(evidence()) + await envoy.metrics()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()

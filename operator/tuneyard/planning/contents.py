@@ -35,7 +35,7 @@ def hash_of(
         "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest] if adapter else None,
     }
     if fault is not None and fault.revision == revision.name:
-        parts["fault"] = fault.to_dict()
+        parts["fault"] = fault.mark
     return names.short_hash(json.dumps(parts, sort_keys=True), length=16)
 
 

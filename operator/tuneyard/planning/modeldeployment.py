@@ -35,6 +35,7 @@ from tuneyard.planning.observations import ModelDeploymentObservation, Problem
 from tuneyard.planning.plan import Action, Event, ObjectReference, Plan
 from tuneyard.planning.promotion import Served, stable_since
 from tuneyard.planning.readiness import readiness, stalled_event
+from tuneyard.planning.rehearsal import rehearsal_left, rehearsal_over
 from tuneyard.planning.remedies import clipped, named, with_remedy
 from tuneyard.planning.revisions import (
     RevisionState,
@@ -100,7 +101,8 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     decision, hashes = serving.decision, serving.seen.hashes
     rejected = serving.taken or first_wrong_reference(serving.seen.states.values())
     causes = serving.causes
-    problem = rejected or decision.problem or next((c for c in causes.values() if not is_work(c)), None)
+    over = rehearsal_over(deployment, obs.now)
+    problem = rejected or over or decision.problem or next((c for c in causes.values() if not is_work(c)), None)
     unapplied = _unapplied(obs, serving)
     work = next(iter(causes.values()), None) or unapplied or decision.work
     done = Problem(Reason.READY, "every revision gets its weight")
@@ -129,7 +131,8 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
         waking_since=serving.sleep.waking_since,
         conditions=list(merged(deployment.status.conditions, findings, now, generation or None)),
     )
-    waits = (decision.requeue_after, drift.look_again, look_again(serving.sleep, deployment, status))
+    ends = None if over else rehearsal_left(deployment, obs.now)
+    waits = (decision.requeue_after, drift.look_again, look_again(serving.sleep, deployment, status), ends)
     again = min((w for w in waits if w is not None), default=None)
     return Plan(
         actions=(

@@ -10,6 +10,7 @@ Rules:
   takes. What has run of it counts on afterwards;
 - checks of Prometheus are one more condition for a step, and one more reason to reject (promchecks.py);
 - a stable revision that broke an objective before the candidate came is no reason to keep it;
+- a rehearsal that is over and was left behind is rejected (rehearsal.py);
 - who is promoted by a command, or has been stable before, is asked for no evidence.
 """
 
@@ -26,6 +27,7 @@ from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import Outcome
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.promchecks import Standings, standings
+from tuneyard.planning.rehearsal import rehearsal_over
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.rolloutanalysis import Look, look, rules_of
 from tuneyard.planning.rolloutposition import position
@@ -72,6 +74,9 @@ def gate(seen: Seen, candidate: str, stable: str, *, stopped: bool) -> Gate:
     """What the evidence lets the candidate do now; `stopped`: the rollout is paused."""
     if rules_of(seen.rollout) is None:
         return OPEN
+    over = rehearsal_over(seen.deployment, seen.now)
+    if over is not None:
+        return Gate(opens=False, against=over)
     found = look(seen, candidate, stable)
     if found is None or found.judgement is None:
         return Gate(found, opens=False)

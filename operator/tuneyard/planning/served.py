@@ -18,7 +18,7 @@ from tuneyard.planning.revisions import RevisionState
 
 def served_contents(pool: str, engine: str | None, base_digest: str | None, fault: Fault | None) -> str:
     """Hash of a pool, what its engines are asked for (an adapter's digest is in that name), their base, and a fault."""
-    spoiled = [] if fault is None else [json.dumps(fault.to_dict(), sort_keys=True)]
+    spoiled = [] if fault is None else [json.dumps(fault.mark, sort_keys=True)]
     return names.short_hash(pool, engine or "", base_digest or "", *spoiled)
 
 

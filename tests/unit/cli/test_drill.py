@@ -62,6 +62,8 @@ def test_both_revisions_are_what_is_stable_under_a_name_of_its_own() -> None:
     [
         ({"rollout": RolloutSpec.from_dict({**STEPS, "analysis": None})}, "has no spec.rollout.analysis"),
         ({"rollout": None}, "has no spec.rollout.analysis"),
+        ({"rollout": RolloutSpec.from_dict({"analysis": SLO})}, "mode: Progressive"),
+        ({"rollout": RolloutSpec.from_dict({**STEPS, "mode": "Manual"})}, "mode: Progressive"),
         ({"status": ModelDeploymentStatus()}, "has no stable revision yet"),
         ({"serving": ServingSpec()}, "--own-pods"),
         ({"revisions": [revision("v1", "one", serving=ServingSpec())], "traffic": {"v1": 100}}, "--own-pods"),

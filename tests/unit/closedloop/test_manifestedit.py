@@ -79,7 +79,7 @@ def test_layouts(old: str, new: str) -> None:
     ("text", "said"),
     [
         ("kind: Other\n", "no ModelDeployment m"),
-        (HEAD + "  revisions: []\n  traffic: []\n", "no revisions or no traffic"),
+        (HEAD + "  revisions: []\n  traffic: []\n", "no spec.revisions in this file"),
         (HEAD + "  revisions: [{name: v9}]\n  traffic: [{revision: v9, weight: 100}]\n", "revision v9 already"),
         (HEAD + "  revisions: [{name: v1}]\n  traffic: [{revision: v1, weight: 1}]\n", "more than 1 %"),
         (HEAD.replace("{name: m}", "{name: m"), "not valid YAML"),

@@ -31,6 +31,22 @@ def repo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def gitops(tmp_path: Path) -> Path:
+    """A repository that is laid out as examples/gitops."""
+    folder = tmp_path / "gitops"
+    shutil.copytree(demo.ROOT / "examples" / "gitops", folder)
+    for words in (
+        ["init", "--quiet", "--initial-branch", "main"],
+        ["config", "user.name", "Closed loop"],
+        ["config", "user.email", "closed-loop@example.com"],
+        ["add", "--all"],
+        ["commit", "--quiet", "-m", "What is served"],
+    ):
+        git(folder, *words)
+    return folder
+
+
+@pytest.fixture
 def run(tmp_path: Path) -> Path:
     run = tmp_path / "run"
     shutil.copytree(demo.ROOT / "examples" / "adapters" / "acme-support-v2", run / "adapter")
@@ -153,8 +169,11 @@ def test_nothing_where_it_is_not_better(run: Path, repo: Path) -> None:
         (None, {"file": "models/nothing.yaml"}, "cannot be read in the repository's HEAD"),
         (None, {"deployment": "other"}, "no ModelDeployment other"),
         (None, {"revision": "v1"}, "a revision v1 already"),
-        (None, {"name": "acme-support-v1"}, "exists already beside"),
+        (None, {"name": "acme-support-v1"}, "models/acme-support-v1.yaml exists already"),
         (None, {"source": "v4"}, "is no source"),
+        (None, {"traffic_file": "models/nothing.yaml"}, "cannot be read in the repository's HEAD"),
+        (None, {"traffic_file": "models/base.yaml"}, "no ModelDeployment acme-support"),
+        (None, {"adapter_folder": "nowhere"}, "no folder nowhere"),
     ],
 )
 def test_refused_and_no_branch_is_left(run: Path, repo: Path, spoil: Any, given: dict[str, Any], said: str) -> None:
@@ -170,3 +189,39 @@ def test_proposed_once(run: Path, repo: Path) -> None:
     propose(proposal(run, repo))
     with pytest.raises(StepError, match="exists already"):
         propose(proposal(run, repo))
+
+
+LAYOUT = {"file": "deployments/acme-support.yaml", "adapter_folder": "adapters"}
+
+
+@pytest.mark.parametrize("environment", ["production", "staging"])
+def test_where_environments_have_their_traffic_the_revision_is_listed_once_and_one_environment_tries_it(
+    run: Path, gitops: Path, environment: str
+) -> None:
+    traffic = f"environments/{environment}/traffic.yaml"
+    propose(proposal(run, gitops, **LAYOUT, traffic_file=traffic))
+    heaviest = "v1" if environment == "production" else "v2"
+    files = git(gitops, "diff", "--name-only", "main", "propose/acme-support-v4").split()
+    assert files == [
+        "adapters/acme-support-v4.yaml",
+        "adapters/kustomization.yaml",
+        "deployments/acme-support.yaml",
+        traffic,
+    ]
+    edits = git(gitops, "diff", "--unified=0", "main", "propose/acme-support-v4", "--", *files[1:]).splitlines()
+    assert [line for line in edits if line[0] in "+-" and line[:3] not in ("+++", "---")] == [
+        "+  - acme-support-v4.yaml",
+        "+    - {name: v4, baseModel: smollm2, adapter: acme-support-v4}",
+        f"-    - {{revision: {heaviest}, weight: 100}}",
+        f"+    - {{revision: {heaviest}, weight: 99}}",
+        "+    - {revision: v4, weight: 1}",
+    ]
+
+
+def test_a_part_without_traffic_says_where_that_is_to_be_looked_for(run: Path, gitops: Path) -> None:
+    with pytest.raises(StepError, match=r"no spec\.traffic in this file.*--traffic-file"):
+        propose(proposal(run, gitops, **LAYOUT))
+    with pytest.raises(StepError, match=r"no spec\.revisions in this file"):
+        swapped = {"file": "environments/staging/traffic.yaml", "traffic_file": "deployments/acme-support.yaml"}
+        propose(proposal(run, gitops, **swapped))
+    assert git(gitops, "branch", "--list").split() == ["*", "main"]
