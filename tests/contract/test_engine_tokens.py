@@ -107,8 +107,8 @@ async def test_tokens_are_counted_and_timed_as_the_client_sees_them(
         assert told.ttft is not None and told.itl is not None
         assert (line["ttft_ms"], line["itl_ms"]) == (pytest.approx(told.ttft), pytest.approx(told.itl))
         late.append(told.ttft - first)
-        between.append(told.itl / ((last - first) / (len(seen.events) - 1)) - 1)
+        between.append(told.itl / ((last - first) / (len(seen.tokens) - 1)) - 1)
     # single ones are off by what the machine does meanwhile
     assert abs(statistics.median(late)) < 10, late
-    assert abs(statistics.median(between)) < 0.05, between
+    assert abs(statistics.median(between)) < 0.03, between
     assert max(map(abs, late)) < 100, late
