@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -122,10 +122,10 @@ class OperatorProcess:
         """Its log."""
         return self.log.read_text() if self.log.exists() else ""
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels; 0 where there is none."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels, or over the series with this one; 0 where there is none."""
         lines = self.ask("/metrics")[1].splitlines()
-        values = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+        values = [line.rsplit(" ", 1) for line in lines if line.startswith(name) and label in line]
         return sum(float(value) for series, value in values if series.partition("{")[0] == name)
 
     def ask(self, path: str) -> tuple[int, str]:
@@ -237,8 +237,10 @@ class Cluster:
         adapters: dict[str, str] | None = None,
         engine: str = "Ready",
         address: str = "10.0.0.9:8080",
+        *,
+        failed: Mapping[str, Object] | None = None,
     ) -> None:
-        """The pod's agent says what it has: adapter name -> digest, all of them loaded."""
+        """The pod's agent says what it has: adapter name -> digest, all loaded but those that it says more of."""
         said = {
             "address": address,
             "engine": engine,
@@ -246,7 +248,8 @@ class Cluster:
             "adapters": {
                 a: {"state": "Loaded", "digest": d, "engineName": names.engine_adapter_name(a, d), "rank": 8}
                 for a, d in (adapters or {}).items()
-            },
+            }
+            | {a: {"state": "Failed", **why} for a, why in (failed or {}).items()},
         }
         where = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
         annotations = {names.ANNOTATION_ADAPTERS: json.dumps(said)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,13 +27,14 @@ from tests.contract.operator_process import (
 )
 from tests.contract.ports import PODS_ON_LOOPBACK
 from tests.fakes.upstream import Upstream
-from tests.traffic import Load, Traffic
+from tests.traffic import Load, Record, Traffic
 from tuneyard.api import names
 from tuneyard.api.drill import Fault
 from tuneyard.systems.kube.client import MERGE
 
-BASE, MODEL, STABLE, CANDIDATE = "tiny", "chat", "stable", "candidate"
-REVISIONS: dict[str, str | None] = {STABLE: "one", CANDIDATE: "two"}
+BASE, MODEL, STABLE, CANDIDATE, NEXT = "tiny", "chat", "stable", "candidate", "next"
+REVISIONS: dict[str, str | None] = {STABLE: "one", CANDIDATE: "two", NEXT: "three"}
+"""`next` is listed only by who commits it."""
 
 
 class RolloutWorld:
@@ -76,26 +78,52 @@ class RolloutWorld:
 
     def _apply(self) -> None:
         self.cluster.apply("BaseModel", BASE, BASE_SPEC)
-        adapters = [a for a in REVISIONS.values() if a]
-        for adapter in adapters:
+        for adapter in filter(None, REVISIONS.values()):
             self.cluster.apply("LoRAAdapter", adapter, {**adapter_spec(BASE, adapter), "digest": digest_of(adapter)})
         self.cluster.pod("pod-0", BASE)
         self.cluster.verified("pod-0", "sha256:" + "ab" * 32)
-        self.cluster.report("pod-0", BASE, {a: digest_of(a) for a in adapters}, address=self.pod.address)
+        self.report()
         self.spec(0)
+
+    def report(self, failed: Mapping[str, Object] | None = None) -> None:
+        """The pod's agent says that it has loaded all adapters but these, and what it says of these."""
+        loaded = {a: digest_of(a) for a in filter(None, REVISIONS.values())}
+        self.cluster.report("pod-0", BASE, loaded, address=self.pod.address, failed=failed)
 
     def spec(self, candidate: int, **rollout: Any) -> None:
         """What a user applies: the candidate's weight, and changes of the rollout."""
+        self.commit({STABLE: 100 - candidate, CANDIDATE: candidate}, **rollout)
+
+    def commit(self, weights: dict[str, int], own: Object | None = None, **rollout: Any) -> None:
+        """The same for any revisions; `own`: the last one's serving block, which gives it pods of its own."""
         self.rollout = {**self.rollout, **rollout}
-        spec = deployment_spec(BASE, {STABLE: 100 - candidate, CANDIDATE: candidate}, REVISIONS)
+        spec = deployment_spec(BASE, weights, REVISIONS)
+        spec["revisions"][-1].update({"serving": own} if own else {})
         self.cluster.apply("ModelDeployment", MODEL, {**spec, "rollout": self.rollout})
 
     def spoil(self, **fault: int) -> None:
         """`errors` percent, or `delay_ms`, of the candidate's answers."""
-        text = json.dumps(Fault(revision=CANDIDATE, **fault).to_dict())
-        path = self.cluster.path("modeldeployments", MODEL)
-        body = {"metadata": {"annotations": {names.ANNOTATION_DRILL: text}}}
-        self.cluster.api.request("PATCH", path, body=body, content_type=MERGE)
+        self._annotate(names.ANNOTATION_DRILL, Fault(revision=CANDIDATE, **fault).to_dict())
+
+    def command(self, action: str) -> None:
+        """What `tuneyard rollout` asks for, of the candidate."""
+        self._annotate(names.ANNOTATION_COMMAND, {"id": action, "action": action, "revision": CANDIDATE})
+
+    def _annotate(self, annotation: str, value: Object) -> None:
+        body = {"metadata": {"annotations": {annotation: json.dumps(value)}}}
+        self.cluster.api.request("PATCH", self.cluster.path("modeldeployments", MODEL), body=body, content_type=MERGE)
+
+    async def served(self) -> list[Mapping[str, int]]:
+        """The weights that each gateway's Envoy works with; revisions without any are left out."""
+        key = f"{self.cluster.namespace}/{MODEL}"
+        reports = [await gateway.applied() for gateway in self.gateways]
+        return [{r: w for r, w in report.deployments[key].weights.items() if w} for report in reports]
+
+    async def answered(self, count: int) -> list[Record]:
+        """What became of requests that begin from now on, until so many have ended at each gateway."""
+        since = time.time()
+        await asyncio.gather(*(traffic.wait_for(count) for traffic in self.traffics))
+        return [r for traffic in self.traffics for r in traffic.records if r.start >= since]
 
     async def ask_for(self, stack: AsyncExitStack, rate: float, body: Mapping[str, Any] | None = None) -> None:
         """Traffic through every gateway, until the stack's end."""

@@ -91,6 +91,17 @@ class World:
         kept = [names.rollout_record(MODEL), names.rollout_evidence(MODEL), names.gate_reports(MODEL)]
         self.kubectl("-n", MODELS_NAMESPACE, "delete", "configmap", *kept, "--ignore-not-found")
 
+    def record(self) -> dict[str, Any]:
+        """What of the deployment's rollouts outlives it; empty when there is nothing."""
+        found = self._record()
+        return dict(json.loads(json.loads(found)["data"]["record.json"])) if found else {}
+
+    def events(self, reason: str) -> list[str]:
+        """What was told of the model by events with this reason, in this life of it."""
+        uid = self.kubectl.get("mdep", MODEL, MODELS_NAMESPACE)["metadata"]["uid"]
+        found = self.kubectl.items("events.events.k8s.io", MODELS_NAMESPACE)
+        return [e.get("note", "") for e in found if e["reason"] == reason and e["regarding"].get("uid") == uid]
+
     def _record(self) -> str:
         """What of the deployment's rollouts outlives it, as JSON; empty when there is nothing."""
         record = ("configmap", names.rollout_record(MODEL), "--ignore-not-found", "-o", "json")
@@ -122,9 +133,9 @@ class World:
         return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
 
     def tuneyard(self, command: str, *options: str) -> Any:
-        """What the command line says of the model, as JSON."""
+        """What the command line says of the model, as JSON; a command may be of several words."""
         done = subprocess.run(
-            [sys.executable, "-m", "tuneyard", command, MODEL, "-n", MODELS_NAMESPACE, "-o", "json", *options],
+            [sys.executable, "-m", "tuneyard", *command.split(), MODEL, "-n", MODELS_NAMESPACE, "-o", "json", *options],
             env={
                 **os.environ,
                 "KUBECONFIG": str(self.system.provider.kubeconfig()),
