@@ -16,6 +16,7 @@ import pytest
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.rolloutworld import CANDIDATE, MODEL, STABLE, RolloutWorld
 from tests.contract.test_status import environment
+from tuneyard.planning.evidence import COMPARED
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -42,7 +43,7 @@ async def test_a_good_candidate_takes_over_by_itself(operator_apiserver: ApiServ
         await world.ask_for(running, 20)
         world.spec(100)
         told = await world.until(lambda r: bool(r.get("analysis", {}).get("objectives")), "the evidence is told")
-        assert {o["objective"] for o in told["analysis"]["objectives"]} <= {"errorRate", "ttft"}
+        assert {o["objective"] for o in told["analysis"]["objectives"]} <= {"errorRate", "ttft", *COMPARED}
         found = await world.until(lambda r: r["phase"] == "Completed", "the candidate is stable", within=120)
         assert (found["stable"], found.get("verdicts")) == (CANDIDATE, None)
         await running.aclose()

@@ -6,6 +6,7 @@ import pytest
 
 from demo.kubectl import ready
 from tests.e2e.world import World, deployment
+from tuneyard.planning.evidence import COMPARED
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -19,7 +20,11 @@ JUDGED = {
 def test_a_candidate_that_answers_well_takes_over_by_itself(world, traffic):
     world.apply(deployment({"v1": 0, "v2": 100}, rollout=JUDGED))
     seen = world.wait_for(lambda d: d["status"]["rollout"].get("analysis", {}).get("objectives"), timeout=120)
-    assert {o["objective"] for o in seen["status"]["rollout"]["analysis"]["objectives"]} <= {"errorRate", "ttft"}
+    assert {o["objective"] for o in seen["status"]["rollout"]["analysis"]["objectives"]} <= {
+        "errorRate",
+        "ttft",
+        *COMPARED,
+    }
     seen = world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d), timeout=180)
     assert not seen["status"]["rollout"].get("verdicts")
     told = traffic.summary()
