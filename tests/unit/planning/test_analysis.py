@@ -180,13 +180,14 @@ def test_nothing_is_said_of_refusals_while_nobody_else_answers():
     assert alone.unnamed[REFUSED].whole.seen.candidate.judged == 10 and alone.asked == 9
 
 
-def test_who_refuses_as_stable_does_is_asked_and_cannot_be_judged():
+@pytest.mark.parametrize("looks", [10, 40])
+def test_who_refuses_as_stable_does_is_asked_and_cannot_be_judged(looks):
     refusing = {s: t for s, t in unanswered(runs(2, 2), runs(198, 198)).items() if s.objective is not ERRORS}
-    found = after(refusing, looks=40)
+    found = after(refusing, looks=looks)
     assert found.outcome is Outcome.CONTINUE
     assert found.sentence == (
-        "v3 is asked, but no objective could judge any of its 80 answers: 80 were refused with status 400 to 499 (of "
-        "v2's 7920 of 7920 (100 %)); it is not promoted for having waited"
+        f"v3 is asked, but no objective could judge any of its {2 * looks} answers: {2 * looks} were refused with "
+        f"status 400 to 499 (of v2's {198 * looks} of {198 * looks} (100 %)); it is not promoted for having waited"
     )
 
 
