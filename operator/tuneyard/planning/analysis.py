@@ -10,8 +10,8 @@ Rules:
   stable, or that its share of bad answers is below what is tolerated; either with the chance `power` that a bad
   candidate would not have got there. Pass is said of what is known now, and may be taken back by the next look;
 - what nobody names is compared too (`COMPARED`): a candidate that refuses what stable answers, or hangs until clients
-  leave, has no answer that an objective could judge. This has a chance of its own, a tenth of `alpha`, so that nobody's
-  share becomes smaller. It is only ever held against stable at the same time, never against a limit: what users send,
+  leave, has no answer that an objective could judge. This has a chance of its own, a twentieth of `alpha`, so that no
+  objective's share becomes smaller. It is only ever held against stable at the same time, never against a limit: what users send,
   and how patient they are, is their business. So it says nothing while the candidate has all traffic;
 - a candidate that is asked, though no objective could judge any of its answers, is not one that nobody asks
   (`unjudged`): it never passes by waiting;
@@ -35,7 +35,7 @@ _ERROR_SHARE = 0.95
 _WHOLE_SHARE = 0.97
 """Of alpha; a hundredth costs the others a bad answer or two, and the first ones cannot spare it (a small rise of the
 error rate takes hundreds of answers to see)."""
-_UNNAMED_SHARE = 0.1
+_UNNAMED_SHARE = 0.05
 """For what nobody names, beyond that of the objectives; for each its part."""
 _MORE = {Objective.CLIENT_ERRORS: 0.02, Objective.CLIENTS_LEFT: 0.05}
 """By how much the candidate's share of all requests may be above stable's. Chance gives each revision the same requests
@@ -44,7 +44,7 @@ prompts, and all of those. Clients that stop when they have read enough do so mo
 no harm; from a candidate that hangs nearly all leave. The points are also what is left for users who stay with one
 revision by means of their own, such as those that ask again and again until they get it."""
 _ENOUGH = 20
-"""Answers of the candidate before it is rejected for that: fewer may be one user who tries again and again."""
+"""Answers of the candidate before it is rejected for that; half of them bad: fewer may be one user who tries again."""
 _BECAME = {
     Objective.CLIENT_ERRORS: "were refused with status 400 to 499",
     Objective.CLIENTS_LEFT: "ended because the client left before the answer was whole",
@@ -275,7 +275,8 @@ def _refusing(analysis: Analysis, rules: Rules, objective: Objective) -> Judgeme
         return None
     for capital, since in _significant(comparison, rules.alpha * _UNNAMED_SHARE / len(COMPARED), rules):
         mine, other = capital.seen
-        if mine.judged >= _ENOUGH and mine.rate > other.rate + _MORE[objective]:
+        enough = mine.judged >= _ENOUGH and mine.bad >= _ENOUGH / 2
+        if enough and mine.rate > other.rate + _MORE[objective]:
             return Judgement(
                 Outcome.REJECT,
                 f"{objective.value}: {_part(mine)} of the requests to {analysis.candidate} {_BECAME[objective]}, in "

@@ -157,6 +157,7 @@ def test_a_candidate_that_gives_no_answer_is_rejected_within_some_dozens(objecti
         pytest.param(REFUSED, runs(10, 3), runs(990, 297), 60, id="users send nonsense to both"),
         pytest.param(REFUSED, runs(100, 3), runs(900, 10), 60, id="a little more, within what is tolerated"),
         pytest.param(REFUSED, runs(2, 2), runs(198, 1), 9, id="so few that it may be one user"),
+        pytest.param(REFUSED, Tally(10, 4, 3, 3), runs(990, 0), 2, id="so few of many that it may be one user"),
         pytest.param(LEFT, runs(100, 24), runs(900, 180), 60, id="longer answers are left more often"),
         pytest.param(REFUSED, Tally(), runs(990, 5), 60, id="no answer at all"),
     ],
