@@ -11,8 +11,8 @@ Rules:
   candidate would not have got there. Pass is said of what is known now, and may be taken back by the next look;
 - what nobody names is compared too (`COMPARED`): a candidate that refuses what stable answers, or hangs until clients
   leave, has no answer that an objective could judge. This has a chance of its own, a twentieth of `alpha`, so that no
-  objective's share becomes smaller. It is only ever held against stable at the same time, never against a limit: what users send,
-  and how patient they are, is their business. So it says nothing while the candidate has all traffic;
+  objective's share becomes smaller. It is only ever held against stable at the same time, never against a limit: what
+  users send, and how patient they are, is their business. So it says nothing while the candidate has all traffic;
 - a candidate that is asked, though no objective could judge any of its answers, is not one that nobody asks
   (`unjudged`): it never passes by waiting;
 - silence says nothing: NoTraffic and MetricsUnavailable neither reject nor pass, whatever was counted before;
