@@ -1,7 +1,8 @@
 """How often a candidate that is no worse than stable is rolled back, and how soon one that is worse.
 
 Whole rollouts (1, 5, 25, 100 %) drawn from a seed, as tests/canaries.py tells: three objectives, errors and latencies
-that depend on the ones before, drifting rates, outages, other prompt lengths for either revision, several gateways.
+that depend on the ones before, drifting rates, outages, other prompt lengths for either revision, several gateways;
+requests that have to be refused and clients that leave, of both revisions.
 The judge is the operator's own. The usual judges look at other rollouts of the same worlds.
 
 python -m benchmarks.analysis [--rollouts N] [--candidates N] [--peers N] [--seed N]
@@ -19,15 +20,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import percentile, write
-from tests.canaries import CANDIDATE, STEPS, Looks, Step, course, drawn, rollout, worse
-from tuneyard.planning.analysis import Outcome, Rules, Target
-from tuneyard.planning.evidence import Objective
+from tests.canaries import CANDIDATE, STEPS, Looks, Step, World, course, drawn, rollout, unanswering, worse
+from tuneyard.planning.analysis import Judgement, Outcome, Rules, Target
+from tuneyard.planning.evidence import COMPARED, Objective
 
 RULES = Rules(
     (Target(Objective.ERROR_RATE, 0.01), Target(Objective.TTFT, 0.05), Target(Objective.E2E, 0.05)), steps=len(STEPS)
 )
 _OBJECTIVES = [t.objective for t in RULES.targets]
 _DETECTING = ((1.0, 5, Step(0.01, 6_000, 30)), (0.2, 25, Step(0.01, 20_000, 100)), (0.05, 90, Step(0.01, 50_000, 250)))
+_UNANSWERING = tuple((objective, rate) for objective in COMPARED for rate in (1.0, 0.3))
 _SLOW = (0.02, 350, Step(0.01, 110_000, 550))
 _WINDOW = 60
 """Answers of either revision that the usual judges compare."""
@@ -47,26 +49,26 @@ def upper_bound(hits: int, trials: int, doubt: float = 0.05) -> float:
     return high
 
 
-def _false_rollbacks(rollouts: int, rng: np.random.Generator) -> tuple[Counter[float], Counter[float], list[str]]:
-    """Per correlation: rollouts, and those that were rolled back, with their sentences."""
+def _false_rollbacks(rollouts: int, rng: np.random.Generator) -> tuple[Counter[float], Counter[float], list[Judgement]]:
+    """Per correlation: rollouts, and those that were rolled back, and for what."""
     tried: Counter[float] = Counter()
     rejected: Counter[float] = Counter()
-    sentences = []
+    reasons = []
     for number in range(1, rollouts + 1):
         world = drawn(rng, _OBJECTIVES)
         over = course(world, RULES, rng)
         tried[world.correlation] += 1
         if over.judgement.outcome is Outcome.REJECT:
             rejected[world.correlation] += 1
-            sentences.append(over.judgement.sentence)
+            reasons.append(over.judgement)
         if number % 1000 == 0:
             print(f"{number} rollouts, {rejected.total()} rolled back", flush=True)
-    return tried, rejected, sentences
+    return tried, rejected, reasons
 
 
-def _requests(rate: float, step: Step, candidates: int, rng: np.random.Generator) -> list[float]:
+def _requests(world: World, step: Step, candidates: int, rng: np.random.Generator) -> list[float]:
     """The candidate's requests until it is rejected; infinite where the step was too short."""
-    courses = [course(worse(rate), RULES, rng, [step]) for _ in range(candidates)]
+    courses = [course(world, RULES, rng, [step]) for _ in range(candidates)]
     return [c.requests if c.judgement.outcome is Outcome.REJECT else math.inf for c in courses]
 
 
@@ -129,14 +131,22 @@ def main(arguments: list[str]) -> int:
     rng = np.random.default_rng(given.seed)
     medians, spread, targets = {}, {}, {}
     for rate, most, step in (*_DETECTING, _SLOW):
-        requests = _requests(rate, step, given.candidates * (10 if rate == _SLOW[0] else 1), rng)
+        requests = _requests(worse(rate), step, given.candidates * (10 if rate == _SLOW[0] else 1), rng)
         name = f"median_requests_{rate * 100:.0f}"
         medians[name], targets[name] = percentile(requests, 0.5), f"<= {most}"
         spread[name] = f"p10 {percentile(requests, 0.1):.0f}, p90 {percentile(requests, 0.9):.0f}"
         print(f"{name}: {medians[name]:.0f} ({spread[name]})", flush=True)
+    unanswering_rng = np.random.default_rng(given.seed)
+    for objective, share in _UNANSWERING:
+        world, step = unanswering(objective, share), _DETECTING[1][2]
+        requests = _requests(world, step, given.candidates, unanswering_rng)
+        name = f"median_requests_{objective.value}_{share * 100:.0f}"
+        medians[name] = percentile(requests, 0.5)
+        spread[name] = f"p10 {percentile(requests, 0.1):.0f}, p90 {percentile(requests, 0.9):.0f}"
+        print(f"{name}: {medians[name]:.0f} ({spread[name]})", flush=True)
     powers = [course(worse(0.02), RULES, rng).judgement.outcome for _ in range(max(1, given.candidates // 4))]
     peers = _peers(given.peers, rng)
-    tried, rejected, sentences = _false_rollbacks(given.rollouts, rng)
+    tried, rejected, reasons = _false_rollbacks(given.rollouts, rng)
     rate, bound = rejected.total() / given.rollouts, upper_bound(rejected.total(), given.rollouts)
     figures: dict[str, float] = {
         "false_rollback_rate": bound,
@@ -146,6 +156,7 @@ def main(arguments: list[str]) -> int:
         "seen_false_rollback_rate": rate,
         **{f"seen_false_rollback_rate_{c:g}": rejected[c] / tried[c] for c in sorted(tried)},
         **{f"false_rollback_rate_{name}": share for name, share in peers.items()},
+        "seen_false_rollback_rate_unnamed": sum(r.objective in COMPARED for r in reasons) / given.rollouts,
         "peers_ratio": min(peers.values()) / bound,
     }
     code = write(
@@ -159,11 +170,12 @@ def main(arguments: list[str]) -> int:
             **{f"seen_false_rollback_rate_{c:g}": f"{rejected[c]} of {tried[c]}" for c in sorted(tried)},
         },
         note="simulated; medians: independent errors, 0.5 % of stable's, 1 % weight, two requests to the candidate a "
-        "look; _0 to _0.8: by correlation; peers: one failed check of 60 answers rolls back; peers_ratio: the best of "
+        "look; _clientErrors, _clientsLeft: refused or left, of stable's requests 2 and 5 %; _unnamed: rolled back for "
+        "these; _0 to _0.8: by correlation; peers: one failed check of 60 answers rolls back; peers_ratio: the best of "
         "them to ours",
     )
-    for sentence in sentences[:5]:
-        print(sentence)
+    for reason in reasons[:5]:
+        print(reason.sentence)
     return code
 
 

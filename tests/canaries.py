@@ -6,7 +6,9 @@ prompt length. What makes it hard:
   number comes again with chance `correlation`), latencies as an autoregression of Gaussians;
 - rates drift by a factor of two and back, and now and then an outage hits both revisions;
 - longer prompts are bad more often, and the revisions do not get the same mixture of lengths;
-- answers pass through several gateways, each of which sees its own order.
+- answers pass through several gateways, each of which sees its own order;
+- users send what has to be refused, and leave before answers are whole (`nuisance`): as often to either revision, in
+  runs and with drifts and outages like all else.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tuneyard.planning.analysis import Analysis, Judgement, Outcome, Rules, Sight, begun, judged, observed, stepped
-from tuneyard.planning.evidence import LATENCIES, Objective, Series, Tally
+from tuneyard.planning.evidence import COMPARED, LATENCIES, Objective, Series, Tally
 
 CANDIDATE, STABLE = "v3", "v2"
 LENGTHS = 3
@@ -51,6 +53,8 @@ class World:
     """Of stable's bad answers, over all its prompts, on average."""
     factors: Mapping[Objective, float] = field(default_factory=dict)
     """How much more often the candidate's are bad; none: the same."""
+    nuisance: Mapping[Objective, float] = field(default_factory=dict)
+    """The same of what nobody names: shares of refused requests, and of those whose clients left."""
     correlation: float = 0.0
     drift: float = 1.0
     """The largest factor by which rates rise and fall."""
@@ -64,6 +68,7 @@ def drawn(rng: np.random.Generator, objectives: Sequence[Objective]) -> World:
     """Any world whose candidate is no worse."""
     return World(
         rates={o: float(np.exp(rng.uniform(np.log(0.001), np.log(0.03)))) for o in objectives},
+        nuisance=_nuisance(rng),
         correlation=float(rng.choice([0.0, 0.3, 0.6, 0.8])),
         drift=float(rng.choice([1.0, 2.0])),
         outage=bool(rng.random() < 0.2),
@@ -72,10 +77,27 @@ def drawn(rng: np.random.Generator, objectives: Sequence[Objective]) -> World:
     )
 
 
+def _nuisance(rng: np.random.Generator) -> dict[Objective, float]:
+    """Up to a fifth is refused, and up to a third left. It takes no numbers from those that draw the rest."""
+    most = {Objective.CLIENT_ERRORS: 0.2, Objective.CLIENTS_LEFT: 0.33}
+    (own,) = rng.spawn(1)
+    return {o: float(np.exp(own.uniform(np.log(0.001), np.log(most[o])))) for o in COMPARED}
+
+
+_USUAL = {Objective.CLIENT_ERRORS: 0.02, Objective.CLIENTS_LEFT: 0.05}
+_EVEN = (0.0, 1.0, 0.0)
+
+
 def worse(rate: float) -> World:
     """One whose candidate has that share of errors, where stable has 0.5 %; all prompts are of one length."""
-    even = (0.0, 1.0, 0.0)
-    return World({Objective.ERROR_RATE: 0.005}, {Objective.ERROR_RATE: rate / 0.005}, mixture=(even, even))
+    factors = {Objective.ERROR_RATE: rate / 0.005}
+    return World({Objective.ERROR_RATE: 0.005}, factors, _USUAL, mixture=(_EVEN, _EVEN))
+
+
+def unanswering(objective: Objective, rate: float) -> World:
+    """One whose candidate refuses that share of the requests, or loses the clients of as many; stable 2 and 5 %."""
+    factors = {objective: rate / _USUAL[objective]}
+    return World({Objective.ERROR_RATE: 0.005}, factors, _USUAL, mixture=(_EVEN, _EVEN))
 
 
 @dataclass(frozen=True)
@@ -104,6 +126,8 @@ def _looks(world: World, rng: np.random.Generator, step: Step) -> Looks:
     rises = _rises(world, rng, step.looks)
     counts: list[dict[Series, Tally]] = [{} for _ in range(step.looks)]
     latencies: list[Array] = []
+    (own,) = rng.spawn(1)
+    draws = [(rng, *rate) for rate in world.rates.items()] + [(own, *rate) for rate in world.nuisance.items()]
     for revision, requests, mixture in (
         (CANDIDATE, mine, world.mixture[0]),
         (STABLE, step.requests - mine, world.mixture[1]),
@@ -114,11 +138,11 @@ def _looks(world: World, rng: np.random.Generator, step: Step) -> Looks:
         lengths = rng.choice(LENGTHS, size=requests, p=np.asarray(mixture))
         at = np.sort(rng.integers(step.looks, size=requests))
         gateways = rng.integers(world.gateways, size=requests)
-        for objective, rate in world.rates.items():
+        for numbers, objective, rate in draws:
             factor = world.factors.get(objective, 1.0) if revision == CANDIDATE else 1.0
             even = float(np.dot(_PROMPT_FACTORS, world.mixture[1]))
             chances = np.minimum(1.0, rate * factor * _PROMPT_FACTORS[lengths] / even * rises[at])
-            latent = _latent(rng, requests, world.correlation, gaussian=objective in LATENCIES)
+            latent = _latent(numbers, requests, world.correlation, gaussian=objective in LATENCIES)
             bad = latent < (np.interp(chances, _RATES, _QUANTILES) if objective in LATENCIES else chances)
             _add(counts, Series(revision, objective), bad, (at, lengths, gateways))
             if objective is Objective.TTFT:

@@ -16,6 +16,7 @@ from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.api.documents import EvidenceReport
+from tuneyard.planning.evidence import UNNAMED
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -32,11 +33,14 @@ def deploy(team: Team, name: str, traffic: dict[str, int] | None = None, **spec:
     team.make_deployment(name, traffic or {name: 100}, rollout=rollout, **spec)
 
 
-def tallies(report: EvidenceReport, team: Team, name: str, revision: str | None = None) -> Tallies:
-    """By objective, all prompts' lengths together."""
+def tallies(
+    report: EvidenceReport, team: Team, name: str, revision: str | None = None, *, named: bool = True
+) -> Tallies:
+    """By objective, all prompts' lengths together; not `named`: by those that no spec names."""
     found = report.deployments.get(f"{team.namespace}/{name}")
     counts = found.counts.get(revision or name, {}) if found else {}
-    return {o: tuple(map(sum, zip(*by_length.values(), strict=True))) for o, by_length in counts.items()}  # type: ignore[misc]
+    told = {o: c for o, c in counts.items() if named is not (o in UNNAMED)}
+    return {o: tuple(map(sum, zip(*by_length.values(), strict=True))) for o, by_length in told.items()}  # type: ignore[misc]
 
 
 async def leave(gateway: GatewayProcess, after: float, **body: Any) -> None:
@@ -120,6 +124,22 @@ async def test_what_became_of_a_request_decides_what_it_counts_as(gateway: Gatew
             n: t for n, t in expected.items() if n not in ("left", "slow")
         }
         assert report.judging
+        whole, errors = (3, 0), {"unjudged": (3, 0)}
+        unnamed = {
+            "whole": {"unjudged": (4, 1), "clientErrors": (4, 1), "clientsLeft": (4, 0)},
+            "streamed": {"unjudged": whole, "clientErrors": whole, "clientsLeft": whole},
+            "slow": {"unjudged": (2, 0), "clientErrors": (2, 0), "clientsLeft": (2, 0)},
+            "left": {"unjudged": (5, 2), "clientErrors": (5, 0), "clientsLeft": (5, 5)},
+            "chosen": {"unjudged": (1, 0), "clientErrors": (1, 0), "clientsLeft": (1, 0)},
+            "silent": {"unjudged": (2, 1), "clientErrors": (2, 0), "clientsLeft": (2, 2)},
+            **dict.fromkeys(("failing", "errors", "closes", "breaks", "gone"), errors),
+            "unserved": {},
+        }
+
+        def always(report: EvidenceReport) -> dict[str, Tallies]:
+            return {name: tallies(report, team, name, named=False) for name in unnamed}
+
+        await becomes(lambda: _untimed(gateway, always), unnamed, "what nobody names")
         assert await gateway.status_without("Bearer guessed", "/v1/evidence") == 401
     finally:
         for pod in pods.values():

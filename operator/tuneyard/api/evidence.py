@@ -53,6 +53,8 @@ class EvidenceRecord(ApiModel):
     looked: float
     seen: dict[str, Counted] = {}
     """Per process of a gateway, its counters at that look, of the two revisions."""
+    unnamed: bool = False
+    """`seen` has what is counted whatever the spec names, too. An older operator left it out."""
     analysis: dict[str, Any]
     """planning/analysisrecord.py."""
     own: dict[str, Any] = {}

@@ -162,8 +162,8 @@ class Reason(StrEnum):
     )
     ANALYSIS_FAILED = (
         "AnalysisFailed",
-        "The candidate's answers are bad more often than stable's, and more often than is tolerated; or a check of "
-        "Prometheus was out of bounds too often in a row.",
+        "The candidate's answers are bad more often than stable's, and more often than is tolerated; or it refuses what "
+        "stable answers, or clients leave it more often; or a check of Prometheus was out of bounds too often in a row.",
     )
     REHEARSAL_OVER = (
         "RehearsalOver",
@@ -172,9 +172,13 @@ class Reason(StrEnum):
     )
     INCONCLUSIVE = (
         "Inconclusive",
-        "The step's hold is over, and too little is known of the candidate's answers to take the next one.",
+        "The step's hold is over, and too little is known of the candidate's answers to take the next one, or no "
+        "objective can judge them.",
     )
-    NO_TRAFFIC = ("NoTraffic", "The step's hold is over, and nobody asks the candidate: silence proves nothing.")
+    NO_TRAFFIC = (
+        "NoTraffic",
+        "The step's hold is over, and no answer of the candidate has ended for two minutes: silence proves nothing.",
+    )
     METRICS_UNAVAILABLE = (
         "MetricsUnavailable",
         "Not every gateway tells what it has seen of answers, or a check of Prometheus has no number, so no step is taken "

@@ -1,24 +1,28 @@
 """What this gateway has seen of answers: how many of each revision were judged by each objective, and how many bad.
 
-What is counted as what (an objective that is not in the spec is not looked at):
+What is counted as what (of the named objectives those that are not in the spec are not looked at):
 
-| what became of the request | errorRate | ttft, itl | e2e |
-|---|---|---|---|
-| status below 400, whole | good | by what they were | by what it was |
-| status 500 and above from a pod | bad | | |
-| no pod could be reached, or closed before it answered, on every try | bad | | |
-| broken off after the headers, an error told in the stream, silent for the idle timeout | bad | by what they were | |
-| status 400 to 499 from a pod | | | |
-| the client left | | by what they were | bad if it was over already |
-| the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | |
-| the client chose the revision by header | | | |
-| any, of a request that began before the weights or the contents in force | | | |
-| any, also rated later, of other contents than the revision has now | | | |
+| what became of the request | errorRate | ttft, itl | e2e | clientErrors | clientsLeft |
+|---|---|---|---|---|---|
+| status below 400, whole | good | as they were | as it was | good | good |
+| status 500 and above from a pod | bad | | | | |
+| no pod could be reached, or closed before it answered, on every try | bad | | | | |
+| broken off after the headers, an error told in the stream, silent for the idle timeout | bad | as they were | | | |
+| status 400 to 499 from a pod | | | | bad | good |
+| the client left | | as they were | bad if it was over already | good | bad |
+| the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | | | |
+| the client chose the revision by header | | | | | |
+| any, of a request that began before the weights or the contents in force | | | | | |
+| any, also rated later, of other contents than the revision has now | | | | | |
 
 - ttft and itl are those of streams, judged as soon as they are known, however the stream ends. One whose client left
   without a token, after more than `ttft`, is known to be too slow as well; one whose client left earlier tells nothing;
-- answers that waited until an adapter was loaded are judged by errorRate only: how often that happens follows from how
-  much a revision is asked, and a candidate at 1 % is asked least;
+- answers that waited until an adapter was loaded are judged by errorRate and clientErrors only: how often that happens
+  follows from how much a revision is asked, and a candidate at 1 % is asked least;
+- errors are neither refusals nor patience lost, and stay out of clientErrors and clientsLeft: beside a stable revision
+  that is down, a candidate that has its usual share of them would look worse;
+- `unjudged` counts all of the table's first six rows, as bad those that no named objective judged: an answer that is
+  judged by feedback only is not one of them, since it may be rated;
 - requests that name their revision are no random sample, and none of them is judged;
 - the length of the prompt is a quarter of the request's bytes, for good and bad answers alike;
 - answers follow each other as they ended: with several workers of Envoy, to a tenth of a second.
@@ -41,7 +45,7 @@ All methods belong to the event loop's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tuneyard.api.analysis import Slo, milliseconds
@@ -69,6 +73,7 @@ class Limits:
     ttft: int | None
     itl: int | None
     e2e: int | None
+    feedback: bool = False
 
     @classmethod
     def of(cls, slo: Slo) -> Limits:
@@ -77,11 +82,11 @@ class Limits:
         def limit(text: str | None) -> int | None:
             return None if text is None else milliseconds(text)
 
-        return cls(slo.error_rate is not None, limit(slo.ttft), limit(slo.itl), limit(slo.e2e))
+        return cls(slo.error_rate is not None, limit(slo.ttft), limit(slo.itl), limit(slo.e2e), bool(slo.feedback))
 
 
 def judge(answer: Answer, limits: Limits) -> list[Judgement]:
-    """What the table above says of an answer."""
+    """What the table above says of an answer, by the objectives that are named."""
     if answer.chosen or answer.outcome in (Outcome.REFUSED, Outcome.CLIENT_ERROR):
         return []
     left = answer.outcome is Outcome.CLIENT_LEFT
@@ -101,6 +106,20 @@ def judge(answer: Answer, limits: Limits) -> list[Judgement]:
         over = answer.took > limits.e2e
         if answer.outcome is Outcome.OK or (left and over):
             found.append((Objective.E2E, over))
+    return found
+
+
+def judge_unnamed(answer: Answer, limits: Limits, named: Sequence[Judgement]) -> list[Judgement]:
+    """The same by what nobody names; `named`: what `judge` said of the answer."""
+    outcome = answer.outcome
+    if answer.chosen or outcome is Outcome.REFUSED:
+        return []
+    found = [(Objective.UNJUDGED, not named and not (limits.feedback and outcome is Outcome.OK))]
+    if outcome is Outcome.ERROR:
+        return found
+    found.append((Objective.CLIENT_ERRORS, outcome is Outcome.CLIENT_ERROR))
+    if not answer.held:
+        found.append((Objective.CLIENTS_LEFT, outcome is Outcome.CLIENT_LEFT))
     return found
 
 
@@ -221,7 +240,8 @@ class Evidence:
                 continue
             judged, counted = found
             prompts = prompt_bucket(answer.prompt_tokens)
-            for objective, bad in judge(answer, judged.limits):
+            named = judge(answer, judged.limits)
+            for objective, bad in (*named, *judge_unnamed(answer, judged.limits, named)):
                 counted.take(objective, bad, prompts)
                 new = True
         if new:

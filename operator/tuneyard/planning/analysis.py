@@ -9,6 +9,12 @@ Rules:
 - Pass needs `min_requests` judged answers, and of each objective that the candidate is not several times as bad as
   stable, or that its share of bad answers is below what is tolerated; either with the chance `power` that a bad
   candidate would not have got there. Pass is said of what is known now, and may be taken back by the next look;
+- what nobody names is compared too (`COMPARED`): a candidate that refuses what stable answers, or hangs until clients
+  leave, has no answer that an objective could judge. This has a chance of its own, a twentieth of `alpha`, so that no
+  objective's share becomes smaller. It is only ever held against stable at the same time, never against a limit: what
+  users send, and how patient they are, is their business. So it says nothing while the candidate has all traffic;
+- a candidate that is asked, though no objective could judge any of its answers, is not one that nobody asks
+  (`unjudged`): it never passes by waiting;
 - silence says nothing: NoTraffic and MetricsUnavailable neither reject nor pass, whatever was counted before;
 - with all traffic on the candidate there is no stable to compare with. Only gross harm is then seen: more bad answers
   than twice the larger of what is tolerated and what stable had in the rollout. Errors end sooner than good answers:
@@ -18,17 +24,31 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from tuneyard.planning.evidence import NOTHING, Counts, Objective, Tally, pairs, total
+from tuneyard.planning.evidence import COMPARED, NOTHING, Counts, Objective, Pair, Tally, pairs, total
 from tuneyard.planning.sequential import NEW, Capital, Comparison, Watch, divergence, watch_after
 
 _ERROR_SHARE = 0.95
 _WHOLE_SHARE = 0.97
 """Of alpha; a hundredth costs the others a bad answer or two, and the first ones cannot spare it (a small rise of the
 error rate takes hundreds of answers to see)."""
+_UNNAMED_SHARE = 0.05
+"""For what nobody names, beyond that of the objectives; for each its part."""
+_MORE = {Objective.CLIENT_ERRORS: 0.02, Objective.CLIENTS_LEFT: 0.05}
+"""By how much the candidate's share of all requests may be above stable's. Chance gives each revision the same requests
+(one by one, so that nobody stays with one of them), and refusals are the rarer: two points may be few users of long
+prompts, and all of those. Clients that stop when they have read enough do so more often if answers are longer, which is
+no harm; from a candidate that hangs nearly all leave. The points are also what is left for users who stay with one
+revision by means of their own, such as those that ask again and again until they get it."""
+_ENOUGH = 20
+"""Answers of the candidate before it is rejected for that; half of them bad: fewer may be one user who tries again."""
+_BECAME = {
+    Objective.CLIENT_ERRORS: "were refused with status 400 to 499",
+    Objective.CLIENTS_LEFT: "ended because the client left before the answer was whole",
+}
 _AWAITED = 0.1
 """An objective that judges a smaller share of the answers (feedback, streams where few stream) holds up no pass."""
 _GROSS = 2.0
@@ -95,6 +115,12 @@ class Analysis:
     """While the candidate has all traffic."""
     heard: float = 0.0
     """When the candidate's last judged answer was seen, at first when its traffic began."""
+    unnamed: Mapping[Objective, Comparison] = field(default_factory=dict)
+    """Of COMPARED; apart, so that an older operator can read the rest."""
+    ended: Tally = NOTHING
+    """The candidate's answers, as bad those that no objective could judge; older gateways do not tell them."""
+    asked: float = 0.0
+    """When the last of them was seen."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +135,10 @@ class Judgement:
 def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
     """The analysis after another look."""
     comparisons, alone = dict(analysis.comparisons), dict(analysis.alone)
-    heard = analysis.heard
+    heard, asked = analysis.heard, analysis.asked
     for target in rules.targets:
         objective = target.objective
-        counts = pairs(sight.counts, objective, analysis.candidate, analysis.stable)
+        counts = _pairs(analysis, sight, objective)
         mine = total(p.candidate for p in counts.values())
         heard = sight.now if mine.judged else heard
         before = comparisons.get(objective, Comparison(since=sight.now))
@@ -120,7 +146,30 @@ def observed(analysis: Analysis, rules: Rules, sight: Sight) -> Analysis:
             alone[objective] = alone[objective].look(steady(mine, sight.age), _gross(target, before))
         else:
             comparisons[objective] = before.look(counts, sight.now)
-    return replace(analysis, comparisons=comparisons, alone=alone, heard=heard)
+    ended = total(p.candidate for p in _pairs(analysis, sight, Objective.UNJUDGED).values())
+    return replace(
+        analysis,
+        comparisons=comparisons,
+        alone=alone,
+        heard=heard,
+        unnamed=analysis.unnamed if alone else _unnamed(analysis, sight),
+        ended=analysis.ended.plus(ended),
+        asked=sight.now if ended.judged else asked,
+    )
+
+
+def _unnamed(analysis: Analysis, sight: Sight) -> dict[Objective, Comparison]:
+    """What nobody names, where gateways tell it."""
+    counts = {objective: _pairs(analysis, sight, objective) for objective in COMPARED}
+    return {
+        objective: analysis.unnamed.get(objective, Comparison(since=sight.now)).look(pair, sight.now)
+        for objective, pair in counts.items()
+        if pair or objective in analysis.unnamed
+    }
+
+
+def _pairs(analysis: Analysis, sight: Sight, objective: Objective) -> dict[int, Pair]:
+    return pairs(sight.counts, objective, analysis.candidate, analysis.stable)
 
 
 def steady(tally: Tally, age: float) -> Tally:
@@ -131,15 +180,20 @@ def steady(tally: Tally, age: float) -> Tally:
 
 def begun(history: Analysis, now: float) -> Analysis:
     """At the candidate's first weight: `history` has seen stable before, and of it only how bad answers come stays."""
-    known = {o: replace(c.next_step(now), whole=NEW) for o, c in history.comparisons.items()}
-    return replace(history, comparisons=known, alone={}, heard=now)
+    known, unnamed = (
+        {o: replace(c.next_step(now), whole=NEW) for o, c in comparisons.items()}
+        for comparisons in (history.comparisons, history.unnamed)
+    )
+    return replace(history, comparisons=known, alone={}, heard=now, unnamed=unnamed, ended=NOTHING, asked=now)
 
 
 def stepped(analysis: Analysis, now: float, *, alone: bool) -> Analysis:
     """At the beginning of a step; `alone`: the candidate gets all traffic from now on."""
-    comparisons = {o: c.next_step(now) for o, c in analysis.comparisons.items()}
+    comparisons, unnamed = (
+        {o: c.next_step(now) for o, c in known.items()} for known in (analysis.comparisons, analysis.unnamed)
+    )
     watches = {o: watch_after(c) for o, c in comparisons.items()} if alone else {}
-    return replace(analysis, comparisons=comparisons, alone=watches, heard=now)
+    return replace(analysis, comparisons=comparisons, alone=watches, heard=now, unnamed=unnamed, asked=now)
 
 
 def judged(analysis: Analysis, rules: Rules, sight: Sight) -> Judgement:
@@ -152,37 +206,103 @@ def judged(analysis: Analysis, rules: Rules, sight: Sight) -> Judgement:
     for target in rules.targets:
         if found := _rejected(analysis, rules, target):
             return found
+    for objective in COMPARED:
+        if found := _refusing(analysis, rules, objective):
+            return found
     if sight.answered < sight.gateways:
         return Judgement(
             Outcome.METRICS_UNAVAILABLE,
             f"only {sight.answered} of {sight.gateways} gateways have told their counts, too few to pass "
             f"{analysis.candidate}",
         )
-    if sight.now - analysis.heard >= rules.silence:
+    silent = sight.now - analysis.heard
+    if unjudged(analysis) or (silent >= rules.silence > sight.now - analysis.asked):
+        return Judgement(Outcome.CONTINUE, _unjudged_words(analysis, silent))
+    if silent >= rules.silence:
         return Judgement(
             Outcome.NO_TRAFFIC,
-            f"no answer of {analysis.candidate} has been judged for {sight.now - analysis.heard:.0f} s",
+            f"no answer of {analysis.candidate} has been judged for {silent:.0f} s",
         )
     return _passed(analysis, rules)
+
+
+def unjudged(analysis: Analysis) -> bool:
+    """Whether the candidate was asked, and no objective could judge any of its answers."""
+    ended = analysis.ended
+    known = any(_candidate(analysis, objective).judged for objective in analysis.comparisons)
+    return ended.judged > 0 and ended.bad == ended.judged and not known
+
+
+def _unjudged_words(analysis: Analysis, silent: float) -> str:
+    ended, candidate = analysis.ended, analysis.candidate
+    became = [
+        f"{mine.bad} {_BECAME[objective]} (of {analysis.stable}'s {_part(other)})"
+        for objective, comparison in analysis.unnamed.items()
+        for mine, other in (comparison.whole.seen,)
+        if mine.bad
+    ]
+    some = f": {', '.join(became)}" if became else ""
+    if unjudged(analysis):
+        return (
+            f"{candidate} is asked, but no objective could judge any of its {ended.judged} answers{some}; it is not "
+            "promoted for having waited"
+        )
+    return (
+        f"{candidate} is asked, but no answer of it has been judged for {silent:.0f} s; no objective could judge "
+        f"{ended.bad} of {ended.judged} answers{some}"
+    )
+
+
+def _significant(comparison: Comparison, alpha: float, rules: Rules) -> Iterator[tuple[Capital, str]]:
+    """What shows that the candidate is worse, with the words for since when."""
+    later = _later(alpha, rules)
+    for capital, most, since in (
+        (comparison.whole, alpha * _WHOLE_SHARE, ""),
+        (comparison.step, later, " since this step began"),
+    ):
+        if capital.log >= -math.log(most):
+            yield capital, since
+
+
+def _later(alpha: float, rules: Rules) -> float:
+    return alpha * (1 - _WHOLE_SHARE) / max(1, rules.steps - 1)
+
+
+def _refusing(analysis: Analysis, rules: Rules, objective: Objective) -> Judgement | None:
+    """Whether it is worse by what nobody names."""
+    comparison = analysis.unnamed.get(objective)
+    if comparison is None:
+        return None
+    for capital, since in _significant(comparison, rules.alpha * _UNNAMED_SHARE / len(COMPARED), rules):
+        mine, other = capital.seen
+        enough = mine.judged >= _ENOUGH and mine.bad >= _ENOUGH / 2
+        if enough and mine.rate > other.rate + _MORE[objective]:
+            return Judgement(
+                Outcome.REJECT,
+                f"{objective.value}: {_part(mine)} of the requests to {analysis.candidate} {_BECAME[objective]}, in "
+                f"the same time {_part(other)} of those to {analysis.stable}{since}, and {100 * _MORE[objective]:.0f} "
+                f"percent points more are tolerated; {_by_chance(analysis, capital)}",
+                objective,
+            )
+    return None
+
+
+def _by_chance(analysis: Analysis, capital: Capital) -> str:
+    return f"{analysis.candidate} being no worse, that comes by chance once in {_once(capital)} rollouts at most"
 
 
 def _rejected(analysis: Analysis, rules: Rules, target: Target) -> Judgement | None:
     objective = target.objective
     comparison = analysis.comparisons.get(objective, Comparison())
     alpha = rules.alpha * _share(rules.targets, objective)
-    later = alpha * (1 - _WHOLE_SHARE) / max(1, rules.steps - 1)
-    for capital, most, since in (
-        (comparison.whole, alpha * _WHOLE_SHARE, ""),
-        (comparison.step, later, " since this step began"),
-    ):
-        seen = capital.seen.candidate
-        if capital.log >= -math.log(most) and seen.rate > target.tolerated:
+    for capital, since in _significant(comparison, alpha, rules):
+        if capital.seen.candidate.rate > target.tolerated:
             return Judgement(
                 Outcome.REJECT,
-                f"{_said(analysis, target, capital)}{since}; {analysis.candidate} being no worse, that comes by chance "
-                f"once in {_once(capital)} rollouts at most",
+                f"{_said(analysis, target, capital)}{since}; {_by_chance(analysis, capital)}",
                 objective,
             )
+    later = _later(alpha, rules)
     watch = analysis.alone.get(objective)
     if watch and watch.capital.log >= -math.log(later):
         seen = watch.capital.seen.candidate

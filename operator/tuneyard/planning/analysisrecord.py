@@ -28,7 +28,8 @@ def restored(text: str) -> Analysis | None:
         analysis = _FORM.validate_json(text)
     except ValidationError:
         return None
-    capitals = [c for comparison in analysis.comparisons.values() for c in (comparison.whole, comparison.step)]
+    compared = (*analysis.comparisons.values(), *analysis.unnamed.values())
+    capitals = [c for comparison in compared for c in (comparison.whole, comparison.step)]
     capitals += [watch.capital for watch in analysis.alone.values()]
     return analysis if all(map(_sound, capitals)) else None
 

@@ -28,14 +28,26 @@ from tuneyard.api.documents import Counted
 
 
 class Objective(StrEnum):
-    """What an answer is judged by; the value is its field in `rollout.analysis.slo`."""
+    """What an answer is judged by; the value of one that is named is its field in `rollout.analysis.slo`."""
 
     ERROR_RATE = "errorRate"
     TTFT = "ttft"
     ITL = "itl"
     E2E = "e2e"
     FEEDBACK = "feedback"
+    CLIENT_ERRORS = "clientErrors"
+    """Bad: the pod refused it with a status of 400 to 499."""
+    CLIENTS_LEFT = "clientsLeft"
+    """Bad: its client left before the answer was whole."""
+    UNJUDGED = "unjudged"
+    """Bad: no objective that is named could judge it."""
 
+
+COMPARED = (Objective.CLIENT_ERRORS, Objective.CLIENTS_LEFT)
+"""Nobody names them, and they are compared all the same. Whether a request deserves a refusal, and how patient its
+client is, has nothing to do with who gets it: that is chance. So both revisions have as many, if they are as good."""
+UNNAMED = frozenset({*COMPARED, Objective.UNJUDGED})
+"""What is counted whatever the spec names; an older gateway does not."""
 
 LATENCIES = frozenset({Objective.TTFT, Objective.ITL, Objective.E2E})
 

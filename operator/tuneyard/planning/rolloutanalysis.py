@@ -20,7 +20,7 @@ beside it. Rules:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,9 +51,11 @@ from tuneyard.planning.analysis import (
     observed,
     steady,
     stepped,
+    unjudged,
 )
 from tuneyard.planning.analysisrecord import recorded, restored
 from tuneyard.planning.evidence import (
+    UNNAMED,
     Counts,
     Objective,
     Position,
@@ -102,6 +104,11 @@ class Look:
         return bool(self.record.broken) and not self.record.broken_before
 
     @property
+    def unjudged(self) -> bool:
+        """It was asked, and no objective could judge any of its answers."""
+        return unjudged(self.analysis)
+
+    @property
     def alone(self) -> bool:
         """The candidate has all traffic."""
         return bool(self.analysis.alone)
@@ -142,7 +149,7 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     same = record.candidate == about and not _retried(seen, about)
     late = _late(record, now)
     readings = looking.readings(record)
-    read = {process: read_counts(counted) for process, counted in record.seen.items()}
+    read = looking.read(record, readings)
     position, grown = growth(Position(record.looked, read), readings, now)
     known_by_name = all(r.process in record.seen for r in readings)
     unchanged = same and record.weight == looking.weight and known_by_name
@@ -153,7 +160,9 @@ def look(seen: Seen, candidate: str | None, stable: str) -> Look | None:
     telling = not unchanged or now // LOOK_SECONDS != record.looked // LOOK_SECONDS
     analysis = looking.grown(analysis, record, grown)
     record, own = looking.watched(record, own, analysis, grown)
-    record = record.model_copy(update={"looked": now, "seen": looking.positions(position), "checks": checks})
+    record = record.model_copy(
+        update={"looked": now, "seen": looking.positions(position), "unnamed": True, "checks": checks}
+    )
     if not same:
         record, analysis = looking.about_another(record, analysis)
     made = looking.settled((record, analysis, own))
@@ -212,6 +221,7 @@ class _Looking:
             candidate=self.candidate,
             looked=self.now,
             seen=self.positions(self._here()),
+            unnamed=True,
             analysis={},
             own_since=self.now,
             # of who was stable before, and may be again
@@ -222,6 +232,15 @@ class _Looking:
     def readings(self, record: EvidenceRecord) -> list[Reading]:
         """What gateways tell of the revisions that the record is about."""
         return self._of({record.stable.revision, record.candidate.revision if record.candidate else ""})
+
+    def read(self, record: EvidenceRecord, readings: Iterable[Reading]) -> dict[str, Counts]:
+        """How far gateways have been read. Where an older operator has not read what nobody names it begins now."""
+        read: dict[str, Counts] = {process: read_counts(counted) for process, counted in record.seen.items()}
+        for reading in () if record.unnamed else readings:
+            if reading.process in read:
+                begins = {s: t for s, t in reading.counts.items() if s.objective in UNNAMED}
+                read[reading.process] = {**read[reading.process], **begins}
+        return read
 
     def grown(self, analysis: Analysis, record: EvidenceRecord, grown: Counts) -> Analysis:
         """The analysis with what has come. What came before the end of warm-up was cold, whenever it is looked at."""
@@ -306,7 +325,7 @@ class _Looking:
             return Look(analysis, record, stored, telling=not stored, again=waits)
         sight = Sight(self.now, {}, answers.expected, answers.answered)
         judgement = judged(analysis, self.rules, sight)
-        silent = analysis.heard + self.rules.silence - self.now
+        silent = max(analysis.heard, analysis.asked) + self.rules.silence - self.now
         told = record.looked + LOOK_SECONDS - self.now
         times = (waits, told, None if judgement.outcome is Outcome.NO_TRAFFIC else silent)
         again = min((t for t in times if t is not None and t > 0), default=None)

@@ -8,6 +8,8 @@ Rules:
   it, has not been enough, `onInconclusive` decides. While gateways do not tell, or stable breaks an objective since the
   candidate has traffic, that time does not run: an outage of the metrics neither rejects nor promotes, however long it
   takes. What has run of it counts on afterwards;
+- a candidate that was asked, though none of its answers could be judged, is never promoted for having waited: whoever
+  answers nothing would become stable;
 - checks of Prometheus are one more condition for a step, and one more reason to reject (promchecks.py);
 - a stable revision that broke an objective before the candidate came is no reason to keep it;
 - a rehearsal that is over and was left behind is rejected (rehearsal.py);
@@ -107,7 +109,8 @@ def _unproven(
     started = _resumed(seen, before) or seen.stamp
     told = told.model_copy(update={"inconclusive_since": started})
     left, action = inconclusive_left(seen, told), _action(seen)
-    if left is None or left > 0 or action == "Hold" or (action == "Promote" and not checks.fine):
+    held = action == "Promote" and (found.unjudged or not checks.fine)
+    if left is None or left > 0 or action == "Hold" or held:
         return Gate(found, opens=False, status=told)
     words = f"{told.sentence}; it has been inconclusive since {started}, longer than inconclusiveDeadline"
     if action == "Promote":
@@ -182,8 +185,9 @@ def _told(before: AnalysisStatus) -> tuple[list[ObjectiveCounts], list[CheckStat
 def _counts(found: Look) -> list[ObjectiveCounts]:
     analysis = found.analysis
     counts = []
-    for objective in {**analysis.comparisons, **analysis.alone}:
-        mine, other = analysis.comparisons.get(objective, Comparison()).whole.seen
+    compared = {**analysis.comparisons, **analysis.unnamed}
+    for objective in {**compared, **analysis.alone}:
+        mine, other = compared.get(objective, Comparison()).whole.seen
         mine = mine.plus(analysis.alone.get(objective, Watch()).capital.seen.candidate)
         counts.append(
             ObjectiveCounts(

@@ -13,8 +13,8 @@ from pydantic.alias_generators import to_camel
 from tests.contract.envoy import model, revision
 from tuneyard.api.analysis import Slo
 from tuneyard.api.drill import Fault
-from tuneyard.gateway.evidence import INTERVAL, SETTLING, Evidence, Limits, judge
-from tuneyard.planning.evidence import Objective, Position, Reading, Series, Tally, growth
+from tuneyard.gateway.evidence import INTERVAL, SETTLING, Evidence, Limits, judge, judge_unnamed
+from tuneyard.planning.evidence import UNNAMED, Objective, Position, Reading, Series, Tally, growth
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.answers import Answer, Outcome
 
@@ -85,6 +85,56 @@ E, T, B, L = Objective.ERROR_RATE, Objective.TTFT, Objective.ITL, Objective.E2E
 )
 def test_what_is_judged_as_what(given: Answer, judged: dict[Objective, bool]) -> None:
     assert dict(judge(given, LIMITS)) == judged
+
+
+REFUSED, GONE, UNJUDGED = Objective.CLIENT_ERRORS, Objective.CLIENTS_LEFT, Objective.UNJUDGED
+GOOD = {UNJUDGED: False, REFUSED: False, GONE: False}
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        (answer(), GOOD),
+        (answer(ttft=9000, took=60_000), GOOD),
+        (answer(Outcome.CLIENT_ERROR), {UNJUDGED: True, REFUSED: True, GONE: False}),
+        (answer(LEFT), {UNJUDGED: True, REFUSED: False, GONE: True}),
+        (answer(LEFT, ttft=300), {UNJUDGED: False, REFUSED: False, GONE: True}),
+        (answer(LEFT, took=31_000), {UNJUDGED: False, REFUSED: False, GONE: True}),
+        # an error is neither; and neither is what never reached a pod, or what is no random sample
+        (answer(ERROR), {UNJUDGED: False}),
+        (answer(Outcome.REFUSED), {}),
+        (answer(LEFT, chosen=True), {}),
+        (answer(Outcome.CLIENT_ERROR, chosen=True), {}),
+        # one that has waited for its adapter blames nobody for it
+        (answer(LEFT, held=True), {UNJUDGED: True, REFUSED: False}),
+        (answer(Outcome.CLIENT_ERROR, held=True), {UNJUDGED: True, REFUSED: True}),
+    ],
+)
+def test_what_is_counted_though_nobody_names_it(given: Answer, counted: dict[Objective, bool]) -> None:
+    assert dict(judge_unnamed(given, LIMITS, judge(given, LIMITS))) == counted
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "is_unjudged"),
+    [
+        ({"ttft": "2s"}, answer(ERROR), True),
+        ({"ttft": "2s"}, answer(), True),
+        ({"ttft": "2s"}, answer(ttft=300), False),
+        ({"feedback": "5%"}, answer(), False),
+        ({"feedback": "5%"}, answer(Outcome.CLIENT_ERROR), True),
+    ],
+)
+def test_what_could_not_be_judged_is_told(named: dict[str, str], given: Answer, is_unjudged: bool) -> None:
+    limits = Limits.of(Slo(**named))
+    assert dict(judge_unnamed(given, limits, judge(given, limits)))[UNJUDGED] is is_unjudged
+
+
+def test_refusals_and_leaving_clients_are_told_whatever_the_spec_names(gateway: Gateway) -> None:
+    gateway.answers(answer(), answer(Outcome.CLIENT_ERROR), answer(Outcome.CLIENT_ERROR), answer(LEFT), answer())
+    assert gateway.tallies(REFUSED) == {0: (5, 2, 2, 1)}
+    assert gateway.tallies(GONE) == {0: (5, 1, 1, 0)}
+    assert gateway.tallies(UNJUDGED) == {0: (5, 3, 3, 2)}
+    assert gateway.tallies() == {0: (2, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("named", [{"error_rate": "1%"}, {"ttft": "2s"}, {"itl": "100ms"}, {"e2e": "30s"}])
@@ -207,7 +257,7 @@ def test_there_is_a_version_a_second_at_most_and_none_without_news(gateway: Gate
     gateway.forward(0.5)
     assert gateway.version == before + 2
     gateway.forward(10)
-    gateway.answers(answer(LEFT))
+    gateway.answers(answer(Outcome.REFUSED), answer(chosen=True))
     gateway.forward(10)
     assert gateway.version == before + 2
     assert gateway.tallies() == {0: (6, 0, 0, 0)}
@@ -343,4 +393,4 @@ def test_it_is_what_the_judge_reads(gateway: Gateway) -> None:
 
 def test_objectives_are_called_as_in_the_spec() -> None:
     fields = {to_camel(name) if field.alias is None else field.alias for name, field in Slo.model_fields.items()}
-    assert {objective.value for objective in Objective} == fields - {"slowShare"}
+    assert {objective.value for objective in set(Objective) - UNNAMED} == fields - {"slowShare"}

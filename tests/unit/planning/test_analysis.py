@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from tuneyard.planning.analysis import Analysis, Outcome, Rules, Sight, Target, begun, broken, judged, observed, stepped
+from tuneyard.planning.analysis import (
+    Analysis,
+    Outcome,
+    Rules,
+    Sight,
+    Target,
+    begun,
+    broken,
+    judged,
+    observed,
+    stepped,
+    unjudged,
+)
 from tuneyard.planning.analysisrecord import recorded, restored
 from tuneyard.planning.evidence import Counts, Objective, Series, Tally
 from tuneyard.planning.sequential import Watch
 
 ERRORS, TTFT, FEEDBACK = Objective.ERROR_RATE, Objective.TTFT, Objective.FEEDBACK
+REFUSED, LEFT, UNJUDGED = Objective.CLIENT_ERRORS, Objective.CLIENTS_LEFT, Objective.UNJUDGED
 RULES = Rules((Target(ERRORS, 0.01),))
 WITH_TTFT = replace(RULES, targets=(*RULES.targets, Target(TTFT, 0.05)))
 WITH_FEEDBACK = replace(RULES, targets=(*RULES.targets, Target(FEEDBACK, 0.05)))
@@ -106,6 +120,99 @@ def test_a_rejection_stands_while_a_gateway_is_silent():
     assert found.outcome is Outcome.REJECT
 
 
+def runs(judged: int, bad: int) -> Tally:
+    """So many answers; where all are bad each follows a bad one."""
+    return Tally(judged, bad, *((judged, bad) if bad == judged else (bad, 0)))
+
+
+def unanswered(mine: Tally, other: Tally, objective: Objective = REFUSED) -> dict[Series, Tally]:
+    """What a look brings of a candidate of which objectives judge what is not bad here, and of stable."""
+    good, well = Tally(mine.judged - mine.bad), Tally(other.judged - other.bad)
+    found = counts(mine, other, objective) | counts(
+        Tally(mine.judged, mine.bad), Tally(other.judged, other.bad), UNJUDGED
+    )
+    return found | ({Series("v3", ERRORS): good} if good.judged else {}) | {Series("v2", ERRORS): well}
+
+
+@pytest.mark.parametrize(
+    ("objective", "became"),
+    [
+        (REFUSED, "were refused with status 400 to 499"),
+        (LEFT, "ended because the client left before the answer was whole"),
+    ],
+)
+def test_a_candidate_that_gives_no_answer_is_rejected_within_some_dozens(objective, became):
+    found = after(unanswered(runs(2, 2), runs(198, 1), objective), looks=15)
+    assert found.outcome is Outcome.REJECT and found.objective is objective
+    assert found.sentence.startswith(
+        f"{objective.value}: 30 of 30 (100 %) of the requests to v3 {became}, in the same time 15 of 2970 (0.51 %) of "
+        "those to v2, and "
+    )
+    assert "percent points more are tolerated; v3 being no worse, that comes by chance once in " in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("objective", "mine", "other", "looks"),
+    [
+        pytest.param(REFUSED, runs(10, 3), runs(990, 297), 60, id="users send nonsense to both"),
+        pytest.param(REFUSED, runs(100, 3), runs(900, 10), 60, id="a little more, within what is tolerated"),
+        pytest.param(REFUSED, runs(2, 2), runs(198, 1), 9, id="so few that it may be one user"),
+        pytest.param(REFUSED, Tally(10, 4, 3, 3), runs(990, 0), 2, id="so few of many that it may be one user"),
+        pytest.param(LEFT, runs(100, 24), runs(900, 180), 60, id="longer answers are left more often"),
+        pytest.param(REFUSED, Tally(), runs(990, 5), 60, id="no answer at all"),
+    ],
+)
+def test_refusals_and_leaving_clients_that_say_nothing(objective, mine, other, looks):
+    assert after(unanswered(mine, other, objective), looks=looks).outcome is not Outcome.REJECT
+
+
+def test_long_prompts_that_only_the_candidate_refuses_are_seen():
+    """Beside many short ones, so that most of them follow a good answer."""
+    long = {s._replace(prompts=3): t for s, t in unanswered(Tally(4, 4), Tally(36)).items()}
+    found = after(unanswered(runs(96, 0), runs(864, 2)), long, looks=20)
+    assert found.outcome is Outcome.REJECT and found.sentence.startswith("clientErrors: 80 of 2000 (4 %)")
+
+
+def test_nothing_is_said_of_refusals_while_nobody_else_answers():
+    """There is no limit to hold them against: what users send is their business."""
+    assert after(unanswered(runs(100, 60), Tally()), alone=True).outcome is not Outcome.REJECT
+    analysis = observed(Analysis("v3", "v2"), RULES, Sight(5.0, unanswered(runs(10, 1), runs(990, 9))))
+    alone = observed(stepped(analysis, 5.0, alone=True), RULES, Sight(9.0, unanswered(runs(50, 50), Tally())))
+    assert alone.unnamed[REFUSED].whole.seen.candidate.judged == 10 and alone.asked == 9
+
+
+@pytest.mark.parametrize("looks", [10, 40])
+def test_who_refuses_as_stable_does_is_asked_and_cannot_be_judged(looks):
+    refusing = {s: t for s, t in unanswered(runs(2, 2), runs(198, 198)).items() if s.objective is not ERRORS}
+    found = after(refusing, looks=looks)
+    assert found.outcome is Outcome.CONTINUE
+    assert found.sentence == (
+        f"v3 is asked, but no objective could judge any of its {2 * looks} answers: {2 * looks} were refused with "
+        f"status 400 to 499 (of v2's {198 * looks} of {198 * looks} (100 %)); it is not promoted for having waited"
+    )
+
+
+def test_one_that_was_judged_once_and_is_not_any_more_is_asked_all_the_same():
+    analysis = observed(Analysis("v3", "v2"), RULES, Sight(10.0, counts(Tally(400), Tally(4000, 20))))
+    sight = Sight(139.0, counts(Tally(3, 3), Tally(4, 4), UNJUDGED))
+    analysis = observed(analysis, RULES, sight)
+    assert not unjudged(analysis)
+    found = judged(analysis, RULES, sight)
+    assert (found.outcome, found.sentence) == (
+        Outcome.CONTINUE,
+        "v3 is asked, but no answer of it has been judged for 129 s; no objective could judge 3 of 3 answers",
+    )
+    assert judged(analysis, RULES, Sight(260.0, {})).outcome is Outcome.NO_TRAFFIC
+
+
+def test_refusals_take_nothing_from_the_objectives():
+    """Their part of the chance is one beyond, so that a bad candidate is found as soon as without them."""
+    with_both = {**counts(Tally(10, 1, 1), Tally(990, 5, 5)), **unanswered(runs(10, 0), runs(990, 4))}
+    plain = counts(Tally(10, 1, 1), Tally(990, 5, 5))
+    for looks in range(1, 25):
+        assert after({**with_both, **plain}, looks=looks).outcome is after(plain, looks=looks).outcome
+
+
 def test_every_objective_must_be_good_and_one_bad_one_is_enough():
     good = counts(Tally(20), Tally(980, 5))
     assert after(good, looks=40, rules=WITH_TTFT).outcome is Outcome.PASS
@@ -150,6 +257,10 @@ def test_history_is_not_evidence():
     start = begun(history, 100.0)
     comparison = start.comparisons[ERRORS]
     assert comparison.whole.seen.stable.judged == 0 and comparison.runs[0].limit() < 0.12 and start.heard == 100
+    refused = {Series("v2", REFUSED): Tally(9000, 90, 90, 0), Series("v2", UNJUDGED): Tally(9000, 90)}
+    start = begun(observed(Analysis("v3", "v2"), RULES, Sight(1.0, refused)), 100.0)
+    comparison = start.unnamed[REFUSED]
+    assert comparison.whole.seen.stable.judged == 0 and comparison.runs[0].limit() < 0.12 and start.asked == 100
 
 
 def test_stables_own_trouble_is_told_apart():
@@ -164,10 +275,22 @@ def test_stables_own_trouble_is_told_apart():
 
 def test_an_analysis_outlives_the_process():
     brought = counts(Tally(3, 1, 1), Tally(150, 2, 2)) | counts(Tally(3, 1), Tally(150, 9), TTFT)
+    brought |= counts(Tally(3, 1), Tally(150, 9), LEFT) | counts(Tally(3), Tally(150), UNJUDGED)
     analysis = observed(Analysis("v3", "v2"), WITH_TTFT, Sight(5.0, brought))
     for known in (analysis, stepped(analysis, 9.0, alone=True)):
         assert restored(recorded(known)) == known
         assert len(recorded(known)) < 4096
+
+
+def test_older_and_newer_operators_read_each_other_s_analysis():
+    """An older one knows no other objectives in `comparisons`, and ignores fields that it does not know."""
+    brought = counts(Tally(3), Tally(150)) | unanswered(runs(3, 0), runs(150, 1))
+    analysis = observed(Analysis("v3", "v2"), RULES, Sight(5.0, brought))
+    text = json.loads(recorded(analysis))
+    assert text["comparisons"].keys() == {"errorRate"} and text["unnamed"].keys() == {"clientErrors"}
+    older = {name: text[name] for name in ("candidate", "stable", "comparisons", "alone", "heard")}
+    assert restored(json.dumps(older)) == Analysis("v3", "v2", analysis.comparisons, heard=5.0)
+    assert restored(json.dumps({**text, "later": 1})) == analysis
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"candidate": 3}', "nonsense"])
@@ -181,3 +304,4 @@ def test_a_record_of_other_bets_is_none(logs):
     comparison = analysis.comparisons[ERRORS]
     other = replace(comparison, whole=replace(comparison.whole, logs=tuple(logs)))
     assert restored(recorded(replace(analysis, comparisons={ERRORS: other}))) is None
+    assert restored(recorded(replace(analysis, unnamed={REFUSED: other}))) is None
