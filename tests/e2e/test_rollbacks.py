@@ -78,6 +78,6 @@ def test_a_candidate_with_a_bad_engine_setting_is_rolled_back_and_the_next_one_g
     candidate = yaml.safe_load(deployment({"v1": 0, "own": 100}, {"own": "acme-support-v2"}, rollout=rollout))
     candidate["spec"]["revisions"][-1]["serving"] = {"replicas": 1, **serving}
     world.apply(yaml.safe_dump(candidate))
-    rolled_back(world, "own", *told, within=180)
+    rolled_back(world, "own", *told, within=300)
     seen = the_next_goes_on(world, traffic, deployment({"v1": 0, "v2": 100}, rollout=rollout))
     assert not seen["status"]["rollout"].get("verdicts"), "it went with its revision"

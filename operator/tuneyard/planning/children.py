@@ -115,6 +115,11 @@ def _object(api_version: str, kind: str, name: str, pool: Pool, base: BaseModelR
     }
 
 
+def template_hash(pool: Pool, base: BaseModelResource, settings: Settings) -> str:
+    """What pods of the pool's present template say that they were made from."""
+    return content_hash(pod_template(pool, base, settings))
+
+
 def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
     """The pool's Deployment; its serving block passed servingchecks.violation."""
     serving = pool.serving

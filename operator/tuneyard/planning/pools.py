@@ -174,6 +174,11 @@ def pools_of(base: BaseModelResource, deployments: Iterable[ModelDeploymentResou
     return tuple(sorted(pools, key=lambda p: (p.deployment is not None, p.name)))
 
 
+def pool_for(base: BaseModelResource, deployment: ModelDeploymentResource, revision: Revision) -> Pool:
+    """The pool of a revision, as if nobody else used it."""
+    return _pool(base, pool_of(deployment, revision), [(deployment, revision)])
+
+
 def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeploymentResource, Revision]]) -> Pool:
     deployment, revision = uses[0]
     named = frozenset(r.adapter for _, r in uses if r.adapter)

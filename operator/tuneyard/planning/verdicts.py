@@ -3,9 +3,10 @@
 Rules (rollout.md 3):
 - a verdict is keyed by contents; it goes only with new contents, with the revision, or when it is tried once more
   (another spec.rollout.retryToken, or the command retry). The stable revision is never under one;
-- what is given here needs no statistics: a candidate's own pods that keep crashing while none is ready, files or an
-  engine that refuse its adapter, no ready pod for progressDeadline. What may be the cluster's fault (no node, no room,
-  a source that does not answer, a shared pool that restarts) only counts towards the deadline;
+- what is given here needs no statistics: a candidate's own pods that keep crashing while none is ready (not those that
+  were made for what had the name before: they are being replaced), files or an engine that refuse its adapter, no ready
+  pod for progressDeadline. What may be the cluster's fault (no node, no room, a source that does not answer, a shared
+  pool that restarts) only counts towards the deadline;
 - the deadline runs only while stable has a ready pod: when nothing is ready, nothing speaks against the candidate;
 - while stable has no ready pod, who is rejected keeps what it serves now: all of its share would be refused otherwise,
   also by a command. Weight 0 in the spec takes it away at once;
@@ -19,9 +20,11 @@ from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.planning.children import template_hash
 from tuneyard.planning.loraadapter import INCOMPATIBLE
-from tuneyard.planning.observations import Problem, problem_of
+from tuneyard.planning.observations import PodObservation, Problem, problem_of
 from tuneyard.planning.podreport import failed_with
+from tuneyard.planning.pools import pool_for
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.revisions import RevisionState, cause
 from tuneyard.planning.rolloutseen import Seen
@@ -97,7 +100,7 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     if seen.ready[revision]:
         return None
     shared = state.pool in (names.pool_name(state.revision.base_model), seen.states[stable].pool)
-    crashing = None if shared else problem_of(state.pods)
+    crashing = None if shared else problem_of(_own_pods(seen, state))
     if crashing is not None and crashing.reason is Reason.ENGINE_CRASHED:
         return crashing
     if not seen.ready[stable]:
@@ -105,6 +108,14 @@ def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     why = cause(state)
     refused = why.reason in REFUSED_FILES and (why.reason not in MAY_PASS or _lasts(state))
     return why if refused else None
+
+
+def _own_pods(seen: Seen, state: RevisionState) -> list[PodObservation]:
+    """The pods that were made from what the revision says now; those that do not say from what count too."""
+    if state.base is None or state.violation is not None or not any(p.problem for p in state.pods):
+        return []
+    pool = pool_for(state.base, seen.deployment, state.revision)
+    return [p for p in state.pods if p.wanted_as in ("", template_hash(pool, state.base, seen.settings))]
 
 
 def _lasts(state: RevisionState) -> bool:

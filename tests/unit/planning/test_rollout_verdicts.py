@@ -13,9 +13,11 @@ from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus, Verdict
+from tuneyard.planning.children import template_hash
 from tuneyard.planning.modeldeployment import plan_modeldeployment
 from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.plan import Apply, Delete
+from tuneyard.planning.pools import pool_for
 from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_of, takes_away
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.verdicts import waiting_since
@@ -47,6 +49,28 @@ def test_own_pods_that_keep_crashing_are_a_verdict_and_a_shared_pool_s_are_not()
     world.settle()
     assert rejected(world) == [("v2", "EngineCrashed")]
     assert "OOMKilled" in (world.status.verdicts or [])[0].evidence
+
+
+def test_pods_of_what_had_the_name_before_are_no_verdict_on_what_has_it_now(monkeypatch: pytest.MonkeyPatch):
+    """A revision that crashed is taken out, and another one gets its name before its pods are gone."""
+    world = RolloutWorld(own={"v2"})
+    world.crashing.add("v2")
+    made: list[str] = []
+    pods = RolloutWorld._pods
+
+    def observed(world: RolloutWorld, deployed: ModelDeploymentResource) -> list[PodObservation]:
+        return [replace(p, wanted_as=made[0]) if p.problem else p for p in pods(world, deployed)]
+
+    monkeypatch.setattr(RolloutWorld, "_pods", observed)
+    made.append("another template")
+    world.spec(WHOLE)
+    world.settle()
+    assert rejected(world) == []
+    (base,) = world.situation().bases
+    pool = pool_for(base, world.now, world.now.spec.revisions[-1])
+    made[0] = template_hash(pool, base, world.asking.settings)
+    world.settle()
+    assert rejected(world) == [("v2", "EngineCrashed")]
 
 
 @pytest.mark.parametrize(
