@@ -2,7 +2,8 @@
 
 The histograms of answermetrics.py have the same edges for everybody, and a threshold rarely lies on one of them. These
 counters are exact at the thresholds of `spec.rollout.analysis.slo`: they are the ones that candidates are judged by
-(evidence.py says what counts). Both verdicts of a judged objective are always there: a share needs both.
+(evidence.py says what counts), without what is only compared with stable. Both verdicts of a judged objective are
+always there: a share needs both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from tuneyard.api.documents import EvidenceReport
+from tuneyard.planning.evidence import UNNAMED
 
 SLO_ANSWERS = "tuneyard_slo_answers_total"
 _HELP = "Answers that were judged by an objective of spec.rollout.analysis.slo, by what they were."
@@ -24,6 +26,8 @@ async def slo_page(report: EvidenceReport) -> str:
         namespace, _, name = deployment.partition("/")
         for revision, objectives in evidence.counts.items():
             for objective, tallies in objectives.items():
+                if objective in UNNAMED:
+                    continue
                 judged = sum(tally[0] for tally in tallies.values())
                 bad = sum(tally[1] for tally in tallies.values())
                 # names of Kubernetes objects: nothing in them needs escaping
