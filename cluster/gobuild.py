@@ -90,6 +90,14 @@ BINARIES: dict[str, Binary] = {
             "-X github.com/prometheus/common/version.Version=3.15.1",
             "remove_all_sd",
         ),
+        # What reads alerts and queries as Prometheus does, and tries alerts on series.
+        Binary(
+            "promtool",
+            "prometheus",
+            "github.com/prometheus/prometheus/cmd/promtool",
+            "-X github.com/prometheus/common/version.Version=3.15.1",
+            "remove_all_sd",
+        ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
         Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),
