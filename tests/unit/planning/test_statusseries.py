@@ -10,7 +10,7 @@ from tuneyard.api.conditions import Condition
 from tuneyard.api.gates import GateStatus
 from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
-from tuneyard.api.rollout import AnalysisStatus, ObjectiveCounts, RolloutStatus, Verdict
+from tuneyard.api.rollout import AnalysisStatus, ObjectiveCounts, RolloutSpec, RolloutStatus, Step, Verdict
 from tuneyard.planning.statusseries import FAMILIES, status_series
 
 OBJECTIVES = [
@@ -39,6 +39,7 @@ def canary() -> ModelDeploymentResource:
     return deployment(
         revisions=[revision("v1", "v1"), revision("v2", "v2")],
         traffic={"v1": 50, "v2": 50},
+        rollout=RolloutSpec(mode="Progressive", steps=[Step(weight=25)]),
         status=ModelDeploymentStatus(
             traffic=[
                 TrafficStatus(revision="v1", spec_weight=50, weight=75, ready_endpoints=3),
