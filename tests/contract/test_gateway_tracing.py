@@ -50,6 +50,17 @@ async def test_without_a_collector_the_engine_gets_what_the_client_sent(
         assert (first["traceparent"], second["traceparent"]) == (sent[:55], None)
 
 
+@pytest.mark.parametrize("version", "1479ab")
+async def test_an_id_of_a_client_stays_what_it_is(tmp_path: Path, pod: Upstream, version: str) -> None:
+    # the digit where Envoy would write whether it traces
+    mine = f"01890a5d-ac96-{version}74d-8d3e-d5d2f5b1b1a1"
+    async with Rig(tmp_path) as rig:
+        await rig.serve(model("support", revision("v1", 100, [pod.address])))
+        _, headers, _ = await rig.post({"model": "support"}, headers={"x-request-id": mine})
+        assert (headers["x-request-id"], pod.received[-1].headers["x-request-id"]) == (mine, mine)
+        assert (await rig.envoy.logged(1))[0]["request_id"] == mine
+
+
 class Traced:
     """A gateway with a collector."""
 

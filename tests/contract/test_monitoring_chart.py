@@ -15,7 +15,7 @@ from monitoring.grafana import rendered as dashboard_json
 from monitoring.rules import rules
 from tests.builders import SETTINGS, base_model, deployment, revision
 from tests.contract.apiserver import ApiServer
-from tests.contract.chart import NAMESPACE, install, named, of_kind, rendered
+from tests.contract.chart import CHART, NAMESPACE, install, named, of_kind, rendered
 from tuneyard.planning.podspec import pod_template
 from tuneyard.planning.pools import pools_of
 from tuneyard.planning.settings import Settings
@@ -23,13 +23,8 @@ from tuneyard.systems.kube.client import Object
 
 pytestmark = pytest.mark.apiserver
 
-ALL: dict[str, Any] = {
-    "monitoring": {
-        "podMonitors": {"enabled": True, "labels": {"release": "stack"}},
-        "rules": {"enabled": True, "labels": {"release": "stack"}},
-        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Tuneyard"}},
-    }
-}
+EXAMPLE = CHART.parents[1] / "examples" / "monitoring" / "values.yaml"
+ALL: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
 
 
 def test_nothing_of_it_is_there_unless_it_is_asked_for() -> None:
@@ -64,7 +59,7 @@ def test_monitors_find_the_pods_and_leave_their_labels_alone() -> None:
     for name, monitor in monitors.items():
         taken = {n for n, p in pods.items() if selects(monitor, p["metadata"]["labels"], ports(p["spec"]))}
         assert taken == {name}
-        assert monitor["metadata"]["labels"]["release"] == "stack"
+        assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
         honoured = monitor["spec"]["podMetricsEndpoints"][0].get("honorLabels", False)
         assert honoured == (name != "tuneyard-pools"), "the pages of our own processes name other people's namespaces"
 

@@ -43,7 +43,7 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
-from tuneyard.systems.envoy.tracing import tracing, tracing_clusters
+from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
 
 RUN_DIRECTORY = "/run/tuneyard"
 BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
@@ -244,6 +244,7 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], trac
         "early_header_mutation_extensions": [_early_removals()],
         "local_reply_config": _local_replies(),
         "access_log": access_log,
+        **request_ids(),
         **tracing(traces, METADATA),
         "scoped_routes": {
             "name": "models",

@@ -1,13 +1,14 @@
 """Traces of a gateway's Envoy: one span a request, sent to a collector by OpenTelemetry's protocol over gRPC.
 
 Rules:
-- without a collector nothing here is configured, a request costs nothing, and `traceparent` goes to the engine as the
+- without a collector there is nothing that a request could cost, and `traceparent` goes to the engine as the
   client wrote it;
 - who is sampled is decided once: by the client where it sends `traceparent`, else by the share that is asked for. The
   engine gets the same trace id and the same sampled flag, and its own span is a child of this one;
 - that decision is the sampler's alone. Envoy 1.40's own (tracing.random_sampling) would overrule the client's flag, and
   x-client-trace-id would force a trace: the one is 100, the other 0;
-- no id of a request changes: Envoy would write its decision into x-request-id;
+- no id of a request changes: Envoy would write its decision into x-request-id, also without a collector, and make of
+  a client's UUID of version 7 another one;
 - spans carry the deployment, the revision and the model; no prompt, no answer and no credential.
 While the collector is away spans are dropped, and requests wait for nothing.
 """
@@ -22,6 +23,17 @@ from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, static
 
 CLUSTER = "tracing"
 SERVICE = "tuneyard-gateway"
+
+
+def request_ids() -> Json:
+    """Field of the connection manager: ids are texts that nothing is written into."""
+    config = extension(
+        "ids",
+        "request_id.uuid.v3.UuidRequestIdConfig",
+        pack_trace_reason=False,
+        use_request_id_for_trace_sampling=False,
+    )
+    return {"request_id_extension": {"typed_config": config["typed_config"]}}
 
 
 def tracing(settings: TracingSettings, metadata: str) -> Json:
@@ -50,13 +62,6 @@ def tracing(settings: TracingSettings, metadata: str) -> Json:
                 _of_cluster("tuneyard.revision", "revision", metadata),
                 {"tag": "gen_ai.request.model", "request_header": {"name": names.MODEL_HEADER}},
             ],
-        },
-        "request_id_extension": {
-            "typed_config": {
-                "@type": EXTENSIONS + "request_id.uuid.v3.UuidRequestIdConfig",
-                "pack_trace_reason": False,
-                "use_request_id_for_trace_sampling": False,
-            }
         },
     }
 
