@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.contract.collector import Collector, attributes
-from tests.contract.envoy import Rig, eventually, model, revision
+from tests.contract.envoy import Front, Rig, eventually, model, revision
 from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
 from tuneyard.planning.settings import TracingSettings
@@ -54,10 +54,13 @@ async def test_without_a_collector_the_engine_gets_what_the_client_sent(
 async def test_an_id_of_a_client_stays_what_it_is(tmp_path: Path, pod: Upstream, version: str) -> None:
     # the digit where Envoy would write whether it traces
     mine = f"01890a5d-ac96-{version}74d-8d3e-d5d2f5b1b1a1"
-    async with Rig(tmp_path) as rig:
-        await rig.serve(model("support", revision("v1", 100, [pod.address])))
-        _, headers, _ = await rig.post({"model": "support"}, headers={"x-request-id": mine})
-        assert (headers["x-request-id"], pod.received[-1].headers["x-request-id"]) == (mine, mine)
+    async with Rig(tmp_path) as rig, Front(tmp_path, pod.port) as front:
+        await rig.serve(model("support", revision("v1", 100, [front.address])))
+        sent = {"x-request-id": mine, "traceparent": SAMPLED}
+        _, headers, _ = await rig.post({"model": "support"}, headers=sent)
+        received = pod.received[-1].headers
+        assert headers["x-request-id"] == mine
+        assert {name: received[name] for name in sent} == sent
         assert (await rig.envoy.logged(1))[0]["request_id"] == mine
 
 
