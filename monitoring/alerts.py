@@ -191,11 +191,13 @@ ROLLOUTS = (
     ),
     Alert(
         "TuneyardStalled",
-        'max by (kind, namespace, name, reason) (tuneyard_stalled{kind!="LoRAAdapter"}) == 1',
+        "max by (kind, namespace, name, reason) "
+        '(tuneyard_stalled{kind!="LoRAAdapter",reason!="CandidateRejected"}) == 1',
         "10m",
         "warning",
         "{{ $labels.kind }} {{ $labels.namespace }}/{{ $labels.name }} needs somebody: {{ $labels.reason }}.",
-        "The object does not become what its spec says without somebody's doing.",
+        "The object does not become what its spec says without somebody's doing. Rejected candidates have an alert of "
+        "their own, TuneyardCandidateRejected.",
         "`kubectl describe` it: the condition Stalled has the message.",
         "docs/howto/what-a-reason-means.md, under the reason.",
     ),
