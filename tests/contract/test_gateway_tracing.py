@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.contract.collector import Collector, attributes
-from tests.contract.envoy import Front, Rig, eventually, model, revision
+from tests.contract.envoy import Front, Rig, eventually, model, revision, validation_errors
 from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
+from tuneyard.gateway.main import write_bootstrap
 from tuneyard.planning.settings import TracingSettings
 
 pytestmark = pytest.mark.envoy
@@ -36,32 +39,28 @@ async def asked(rig: Rig, pod: Upstream, **headers: str) -> dict[str, str]:
     return pod.received[-1].headers
 
 
-@pytest.mark.parametrize("sent", [SAMPLED, UNSAMPLED, f"{SAMPLED}-of-a-later-version", "rubbish"])
-async def test_without_a_collector_the_engine_gets_what_the_client_sent(
-    tmp_path: Path, pod: Upstream, sent: str
-) -> None:
-    async with Rig(tmp_path) as rig:
-        await rig.serve(model("support", revision("v1", 100, [pod.address])))
-        headers = await asked(rig, pod, traceparent=sent, tracestate=STATE, baggage="a=b")
-        assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (sent, STATE, "a=b")
-        assert "traceparent" not in await asked(rig, pod)
-        first, second = await rig.envoy.logged(2)
-        # no longer than a traceparent is, whatever a client writes there
-        assert (first["traceparent"], second["traceparent"]) == (sent[:55], None)
-
-
-@pytest.mark.parametrize("version", "1479ab")
-async def test_an_id_of_a_client_stays_what_it_is(tmp_path: Path, pod: Upstream, version: str) -> None:
-    # the digit where Envoy would write whether it traces
-    mine = f"01890a5d-ac96-{version}74d-8d3e-d5d2f5b1b1a1"
+async def test_without_a_collector_the_engine_gets_what_the_client_sent(tmp_path: Path, pod: Upstream) -> None:
     async with Rig(tmp_path) as rig, Front(tmp_path, pod.port) as front:
         await rig.serve(model("support", revision("v1", 100, [front.address])))
-        sent = {"x-request-id": mine, "traceparent": SAMPLED}
-        _, headers, _ = await rig.post({"model": "support"}, headers=sent)
-        received = pod.received[-1].headers
-        assert headers["x-request-id"] == mine
-        assert {name: received[name] for name in sent} == sent
-        assert (await rig.envoy.logged(1))[0]["request_id"] == mine
+        written = (SAMPLED, UNSAMPLED, f"{SAMPLED}-of-a-later-version", "rubbish")
+        for sent in written:
+            headers = await asked(rig, pod, traceparent=sent, tracestate=STATE, baggage="a=b")
+            assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (sent, STATE, "a=b")
+        assert "traceparent" not in await asked(rig, pod)
+        logged = [line["traceparent"] for line in await rig.envoy.logged(len(written) + 1)]
+        # no longer than a traceparent is, whatever a client writes there
+        assert logged == [*(sent[:55] for sent in written), None]
+
+
+async def test_an_id_of_a_client_stays_what_it_is(tmp_path: Path, pod: Upstream) -> None:
+    # the digit where Envoy would write whether it traces
+    ids = [f"01890a5d-ac96-{version}74d-8d3e-d5d2f5b1b1a1" for version in "1479ab"]
+    async with Rig(tmp_path) as rig, Front(tmp_path, pod.port) as front:
+        await rig.serve(model("support", revision("v1", 100, [front.address])))
+        for mine in ids:
+            _, headers, _ = await rig.post({"model": "support"}, headers={"x-request-id": mine})
+            assert (headers["x-request-id"], pod.received[-1].headers["x-request-id"]) == (mine, mine)
+        assert [line["request_id"] for line in await rig.envoy.logged(len(ids))] == ids
 
 
 class Traced:
@@ -141,3 +140,20 @@ async def test_a_collector_that_is_away_holds_no_request_up(tmp_path: Path, pod:
         async with asyncio.timeout(20):
             for _ in range(200):
                 await asked(rig, pod)
+
+
+def test_the_collector_of_the_settings_is_in_the_configuration_that_envoy_starts_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POD_NAME", "gateway-0")
+    told: dict[str, Any] = {}
+    for name, tracing in (("with", {"otlpEndpoint": "http://collector.tracing:4317"}), ("without", {})):
+        config, written = tmp_path / f"{name}.yaml", tmp_path / f"{name}.json"
+        config.write_text(yaml.safe_dump({"tracing": tracing}))
+        assert write_bootstrap(config, written) == 0
+        told[name] = json.loads(written.read_text())
+        assert validation_errors(told[name]) == ""
+    (cluster,) = [c for c in told["with"]["static_resources"]["clusters"] if c["name"] == "tracing"]
+    (host,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert host["endpoint"]["address"]["socket_address"] == {"address": "collector.tracing", "port_value": 4317}
+    assert "opentelemetry" not in json.dumps(told["without"]), "off by default"

@@ -175,7 +175,7 @@ def test_what_prometheus_reads_of_a_rejection(scene: Scene) -> None:
     assert [climbing[f"revision_{w} v2"] for w in ("spec_weight", "weight", "allowed_weight")] == [100, 5, 5]
     scene.command("abort", "v2", "one-abort")
     scene.until(scene.rejects("v2"), "rejected")
-    after = eventually(lambda: t if "stalled CandidateRejected" in (t := told()) else None, told)
+    after = eventually(lambda: t if "stalled CandidateRejected" in (t := told()) else None, lambda: str(told()))
     assert after["revision_allowed_weight v2"] == 0
     assert after["rollout_outcomes_total Rejected"] == 1
     assert time.time() - after["rollout_verdict_timestamp_seconds Aborted v2"] < 60

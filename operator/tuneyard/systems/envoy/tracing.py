@@ -5,8 +5,8 @@ Rules:
   client wrote it;
 - who is sampled is decided once: by the client where it sends `traceparent`, else by the share that is asked for. The
   engine gets the same trace id and the same sampled flag, and its own span is a child of this one;
-- that decision is the sampler's alone. Envoy 1.40's own (tracing.random_sampling) would overrule the client's flag, and
-  x-client-trace-id would force a trace: the one is 100, the other 0;
+- that decision is the sampler's alone. Envoy 1.40's own (tracing.random_sampling) takes the sampled flag from a client
+  whose request it does not choose, and x-client-trace-id forces a trace: the one is 100, the other 0;
 - no id of a request changes: Envoy would write its decision into x-request-id, also without a collector, and make of
   a client's UUID of version 7 another one;
 - spans carry the deployment, the revision and the model; no prompt, no answer and no credential.
