@@ -6,6 +6,7 @@ whoever loads the plain file can change one line; ratios are recorded once a min
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -56,18 +57,23 @@ def rules_file() -> str:
     return _HEAD + yaml.safe_dump(rules(), sort_keys=False, width=1000)
 
 
+def _linked(text: str) -> str:
+    """The text with links in place of paths of other pages."""
+    return re.sub(r"docs/((\w+)/([\w-]+)\.md)", r"[\3](../\1)", text)
+
+
 def alerts_page() -> str:
     """docs/reference/alerts.md."""
     parts = [
         _MARK,
         "# Alerts\n\n[How to load them](../howto/see-what-is-going-on.md). critical: users are not served, or what "
-        "keeps "
-        "them served is gone; warning: somebody has to look today; info: nothing is to be repaired.\n",
+        "keeps them served is gone; warning: somebody has to look today; info: nothing is to be repaired.\n",
     ]
     for alert in ALERTS:
         wait = f"for {alert.wait}" if alert.wait else "at once"
         parts.append(
             f"\n## {alert.name}\n\n{alert.severity}, {wait}\n\n```promql\n{alert.expr}\n```\n\n"
-            f"**What it means.** {alert.means}\n\n**Where to look.** {alert.look}\n\n**What to do.** {alert.do}\n"
+            + _linked(f"**What it means.** {alert.means}\n\n**Where to look.** {alert.look}\n\n")
+            + _linked(f"**What to do.** {alert.do}\n")
         )
     return "".join(parts)
