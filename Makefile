@@ -8,7 +8,7 @@ CLUSTER ?= local
 export CLUSTER
 # Where it is set, each process compiles every module and each run every test once more.
 export PYTHONDONTWRITEBYTECODE :=
-PYSRC := operator cluster models benchmarks demo gitops examples tests
+PYSRC := operator cluster models benchmarks demo gitops monitoring examples tests
 
 help:  ## Show the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,10 +27,11 @@ venv: $(VENV)/.made  ## Make the Python environment
 format: venv  ## Format the code and mend what the linter can
 	@$(RUN)/ruff format $(PYSRC) && $(RUN)/ruff check --fix $(PYSRC)
 
-generate: venv  ## Write the generated files (CRDs, chart copies, reference pages, Argo CD's ConfigMap)
+generate: venv  ## Write the generated files (CRDs, chart copies, reference pages, dashboards, alerts)
 	@$(RUN)/python -m tuneyard.api.crds crds
 	@$(RUN)/python -m tuneyard.cli.reference docs/reference charts/tuneyard
 	@$(RUN)/python -m gitops.configmap
+	@$(RUN)/python -m monitoring
 
 check: venv  ## Format, lint, types, layers, generated files, fast tests (under a minute)
 	@$(MAKE) --no-print-directory -j2 static fast
@@ -42,7 +43,7 @@ static:
 	@echo "==> layers" && $(RUN)/lint-imports --no-cache >/dev/null || $(RUN)/lint-imports --no-cache
 	@echo "==> generated files" && $(RUN)/python -m tuneyard.api.crds --check crds \
 	  && $(RUN)/python -m tuneyard.cli.reference --check docs/reference charts/tuneyard \
-	  && $(RUN)/python -m gitops.configmap --check
+	  && $(RUN)/python -m gitops.configmap --check && $(RUN)/python -m monitoring --check
 	@echo "==> format, types, layers and generated files are right"
 
 fast:

@@ -90,6 +90,14 @@ BINARIES: dict[str, Binary] = {
             "-X github.com/prometheus/common/version.Version=3.15.1",
             "remove_all_sd",
         ),
+        # What reads alerts and queries as Prometheus does, and tries alerts on series.
+        Binary(
+            "promtool",
+            "prometheus",
+            "github.com/prometheus/prometheus/cmd/promtool",
+            "-X github.com/prometheus/common/version.Version=3.15.1",
+            "remove_all_sd",
+        ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
         Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),
@@ -228,3 +236,19 @@ def _go_version(program: Path) -> str:
 def _new_enough(version: str, minimum: tuple[int, int]) -> bool:
     parsed = re.match(r"go(\d+)\.(\d+)", version)
     return parsed is not None and (int(parsed[1]), int(parsed[2])) >= minimum
+
+
+def module_files(module: str, path: str) -> Path:
+    """The files of the Go module `path`, unbuilt, at the version and sum that go/<module>/go.mod pins."""
+    folder = SOURCE / "go" / module
+    finished = subprocess.run(
+        [str(_go(_needed(module))[0]), "mod", "download", "-json", path],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise ClusterError(f"the Go module {path} cannot be had: {finished.stdout}{finished.stderr}")
+    return Path(json.loads(finished.stdout)["Dir"])

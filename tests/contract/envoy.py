@@ -28,6 +28,7 @@ from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
+from tuneyard.planning.settings import TracingSettings
 from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.documents import Json
@@ -174,6 +175,7 @@ class Rig:
         ads: Path | None = None,
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
+        traces: TracingSettings | None = None,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
@@ -196,6 +198,7 @@ class Rig:
             listen="127.0.0.1",
             memory=memory,
             scripts=scripts,
+            traces=traces or TracingSettings(),
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)
         self._models: dict[str, ModelRoutes] = {}

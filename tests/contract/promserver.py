@@ -27,8 +27,9 @@ from tests.contract.ports import free_port
 class PrometheusServer:
     """`with PrometheusServer(folder, series) as server:`; then the series can be asked for."""
 
-    def __init__(self, folder: Path, series: Mapping[str, float]) -> None:
+    def __init__(self, folder: Path, series: Mapping[str, float], *, honor_labels: bool = False) -> None:
         self.folder = folder
+        self._honor_labels = honor_labels
         self.series = dict(series)
         """What the page shows, which is read every second."""
         self.port = free_port()
@@ -41,7 +42,12 @@ class PrometheusServer:
     def __enter__(self) -> Self:
         threading.Thread(target=self._page.serve_forever, args=(0.05,), daemon=True).start()
         target = f"127.0.0.1:{self._page.server_address[1]}"
-        scrape = {"job_name": "test", "scrape_interval": "1s", "static_configs": [{"targets": [target]}]}
+        scrape = {
+            "job_name": "test",
+            "scrape_interval": "1s",
+            "honor_labels": self._honor_labels,
+            "static_configs": [{"targets": [target]}],
+        }
         config = self.folder / "prometheus.yml"
         config.write_text(yaml.safe_dump({"scrape_configs": [scrape]}))
         with (self.folder / "server.log").open("wb") as log:

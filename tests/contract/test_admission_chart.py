@@ -62,7 +62,16 @@ def test_values_and_schema_agree_on_every_key() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
-    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images", "prometheus"):
+    for block in (
+        "operator",
+        "gateway",
+        "masterSecret",
+        "networkPolicy",
+        "images",
+        "prometheus",
+        "tracing",
+        "monitoring",
+    ):
         assert set(values[block]) == set(schema["properties"][block]["properties"]), block
 
 
@@ -77,6 +86,8 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
         ('prometheus={"url": "http://user:password@p"}', "/prometheus/url"),
+        ('tracing={"otlpEndpoint": "https://collector:4317"}', "/tracing/otlpEndpoint"),
+        ('monitoring={"rules": {"errorBudget": 1}}', "/monitoring/rules/errorBudget"),
     ],
 )
 def test_wrong_values_are_refused_by_name(value: str, words: str) -> None:
@@ -176,7 +187,7 @@ def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None
     # helm upgrade --reuse-values: what has come since is not there at all
     later = (
         "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
-        "hubEndpoint", "feedback", "prometheus", "protectInUse",
+        "hubEndpoint", "feedback", "prometheus", "protectInUse", "monitoring", "tracing",
     )  # fmt: skip
     gateway = {"hold": None, "serviceAccountAnnotations": None}
     before = rendered(**dict.fromkeys(later), gateway=gateway, masterSecret={"existing": "mine"})

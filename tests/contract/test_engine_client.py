@@ -16,6 +16,7 @@ import pytest
 
 from models import bad
 from models.breaking import MARKER
+from monitoring import outside
 from tests.contract.engines import (
     BASE,
     ENGINES,
@@ -313,3 +314,9 @@ async def _refuses(engine: EngineProcess) -> bool:
     status, text = await call(engine, "POST", "/v1/completions", {"model": BASE, "prompt": "x", "max_tokens": 1})
     assert status in (200, 500)
     return status == 500 and "cannot schedule new futures after shutdown" in text
+
+
+async def test_what_dashboards_draw_of_an_engine_is_on_its_page(engine: EngineProcess) -> None:
+    status, page = await call(engine, "GET", "/metrics")
+    assert status == 200
+    assert {line.partition("{")[0] for line in page.splitlines()} >= outside.VLLM

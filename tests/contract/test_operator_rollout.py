@@ -6,8 +6,10 @@ The gateway here confirms whatever the shared function gives for the object as i
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -153,6 +155,31 @@ def test_steps_in_their_order_until_the_candidate_is_stable(scene: Scene) -> Non
     shown = scene.cluster.server.kubectl("get", "mdep", "m", "-n", scene.cluster.namespace, "-o", "wide").stdout
     assert "STEP" in shown
     assert "Completed" in shown
+
+
+def test_what_prometheus_reads_of_a_rejection(scene: Scene) -> None:
+    def told() -> dict[str, float]:
+        """Series of this deployment by name and by what distinguishes them, as the running operator shows them."""
+        of = f'namespace="{scene.cluster.namespace}"'
+        lines = [line for line in scene.operator.ask("/metrics")[1].splitlines() if of in line]
+        found = (re.fullmatch(r"tuneyard_(\w+)\{(.*)\} (\S+)", line) for line in lines)
+        parts = ((m[1], re.findall(r'(?:revision|phase|outcome|role|reason)="(\w+)"', m[2]), m[3]) for m in found if m)
+        return {" ".join([name, *values]): float(number) for name, values, number in parts}
+
+    before = told()
+    assert (before["rollout_phase Completed"], before["revision_role v1 stable"]) == (1, 1)
+    assert before["rollout_outcomes_total Rejected"] == 0
+    scene.apply({"v1": 0, "v2": 100}, SLOW)
+    scene.until(lambda r: r.get("weight") == 5, "5 %")
+    climbing = told()
+    assert [climbing[f"revision_{w} v2"] for w in ("spec_weight", "weight", "allowed_weight")] == [100, 5, 5]
+    scene.command("abort", "v2", "one-abort")
+    scene.until(scene.rejects("v2"), "rejected")
+    after = eventually(lambda: t if "stalled CandidateRejected" in (t := told()) else None, lambda: str(told()))
+    assert after["revision_allowed_weight v2"] == 0
+    assert after["rollout_outcomes_total Rejected"] == 1
+    assert time.time() - after["rollout_verdict_timestamp_seconds Aborted v2"] < 60
+    assert "rollout_phase Completed" not in after, "what was the case has no series"
 
 
 def test_a_verdict_outlives_the_object_and_a_restart(scene: Scene) -> None:

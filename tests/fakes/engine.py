@@ -36,6 +36,18 @@ _STOPPING = "cannot schedule new futures after shutdown"
 _NOT_JSON = "Out of range float values are not JSON compliant"
 
 
+_QUIET = (
+    *("vllm:kv_cache_usage_perc", "vllm:num_preemptions_total"),
+    *("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+    *("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
+)
+_QUIET_HISTOGRAMS = (
+    *("vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds"),
+    "vllm:request_queue_time_seconds",
+)
+"""Metrics that the fake has, as vLLM has them, and never counts."""
+
+
 @dataclass
 class Options:
     """How a fake engine behaves."""
@@ -170,6 +182,8 @@ class FakeEngine:
             f'vllm:num_requests_waiting{{engine="0",model_name="{name}"}} {float(model.waiting)}',
             f'vllm:lora_requests_info{{max_lora="{model.max_loras}",running_lora_adapters="{running}",'
             f'waiting_lora_adapters=""}} {time.time()}',
+            *(f'{series}{{engine="0",model_name="{name}"}} 0.0' for series in _QUIET),
+            *(f'{series}_bucket{{engine="0",le="+Inf",model_name="{name}"}} 0.0' for series in _QUIET_HISTOGRAMS),
         ]
         return web.Response(text="\n".join(lines) + "\n")
 

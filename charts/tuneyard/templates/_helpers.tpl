@@ -132,5 +132,9 @@ prometheus:
   url: {{ $prometheus.url | default "" | quote }}
   tokenFile: {{ ternary "/etc/tuneyard-prometheus/token" "" (not (empty $prometheus.tokenSecret)) | quote }}
   caFile: {{ ternary "/etc/tuneyard-prometheus/ca.crt" "" (not (empty $prometheus.caConfigMap)) | quote }}
+{{- $tracing := .Values.tracing | default dict }}
+tracing:
+  otlpEndpoint: {{ $tracing.otlpEndpoint | default "" | quote }}
+  sampling: {{ dig "sampling" 1 $tracing }}
 watchNamespaces: {{ toJson .Values.watchNamespaces }}
 {{- end }}

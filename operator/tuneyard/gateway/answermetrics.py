@@ -16,6 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from tuneyard.gateway.routemetrics import RouteMetrics
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.answers import Answer, Outcome
 
@@ -123,9 +124,11 @@ class AnswerMetrics:
         self._uses: dict[tuple[str, str], int] = {}
         """How many models route a revision: two for a while, where a deployment changes its model's name."""
         self._revisions: dict[tuple[str, str], _Revision] = {}
+        self._routes = RouteMetrics()
 
     def routed(self, model: str, routes: ModelRoutes | None) -> None:
         """A model is routed like this from now on, None: not any more."""
+        self._routes.routed(model, routes)
         before, after = self._routed.pop(model, frozenset()), frozenset[tuple[str, str]]()
         if routes is not None:
             after = frozenset((f"{routes.namespace}/{routes.deployment}", r.name) for r in routes.revisions)
@@ -171,4 +174,5 @@ class AnswerMetrics:
                     parts.extend(histogram.lines())
                 if not number % _AT_A_TIME:
                     await asyncio.sleep(0)
+        parts.extend(self._routes.page())
         return "".join(parts)

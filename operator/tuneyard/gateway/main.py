@@ -275,8 +275,7 @@ def run(config: Path) -> int:
 def write_bootstrap(config: Path, path: Path) -> int:
     """Write Envoy's bootstrap for this pod (JSON, which is YAML too); returns the exit status."""
     try:
-        load_settings(config)
-        given = options(os.environ)
+        settings, given = load_settings(config), options(os.environ)
     except (ConfigurationError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -290,6 +289,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         hold_seconds=given.hold.seconds,
         listen=given.listen,
         memory=given.envoy_memory,
+        traces=settings.tracing,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1))

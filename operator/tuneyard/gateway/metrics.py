@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 
 
 class Metrics:
@@ -12,6 +12,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.pushes = Counter("tuneyard_gateway_pushes", "Models whose routes were sent.", registry=self.registry)
         self.refusals = Gauge(
             "tuneyard_gateway_refused_pushes", "Responses that Envoy refused (NACK).", registry=self.registry

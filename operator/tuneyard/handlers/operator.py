@@ -92,6 +92,7 @@ class Operator:
         ages = {resource: informer.age for resource, informer in self.world.informers().items()}
         self.metrics.watch_ages(ages)
         self.metrics.drifts(self.world.drifts)
+        self.metrics.statuses(self.world.statuses)
         self.metrics.queue(self.queue.__len__, self.queue.oldest)
         health = Health(ages, self._api_answers, self.world.synced)
         self.health = HealthServer(health_port, health, self.metrics.registry)

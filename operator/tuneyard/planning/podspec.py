@@ -240,7 +240,7 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         serving.image or settings.images.vllm,
         settings,
         command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
-        args=_engine_args(pool, base),
+        args=_engine_args(pool, base, settings),
         env=_engine_env(pool, settings),
         resources=_resources(serving.resources),
         startupProbe={
@@ -272,7 +272,7 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     )
 
 
-def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
+def _engine_args(pool: Pool, base: BaseModelResource, settings: Settings) -> list[str]:
     serving, lora = pool.serving, pool.serving.lora
     arguments = {
         "--model": literal(base_path(base)),
@@ -288,16 +288,26 @@ def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
     }
     if serving.max_model_len is not None:
         arguments["--max-model-len"] = str(serving.max_model_len)
+    if settings.tracing.otlp_endpoint:
+        arguments["--otlp-traces-endpoint"] = settings.tracing.otlp_endpoint
     flags = [part for argument in arguments.items() for part in argument]
     return ["--enable-lora", *flags, *serving.extra_args]
 
 
 def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
     """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
-    chosen = {**_ENGINE_ENV, **settings.engine_env, **pool.serving.env}
+    chosen = {**_ENGINE_ENV, **_span_env(pool, settings), **settings.engine_env, **pool.serving.env}
     fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
     fixed["VLLM_API_KEY"] = _key("VLLM_API_KEY", pool)
     return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
+
+
+def _span_env(pool: Pool, settings: Settings) -> dict[str, str]:
+    """Whose spans they are, where engines send any."""
+    if not settings.tracing.otlp_endpoint:
+        return {}
+    attributes = f"k8s.namespace.name={pool.namespace},tuneyard.pool={pool.name}"
+    return {"OTEL_SERVICE_NAME": "tuneyard-engine", "OTEL_RESOURCE_ATTRIBUTES": attributes}
 
 
 def _loopback(method: str, path: str, timeout: int) -> list[str]:

@@ -6,7 +6,9 @@ unknown ones are ignored, so that an older operator starts on a newer chart's fi
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from tuneyard.api.base import ApiModel
 
@@ -28,6 +30,16 @@ class PrometheusSettings(ApiModel):
     """Bearer token, read at each request; empty: none is sent."""
     ca_file: str = ""
     """Authorities beside the system's."""
+
+
+class TracingSettings(ApiModel):
+    """Where spans go, of gateways and of engines."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^(|http://[^/:@ ]+:[0-9]{1,5})$")] = ""
+    """`http://host:port` of a collector that takes OpenTelemetry's protocol over gRPC; empty: there are no spans.
+    Without TLS: vLLM has no other way."""
+    sampling: Annotated[float, Field(ge=0, le=100)] = 1
+    """Percent of the requests without `traceparent`; one with it is sampled as its flag says."""
 
 
 class Settings(ApiModel):
@@ -56,5 +68,6 @@ class Settings(ApiModel):
     gateway_service: str = "http://tuneyard-gateway.tuneyard-system.svc:8080"
     """Base URL of the gateways' own Service, which gates ask: what stands before it may strip their headers."""
     prometheus: PrometheusSettings = PrometheusSettings()
+    tracing: TracingSettings = TracingSettings()
     watch_namespaces: list[str] = []
     """Empty: all namespaces."""

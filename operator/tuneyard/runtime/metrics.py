@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from tuneyard.runtime.statusmetrics import Objects, StatusMetrics
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -39,6 +41,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.passes = Counter(
             "tuneyard_reconcile_passes", "Passes over an object.", ["kind", "outcome"], registry=self.registry
         )
@@ -66,6 +69,10 @@ class Metrics:
     def drifts(self, told: Callable[[], Iterable[tuple[str, str, bool]]]) -> None:
         """Show of which ModelDeployments (namespace, name) stable drifts whenever metrics are read."""
         self.registry.register(_Drifts(told))
+
+    def statuses(self, told: Callable[[], Objects]) -> None:
+        """Show what the statuses of these objects say whenever metrics are read."""
+        self.registry.register(StatusMetrics(told))
 
     def queue(self, length: Callable[[], int], oldest: Callable[[], float]) -> None:
         """Show the state of the queue whenever metrics are read."""

@@ -30,6 +30,7 @@ from tuneyard.runtime.applied import SECRET, Applied
 from tuneyard.runtime.index import Index
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.places import Places
+from tuneyard.runtime.statusmetrics import Objects
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 from tuneyard.systems.kube.informers import Informer
@@ -202,6 +203,17 @@ class World:
             for condition in conditions
             if condition.get("type") == DRIFTING
         ]
+
+    def statuses(self) -> Objects:
+        """All custom resources that the operator looks at and that can be read."""
+        return Objects(
+            self._readable(self.base_models), self._readable(self.adapters), self._readable(self.deployments)
+        )
+
+    def _readable(self, parsed: Parsed[_Resource]) -> list[_Resource]:
+        metadata = (item["metadata"] for item in parsed.raws())
+        found = (parsed.get(m["namespace"], m["name"]) for m in metadata if self.in_scope(m["namespace"]))
+        return [value for value in found if value is not None]
 
     def evidence(self, namespace: str, name: str) -> ChildObservation | None:
         """The ConfigMap with the evidence on a candidate of this ModelDeployment."""

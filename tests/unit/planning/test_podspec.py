@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tests.builders import BASE, KEYS, NAMESPACE, SETTINGS, VOLUME, base_model, deployment, digest, revision
 from tuneyard.api import names
@@ -27,7 +28,7 @@ from tuneyard.planning.children import namespace_access, pool_deployment, pool_p
 from tuneyard.planning.podspec import GRACE_BEYOND_DRAIN, pod_template
 from tuneyard.planning.podvolumes import base_path
 from tuneyard.planning.pools import Pool, pools_of
-from tuneyard.planning.settings import Settings
+from tuneyard.planning.settings import Settings, TracingSettings
 
 CLAIM = ArtifactVolume(name="models", persistent_volume_claim=VolumeClaim(claim_name="c"))
 
@@ -333,3 +334,22 @@ def test_pods_on_claims_fit_pod_security_restricted():
             "readOnlyRootFilesystem": True,
         }
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+
+
+def test_engines_send_spans_only_where_the_chart_names_a_collector():
+    base = base_model()
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    silent = SETTINGS.model_copy(update={"tracing": TracingSettings(sampling=50)})
+    assert pod_template(pool, base, silent) == pod_template(pool, base, SETTINGS), "the share alone rolls no pool"
+
+    traced = SETTINGS.model_copy(update={"tracing": TracingSettings(otlp_endpoint="http://collector:4317")})
+    spec = pod_template(pool, base, traced)["spec"]
+    arguments = container(spec, "engine")["args"]
+    assert arguments[arguments.index("--otlp-traces-endpoint") + 1] == "http://collector:4317"
+    assert env(spec)["OTEL_RESOURCE_ATTRIBUTES"] == f"k8s.namespace.name={NAMESPACE},tuneyard.pool={BASE}"
+
+
+@pytest.mark.parametrize("endpoint", ["https://collector:4317", "collector:4317", "http://collector", "http://u@c:1"])
+def test_a_collector_that_engines_could_not_reach_is_refused_at_the_start(endpoint):
+    with pytest.raises(ValidationError, match="otlpEndpoint"):
+        Settings.model_validate({"tracing": {"otlpEndpoint": endpoint}})

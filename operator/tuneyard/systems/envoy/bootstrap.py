@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tuneyard.api import names
+from tuneyard.planning.settings import TracingSettings
 from tuneyard.systems.envoy.documents import (
     BODY_LIMIT,
     EXTENSIONS,
@@ -42,6 +43,7 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
+from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
 
 RUN_DIRECTORY = "/run/tuneyard"
 BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
@@ -80,6 +82,7 @@ The bytes are also what it keeps while the process takes nothing: some 1,700 req
 
 DRAIN_SECONDS = 5
 
+_NO_TRACES = TracingSettings()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
@@ -191,6 +194,8 @@ def _metadata(key: str) -> str:
 LOG_FORMAT: Json = {
     "time": "%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
     "request_id": "%REQ(x-request-id)%",
+    "traceparent": "%REQ(traceparent):55%",
+    "trace_id": "%TRACE_ID%",
     "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
     "method": "%REQ(:method)%",
     "path": "%PATH(NQ:PATH)%",
@@ -221,7 +226,7 @@ LOG_FORMAT: Json = {
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 
 
-def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> Json:
+def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings) -> Json:
     return {
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
@@ -239,6 +244,8 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> J
         "early_header_mutation_extensions": [_early_removals()],
         "local_reply_config": _local_replies(),
         "access_log": access_log,
+        **request_ids(),
+        **tracing(traces, METADATA),
         "scoped_routes": {
             "name": "models",
             "scope_key_builder": {"fragments": [{"header_value_extractor": {"name": names.MODEL_HEADER, "index": 0}}]},
@@ -311,16 +318,19 @@ def bootstrap(
     hold_seconds: float = HOLD_SECONDS,
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
+    traces: TracingSettings = _NO_TRACES,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
     `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
     its adapter to be loaded.
+    `traces`: where spans go (tracing.py).
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
     """
     chain = _connection_manager(
         {**gateway_scripts(hold_seconds), **(scripts or {})},
         [*(_stdout_log() if access_log is None else access_log), _answers_log()],
+        traces,
     )
     listener: Json = {
         "name": "clients",
@@ -336,7 +346,10 @@ def bootstrap(
         "overload_manager": overload_manager(memory),
         "static_resources": {
             "listeners": [listener],
-            "clusters": [_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere],
+            "clusters": [
+                *(_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere),
+                *tracing_clusters(traces),
+            ],
         },
         "cluster_manager": {
             "load_stats_config": {

@@ -1,0 +1,77 @@
+"""The series that Tuneyard's own processes export, as their code makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from tests.contract.envoy import model, revision
+from tests.unit.gateway.test_evidence import SLO, answer
+from tests.unit.gateway.test_slometrics import counting
+from tests.unit.planning.test_statusseries import canary
+from tuneyard.gateway.answermetrics import AnswerMetrics
+from tuneyard.gateway.feedbackexport import FeedbackMetrics
+from tuneyard.gateway.metrics import Metrics as GatewayMetrics
+from tuneyard.gateway.mirrormetrics import MirrorMetrics
+from tuneyard.gateway.slometrics import slo_page
+from tuneyard.runtime.metrics import Metrics as OperatorMetrics
+from tuneyard.runtime.statusmetrics import Objects
+from tuneyard.systems.envoy.answers import Outcome
+
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def operator() -> OperatorMetrics:
+    """The operator's, with a canary."""
+    metrics = OperatorMetrics(CollectorRegistry())
+    metrics.drifts(lambda: [("team", "chat", False)])
+    metrics.statuses(lambda: Objects((), (), [canary()]))
+    metrics.queue(lambda: 0, lambda: 0.0)
+    metrics.watch_ages({"pods": lambda: 1.0})
+    return metrics
+
+
+def gateway() -> GatewayMetrics:
+    """A gateway process's that exports feedback and mirrors."""
+    metrics = GatewayMetrics(CollectorRegistry())
+    MirrorMetrics(metrics.registry)
+    FeedbackMetrics(metrics.registry)
+    metrics.age("pods", lambda: 1.0)
+    return metrics
+
+
+def answers() -> AnswerMetrics:
+    """What a gateway tells of a canary's answers."""
+    metrics = AnswerMetrics()
+    metrics.routed("chat", model("chat", revision("v1", 90, ["10.0.0.1:8080"]), revision("v2", 10)))
+    for name in ("v1", "v2"):
+        good = answer(revision=name, took=900, ttft=100, itl=20)._replace(deployment="default/md-chat")
+        metrics.answered([good, good._replace(outcome=Outcome.ERROR)])
+        metrics.rated(good, bad=name == "v2")
+    return metrics
+
+
+def objectives() -> str:
+    """What a gateway tells of answers that were judged."""
+    evidence = counting(slo=SLO)
+    evidence.answered([answer()])
+    return asyncio.run(slo_page(evidence.report()))
+
+
+def _named(registry: CollectorRegistry) -> set[str]:
+    return {metric.name + suffix for metric in registry.collect() for suffix in _SUFFIXES[metric.type]}
+
+
+def names() -> set[str]:
+    """Every series' name."""
+    page = asyncio.run(answers().page()) + objectives()
+    return _named(operator().registry) | _named(gateway().registry) | set(re.findall(r"^(\w+){", page, re.MULTILINE))
+
+
+def pages() -> str:
+    """What Prometheus reads of an operator and of a gateway, without Envoy's part."""
+    own = (generate_latest(operator().registry) + generate_latest(gateway().registry)).decode()
+    return own + asyncio.run(answers().page()) + objectives()
