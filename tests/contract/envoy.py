@@ -174,10 +174,11 @@ class Rig:
         ads: Path | None = None,
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
+        usage: Json | None = None,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -196,6 +197,7 @@ class Rig:
             listen="127.0.0.1",
             memory=memory,
             scripts=scripts,
+            usage=usage,
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)
         self._models: dict[str, ModelRoutes] = {}

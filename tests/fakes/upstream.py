@@ -129,7 +129,8 @@ class Upstream:
         else:
             await self._generate(asked)
             headers = "".join(f"{key}: {value}\r\n" for key, value in asked.get("headers", {}).items())
-            writer.write(_whole(200, json.dumps(self._completion(asked, model)).encode(), headers))
+            answer = _embedding(model) if request.path == "/v1/embeddings" else self._completion(asked, model)
+            writer.write(_whole(200, json.dumps(answer).encode(), headers))
         await writer.drain()
         return True
 
@@ -180,8 +181,19 @@ class Upstream:
         if asked.get("fails"):
             writer.write(_chunk(_event({"error": {"message": "out of memory", "type": "InternalServerError"}})))
         usage = {"prompt_tokens": 7, "total_tokens": 7 + count, "completion_tokens": count}
-        writer.write(_chunk(_event({**common, "choices": [], "usage": usage})))
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            writer.write(_chunk(_event({**common, "choices": [], "usage": usage})))
         writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+def _embedding(model: str) -> dict[str, Any]:
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
+    return {
+        "object": "list",
+        "model": model,
+        "data": [vector],
+        "usage": {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": None},
+    }
 
 
 def _event(content: dict[str, Any]) -> bytes:
