@@ -41,6 +41,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
             "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/feedback"},
         },
         "feedback": {"export": {"bucket": "acme", "prefix": "a b/c", "secretName": "writer", "caConfigMap": "ca"}},
+        "usage": {"export": {"bucket": "acme", "secretName": "writer", "caConfigMap": "ca"}},
         "prometheus": {"url": "https://p.example.com/x", "tokenSecret": "reader", "caConfigMap": "ca"},
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
@@ -62,7 +63,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(values) == set(schema["properties"]) - {"global"}
-    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images", "prometheus"):
+    for block in ("operator", "gateway", "masterSecret", "networkPolicy", "images", "prometheus", "usage"):
         assert set(values[block]) == set(schema["properties"][block]["properties"]), block
 
 

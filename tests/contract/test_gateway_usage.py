@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +14,14 @@ from typing import Any
 
 import openai
 import pytest
+from prometheus_client import CollectorRegistry
 
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.fakes.upstream import Upstream
 from tuneyard.api.usage import Outcome, UsageRecord
+from tuneyard.gateway import usage
+from tuneyard.gateway.envoyadmin import EnvoyAdmin
+from tuneyard.gateway.usagefiles import UsageFiles
 from tuneyard.systems.envoy.usage import usage_log, usage_record
 
 pytestmark = pytest.mark.envoy
@@ -32,7 +38,12 @@ def choice(text: str, **more: Any) -> bytes:
     return event(**head, choices=[{"index": 0, "delta": {"content": text}}], **more)
 
 
-COUNTED = {"prompt_tokens": 7, "total_tokens": 12, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 3}}
+COUNTED = {
+    "prompt_tokens": 7,
+    "total_tokens": 12,
+    "completion_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 3},
+}
 USAGE = event(id="chatcmpl-1", object="chat.completion.chunk", created=1, model="engine-v1", choices=[], usage=COUNTED)
 DONE = b"data: [DONE]\n\n"
 SPOOF = choice(' {"choices":[],"usage":{"prompt_tokens":1}}\n\ndata: {"choices":[],"usage":{')
@@ -85,7 +96,7 @@ async def saying(*answers: Sequence[bytes], head: bytes = b"transfer-encoding: c
 
 def cut(text: bytes, at: Sequence[int]) -> list[bytes]:
     ends = [0, *sorted(set(at) - {0, len(text)}), len(text)]
-    return [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
 STREAM = b": hello\n\n" + choice("a") + SPOOF + LOGPROBS + choice("e") + USAGE + DONE
@@ -97,7 +108,7 @@ async def test_usage_is_taken_out_wherever_a_stream_is_cut(tmp_path: Path) -> No
     begin = STREAM.index(USAGE)
     chance = random.Random(1)
     cuts: list[list[int]] = [[at] for at in range(begin - 4, begin + len(USAGE) + 4)]
-    cuts += [[at, at + 1, at + 2] for at in range(begin - 3, begin + len(USAGE) + 2)]
+    cuts += [[at, at + 1, at + 2] for at in range(begin - 3, begin + len(USAGE) + 2, 3)]
     cuts += [sorted(chance.sample(range(len(STREAM)), 30)) for _ in range(40)]
     cuts += [list(range(len(STREAM))), []]
     async with saying(*(cut(STREAM, at) for at in cuts)) as engine, counted(tmp_path) as rig:
@@ -258,3 +269,33 @@ async def test_requests_of_every_kind_are_counted(tmp_path: Path) -> None:
     assert left.prompt_tokens > 0
     assert (failed.outcome, failed.estimated, failed.completion_tokens) == (Outcome.FAILED, False, 4)
     assert embedded.endpoint == "embeddings"
+
+
+async def test_files_are_rotated_while_envoy_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Envoy's file is renamed many times under load; each line counts once, and what was counted is removed."""
+    monkeypatch.setattr(usage, "ROTATE_BYTES", 20_000)
+    monkeypatch.setattr(usage, "EVERY", 0.02)
+    metrics = usage.UsageMetrics(CollectorRegistry())
+    async with Upstream("a") as pod, counted(tmp_path, concurrency=2) as rig:
+        await rig.serve(model("support", revision("v1", 100, [pod.address])))
+        reopen = EnvoyAdmin(str(tmp_path / "envoy-admin.sock")).reopen_logs
+        counting = usage.Usage("gw", UsageFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
+        counting.start()
+        left = iter(range(3000))
+
+        async def asking() -> None:
+            for _ in left:
+                assert (await rig.post({"model": "support"}))[0] == 200
+
+        await asyncio.gather(*(asking() for _ in range(4)))
+        await counting.close()
+        page, files = counting.page(), counting.files.rotated()
+    totals = Counter[str]()
+    for line in page.splitlines():
+        if "{" in line:
+            totals[line.split("{")[0]] += int(line.rsplit(" ", 1)[1])
+    assert totals == {usage.REQUESTS: 3000, usage.TOKENS: 3000 * (11 + 3)}
+    assert counting.place.number >= 5
+    assert len(files) <= 4, "those of the end, and one that was just renamed"
+    again = usage.Usage("gw", UsageFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
+    assert again.page() == page, "the next process shows the same"

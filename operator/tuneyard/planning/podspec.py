@@ -289,7 +289,8 @@ def _engine_args(pool: Pool, base: BaseModelResource) -> list[str]:
     if serving.max_model_len is not None:
         arguments["--max-model-len"] = str(serving.max_model_len)
     flags = [part for argument in arguments.items() for part in argument]
-    return ["--enable-lora", *flags, *serving.extra_args]
+    # without the second one nobody says which tokens of a prompt came from the cache
+    return ["--enable-lora", "--enable-prompt-tokens-details", *flags, *serving.extra_args]
 
 
 def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:

@@ -70,7 +70,9 @@ USAGE_FORMAT: Json = {
 
 def usage_log(path: str) -> Json:
     """The access log that writes these lines into a file."""
-    return extension("usage", "access_loggers.file.v3.FileAccessLog", path=path, log_format={"json_format": USAGE_FORMAT})
+    return extension(
+        "usage", "access_loggers.file.v3.FileAccessLog", path=path, log_format={"json_format": USAGE_FORMAT}
+    )
 
 
 _served_by = lru_cache(maxsize=10_000)(served_by)
@@ -125,7 +127,7 @@ def _outcome(told: Mapping[str, Any]) -> Outcome:
 
 
 def _tokens(told: Mapping[str, Any], outcome: Outcome) -> tuple[int, int, int, bool]:
-    """Tokens of prompt, of those from the cache, generated ones, and whether the engine itself has said so at its end."""
+    """Tokens of prompt, of those from the cache, generated ones, and whether these are the engine's own numbers."""
     prompt, cached, completion = (int(told.get(key) or 0) for key in ("prompt", "cached", "completion"))
     if told.get("whole"):
         return prompt, cached, completion, True
