@@ -21,6 +21,7 @@ from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.fakes.upstream import Upstream
+from tuneyard.cli.main import run
 from tuneyard.gateway.options import options
 
 pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
@@ -136,8 +137,14 @@ async def test_nothing_is_lost_or_counted_twice_when_the_process_is_killed(
 
 
 async def test_a_record_says_who_asked_and_what_answered(
-    server: S3Server, apiserver: ApiServer, team: Team, tmp_path: Path
+    server: S3Server,
+    apiserver: ApiServer,
+    team: Team,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The whole way: an answer, the end of the gateway's process, the object, and `tuneyard usage`."""
     team.pin_base()
     team.make_adapter("v1")
     environment = exporting(server, tmp_path, "whole")
@@ -148,6 +155,13 @@ async def test_a_record_says_who_asked_and_what_answered(
         await gateway.rig.post({"model": "support", "messages": "my secret"}, headers={"x-request-id": "r-1"})
         await asyncio.to_thread(gateway.kill, signal.SIGTERM)
         (record,) = exported(server, "whole/")
+        assert run(["usage", "s3://usage/whole", "--endpoint", server.url, "--by", "adapter"]) == 1
+        assert "there are no credentials" in capsys.readouterr().err
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
+        assert run(["usage", "s3://usage/whole", "--endpoint", server.url, "--by", "adapter", "-o", "json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert (row["name"], row["promptTokens"]) == (f"v1@{digest_of('v1')[:19]}", 11)
         page = (gateway.folder / "usage.json").read_text()
     assert record.pop("time").endswith("Z")
     contents = record.pop("contents")

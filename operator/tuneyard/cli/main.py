@@ -116,6 +116,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.lineage", "run"),
     ),
     Command(
+        "usage",
+        "show tokens by tenant, deployment, revision or adapter, from the records that gateways export",
+        _lazy("tuneyard.cli.usage", "add_arguments"),
+        _lazy("tuneyard.cli.usage", "run"),
+    ),
+    Command(
         "import",
         "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
         _lazy("tuneyard.cli.importing", "add_arguments"),

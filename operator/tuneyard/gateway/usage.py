@@ -109,7 +109,7 @@ class Usage:
         self.files.rotate()
         while True:
             asked = await self._reopen()
-            if self.files.reopened or not asked:
+            if self.files.reopened() or not asked:
                 return
             await asyncio.sleep(0.02)
 
@@ -118,7 +118,7 @@ class Usage:
             took = 0.0
             try:
                 took = await self.count()
-                if not self.files.reopened:
+                if not self.files.reopened():
                     await self._reopen()
                 elif self.files.size() >= ROTATE_BYTES:
                     self.files.rotate()

@@ -70,7 +70,6 @@ class UsageFiles:
         if self.current.exists():
             self.current.rename(self._folder / f"usage.{self.newest()}.log")
 
-    @property
     def reopened(self) -> bool:
         """Whether Envoy writes under the current name, as far as it has written at all."""
         return self.current.exists() or not self.rotated()
@@ -95,7 +94,7 @@ class UsageFiles:
             later = min([n for n in self.rotated() if n > begin.number], default=newest)
             return Piece(begin, [], Place(later, 0), lost=later - begin.number)
         # before it is read: Envoy may write its last lines into it meanwhile
-        ended = begin.number < newest and self.reopened
+        ended = begin.number < newest and self.reopened()
         text = b""
         with path.open("rb") as file:
             file.seek(begin.offset)
