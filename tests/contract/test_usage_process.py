@@ -21,6 +21,7 @@ from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.fakes.upstream import Upstream
+from tests.unit.planning.test_usage import record
 from tuneyard.cli.main import run
 from tuneyard.gateway.options import options
 
@@ -137,14 +138,9 @@ async def test_nothing_is_lost_or_counted_twice_when_the_process_is_killed(
 
 
 async def test_a_record_says_who_asked_and_what_answered(
-    server: S3Server,
-    apiserver: ApiServer,
-    team: Team,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    server: S3Server, apiserver: ApiServer, team: Team, tmp_path: Path
 ) -> None:
-    """The whole way: an answer, the end of the gateway's process, the object, and `tuneyard usage`."""
+    """The whole way: an answer, the end of the gateway's process, the object."""
     team.pin_base()
     team.make_adapter("v1")
     environment = exporting(server, tmp_path, "whole")
@@ -155,13 +151,6 @@ async def test_a_record_says_who_asked_and_what_answered(
         await gateway.rig.post({"model": "support", "messages": "my secret"}, headers={"x-request-id": "r-1"})
         await asyncio.to_thread(gateway.kill, signal.SIGTERM)
         (record,) = exported(server, "whole/")
-        assert run(["usage", "s3://usage/whole", "--endpoint", server.url, "--by", "adapter"]) == 1
-        assert "there are no credentials" in capsys.readouterr().err
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
-        assert run(["usage", "s3://usage/whole", "--endpoint", server.url, "--by", "adapter", "-o", "json"]) == 0
-        (row,) = json.loads(capsys.readouterr().out)["rows"]
-        assert (row["name"], row["promptTokens"]) == (f"v1@{digest_of('v1')[:19]}", 11)
         page = (gateway.folder / "usage.json").read_text()
     assert record.pop("time").endswith("Z")
     contents = record.pop("contents")
@@ -187,6 +176,23 @@ async def test_a_record_says_who_asked_and_what_answered(
     }
     assert contents in page
     assert "secret" not in page + gateway.log.read_text()
+
+
+def test_the_program_reads_what_gateways_have_written(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["usage", "s3://usage/read", "--endpoint", server.url]
+    for day in ("2026-11-19", "2026-11-20"):
+        line = record(time=f"{day}T10:00:00Z", requestId=day).line()
+        server.client.put_object(Bucket="usage", Key=f"read/dt={day}/gw-0-x-0-0.jsonl", Body=line)
+    assert run(asked) == 1
+    assert "there are no credentials for s3://usage/read/" in capsys.readouterr().err
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
+    assert run([*asked, "--by", "tenant", "--since", "2026-11-20", "-o", "json"]) == 0
+    assert [(row["name"], row["promptTokens"]) for row in json.loads(capsys.readouterr().out)["rows"]] == [("acme", 11)]
+    assert run(["usage", "s3://nowhere/read", "--endpoint", server.url]) == 1
+    assert "NoSuchBucket" in capsys.readouterr().err
 
 
 def gateway_pod(**values: Any) -> dict[str, Any]:
