@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.paths import cache_root
 from tests.contract.apiserver import ApiServer
-from tests.contract.chart import named, rendered
+from tests.contract.chart import CHART, named, rendered
 from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
@@ -226,3 +227,11 @@ def test_the_chart_says_where_records_go() -> None:
     for other in pod["spec"]["initContainers"]:
         assert "writer" not in json.dumps(other)
     assert pod["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"] == "bootstrap,envoy"
+
+
+def test_the_example_is_what_a_gateway_understands() -> None:
+    values = yaml.safe_load((CHART.parents[1] / "examples" / "usage" / "values.yaml").read_text())
+    (container,) = gateway_pod(**values)["spec"]["containers"]
+    target = options(environment_of(container)).usage_export
+    assert target is not None
+    assert (target.place.uri, target.secret) == ("s3://acme-usage/usage", "usage-writer")

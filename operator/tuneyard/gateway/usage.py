@@ -41,6 +41,8 @@ MOST_BYTES = 64 << 20
 AT_A_TIME = 100
 """Lines without a turn for others: about two milliseconds."""
 _PIECE = 256 << 10
+_PIECES = 16
+"""After so many of them sums are written, however much there still is."""
 FLUSHING = 3.0
 """Seconds in which Envoy writes its last lines when it is asked to."""
 STATE = "usage.json"
@@ -103,7 +105,10 @@ class Usage:
             async with asyncio.timeout(FLUSHING):
                 await self._flushed()
                 await self._flushed()
-        await self.count()
+        before = None
+        while self.place != before:
+            before = self.place
+            await self.count()
 
     async def _flushed(self) -> None:
         self.files.rotate()
@@ -130,9 +135,9 @@ class Usage:
             await asyncio.sleep(max(EVERY, took / SHARE))
 
     async def count(self) -> float:
-        """Count all that is there; returns how many seconds it took to write the sums."""
+        """Count what is there, or _PIECES of it; returns how many seconds it took to write the sums."""
         place, sums, broken = self.place, self._sums.copy(), 0
-        while True:
+        for _ in range(_PIECES):
             piece = self.files.read(place, _PIECE)
             if piece.end == place:
                 break
