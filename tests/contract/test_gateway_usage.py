@@ -47,7 +47,17 @@ COUNTED = {
 USAGE = event(id="chatcmpl-1", object="chat.completion.chunk", created=1, model="engine-v1", choices=[], usage=COUNTED)
 DONE = b"data: [DONE]\n\n"
 SPOOF = choice(' {"choices":[],"usage":{"prompt_tokens":1}}\n\ndata: {"choices":[],"usage":{')
-LOGPROBS = event(choices=[{"index": 0, "logprobs": {"content": [{"token": "usage"}, {"token": "choices"}]}}])
+LOGPROBS = event(
+    choices=[
+        {"index": 0, "logprobs": {"content": [{"token": "usage"}, {"token": "choices"}]}},
+        {"index": 1, "logprobs": {"top_logprobs": [{"usage": -0.1, "choices": -2.5}]}},
+    ]
+)
+TOOL = event(
+    choices=[
+        {"index": 1, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": '{"usage":{"choices":[]}}'}}]}}
+    ]
+)
 
 
 @asynccontextmanager
@@ -99,7 +109,7 @@ def cut(text: bytes, at: Sequence[int]) -> list[bytes]:
     return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
-STREAM = b": hello\n\n" + choice("a") + SPOOF + LOGPROBS + choice("e") + USAGE + DONE
+STREAM = b": hello\n\n" + choice("a") + SPOOF + LOGPROBS + TOOL + choice("e") + USAGE + DONE
 SHOWN = STREAM.replace(USAGE, b"")
 
 
@@ -119,7 +129,7 @@ async def test_usage_is_taken_out_wherever_a_stream_is_cut(tmp_path: Path) -> No
         found = await records(rig, len(cuts))
         lines = (rig.folder / "usage.log").read_text().splitlines()
     assert {(r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.estimated) for r in found} == {(7, 3, 5, False)}
-    assert {json.loads(line)["chunks"] for line in lines} == {4}
+    assert {json.loads(line)["chunks"] for line in lines} == {5}
 
 
 @pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}])

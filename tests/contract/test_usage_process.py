@@ -23,6 +23,7 @@ from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.fakes.upstream import Upstream
 from tests.unit.planning.test_usage import record
+from tuneyard.api import names
 from tuneyard.cli.main import run
 from tuneyard.gateway.options import options
 
@@ -162,6 +163,7 @@ async def test_a_record_says_who_asked_and_what_answered(
         "model": "support",
         "deployment": f"{team.namespace}/support",
         "revision": "v1",
+        "pool": names.pool_name("tiny"),
         "adapter": "v1",
         "adapterDigest": digest_of("v1"),
         "base": "tiny",

@@ -59,6 +59,8 @@ class UsageRecord(ApiModel):
     revision: str
     contents: str
     """Hash of what answered under the revision's name."""
+    pool: str | None = None
+    """Name of the pool whose engine answered, in the deployment's namespace."""
     adapter: str | None = None
     """The LoRAAdapter that answered; none where the revision serves a base itself."""
     adapter_digest: Digest | None = None

@@ -122,6 +122,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.usage", "run"),
     ),
     Command(
+        "cost",
+        "show what tokens have cost: by deployment, adapter or tenant, against a pool each and against APIs' prices",
+        _lazy("tuneyard.cli.cost", "add_arguments"),
+        _lazy("tuneyard.cli.cost", "run"),
+    ),
+    Command(
         "import",
         "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
         _lazy("tuneyard.cli.importing", "add_arguments"),

@@ -23,12 +23,17 @@ _DAY = re.compile(r"(?:^|/)dt=(\d{4}-\d{2}-\d{2})/[^/]*\.jsonl$")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard usage`."""
+    add_source_arguments(parser)
+    parser.add_argument("--since", metavar="TIME", help="requests since then: 24h, 7d, 2026-11-01, or a time (UTC)")
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where records are, what to sum them by, and how to show it."""
     parser.add_argument(
         "source",
         metavar="DIR|URI",
         help="where usage.export writes: s3://bucket/prefix/ (keys come from AWS_*), or a folder with a copy of it",
     )
-    parser.add_argument("--since", metavar="TIME", help="requests since then: 24h, 7d, 2026-11-01, or a time (UTC)")
     parser.add_argument(
         "--by",
         choices=("tenant", "deployment", "revision", "adapter"),
@@ -44,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the sums; raises UserError where records cannot be read."""
     since = since_of(args.since, datetime.now(UTC)) if args.since else None
-    view = usage_view(records_of(_lines(args, since)), args.by, since)
+    view = usage_view(records_of(args, since), args.by, since)
     if args.output:
         from tuneyard.cli.status import machine_readable  # noqa: PLC0415 -- a table takes no Kubernetes client
 
@@ -66,9 +71,9 @@ def since_of(text: str, now: datetime) -> str:
     return rfc3339(moment)
 
 
-def records_of(lines: Iterator[tuple[str, bytes]]) -> Iterator[UsageRecord]:
-    """The records of lines, each with where it stands; raises UserError where one is no record."""
-    for where, line in lines:
+def records_of(args: argparse.Namespace, since: str | None) -> Iterator[UsageRecord]:
+    """The records of the days since then; raises UserError where they cannot be read, or one is no record."""
+    for where, line in _lines(args, since):
         try:
             yield UsageRecord.model_validate_json(line)
         except ValidationError as error:

@@ -40,26 +40,27 @@ class UsageView(ApiModel):
     total: UsageRow
 
 
-def _answered(record: UsageRecord) -> str:
+def answered(record: UsageRecord) -> str:
+    """What answered, by name and the begin of its digest."""
     name, digest = (record.adapter, record.adapter_digest) if record.adapter else (record.base, record.base_digest)
     return f"{name or '-'}@{digest[:_SHOWN_DIGEST]}" if digest else name or "-"
 
 
-_NAMES: dict[By, Callable[[UsageRecord], str]] = {
+NAMES: dict[By, Callable[[UsageRecord], str]] = {
     "tenant": lambda record: record.tenant or "-",
     "deployment": lambda record: record.deployment,
     "revision": lambda record: f"{record.deployment} {record.revision}",
-    "adapter": _answered,
+    "adapter": answered,
 }
 
 
 def usage_view(records: Iterable[UsageRecord], by: By, since: str | None = None) -> UsageView:
     """The sums; `since`: of requests that came at that time (RFC 3339, UTC) or later."""
     sums: dict[tuple[str, bool], Tokens] = {}
-    for record in _once(records):
-        if since is not None and record.time[:_TO_SECONDS] < since[:_TO_SECONDS]:
+    for record in once(records):
+        if since is not None and not within(record, since):
             continue
-        key = _NAMES[by](record), record.estimated
+        key = NAMES[by](record), record.estimated
         sums[key] = sums.get(key, Tokens()).plus(tokens_of(record))
     counted: dict[str, Tokens] = {name: tokens for (name, estimated), tokens in sums.items() if not estimated}
     guessed: dict[str, Tokens] = {name: tokens for (name, estimated), tokens in sums.items() if estimated}
@@ -68,7 +69,14 @@ def usage_view(records: Iterable[UsageRecord], by: By, since: str | None = None)
     return UsageView(by=by, since=since, rows=sorted(rows, key=lambda row: (-_size(row), row.name)), total=total)
 
 
-def _once(records: Iterable[UsageRecord]) -> Iterator[UsageRecord]:
+def within(record: UsageRecord, since: str, until: str | None = None) -> bool:
+    """Whether the request came at `since` or later, and before `until`; days or RFC 3339, in UTC."""
+    time = record.time[:_TO_SECONDS]
+    return time >= since[:_TO_SECONDS] and (until is None or time < until[:_TO_SECONDS])
+
+
+def once(records: Iterable[UsageRecord]) -> Iterator[UsageRecord]:
+    """Each record once."""
     seen: set[int] = set()
     for record in records:
         key = hash((record.gateway, record.request_id, record.time, record.attempt))

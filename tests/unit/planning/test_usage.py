@@ -21,6 +21,7 @@ RECORD: dict[str, Any] = {
     "deployment": "models/support",
     "revision": "v1",
     "contents": "c1",
+    "pool": "llama",
     "adapter": "support-v1",
     "adapterDigest": "sha256:" + "a" * 64,
     "base": "llama",

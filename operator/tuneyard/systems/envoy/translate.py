@@ -113,7 +113,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
 
 def _told_of(model: ModelRoutes, revision: RevisionRoute) -> Json:
     """What the access log says of a request to this cluster."""
-    told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
+    told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name, "pool": revision.pool}
     if revision.digest and revision.adapter:
         told |= {"adapter": revision.adapter, "adapter_digest": revision.digest}
         if revision.base_model and revision.base_digest:
