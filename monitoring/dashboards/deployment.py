@@ -54,6 +54,14 @@ DEPLOYMENT = Dashboard(
                     unit="reqps",
                 ),
                 panel("Errors by revision", Query(errors(ONE, "revision"), "{{revision}}"), unit="percentunit"),
+                panel(
+                    "Tokens per second",
+                    Query(
+                        f"sum by (revision, kind) (rate(tuneyard_usage_tokens_total{{{ONE}}}[{RATE}]))",
+                        "{{revision}} {{kind}}",
+                    ),
+                    description="Of the prompts (cached: the part that was known already) and of the answers.",
+                ),
             ),
         ),
         Row(

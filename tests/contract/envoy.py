@@ -176,10 +176,11 @@ class Rig:
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
         traces: TracingSettings | None = None,
+        usage: Json | None = None,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -199,6 +200,7 @@ class Rig:
             memory=memory,
             scripts=scripts,
             traces=traces or TracingSettings(),
+            usage=usage,
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)
         self._models: dict[str, ModelRoutes] = {}

@@ -23,6 +23,7 @@ from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
+from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -83,6 +84,10 @@ class Team:
     def pin(self, adapter: str) -> None:
         """As the operator does."""
         self._status("loraadapters", adapter, {"digest": digest_of(adapter)})
+
+    def pin_base(self) -> None:
+        """As the operator does."""
+        self._status("basemodels", self.base, {"digest": digest_of(self.base)})
 
     def _status(self, plural: str, name: str, status: Json) -> None:
         path = self._path(plural, name) + "/status"
@@ -185,7 +190,7 @@ class GatewayProcess:
         self.name = name
         self.port = free_port()
         self.log = self.folder / "gateway.log"
-        self.rig = Rig(self.folder, ads=self.folder / "ads.sock")
+        self.rig = Rig(self.folder, ads=self.folder / "ads.sock", usage=usage_log(str(self.folder / "usage.log")))
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))
         master.write_bytes(MASTER)

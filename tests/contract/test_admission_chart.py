@@ -41,6 +41,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
             "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/feedback"},
         },
         "feedback": {"export": {"bucket": "acme", "prefix": "a b/c", "secretName": "writer", "caConfigMap": "ca"}},
+        "usage": {"export": {"bucket": "acme", "secretName": "writer", "caConfigMap": "ca"}},
         "prometheus": {"url": "https://p.example.com/x", "tokenSecret": "reader", "caConfigMap": "ca"},
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
@@ -71,6 +72,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         "prometheus",
         "tracing",
         "monitoring",
+        "usage",
     ):
         assert set(values[block]) == set(schema["properties"][block]["properties"]), block
 

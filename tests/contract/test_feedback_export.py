@@ -24,9 +24,9 @@ from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.fakes.upstream import Upstream
 from tuneyard.api.feedback import FeedbackRecord
-from tuneyard.gateway import feedbackexport
+from tuneyard.gateway import bucketwriting
+from tuneyard.gateway.buckettarget import BucketTarget
 from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
-from tuneyard.gateway.feedbacktarget import FeedbackTarget
 from tuneyard.gateway.options import options
 
 pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
@@ -41,8 +41,8 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(feedbackexport, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(feedbackexport, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(bucketwriting, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(bucketwriting, "LONGEST_DELAY", 0.05)
     monkeypatch.setenv("TUNEYARD_CACHE", str(cache_root()))  # the programs stay where they are, whatever HOME is
     with quick_and_alone(monkeypatch, tmp_path):
         yield
@@ -65,7 +65,7 @@ def gateway_pod(**export: Any) -> dict[str, Any]:
     return spec["template"]
 
 
-def target(folder: Path, **export: Any) -> FeedbackTarget:
+def target(folder: Path, **export: Any) -> BucketTarget:
     """What the gateway process makes of the pod that the chart makes; the Secret's files lie in `folder`."""
     (container,) = gateway_pod(**export)["spec"]["containers"]
     told = {e["name"]: e["value"] for e in container["env"] if "value" in e}

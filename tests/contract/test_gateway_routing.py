@@ -334,7 +334,7 @@ async def test_the_access_log_tells_all_but_secrets(tmp_path: Path, pods: tuple[
     async with Rig(tmp_path) as rig:
         await rig.serve(model("support", revision("v1", 100, [pods[0].address])))
         asked = {"model": "support", "messages": [{"role": "user", "content": "my-secret-prompt"}]}
-        timed = {"stream": True, "chunks": 11, "delay": 0.03, "first": 0.3}
+        timed = {"stream": True, "chunks": 11, "delay": 0.03, "first": 0.3, "stream_options": {"include_usage": True}}
         credentials = {"authorization": "Bearer clients-secret", "x-request-id": "my-request"}
         await rig.post(asked, headers=credentials)
         await rig.post({**asked, **timed})

@@ -50,6 +50,8 @@ class Upstream:
     arrived: dict[str, float] = field(default_factory=dict)
     """When the newest request of a model came, by `time.perf_counter`."""
     active: int = 0
+    tokens: Counter[str] = field(default_factory=Counter)
+    """What an engine counts: `prompt` and `completion` of answers that it finished, `left` generated in others."""
     _server: asyncio.Server | None = None
     _connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
@@ -129,13 +131,19 @@ class Upstream:
         else:
             await self._generate(asked)
             headers = "".join(f"{key}: {value}\r\n" for key, value in asked.get("headers", {}).items())
-            writer.write(_whole(200, json.dumps(self._completion(asked, model)).encode(), headers))
+            answer = _embedding(model) if request.path == "/v1/embeddings" else self._completion(asked, model)
+            writer.write(_whole(200, json.dumps(answer).encode(), headers))
+            self._finished(answer["usage"])
         await writer.drain()
         return True
 
     async def _generate(self, asked: dict[str, Any]) -> None:
         """The time that a whole answer takes."""
         await asyncio.sleep(float(asked.get("first", 0)))
+
+    def _finished(self, usage: dict[str, Any]) -> None:
+        for kind in ("prompt", "completion"):
+            self.tokens[kind] += usage[f"{kind}_tokens"]
 
     def _refusal(self, model: str) -> bytes | None:
         if self.mode == "draining":
@@ -174,14 +182,30 @@ class Upstream:
                     writer.write(_chunk(b": keep-alive\n\n"))
                     await writer.drain()
                 await asyncio.sleep(delay / 2)
+            if writer.transport.is_closing():
+                raise ConnectionResetError
+            self.tokens["left"] += 1
             delta = {"index": 0, "delta": {"content": f"{number} "}}
             writer.write(_chunk(_event({**common, "choices": [delta]})))
             await writer.drain()
         if asked.get("fails"):
             writer.write(_chunk(_event({"error": {"message": "out of memory", "type": "InternalServerError"}})))
         usage = {"prompt_tokens": 7, "total_tokens": 7 + count, "completion_tokens": count}
-        writer.write(_chunk(_event({**common, "choices": [], "usage": usage})))
+        self.tokens["left"] -= count
+        self._finished(usage)
+        if (asked.get("stream_options") or {}).get("include_usage"):
+            writer.write(_chunk(_event({**common, "choices": [], "usage": usage})))
         writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+
+def _embedding(model: str) -> dict[str, Any]:
+    vector = {"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}
+    return {
+        "object": "list",
+        "model": model,
+        "data": [vector],
+        "usage": {"prompt_tokens": 5, "total_tokens": 5, "completion_tokens": 0, "prompt_tokens_details": None},
+    }
 
 
 def _event(content: dict[str, Any]) -> bytes:

@@ -65,11 +65,11 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{/* Optional: a gateway serves also while they are missing; the process says that it cannot write feedback. */}}
-{{- define "tuneyard.feedbackFiles" -}}
-{{- with (.Values.feedback).export }}
+{{/* Optional: a gateway serves also while they are missing; the process says that it cannot write what it exports. */}}
+{{- define "tuneyard.exportFiles" -}}
+{{- with .export }}
 {{- if and .bucket (or .secretName .caConfigMap) }}
-- name: feedback
+- name: {{ $.what }}
   projected:
     defaultMode: 0440
     sources:
@@ -79,6 +79,31 @@ tolerations:
     {{- with .caConfigMap }}
     - configMap: {name: {{ . | quote }}, items: [{key: ca.crt, path: ca.crt}], optional: true}
     {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where the gateway process writes something: gateway/buckettarget.py. */}}
+{{- define "tuneyard.exportEnvironment" -}}
+{{- $name := printf "TUNEYARD_%s" (upper .what) }}
+{{- with .export }}
+{{- if .bucket }}
+- {name: {{ $name }}_URI, value: {{ printf "s3://%s/%s" .bucket .prefix | quote }}}
+{{- with .endpoint }}
+- {name: {{ $name }}_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
+{{- with .region }}
+- {name: {{ $name }}_REGION, value: {{ . | quote }}}
+{{- end }}
+{{- if .anonymous }}
+- {name: {{ $name }}_ANONYMOUS, value: "true"}
+{{- end }}
+{{- with .secretName }}
+- {name: {{ $name }}_SECRET, value: {{ . | quote }}}
+{{- end }}
+{{- if or .secretName .caConfigMap }}
+- {name: {{ $name }}_CREDENTIALS, value: /etc/tuneyard-{{ $.what }}}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}

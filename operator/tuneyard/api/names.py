@@ -66,6 +66,8 @@ GATEWAY_OBSERVE_PORT = 9443
 """TCP port on which a gateway process answers the operator (what it has applied); bearer token."""
 
 MODEL_HEADER = "x-model"
+TENANT_HEADER = "x-tenant"
+"""Whose request it is, as the gateway itself says: what a client sends under this name is removed."""
 REVISION_HEADER = "x-revision"
 GATE_TOKEN_HEADER = "tuneyard-gate"  # noqa: S105
 """On requests of a gate's pod: the token by which it may choose a revision that clients may not."""

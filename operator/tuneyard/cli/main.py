@@ -116,6 +116,18 @@ COMMANDS = (
         _lazy("tuneyard.cli.lineage", "run"),
     ),
     Command(
+        "usage",
+        "show tokens by tenant, deployment, revision or adapter, from the records that gateways export",
+        _lazy("tuneyard.cli.usage", "add_arguments"),
+        _lazy("tuneyard.cli.usage", "run"),
+    ),
+    Command(
+        "cost",
+        "show what tokens have cost: by deployment, adapter or tenant, against a pool each and against APIs' prices",
+        _lazy("tuneyard.cli.cost", "add_arguments"),
+        _lazy("tuneyard.cli.cost", "run"),
+    ),
+    Command(
         "import",
         "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
         _lazy("tuneyard.cli.importing", "add_arguments"),

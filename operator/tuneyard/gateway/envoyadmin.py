@@ -61,6 +61,14 @@ class EnvoyAdmin:
             else:
                 return
 
+    async def reopen_logs(self) -> bool:
+        """Have Envoy open its log files by their names anew; returns whether it was there to be asked."""
+        try:
+            await self._ask("POST", "/reopen_logs")
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+        return True
+
     async def drain(self, within: float) -> bool:
         """Send clients elsewhere, let running requests finish; returns whether they did within so many seconds."""
         loop = asyncio.get_running_loop()

@@ -5,10 +5,8 @@ Rules:
   started with a random end, and a number. So no process writes over another's object, nor over an earlier one of its
   own;
 - it is written every EVERY seconds if there is something to write, and at once when RECORDS wait;
-- a write that failed is repeated with the same bytes under the same key: whether it had arrived or not, each record is
-  there once;
+- how an object gets there, and what happens while it cannot: bucketwriting.py;
 - requests never wait for the bucket. What waits is bounded by MOST_BYTES; beyond that the oldest goes, and is counted;
-- credentials are read at each try after a failure, so that a renewed Secret needs no restart;
 - no record appears in a log or in an error.
 All methods belong to the event loop's thread.
 """
@@ -20,37 +18,23 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.api.feedback import FeedbackRecord
-from tuneyard.systems.artifacts.folder import ArtifactError
+from tuneyard.gateway.bucketwriting import BucketWriting, Writer
 
 EVERY = 60.0
 RECORDS = 1000
 MOST_BYTES = 16 << 20
 """Of records that wait: 60,000 scores, or 3,800 of the longest texts."""
-FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
-"""Seconds before the second try; doubled each time up to this."""
 LEAVING = 10.0
 """Seconds that the last writes may take when the process ends."""
 
 _log = logging.getLogger(__name__)
-
-
-class Writer(Protocol):
-    """Where objects go."""
-
-    def put(self, name: str, body: bytes) -> None:
-        """Write one object; raises ArtifactError. Called in a thread of its own."""
-
-    def close(self) -> None:
-        """Give connections back."""
 
 
 class FeedbackMetrics:
@@ -84,8 +68,7 @@ class FeedbackExport:
 
     def __init__(self, gateway: str, open_writer: Callable[[], Writer], metrics: FeedbackMetrics) -> None:
         """`open_writer` is called in a thread, at the first write and after each failure."""
-        self._open = open_writer
-        self._clock = asyncio.get_running_loop().time
+        self._bucket = BucketWriting("feedback", open_writer)
         self._metrics = metrics
         start = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         self._names = f"{gateway}-{start}{secrets.token_hex(3)}"
@@ -93,15 +76,10 @@ class FeedbackExport:
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._bytes = 0
         self._object: _Object | None = None
-        self._writer: Writer | None = None
         self._full = asyncio.Event()
-        self._failing_since: float | None = None
-        self._told = ""
         self._task: asyncio.Task[None] | None = None
-        # of its own: a thread that hangs in the network must not keep the loop's threads, nor the process, from ending
-        self._thread = ThreadPoolExecutor(1, "feedback")
         metrics.waiting.set_function(lambda: float(self.waiting))
-        metrics.failing.set_function(self._failing)
+        metrics.failing.set_function(self._bucket.failing)
 
     @property
     def waiting(self) -> int:
@@ -135,7 +113,7 @@ class FeedbackExport:
         if self.waiting:
             self._metrics.dropped.inc(self.waiting)
             _log.error("%d feedback records were not written before the end of this process", self.waiting)
-        self._thread.shutdown(wait=False)
+        self._bucket.close()
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -148,17 +126,10 @@ class FeedbackExport:
 
     async def _write_all(self) -> None:
         """Until nothing waits."""
-        delay = FIRST_DELAY
         while (found := self._next()) is not None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._put, found)
-            except ArtifactError as error:
-                self._failed(str(error))
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, LONGEST_DELAY)
-            else:
-                self._written(found)
-                delay = FIRST_DELAY
+            await self._bucket.put(found.name, found.body)
+            self._object = None
+            self._metrics.exported.inc(found.records)
 
     def _next(self) -> _Object | None:
         """What is to be written now: the object that failed, or the next records of one day."""
@@ -173,32 +144,3 @@ class FeedbackExport:
         if len(self._waiting) < RECORDS:
             self._full.clear()
         return self._object
-
-    def _put(self, wanted: _Object) -> None:
-        """In the thread."""
-        if self._writer is None:
-            self._writer = self._open()
-        try:
-            self._writer.put(wanted.name, wanted.body)
-        except ArtifactError:
-            writer, self._writer = self._writer, None
-            writer.close()
-            raise
-
-    def _written(self, written: _Object) -> None:
-        self._object = None
-        self._metrics.exported.inc(written.records)
-        if self._failing_since is not None:
-            _log.info("feedback is written again")
-        self._failing_since, self._told = None, ""
-
-    def _failed(self, words: str) -> None:
-        if self._failing_since is None:
-            self._failing_since = self._clock()
-        if words != self._told:  # once, not at every try
-            self._told = words
-            _log.error("feedback cannot be written, and is tried again: %s", words)
-
-    def _failing(self) -> float:
-        since = self._failing_since
-        return 0.0 if since is None else self._clock() - since

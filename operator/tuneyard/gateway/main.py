@@ -5,9 +5,9 @@ known; keep a snapshot. While the API server is away it goes on with what it kno
 after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
 already may know more than a snapshot does.
 On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams,
-writes the feedback that waits, and ends. As the main container of the pod, with Envoy as native sidecar, it thereby
-decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy goes on, and the next process
-has it take requests again.
+writes the feedback and the usage that wait, and ends. As the main container of the pod, with Envoy as native sidecar,
+it thereby decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy goes on, and the
+next process has it take requests again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,10 @@ from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
+from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
+from tuneyard.gateway.usageexport import STATE as EXPORT_STATE
+from tuneyard.gateway.usageexport import UsageExport, UsageExportMetrics
+from tuneyard.gateway.usagefiles import UsageFiles
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
@@ -51,6 +55,7 @@ from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
+from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -113,9 +118,24 @@ class Gateway:
         self._export: FeedbackExport | None = None
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
+        self.usage, self._usage_export = self._counting()
         self._leaving = False
         self._resumed = False
         self._was_ready = False
+
+    def _counting(self) -> tuple[Usage | None, UsageExport | None]:
+        """What counts tokens, and what writes them away, where they are wanted."""
+        given, registry = self._given, self.metrics.registry
+        if not given.usage:
+            return None, None
+        files, folder = UsageFiles(given.directory), given.directory
+        usage = Usage(given.name, files, folder / STATE, self.envoy.reopen_logs, UsageMetrics(registry))
+        if given.usage_export is None:
+            return usage, None
+        metrics = UsageExportMetrics(registry)
+        export = UsageExport(given.name, files, folder / EXPORT_STATE, given.usage_export.open, metrics)
+        usage.exported = lambda: export.place
+        return usage, export
 
     def _touched(self, models: set[str]) -> None:
         self.publisher.mark(models)
@@ -166,8 +186,9 @@ class Gateway:
         rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
         holding = await serve(self.holding, self._given.holding_socket, rating)
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        if self._export is not None:
-            self._export.start()
+        for each in (self._export, self.usage, self._usage_export):
+            if each is not None:
+                each.start()
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
@@ -179,8 +200,9 @@ class Gateway:
             feeding.cancel()
             resuming.cancel()
             await server.cleanup()
-            if self._export is not None:
-                await self._export.close()
+            for each in (self._export, self.usage, self._usage_export):
+                if each is not None:
+                    await each.close()
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()
@@ -234,6 +256,7 @@ class Gateway:
             answers=self.answer_metrics,
             evidence=self.evidence.report,
             envoy=self.envoy,
+            usage=self.usage.page if self.usage is not None else str,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
@@ -290,6 +313,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         listen=given.listen,
         memory=given.envoy_memory,
         traces=settings.tracing,
+        usage=usage_log(str(given.usage_log)) if given.usage else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1))

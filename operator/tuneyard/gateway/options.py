@@ -14,7 +14,8 @@
 | TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
-| TUNEYARD_FEEDBACK_… | where feedback is written: feedbacktarget.py | nowhere |
+| TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
+| TUNEYARD_USAGE | whether tokens are counted: true or false | true |
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneyard.api import names
-from tuneyard.gateway.feedbacktarget import FeedbackTarget, feedback_target
+from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
+from tuneyard.gateway.usagefiles import CURRENT
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 
@@ -45,7 +47,9 @@ class Options:
     drain_seconds: float
     hold: Limits
     peers: str
-    feedback: FeedbackTarget | None = None
+    feedback: BucketTarget | None = None
+    usage: bool = True
+    usage_export: BucketTarget | None = None
 
     @property
     def ads_socket(self) -> Path:
@@ -66,6 +70,11 @@ class Options:
     def mirror_socket(self) -> Path:
         """Where Envoy's script hands over copies."""
         return self.directory / "mirror.sock"
+
+    @property
+    def usage_log(self) -> Path:
+        """Where Envoy writes the tokens of each request."""
+        return self.directory / CURRENT
 
     @property
     def snapshot(self) -> Path:
@@ -90,5 +99,7 @@ def options(environment: Mapping[str, str]) -> Options:
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
-        feedback=feedback_target(environment),
+        feedback=bucket_target(environment, "FEEDBACK"),
+        usage=environment.get("TUNEYARD_USAGE", "true") != "false",
+        usage_export=bucket_target(environment, "USAGE"),
     )

@@ -7,7 +7,7 @@
 - GET /v1/mirror            what mirrors have seen, with the same token, at once
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
-- GET /metrics              this process's metrics, those of answers, then Envoy's
+- GET /metrics              this process's metrics, those of answers and of usage, then Envoy's
 """
 
 from __future__ import annotations
@@ -63,8 +63,12 @@ def application(
     answers: AnswerMetrics,
     evidence: Callable[[], EvidenceReport],
     envoy: EnvoyAdmin,
+    usage: Callable[[], str] = str,
 ) -> web.Application:
-    """The routes; `reports` by path, `token` is what the operator proves itself with, `evidence` what was counted."""
+    """The routes; `reports` by path, `token` is what the operator proves itself with, `evidence` what was counted.
+
+    `usage`: the tokens' metrics.
+    """
     trusted = partial(_trusted, f"Bearer {token}")
 
     async def rated(given: Given) -> Taken:
@@ -78,7 +82,7 @@ def application(
 
     async def metrics_page(_: web.Request) -> web.Response:
         own = generate_latest(metrics.registry).decode()
-        text = own + await answers.page() + await slo_page(evidence()) + await envoy.metrics()
+        text = own + await answers.page() + await slo_page(evidence()) + usage() + await envoy.metrics()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()

@@ -291,7 +291,8 @@ def _engine_args(pool: Pool, base: BaseModelResource, settings: Settings) -> lis
     if settings.tracing.otlp_endpoint:
         arguments["--otlp-traces-endpoint"] = settings.tracing.otlp_endpoint
     flags = [part for argument in arguments.items() for part in argument]
-    return ["--enable-lora", *flags, *serving.extra_args]
+    # without the second one nobody says which tokens of a prompt came from the cache
+    return ["--enable-lora", "--enable-prompt-tokens-details", *flags, *serving.extra_args]
 
 
 def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:

@@ -62,6 +62,8 @@ class RevisionRoute:
     """What a rehearsal puts into its answers."""
     base_digest: str | None = None
     """With an adapter, the digest of its base, as far as it is known."""
+    base_model: str | None = None
+    """The BaseModel that it serves, or whose adapter."""
 
     @property
     def contents(self) -> str:
@@ -236,6 +238,7 @@ def model_routes(
                 held=revision.name in on_demand and not ready[revision.name],
                 fault=fault if fault and fault.revision == revision.name else None,
                 base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
+                base_model=revision.base_model,
             )
             for revision in deployment.spec.revisions
         ),

@@ -15,9 +15,9 @@ from prometheus_client import CollectorRegistry
 from tests.contract.envoy import eventually
 from tuneyard.api.feedback import FeedbackRecord
 from tuneyard.api.reasons import Reason
-from tuneyard.gateway import feedbackexport
+from tuneyard.gateway import bucketwriting, feedbackexport
+from tuneyard.gateway.buckettarget import bucket_target
 from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
-from tuneyard.gateway.feedbacktarget import feedback_target
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
@@ -74,8 +74,8 @@ def bucket() -> Bucket:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedbackexport, "FIRST_DELAY", 0.001)
-    monkeypatch.setattr(feedbackexport, "LONGEST_DELAY", 0.002)
+    monkeypatch.setattr(bucketwriting, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr(bucketwriting, "LONGEST_DELAY", 0.002)
 
 
 def exporting(bucket: Bucket) -> tuple[FeedbackExport, CollectorRegistry]:
@@ -202,14 +202,14 @@ async def test_a_write_that_the_end_interrupts_is_the_same_write(bucket: Bucket)
 
 
 def test_a_target_is_named_by_the_environment(tmp_path: Path) -> None:
-    assert feedback_target({}) is None
+    assert bucket_target({}, "FEEDBACK") is None
     named = {
         "TUNEYARD_FEEDBACK_URI": "s3://feedback/acme",
         "TUNEYARD_FEEDBACK_ENDPOINT": "http://127.0.0.1:1",
         "TUNEYARD_FEEDBACK_SECRET": "writer",
         "TUNEYARD_FEEDBACK_CREDENTIALS": str(tmp_path),
     }
-    target = feedback_target(named)
+    target = bucket_target(named, "FEEDBACK")
     assert target is not None
     assert (target.place.uri, target.place.endpoint, target.place.anonymous) == (
         "s3://feedback/acme",
@@ -217,20 +217,19 @@ def test_a_target_is_named_by_the_environment(tmp_path: Path) -> None:
         None,
     )
     with pytest.raises(ValueError, match="uri"):
-        feedback_target({"TUNEYARD_FEEDBACK_URI": "feedback/acme"})
+        bucket_target({"TUNEYARD_FEEDBACK_URI": "feedback/acme"}, "FEEDBACK")
 
 
 @pytest.mark.parametrize("files", [{}, {"ca.crt": "x"}, {"AWS_ACCESS_KEY_ID": "x"}])
 def test_a_secret_that_is_not_there_yet_is_never_the_pods_identity(tmp_path: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    target = feedback_target(
-        {
-            "TUNEYARD_FEEDBACK_URI": "s3://feedback/",
-            "TUNEYARD_FEEDBACK_SECRET": "writer",
-            "TUNEYARD_FEEDBACK_CREDENTIALS": str(tmp_path),
-        }
-    )
+    named = {
+        "TUNEYARD_FEEDBACK_URI": "s3://feedback/",
+        "TUNEYARD_FEEDBACK_SECRET": "writer",
+        "TUNEYARD_FEEDBACK_CREDENTIALS": str(tmp_path),
+    }
+    target = bucket_target(named, "FEEDBACK")
     assert target is not None
     with pytest.raises(ArtifactError, match=r"Secret writer lacks .*AWS_SECRET_ACCESS_KEY"):
         target.open()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import tempfile
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -11,12 +13,16 @@ from prometheus_client.exposition import generate_latest
 from tests.contract.envoy import model, revision
 from tests.unit.gateway.test_evidence import SLO, answer
 from tests.unit.gateway.test_slometrics import counting
+from tests.unit.gateway.test_usage import counting as counting_tokens
+from tests.unit.gateway.test_usage import line as usage_line
 from tests.unit.planning.test_statusseries import canary
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.slometrics import slo_page
+from tuneyard.gateway.usage import UsageMetrics
+from tuneyard.gateway.usageexport import UsageExportMetrics
 from tuneyard.runtime.metrics import Metrics as OperatorMetrics
 from tuneyard.runtime.statusmetrics import Objects
 from tuneyard.systems.envoy.answers import Outcome
@@ -39,6 +45,8 @@ def gateway() -> GatewayMetrics:
     metrics = GatewayMetrics(CollectorRegistry())
     MirrorMetrics(metrics.registry)
     FeedbackMetrics(metrics.registry)
+    UsageMetrics(metrics.registry)
+    UsageExportMetrics(metrics.registry)
     metrics.age("pods", lambda: 1.0)
     return metrics
 
@@ -61,17 +69,30 @@ def objectives() -> str:
     return asyncio.run(slo_page(evidence.report()))
 
 
+def tokens() -> str:
+    """What a gateway tells of the tokens of a request."""
+
+    async def counted(folder: Path) -> str:
+        usage, _, _ = counting_tokens(folder)
+        usage.files.current.write_bytes(usage_line(namespace="team", deployment="chat") + b"\n")
+        await usage.count()
+        return usage.page()
+
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(counted(Path(folder)))
+
+
 def _named(registry: CollectorRegistry) -> set[str]:
     return {metric.name + suffix for metric in registry.collect() for suffix in _SUFFIXES[metric.type]}
 
 
 def names() -> set[str]:
     """Every series' name."""
-    page = asyncio.run(answers().page()) + objectives()
+    page = asyncio.run(answers().page()) + objectives() + tokens()
     return _named(operator().registry) | _named(gateway().registry) | set(re.findall(r"^(\w+){", page, re.MULTILINE))
 
 
 def pages() -> str:
     """What Prometheus reads of an operator and of a gateway, without Envoy's part."""
     own = (generate_latest(operator().registry) + generate_latest(gateway().registry)).decode()
-    return own + asyncio.run(answers().page()) + objectives()
+    return own + asyncio.run(answers().page()) + objectives() + tokens()

@@ -218,8 +218,8 @@ def test_the_engine_cannot_write_artifacts_and_does_not_see_the_front():
 def test_the_engine_listens_on_loopback_with_a_key():
     pool, spec = pool_with(lora=LoRASettings(max_loras=8, max_cpu_loras=4))
     arguments = container(spec, "engine")["args"]
-    flags = dict(zip(arguments[1::2], arguments[2::2], strict=True))
-    assert arguments[0] == "--enable-lora"
+    flags = dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    assert arguments[:2] == ["--enable-lora", "--enable-prompt-tokens-details"]
     assert (flags["--host"], flags["--port"]) == ("127.0.0.1", "8000")
     assert flags["--max-loras"] == "4", "an engine with more slots than places in memory does not start"
     assert env(spec)["VLLM_API_KEY"] == {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": "key"}}

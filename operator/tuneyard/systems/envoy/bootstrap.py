@@ -86,14 +86,18 @@ _NO_TRACES = TracingSettings()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-def gateway_scripts(hold_seconds: float = HOLD_SECONDS) -> dict[str, str]:
-    """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter."""
+def gateway_scripts(hold_seconds: float = HOLD_SECONDS, *, count_usage: bool = False) -> dict[str, str]:
+    """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter.
+
+    `count_usage`: every stream is asked for its usage.
+    """
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
+    asking = script("usage_request")
     return {
-        "extract": refusals + script("extract"),
+        "extract": refusals + asking + f"local COUNT_USAGE = {str(count_usage).lower()}\n" + script("extract"),
         "mirror": mirror_script(),
-        "rewrite": refusals + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
-        "answer": script("answer"),
+        "rewrite": refusals + asking + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
+        "answer": script("usage_answer") + script("answer"),
     }
 
 
@@ -111,7 +115,7 @@ def _early_removals() -> Json:
         return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
 
     mutations = [
-        *(remove(h) for h in (names.MODEL_HEADER, "x-prefix", "x-tenant")),
+        *(remove(h) for h in (names.MODEL_HEADER, "x-prefix", names.TENANT_HEADER)),
         *(remove_prefix(p) for p in ("x-tuneyard-", "x-envoy-")),
     ]
     return extension(
@@ -319,17 +323,19 @@ def bootstrap(
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
     traces: TracingSettings = _NO_TRACES,
+    usage: Json | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
     `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
     its adapter to be loaded.
     `traces`: where spans go (tracing.py).
-    `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
+    `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
+    which tokens are counted (usage.py), None where nobody counts them.
     """
     chain = _connection_manager(
-        {**gateway_scripts(hold_seconds), **(scripts or {})},
-        [*(_stdout_log() if access_log is None else access_log), _answers_log()],
+        {**gateway_scripts(hold_seconds, count_usage=usage is not None), **(scripts or {})},
+        [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
     )
     listener: Json = {

@@ -113,9 +113,11 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
 
 def _told_of(model: ModelRoutes, revision: RevisionRoute) -> Json:
     """What the access log says of a request to this cluster."""
-    told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name}
+    told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name, "pool": revision.pool}
     if revision.digest and revision.adapter:
         told |= {"adapter": revision.adapter, "adapter_digest": revision.digest}
+        if revision.base_model and revision.base_digest:
+            told |= {"base_model": revision.base_model, "base_digest": revision.base_digest}
     elif revision.digest and revision.engine_name:  # engines know a base by its object's name
         told |= {"base_model": revision.engine_name, "base_digest": revision.digest}
     return told

@@ -1,5 +1,5 @@
--- Watches answers pass by: when the first and the last token came, how many there were. Nothing is held back and nothing
--- changed.
+-- Watches answers pass by: when the first and the last token came, how many there were, how many the engine has counted.
+-- Nothing is held back and nothing changed, but for what nobody has asked for (usage_answer.lua).
 --
 -- Rules:
 --   * what is known is written at once into dynamic metadata `tuneyard`: a client that leaves ends this script;
@@ -18,25 +18,20 @@ local CARRY = 512 -- bytes of the previous chunks that are looked at again: a us
 
 local HEAD = #'\ndata: {"error"'
 
--- Whether the text held a usage object; the last one counts.
-local function read_usage(handle, text)
-  local at, found = 0, nil
-  repeat
+-- What the engine has counted, as metadata; nil where the text holds no whole usage object. The last one counts.
+local function usage_of(text)
+  local at, found = find(text, '"usage"', 1, true), nil
+  while at do
+    local object = match(text, '^"usage"%s*:%s*(%b{})', at)
+    if object and find(object, '"prompt_tokens"', 1, true) then found = object end
     at = find(text, '"usage"', at + 1, true)
-    found = at or found
-  until not at
-  if not found then return false end
-  local window = sub(text, found, found + CARRY)
-  local prompt = match(window, '"prompt_tokens"%s*:%s*(%d+)%s*[,}]')
-  if not prompt then return false end
-  local completion = match(window, '"completion_tokens"%s*:%s*(%d+)%s*[,}]')
-  -- cut in two: the next chunk brings the rest. Embeddings generate no tokens and say so by leaving it out
-  if not completion and not find(window, '}', 1, true) then return false end
-  handle:streamInfo():dynamicMetadata():set('tuneyard', 'usage', {
-    prompt_tokens = tonumber(prompt),
-    completion_tokens = completion and tonumber(completion) or 0,
-  })
-  return true
+  end
+  if not found then return nil end
+  return {
+    prompt_tokens = tonumber(match(found, '"prompt_tokens"%s*:%s*(%d+)')),
+    cached_tokens = tonumber(match(found, '"cached_tokens"%s*:%s*(%d+)')) or 0,
+    completion_tokens = tonumber(match(found, '"completion_tokens"%s*:%s*(%d+)')) or 0, -- embeddings leave it out
+  }
 end
 
 -- A whole answer: only its usage is of interest, and once that is known the rest passes without this script.
@@ -45,7 +40,12 @@ local function watch_whole(handle)
   for chunk in handle:bodyChunks() do
     local text = chunk:getBytes(0, chunk:length())
     if carry then text = carry .. text end
-    if read_usage(handle, text) then return end
+    local usage = usage_of(text)
+    if usage then
+      usage.whole = true
+      handle:streamInfo():dynamicMetadata():set('tuneyard', 'usage', usage)
+      return
+    end
     carry = sub(text, -CARRY)
   end
 end
@@ -72,26 +72,39 @@ local function watch_stream(handle)
   local known = handle:streamInfo():dynamicMetadata():get('tuneyard')
   local start = known and tonumber(known['start'])
   if not start then return end
-  local carry, count, first, together = '\n', 0, nil, 0
+  local carry, count, first, last, together, ended = '\n', 0, nil, nil, 0, false
+  local passing, rest
+  if known['unasked'] then passing, rest = stripper() end
   for chunk in handle:bodyChunks() do
     local length = chunk:length()
     if length > 0 then
-      local text = carry .. chunk:getBytes(0, length)
+      local came = chunk:getBytes(0, length)
+      local text = carry .. came
       local new, failed = events(text, #carry)
-      if read_usage(handle, text) and new > 0 and find(text, '"choices"%s*:%s*%[%s*%]', #carry) then new = new - 1 end
-      local metadata = handle:streamInfo():dynamicMetadata() -- wrappers are dead after each chunk's yield
+      local usage, metadata = usage_of(text), handle:streamInfo():dynamicMetadata() -- dead after each chunk's yield
+      if usage then
+        usage.whole = find(text, '"choices"%s*:%s*%[%s*%]') and true or nil
+        metadata:set('tuneyard', 'usage', usage)
+        -- its event was counted as one when it began, which may be a chunk ago
+        if usage.whole and not ended then new, ended = new - 1, true end
+      end
       if failed then metadata:set('tuneyard', 'failed', true) end
-      if new > 0 then
-        local now = tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+      if new ~= 0 then
+        if new > 0 then last = tonumber(handle:timestampString(EnvoyTimestampResolution.MICROSECOND)) end
         count = count + new
         if not first then
-          first, together = now, new
-          metadata:set('tuneyard', 'ttft_ms', (now - start) / 1000)
+          first, together = last, new
+          metadata:set('tuneyard', 'ttft_ms', (last - start) / 1000)
         end
         metadata:set('tuneyard', 'chunks', count)
-        if count > together then metadata:set('tuneyard', 'itl_ms', (now - first) / 1000 / (count - together)) end
+        if count > together then metadata:set('tuneyard', 'itl_ms', (last - first) / 1000 / (count - together)) end
       end
       carry = sub(text, -CARRY)
+      local passes = passing and passing(came)
+      if passes then chunk:setBytes(passes) end
+    elseif rest then
+      local last = rest() -- the end comes by itself, without bytes
+      if last ~= '' then chunk:setBytes(last) end
     end
   end
 end

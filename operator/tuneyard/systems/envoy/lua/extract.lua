@@ -5,6 +5,8 @@
 --   * it knows the paths that are served; every other one is refused here;
 --   * what a JSON parser behind us could read differently is refused: duplicate or escaped top-level keys, NUL bytes
 --     (Python's json guesses UTF-16 and UTF-32 by them), byte order marks, a content encoding;
+--   * where usage is counted, a stream is asked for it (usage_request.lua): x-tuneyard-usage says at which bytes, and
+--     metadata `unasked` that the client did not ask;
 --   * a name that no ModelDeployment can have is unknown here already, so that x-model is always a clean text;
 --   * x-model and x-tuneyard-* of clients were removed before this script runs, by Envoy itself: if the script fails,
 --     the request has no model, and the gate (rbac) refuses what no script has opened it for.
@@ -37,12 +39,13 @@ local function string_end(text, from)
   end
 end
 
--- First and last byte of the value of the top-level key "model", or nil and what is wrong.
+-- First and last byte of the value of the top-level key "model", and where the values of "stream" and "stream_options"
+-- begin, where they are there; or nil and what is wrong.
 local function locate(text)
   local at = find(text, '%S')
   if not at or byte(text, at) ~= 123 then return nil, 'The body must be a JSON object.' end
   if find(text, '\0', 1, true) then return nil, 'The body must be JSON in UTF-8.' end
-  local depth, tokens, first, last = 0, 0, nil, nil
+  local depth, tokens, first, last, stream, options = 0, 0, nil, nil, nil, nil
   while true do
     local mark = find(text, '["{}%[%]]', at)
     if not mark then break end
@@ -63,6 +66,12 @@ local function locate(text)
             quote = string_end(text, colon + 2)
             if not quote then return nil, 'The body is not valid JSON: a string does not end.' end
             first, last = colon + 2, quote - 1
+          elseif key == 'stream' then
+            if stream then return nil, 'The body has the key stream twice.' end
+            stream = colon + 1
+          elseif key == 'stream_options' then
+            if options then return nil, 'The body has the key stream_options twice.' end
+            options = colon + 1
           end
         end
       end
@@ -83,7 +92,7 @@ local function locate(text)
   end
   if depth ~= 0 then return nil, 'The body is not valid JSON: brackets do not match.' end
   if not first or last < first then return nil, 'You must provide a model parameter.' end
-  return first, last
+  return first, last, stream, options
 end
 
 local function is_model_name(name)
@@ -157,16 +166,22 @@ function envoy_on_request(handle)
   end
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
-  local first, last = locate(text)
+  local first, last, stream, options = locate(text)
   if not first then return refuse(handle, '400', last, 'invalid_request_error', 'invalid_body', 'model') end
+  local streams, usage = usage_place(text, stream, options)
+  if streams == nil then return refuse(handle, '400', usage, 'invalid_request_error', 'invalid_body', 'stream') end
   local name = sub(text, first, last)
   if find(name, '\\/', 1, true) then name = string.gsub(name, '\\/', '/') end -- some encoders escape slashes
   if not is_model_name(name) then return unknown_model(handle) end
-  if find(text, '"stream"%s*:%s*true') then
-    local start = handle:timestampString(EnvoyTimestampResolution.MICROSECOND)
-    handle:streamInfo():dynamicMetadata():set('tuneyard', 'start', start)
-  end
   headers = handle:headers() -- the wrapper from before body() is dead after the yield
+  if streams then
+    local metadata = handle:streamInfo():dynamicMetadata()
+    metadata:set('tuneyard', 'start', handle:timestampString(EnvoyTimestampResolution.MICROSECOND))
+    if COUNT_USAGE and usage then
+      headers:replace('x-tuneyard-usage', usage)
+      metadata:set('tuneyard', 'unasked', true)
+    end
+  end
   headers:replace('x-tuneyard-gate', first .. '-' .. last)
   headers:replace('x-model', name)
 end

@@ -1,4 +1,5 @@
--- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte.
+-- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte, but that it
+-- asks for a stream's usage (usage_request.lua).
 --
 -- Rules:
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
@@ -62,7 +63,9 @@ function envoy_on_request(handle)
   end
   local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
-  local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
+  local usage = headers:get('x-tuneyard-usage')
+  if usage then headers:remove('x-tuneyard-usage') end
+  local text = spliced(body, first, last, engine, usage)
   body:setBytes(text)
   if hold then
     local waited = wait_for_adapter(handle, hold, context:get('revision'))

@@ -1,12 +1,12 @@
-"""Where a gateway writes feedback, as its pod says by environment.
+"""Where a gateway writes what it exports, as its pod says by environment: TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_….
 
-| variable | meaning | default |
+| variable ends in | meaning | default |
 |---|---|---|
-| TUNEYARD_FEEDBACK_URI | s3://BUCKET/PREFIX; without it feedback is not exported | none |
-| TUNEYARD_FEEDBACK_ENDPOINT, TUNEYARD_FEEDBACK_REGION | the server, where it is not Amazon's, and its region | none |
-| TUNEYARD_FEEDBACK_ANONYMOUS | true: write without a signature | false |
-| TUNEYARD_FEEDBACK_SECRET | name of the Secret that is to be used; without one the pod's identity is | none |
-| TUNEYARD_FEEDBACK_CREDENTIALS | folder with that Secret's files, and with ca.crt of a private authority | none |
+| URI | s3://BUCKET/PREFIX; without it nothing is exported | none |
+| ENDPOINT, REGION | the server, where it is not Amazon's, and its region | none |
+| ANONYMOUS | true: write without a signature | false |
+| SECRET | name of the Secret that is to be used; without one the pod's identity is | none |
+| CREDENTIALS | folder with that Secret's files, and with ca.crt of a private authority | none |
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source
-from tuneyard.gateway.feedbackexport import Writer
+from tuneyard.gateway.bucketwriting import Writer
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials
 
 
 @dataclass(frozen=True)
-class FeedbackTarget:
+class BucketTarget:
     """A prefix of a bucket, and how it may be written to."""
 
     place: S3Source
@@ -57,16 +57,19 @@ def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: content.decode(errors="replace") for name, content in files.items()}
 
 
-def feedback_target(environment: Mapping[str, str]) -> FeedbackTarget | None:
-    """The target that the environment names, None for none; ValueError where it is no place."""
-    uri = environment.get("TUNEYARD_FEEDBACK_URI")
-    if not uri:
+def bucket_target(environment: Mapping[str, str], what: str) -> BucketTarget | None:
+    """The target that the environment names for `what` (FEEDBACK, USAGE), None for none; raises ValueError."""
+
+    def told(name: str) -> str:
+        return environment.get(f"TUNEYARD_{what}_{name}") or ""
+
+    if not told("URI"):
         return None
     place = S3Source(
-        uri=uri,
-        endpoint=environment.get("TUNEYARD_FEEDBACK_ENDPOINT") or None,
-        region=environment.get("TUNEYARD_FEEDBACK_REGION") or None,
-        anonymous=environment.get("TUNEYARD_FEEDBACK_ANONYMOUS") == "true" or None,
+        uri=told("URI"),
+        endpoint=told("ENDPOINT") or None,
+        region=told("REGION") or None,
+        anonymous=told("ANONYMOUS") == "true" or None,
     )
-    folder = environment.get("TUNEYARD_FEEDBACK_CREDENTIALS")
-    return FeedbackTarget(place, environment.get("TUNEYARD_FEEDBACK_SECRET") or "", Path(folder) if folder else None)
+    folder = told("CREDENTIALS")
+    return BucketTarget(place, told("SECRET"), Path(folder) if folder else None)

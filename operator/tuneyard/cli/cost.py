@@ -1,0 +1,109 @@
+"""`tuneyard cost DIR|URI --prices FILE`: what tokens have cost, from exported records and prices. Reads only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.statusrender import section, table
+from tuneyard.cli.usage import add_source_arguments, records_of
+from tuneyard.planning.cost import CostRow, CostView, Prices, cost_view
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `tuneyard cost`."""
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="YAML: the period, prices of nodes, hours of pools, prices of APIs (examples/usage/prices.yaml)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the costs; raises UserError where the file or the records cannot be read."""
+    prices = read_prices(args.prices)
+    view = cost_view(records_of(args, prices.period.since), prices, args.by)
+    from tuneyard.cli.status import console_for, machine_readable, show  # noqa: PLC0415 -- help needs no cluster's client
+
+    if args.output:
+        sys.stdout.write(machine_readable(view, args.output))
+    else:
+        show(console_for(sys.stdout), render_cost(view))
+    return 0
+
+
+def read_prices(path: Path) -> Prices:
+    """The file's prices; raises UserError with what is wrong with them."""
+    try:
+        return Prices.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError:
+        raise UserError(f"{path} is no YAML") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "the file"
+        raise UserError(f"{path}: {place}: {problem['msg']}") from None
+
+
+def render_cost(view: CostView) -> RenderableType:
+    """Rows, pools, what else it might have cost."""
+    head = Text.assemble((f"Cost by {view.by}", "bold"), f" from {view.period.since} to {view.period.until}")
+    title = f"{view.currency} PER 1M TOKENS"
+    parts: list[RenderableType] = [
+        head,
+        Text(""),
+        _rows((view.by.upper(), title), view.currency, view.rows, view.total),
+    ]
+    parts.append(section("Pools", _rows(("POOL", title), view.currency, view.pools)))
+    if view.idle:
+        parts += [Text(""), Text(f"{view.idle:,.2f} of it for pools that nobody asked")]
+    if view.fine_tunes:
+        saved = view.alone - view.total.cost
+        parts += [Text(""), Text(_alone(view, saved), style="green" if saved > 0 else "")]
+    if view.apis:
+        parts.append(section("The same tokens at an API's prices", _apis(view)))
+    if view.unpriced:
+        parts += [Text(""), Text(f"in no sum, for want of their hours: {', '.join(view.unpriced)}", style="yellow")]
+    return Group(*parts)
+
+
+def _alone(view: CostView, saved: float) -> str:
+    text = f"{view.fine_tunes} fine-tunes with a pool each: {view.alone:,.2f} {view.currency}; shared pools saved "
+    share = f" ({saved / view.alone:.0%})" if view.alone else ""
+    return f"{text}{saved:,.2f}{share}"
+
+
+def _rows(names: tuple[str, str], currency: str, rows: list[CostRow], total: CostRow | None = None) -> Table:
+    made = _numbers(table(names[0], currency, "TOKENS", names[1]))
+    for row in (*rows, *([total] if total else [])):
+        each = "-" if row.per_million is None else f"{row.per_million:,.2f}"
+        made.add_row(row.name, f"{row.cost:,.2f}", f"{row.tokens:,}", each, style="bold" if row is total else "")
+    return made
+
+
+def _apis(view: CostView) -> Table:
+    made = _numbers(table("API", view.currency, "BREAK-EVEN TOKENS PER HOUR", "NOW"))
+    for api in view.apis:
+        even = api.break_even_tokens_per_hour
+        now = "-" if even is None else f"{view.tokens_per_hour / even:.0%}"
+        made.add_row(api.name, f"{api.cost:,.2f}", "-" if even is None else f"{even:,.0f}", now)
+    return made
+
+
+def _numbers(made: Table) -> Table:
+    for column in made.columns[1:]:
+        column.justify = "right"
+        column.ratio = None
+    return made
