@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -88,13 +89,22 @@ def test_who_ends_it_twice_is_told_what_may_stay(capsys: pytest.CaptureFixture[s
     assert "(interrupted) and may still be there" in capsys.readouterr().err
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["in a terminal", "in the background"])
+def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a shell sets for Ctrl-C: jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_cancelled_job_ends_as_by_ctrl_c(number: signal.Signals) -> None:
     server, cleaned = Server(OURS, {}), []
 
     async def waits() -> None:
-        os.kill(os.getpid(), number)
         try:
+            os.kill(os.getpid(), number)
             await asyncio.sleep(60)
         finally:
             cleaned.append(True)
