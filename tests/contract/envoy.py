@@ -29,9 +29,10 @@ from tests.contract.ports import free_port
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.ads import AdsServer
-from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
@@ -174,10 +175,11 @@ class Rig:
         ads: Path | None = None,
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
+        keys: bool = False,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `keys`: clients need keys.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -195,9 +197,11 @@ class Rig:
             mirror_socket=str(folder / "mirror.sock"),
             listen="127.0.0.1",
             memory=memory,
+            tenants=tenant_script() if keys else NO_TENANTS,
             scripts=scripts,
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)
+        self._listing = tenants_list_resources if keys else list_resources
         self._models: dict[str, ModelRoutes] = {}
         self.session: aiohttp.ClientSession
 
@@ -232,13 +236,13 @@ class Rig:
             self._models[one.model] = one
             self.ads.put(one.model, model_resources(one, engine_key))
         if added or not models:
-            self.ads.put(LIST, list_resources(self._models.values()))
+            self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()
 
     def drop(self, name: str) -> None:
         del self._models[name]
         self.ads.drop(name)
-        self.ads.put(LIST, list_resources(self._models.values()))
+        self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()
 
     async def post(
@@ -254,9 +258,9 @@ class Rig:
         async with self.session.post(path, data=io.BytesIO(data), headers=sent) as response:
             return response.status, response.headers, await response.read()
 
-    async def get(self, path: str) -> tuple[int, Any]:
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Status and JSON of the answer."""
-        async with self.session.get(path) as response:
+        async with self.session.get(path, headers=headers) as response:
             return response.status, json.loads(await response.read())
 
 
