@@ -29,7 +29,7 @@ READABLE: tuple[dict[str, Any], ...] = (
 UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({}, "needs models"),
     ({"model": "*"}, "needs models"),
-    ({"models": "*", "requestPerMinute": "1", "x": "y"}, "not requestPerMinute, x"),
+    ({"models": "*", "requestPerMinute": "1"}, "not requestPerMinute"),
     ({"models": "chat;support"}, "no name of a model"),
     ({"models": 'ch"at'}, "no name of a model"),
     ({"models": "chat -x"}, "no name of a model"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.apiserver import ApiServer
+from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.gateway_process import MASTER, GatewayProcess, Team, becomes, eventually
 from tests.contract.test_gateway_process import come_back
 from tests.fakes.upstream import Upstream
@@ -145,6 +148,20 @@ async def test_tenants_call_what_they_may(gateway: GatewayProcess, vault: Vault,
     assert {r.headers["authorization"] for r in pod.received} == {f"Bearer {key}"}
     assert {r.headers["x-tenant"] for r in pod.received} == {"acme", "beta"}
     assert_secret(gateway, await gateway.page(), OLD, BETA)
+
+
+def test_the_command_shows_tenants_and_no_key(team: Team, vault: Vault, apiserver: ApiServer) -> None:
+    arguments = ("tenants", "-n", team.namespace, "--kubeconfig", str(apiserver.kubeconfig()))
+    command = [sys.executable, "-m", "tuneyard", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["acme", "acme-keys/old", lines[1][2], "supp*", "-"] in lines
+    assert "beta: NoPolicy" in done.stdout
+    assert OLD not in done.stdout and BETA not in done.stdout
+    vault.policy("beta", "beta", models="*")
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
 async def test_a_rotation_loses_no_request_and_a_revoked_key_ends_within_a_second(

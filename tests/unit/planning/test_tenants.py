@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from tuneyard.planning.tenants import Caller, Kind, Policy, Problem, Tenants, po
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 ALL = Policy(("*",))
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 def secret(name: str, tenant: str, **keys: str) -> dict[str, Any]:
@@ -156,6 +159,21 @@ def test_what_a_list_does_not_have_is_gone() -> None:
     assert tenants.forget_others("secret", ["b"]) == {KEY}
     assert tenants.forget_others("policy", []) == set()
     assert (tenants.names(), kinds(tenants)) == ({"beta"}, [(Problem.NO_POLICY, "beta")])
+
+
+def test_the_example_lets_nobody_in_as_it_stands() -> None:
+    """It can be read, but for its key, which is too short to be one."""
+    tenants = Tenants()
+    for raw in yaml.safe_load_all((EXAMPLES / "tenants" / "tenants.yaml").read_text()):
+        if raw["kind"] == "Secret":  # the API server makes the one of the other
+            raw["data"] = {e: base64.b64encode(k.encode()).decode() for e, k in raw["stringData"].items()}
+        tenants.put("secret" if raw["kind"] == "Secret" else "policy", raw)
+    assert kinds(tenants) == [
+        (Problem.NO_KEY, "acme"),
+        (Problem.NO_KEY, "platform"),
+        (Problem.UNREADABLE_KEY, "acme"),
+    ]
+    assert (tenants.policy("acme"), tenants.policy("platform")) == (Policy(("acme-*", "shared-chat")), ALL)
 
 
 def test_no_key_is_in_a_repr() -> None:
