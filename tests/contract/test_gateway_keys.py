@@ -69,8 +69,8 @@ async def test_who_gets_in(tmp_path: Path, pod: Upstream) -> None:
             {}, bearer(""), bearer("short"), bearer(KEY + "x"), bearer(KEY[:-1]), bearer(near),
             bearer("x" * 60_000 + KEY),
             {"authorization": KEY}, {"authorization": f"Basic {KEY}"}, {"api-key": KEY}, {"cookie": f"x-api-key={KEY}"},
-            {"x-api-key": f"{KEY},{KEY}"}, {"x-tenant": "acme"}, {"x-tuneyard-tenant": "acme"},
-            {"x-model": shard_of(KEY)},
+            {"x-api-key": f"{KEY},{KEY}"}, {"x-api-key": f"{KEY} acme"}, {"tuneyard-gate": f"{KEY} acme"},
+            {"x-tenant": "acme"}, {"x-tuneyard-tenant": "acme"}, {"x-model": shard_of(KEY)},
         ):  # fmt: skip
             for path in ("/v1/chat/completions", "/v1/feedback", "/nowhere"):
                 status, _, answer = await rig.post({"model": "chat"}, headers=shown, path=path)
@@ -85,6 +85,19 @@ async def test_who_gets_in(tmp_path: Path, pod: Upstream) -> None:
 def shard_mate(key: str) -> str:
     """Another key that stands, or would stand, in the same table."""
     return "sk-somebody-else-" + key[-4:]
+
+
+async def test_a_key_with_more_behind_it_is_none(tmp_path: Path, pod: Upstream) -> None:
+    """What stands behind a key in its table cannot be claimed as a part of it, to be somebody else."""
+    more = " acme ,chat,"
+    key = next(k for k in (f"sk-acme-{n:012}" for n in range(100_000)) if shard_of(k) == shard_of(k + more))
+    async with Rig(tmp_path, keys=True) as rig:
+        put_keys(rig, {key: CALLERS[KEY]})
+        await rig.serve(model("chat", revision("v1", 100, [pod.address])))
+        assert (await rig.post({"model": "chat"}, headers={"x-api-key": key}))[0] == 200
+        for shown in ({"x-api-key": key + more}, {"tuneyard-gate": key + more}, bearer(key + more)):
+            assert (await rig.post({"model": "chat"}, headers=shown))[0] == 401
+    assert [received.headers["x-tenant"] for received in pod.received] == ["acme"]
 
 
 async def test_what_each_may_call(tmp_path: Path, pod: Upstream) -> None:

@@ -19,8 +19,8 @@ from tuneyard.systems.artifacts.folder import list_files
 from tuneyard.systems.artifacts.safetensors import check_finite, read_header
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-# gitops/ is a repository in parts, which kustomize puts together: tests/contract/test_gitops_example.py; tenants/ has none
-# of our kinds: tests/unit/planning/test_tenants.py
+# gitops/ is a repository in parts, which kustomize puts together: tests/contract/test_gitops_example.py;
+# tenants/ has none of our kinds: tests/unit/planning/test_tenants.py
 ELSEWHERE = ("gitops", "tenants")
 MANIFESTS = sorted(p for p in EXAMPLES.rglob("*.yaml") if p.relative_to(EXAMPLES).parts[0] not in ELSEWHERE)
 FOLDERS = sorted({path.parent for path in MANIFESTS})

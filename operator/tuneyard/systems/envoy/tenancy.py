@@ -6,6 +6,7 @@ Rules:
   one small table, like a change of a weight: Envoy's own filter for keys (api_key_auth) has them all in one
   configuration, and took 150 ms for a change at 10,000 keys, for each of which it writes two lines of log;
 - beside the key stands what its tenant may call, so that no request looks anything up a second time;
+- a table is one text, a line per key: Lua is given a copy of all metadata, and forty entries cost 30 µs to copy;
 - no name of a model begins with `~`: the tables are out of reach of clients, and what their route answers is an error.
 The tables hold keys in the clear, as others hold those of engines: both are in Envoy and on its Unix sockets only.
 """
@@ -21,7 +22,7 @@ from tuneyard.planning.tenants import SHORTEST_KEY, Caller
 from tuneyard.systems.envoy.documents import EXTENSIONS, JSON_CONTENT, Json, error_text, script
 from tuneyard.systems.envoy.translate import LIST, ModelResources, list_resources
 
-SHARDS = 256
+SHARDS = 512
 _BY_LAST_BYTES = (1, 17, 37, 59)
 """What a key's last four bytes count: digits of whatever alphabet come to all tables alike."""
 ALLOWED_HEADER = "x-tuneyard-allowed"
@@ -50,10 +51,12 @@ def caller_text(caller: Caller) -> str:
 
 def shard_resources(shard: str, callers: Mapping[str, str]) -> ModelResources:
     """One table; `callers` by key, as `caller_text` says them."""
+    # no key holds a space, and nothing here a line break: a line begins with its key, whatever a client sends
+    lines = "\n".join(f"{key} {text}" for key, text in sorted(callers.items()))
     route: Json = {
         "name": shard,
         "match": {"prefix": "/"},
-        "metadata": {"filter_metadata": {"extract": dict(callers)}},
+        "metadata": {"filter_metadata": {"extract": {"keys": f"\n{lines}\n"}}},
         "direct_response": {"status": 500},
     }
     return ModelResources(
