@@ -23,6 +23,8 @@ from tests.contract.test_gateway_process import come_back
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.api import names
+from tuneyard.gate.asking import Asker
+from tuneyard.gate.asking import session as gate_session
 from tuneyard.systems.kube.client import MERGE, Api
 
 pytestmark = [pytest.mark.envoy, pytest.mark.apiserver]
@@ -123,7 +125,7 @@ async def test_tenants_call_what_they_may(gateway: GatewayProcess, vault: Vault,
     assert await status(gateway, OLD, "other") == 404
     assert (await gateway.rig.post({"model": "support"}))[0] == 401
     assert await code(gateway, BETA) == "no_policy"
-    assert await problems(gateway) == {"NoPolicy": 1}
+    await becomes(lambda: problems(gateway), {"NoPolicy": 1}, "it is told")
     vault.policy("beta", "beta", models="other")
     await gets(gateway, BETA, 404)
     assert (await gateway.rig.get("/v1/models", headers={"x-api-key": BETA}))[1]["data"] == []
@@ -136,7 +138,7 @@ async def test_tenants_call_what_they_may(gateway: GatewayProcess, vault: Vault,
     # one key of two tenants belongs to neither
     vault.keys("gamma-keys", "gamma", stolen=BETA)
     await gets(gateway, BETA, 401)
-    assert await problems(gateway) == {"SharedKey": 2, "NoPolicy": 1}
+    await becomes(lambda: problems(gateway), {"SharedKey": 2, "NoPolicy": 1}, "it is told")
     vault.delete("secrets", "gamma-keys")
     await gets(gateway, BETA, 200)
     vault.delete("configmaps", "beta")
@@ -219,12 +221,18 @@ async def test_gates_ask_their_model_and_no_other(gateway: GatewayProcess, team:
     team.make_deployment("gated", {"v1": 0, "v2": 100}, rollout=rollout)
     team.rollout("gated", stable="v1", phase="Gating")
     await gateway.applies(f"{team.namespace}/gated", {"v1": 100, "v2": 0})
-    shown = {names.GATE_TOKEN_HEADER: names.gate_token(MASTER, team.namespace, "gated"), names.REVISION_HEADER: "v2"}
+    token = names.gate_token(MASTER, team.namespace, "gated")
+    async with gate_session(1) as session:
+        asker = Asker(session, gateway.url, "gated", token, job="gated-gate-a")
+        asker.is_at(1, 20)
+        answer = await asker.ask("v2", {"messages": [{"role": "user", "content": "hello"}]})
+    assert (answer.error, answer.served) == (None, True)
+    shown = {names.GATE_TOKEN_HEADER: token, names.REVISION_HEADER: "v2"}
     answered, headers, _ = await gateway.rig.post({"model": "gated"}, headers=shown)
     assert (answered, headers["x-revision"]) == (200, "v2")
     assert (await gateway.rig.post({"model": "support"}, headers=shown))[0] == 404
     assert names.GATE_TOKEN_HEADER not in pod.received[-1].headers
-    assert [line["tenant"] for line in await gateway.rig.envoy.logged(2)][-2:] == [names.GATE_TENANT] * 2
+    assert [line["tenant"] for line in await gateway.rig.envoy.logged(3)][-3:] == [names.GATE_TENANT] * 3
     for other in (names.gate_token(MASTER, team.namespace, "support"), "open", ""):
         assert (await gateway.rig.post({"model": "gated"}, headers={**shown, names.GATE_TOKEN_HEADER: other}))[0] == 401
     # without gates the token is worth nothing any more
@@ -284,6 +292,7 @@ async def test_without_the_api_server_old_and_new_processes_know_the_keys(
             for key, expected in ((OLD, 200), (NEW, 200), (REVOKED, 401)):
                 assert await status(gateway, key) == expected
             # and what the API server says when it is there again replaces it
+            assert "tuneyard_gateway_tenant_keys 2.0" in await gateway.page()
             come_back(server)
             keys.keys("acme-keys", "acme", old=None)
             await gets(gateway, OLD, 401)

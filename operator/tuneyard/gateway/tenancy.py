@@ -39,6 +39,8 @@ from tuneyard.systems.kube.watching import Change
 _PLURALS: dict[Kind, str] = {"secret": "secrets", "policy": "configmaps"}
 _METADATA = ("name", "namespace", "creationTimestamp")
 _LOOK = 0.02
+_TELL = 0.1
+"""Seconds after a change until what is wrong is looked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class Tenancy:
         self._lines: dict[tuple[Kind, str], str] = {}
         self._problems: set[Found] = set()
         self._scheduled = False
+        self._telling: asyncio.TimerHandle | None = None
         self._metrics = TenantMetrics(metrics.registry)
         self._writer = snapshot.SnapshotWriter(path, lambda: list(self._lines.values()), metrics)
         self.completed = asyncio.Event()
@@ -131,8 +134,9 @@ class Tenancy:
 
     async def stop(self) -> None:
         """End the watches."""
-        if self._following is not None:
-            self._following.cancel()
+        for running in (self._following, self._telling):
+            if running is not None:
+                running.cancel()
         await asyncio.gather(*(asyncio.to_thread(i.stop) for i in self._informers.values()))
 
     def alive(self) -> bool:
@@ -154,6 +158,7 @@ class Tenancy:
             _log.error("the snapshot of tenants cannot be read and is left aside")
             self._tenants, self._lines = Tenants(), {}
             return False
+        self._mark(())
         return True
 
     # -- changes -------------------------------------------------------------------------------------------------
@@ -212,10 +217,12 @@ class Tenancy:
 
     def _push(self) -> None:
         self._scheduled = False
-        self._tell()
         if self._publisher.opened:
             self._flush()
             self._publisher.ads.publish()
+        if self._telling is None:
+            # with thousands of tenants it takes a while, for which no change has to wait
+            self._telling = self._loop.call_later(_TELL, self._tell)
 
     def _flush(self) -> None:
         """Give Envoy's server the tables that have changed; whoever calls publishes them."""
@@ -236,6 +243,9 @@ class Tenancy:
 
     def _tell(self) -> None:
         """Log what is wrong and was not, and the other way round; count it. Of half a world nothing is said."""
+        self._telling = None
+        self._metrics.tenants.set(len(self._tenants.names()))
+        self._metrics.keys.set(self._tenants.keys)
         if not self.completed.is_set():
             return
         problems = self._tenants.problems()
@@ -245,8 +255,6 @@ class Tenancy:
         for one in sorted(self._problems - found):
             _log.info("tenants: not any more: %s: %s%s", one.problem, _of(one), one.words)
         self._problems = found
-        self._metrics.tenants.set(len(self._tenants.names()))
-        self._metrics.keys.set(self._tenants.keys)
         for problem in Problem:
             self._metrics.problems.labels(problem).set(sum(one.problem == problem for one in problems))
 

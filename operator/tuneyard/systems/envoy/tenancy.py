@@ -85,15 +85,15 @@ def tenants_list_resources(models: Iterable[ModelRoutes]) -> ModelResources:
         "rewrite": {
             "@type": EXTENSIONS + "filters.http.lua.v3.LuaPerRoute",
             "source_code": {"inline_string": script("permits") + script("tenants_list")},
-            "filter_context": {f"{number}": item for number, item in enumerate(_items(listed))},
+            "filter_context": {"models": _lines(listed)},
         }
     }
     return resources
 
 
-def _items(listed: str) -> list[str]:
-    """Each model's entry, its name first and apart by a space: what the script need not parse."""
-    return [f"{item['id']} {json.dumps(item)}" for item in json.loads(listed)["data"]]
+def _lines(listed: str) -> str:
+    """A line for each model: its name, a space, and its entry in the list, which the script need not parse."""
+    return "".join(f"{item['id']} {json.dumps(item)}\n" for item in json.loads(listed)["data"])
 
 
 def gate_caller(model: str) -> str:

@@ -1,15 +1,11 @@
 -- GET /v1/models where clients need keys: the models that the caller may call. Takes the place of `rewrite` on this route.
--- The route's context holds an entry per model, by number from 0: its name, a space, and what the list says of it.
+-- The route's context holds a line for each model: its name, a space, and what the list says of it.
 function envoy_on_request(handle)
   local allowed = handle:headers():get('x-tuneyard-allowed')
-  local context = handle:filterContext()
-  local shown, number = {}, 0
-  local entry = context:get('0')
-  while entry do
-    local name, text = string.match(entry, '^(%S+) (.*)$')
+  local models = handle:filterContext():get('models')
+  local shown = {}
+  for name, text in string.gmatch(models, '(%S+) ([^\n]*)\n') do
     if permits(allowed, name) then shown[#shown + 1] = text end
-    number = number + 1
-    entry = context:get(tostring(number))
   end
   handle:respond({ [':status'] = '200', ['content-type'] = 'application/json' },
     '{"object": "list", "data": [' .. table.concat(shown, ', ') .. ']}')
