@@ -97,7 +97,6 @@ class Tenancy:
         """`namespace`: the gateways' own; `path`: of the snapshot. Nothing is started yet; needs a running loop."""
         self._publisher, self._gate_token, self._path = publisher, gate_token, path
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
         self._tenants = Tenants()
         self._tables = KeyTables()
         self._touched: set[str] = set()
@@ -140,9 +139,12 @@ class Tenancy:
         await asyncio.gather(*(asyncio.to_thread(i.stop) for i in self._informers.values()))
 
     def alive(self) -> bool:
-        """False when one watch has been silent for too long although the other is not: a restart helps."""
-        ages = [informer.age() for informer in self._informers.values()]
-        return self._loop.time() - self._started < STALE or max(ages) < STALE or min(ages) > STALE / 3
+        """False when one watch has been silent for too long although the other is not: a restart helps.
+
+        Not of one that has never listed: a process that may not read one of the kinds would be restarted for ever.
+        """
+        ages = [informer.age() for informer in self._informers.values() if informer.synced]
+        return not ages or max(ages) < STALE or min(ages) > STALE / 3
 
     def restore(self) -> bool:
         """Take what the process before knew; returns whether there was anything."""
