@@ -223,7 +223,7 @@ class Tenancy:
             self._flush()
             self._publisher.ads.publish()
         if self._telling is None:
-            # with thousands of tenants it takes a while, for which no change has to wait
+            # a policy that is applied a moment after its keys was never missing, and no change waits for log lines
             self._telling = self._loop.call_later(_TELL, self._tell)
 
     def _flush(self) -> None:
