@@ -30,9 +30,10 @@ from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.settings import TracingSettings
 from tuneyard.systems.envoy.ads import AdsServer
-from tuneyard.systems.envoy.bootstrap import bootstrap
+from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
@@ -177,10 +178,12 @@ class Rig:
         services: Sequence[Callable[[Any], None]] = (),
         traces: TracingSettings | None = None,
         usage: Json | None = None,
+        keys: bool = False,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
+        need keys.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -198,11 +201,13 @@ class Rig:
             mirror_socket=str(folder / "mirror.sock"),
             listen="127.0.0.1",
             memory=memory,
+            tenants=tenant_script() if keys else NO_TENANTS,
             scripts=scripts,
             traces=traces or TracingSettings(),
             usage=usage,
         )
         self.envoy = Envoy(config, folder, concurrency=concurrency)
+        self._listing = tenants_list_resources if keys else list_resources
         self._models: dict[str, ModelRoutes] = {}
         self.session: aiohttp.ClientSession
 
@@ -237,13 +242,13 @@ class Rig:
             self._models[one.model] = one
             self.ads.put(one.model, model_resources(one, engine_key))
         if added or not models:
-            self.ads.put(LIST, list_resources(self._models.values()))
+            self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()
 
     def drop(self, name: str) -> None:
         del self._models[name]
         self.ads.drop(name)
-        self.ads.put(LIST, list_resources(self._models.values()))
+        self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()
 
     async def post(
@@ -259,9 +264,9 @@ class Rig:
         async with self.session.post(path, data=io.BytesIO(data), headers=sent) as response:
             return response.status, response.headers, await response.read()
 
-    async def get(self, path: str) -> tuple[int, Any]:
+    async def get(self, path: str, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Status and JSON of the answer."""
-        async with self.session.get(path) as response:
+        async with self.session.get(path, headers=headers) as response:
             return response.status, json.loads(await response.read())
 
 

@@ -184,13 +184,17 @@ class GatewayProcess:
         settings: Json | None = None,
         token: str = "",
         environment: Mapping[str, str] | None = None,
+        keys: bool = False,
     ) -> None:
+        """`keys`: clients need keys."""
         self.folder = folder / name
         self.folder.mkdir(parents=True)
         self.name = name
         self.port = free_port()
         self.log = self.folder / "gateway.log"
-        self.rig = Rig(self.folder, ads=self.folder / "ads.sock", usage=usage_log(str(self.folder / "usage.log")))
+        self.rig = Rig(
+            self.folder, ads=self.folder / "ads.sock", usage=usage_log(str(self.folder / "usage.log")), keys=keys
+        )
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))
         master.write_bytes(MASTER)
@@ -202,6 +206,7 @@ class GatewayProcess:
             "TUNEYARD_OBSERVE_PORT": str(self.port),
             "TUNEYARD_LISTEN": "127.0.0.1",
             "TUNEYARD_DRAIN_DELAY": "0.2",
+            "TUNEYARD_AUTH": "ApiKeys" if keys else "None",
             "POD_NAME": name,
             "PYTHONPATH": str(ROOT / "operator"),
             **(environment or {}),

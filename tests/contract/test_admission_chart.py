@@ -47,7 +47,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "networkPolicy": {"enabled": False},
         "protectInUse": False,
     },
-    {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}}},
+    {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}, "auth": {"mode": "ApiKeys"}}},
 )
 
 
@@ -85,6 +85,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('allowedHostPathPrefixes=["/models/../etc"]', "allowedHostPathPrefixes"),
         ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
         ('engineEnv={"A-B": "c"}', "A-B"),
+        ('gateway={"auth": {"mode": "apikeys"}}', "/gateway/auth/mode"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
         ('prometheus={"url": "http://user:password@p"}', "/prometheus/url"),
@@ -148,6 +149,21 @@ def test_a_leaving_gateway_has_the_time_that_it_was_promised() -> None:
     assert spec["terminationGracePeriodSeconds"] >= given.drain_seconds + given.drain_delay + 20
 
 
+def test_both_processes_of_a_gateway_know_what_clients_need() -> None:
+    """And gateways may read Secrets only where that is keys."""
+    for values, keys in (({}, False), ({"gateway": {"auth": {"mode": "ApiKeys"}}}, True)):
+        objects = rendered(**values)
+        spec = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+        for container in containers(spec):
+            environment = {e["name"]: e["value"] for e in container.get("env", ()) if "value" in e}
+            assert container["name"] == "envoy" or options(environment).keys is keys
+        rules = [rule for kind in ("Role", "ClusterRole") for o in of_kind(objects, kind) for rule in o["rules"]]
+        readable = [rule for rule in rules if "secrets" in rule["resources"] and "get" in rule["verbs"]]
+        assert len(readable) == keys
+        policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
+        assert ("tuneyard-tenants" in policies) is keys
+
+
 def test_ports_are_those_that_the_processes_listen_on() -> None:
     objects = rendered()
     gateway = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
@@ -191,7 +207,7 @@ def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None
         "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
         "hubEndpoint", "feedback", "prometheus", "protectInUse", "monitoring", "tracing",
     )  # fmt: skip
-    gateway = {"hold": None, "serviceAccountAnnotations": None}
+    gateway = {"hold": None, "serviceAccountAnnotations": None, "auth": None}
     before = rendered(**dict.fromkeys(later), gateway=gateway, masterSecret={"existing": "mine"})
     assert before == rendered(masterSecret={"existing": "mine"})
     text = named(before, "ConfigMap", "tuneyard-config")["data"]["config.yaml"]

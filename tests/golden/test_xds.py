@@ -25,6 +25,7 @@ from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.delta import CLUSTER, ENDPOINTS, ROUTES, SCOPE
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.tenancy import shard_resources, tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.translate import ModelResources, list_resources, model_resources
 
 FOLDER = Path(__file__).parent / "xds"
@@ -152,9 +153,23 @@ def test_envoy_accepts_it(name: str) -> None:
 
 
 @pytest.mark.envoy
+def test_envoy_accepts_tables_of_keys_and_the_list_that_each_tenant_sees_its_part_of() -> None:
+    tables = shard_resources("~7", {"sk-0123456789abcdef": "acme ,chat, team-*"})
+    for resources in (tables, tenants_list_resources(routes_of(INPUTS[0]).values())):
+        ((name, document),) = resources.routes.items()
+        assert packed(ROUTES, document).version and packed(SCOPE, resources.scopes[name]).version
+        config = bootstrap("golden", tenants=tenant_script())
+        manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+        del manager["scoped_routes"]
+        manager["route_config"] = document
+        assert validation_errors(config) == ""
+
+
+@pytest.mark.envoy
 def test_envoy_accepts_the_static_configurations() -> None:
     assert validation_errors(bootstrap("golden")) == ""
     assert validation_errors(bootstrap("golden", memory=1 << 30)) == ""
+    assert validation_errors(bootstrap("golden", tenants=tenant_script())) == ""
     assert validation_errors(front_config()) == ""
     broken = front_config()
     broken["static_resources"]["no_such_field"] = 1

@@ -29,6 +29,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- .Values.masterSecret.existing | default "tuneyard-master" -}}
 {{- end }}
 
+{{- define "tuneyard.authMode" -}}
+{{- ((.Values.gateway).auth).mode | default "None" -}}
+{{- end }}
+
 {{- define "tuneyard.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import math
+import os
 import secrets
 import sys
 import time
@@ -48,6 +49,7 @@ from tuneyard.cli.statusrender import table
 from tuneyard.systems.kube.client import MERGE, ApiError
 from tuneyard.systems.kube.objects import path
 
+API_KEY = "TUNEYARD_API_KEY"
 _READY_SECONDS = 180.0
 _BASELINE_SECONDS = 5.0
 """How long stable is seen alone before the candidate begins."""
@@ -65,7 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a ModelDeployment in mode Progressive with spec.rollout.analysis")
     parser.add_argument("-n", "--namespace", help="namespace (default: the one of the kubeconfig's context)")
     parser.add_argument("--gateway", metavar="URL", help="where requests go (default: the URL in the status)")
-    parser.add_argument("--api-key", type=Path, metavar="FILE", help="a file with the key that requests carry")
+    parser.add_argument(
+        "--api-key",
+        type=Path,
+        metavar="FILE",
+        help="a file with the key that requests carry (default: TUNEYARD_API_KEY in the environment)",
+    )
     parser.add_argument("--errors", type=int, metavar="PERCENT", help="of the candidate's answers (default 100)")
     parser.add_argument("--delay", metavar="TIME", help="instead: how much later its answers come, for example 5s")
     parser.add_argument(
@@ -88,7 +95,7 @@ class _Drill:
     """Of the rehearsal's object."""
     model: str
     url: str
-    key: str | None
+    key: str | None = field(repr=False)
     fault: Fault
     weight: int
     rate: float
@@ -134,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         name=drill_name(args.name),
         model=made["spec"]["modelName"],
         url=url.rstrip("/"),
-        key=_key(args.api_key),
+        key=key_from(args.api_key),
         fault=fault,
         weight=args.weight,
         rate=args.rate,
@@ -169,9 +176,10 @@ def _seconds(text: str) -> float:
         raise UserError(f"--within: {error}") from error
 
 
-def _key(file: Path | None) -> str | None:
+def key_from(file: Path | None) -> str | None:
+    """The key that requests carry: the file's, else the environment's."""
     if file is None:
-        return None
+        return os.environ.get(API_KEY) or None
     try:
         return file.read_text(encoding="utf-8").strip()
     except OSError as error:

@@ -128,6 +128,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.cost", "run"),
     ),
     Command(
+        "tenants",
+        "show who may call what: tenants, their keys (never values), their models, and what is wrong",
+        _lazy("tuneyard.cli.tenants", "add_arguments"),
+        _lazy("tuneyard.cli.tenants", "run"),
+    ),
+    Command(
         "import",
         "write a LoRAAdapter manifest with its lineage, from where the training was recorded",
         _lazy("tuneyard.cli.importing", "add_arguments"),

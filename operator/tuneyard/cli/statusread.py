@@ -78,7 +78,8 @@ def explained(error: ApiError, what: str, host: str) -> UserError:
     return UserError(f"reading {what} failed: {error}")
 
 
-def _pages(cluster: Cluster, path: str, query: dict[str, str]) -> Iterable[Object]:
+def pages(cluster: Cluster, path: str, query: dict[str, str]) -> Iterable[Object]:
+    """All objects of a list, page by page; raises ApiError."""
     token = ""
     while True:
         paging = {"limit": _PAGE, **({"continue": token} if token else {})}
@@ -109,7 +110,7 @@ def _parsed(kind: type[_Kind], obj: Object) -> _Kind:
 def _objects(cluster: Cluster, namespace: str | None, plural: str, kind: type[_Kind]) -> list[_Kind]:
     path = f"/apis/{names.API_VERSION}{_in(namespace)}/{plural}"
     try:
-        return [_parsed(kind, obj) for obj in _pages(cluster, path, {})]
+        return [_parsed(kind, obj) for obj in pages(cluster, path, {})]
     except ApiError as error:
         raise explained(error, plural, cluster.api.host) from error
 
@@ -128,7 +129,7 @@ def _extra(cluster: Cluster, what: str, read: Callable[[], list[Any]]) -> list[A
 def _pods(cluster: Cluster, namespace: str | None) -> list[PodObservation]:
     query = {"labelSelector": names.LABEL_POOL}
     path = f"/api/v1{_in(namespace)}/pods"
-    return _extra(cluster, "pods", lambda: [pod_observation(p) for p in _pages(cluster, path, query)])
+    return _extra(cluster, "pods", lambda: [pod_observation(p) for p in pages(cluster, path, query)])
 
 
 def _events(cluster: Cluster, namespace: str, about: Iterable[tuple[str, str]]) -> list[Object]:
@@ -139,7 +140,7 @@ def _events(cluster: Cluster, namespace: str, about: Iterable[tuple[str, str]]) 
         found: list[Object] = []
         for kind, name in about:
             selector = f"involvedObject.kind={kind},involvedObject.name={name}"
-            found += _pages(cluster, path, {"fieldSelector": selector})
+            found += pages(cluster, path, {"fieldSelector": selector})
         return found
 
     return _extra(cluster, "events", read)

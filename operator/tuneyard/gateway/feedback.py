@@ -10,6 +10,7 @@ Rules:
 - what a process has forgotten by ending cannot be rated any more: 404, once its address is no longer known;
 - Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
 - it is the revision's as long as that has the contents that answered; afterwards it is taken, and counts for nothing;
+- where clients need keys, a tenant rates answers that it got, and no others: they are as unknown to it as none;
 - a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
 - the text is kept by nobody here: it leaves the cluster with the record (feedbackexport.py), where the chart says so.
 All methods belong to the event loop's thread.
@@ -24,13 +25,14 @@ import math
 import socket
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import aiohttp
 from aiohttp import web
 
 from tuneyard.systems.envoy.answers import Answer, Outcome
+from tuneyard.systems.envoy.bootstrap import FEEDBACK_TENANT_HEADER
 from tuneyard.systems.envoy.documents import error_text
 
 KEPT = 100_000
@@ -68,6 +70,7 @@ class Given:
     request_id: str
     score: float
     text: str = field(default="", repr=False)
+    tenant: str = ""
 
     @property
     def bad(self) -> bool:
@@ -120,7 +123,7 @@ class Feedback:
             # no more of it than a rating needs: there are many
             rest = Answer(
                 answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen,
-                contents=answer.contents,
+                contents=answer.contents, tenant=answer.tenant,
             )  # fmt: skip
             self._answers[answer.request_id] = (now, rest)
             if len(self._answers) > self._kept:
@@ -133,6 +136,8 @@ class Feedback:
             return Taken.UNKNOWN
         if answer is None:
             return Taken.REPEATED
+        if answer.tenant != given.tenant:
+            return Taken.UNKNOWN
         self._answers[given.request_id] = (ended, None)
         self._rated(answer, given)
         return Taken.ACCEPTED
@@ -167,7 +172,7 @@ def join(app: web.Application, path: str, take: Ask, trusted: Callable[[web.Requ
             given = read(await request.read())
         except ValueError as error:
             return refused(400, str(error), "invalid_body")
-        taken = await take(given)
+        taken = await take(replace(given, tenant=request.headers.get(FEEDBACK_TENANT_HEADER, "")))
         if taken is Taken.UNAVAILABLE:
             message = "Not every gateway could be asked for this answer: try again."
             text = error_text(message, "server_error", "unavailable")
@@ -235,7 +240,8 @@ class Peers:
             )
         body = {"request_id": given.request_id, "score": given.score, "text": given.text}
         try:
-            async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=self._headers) as answer:
+            headers = {**self._headers, FEEDBACK_TENANT_HEADER: given.tenant}
+            async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=headers) as answer:
                 return Taken(answer.status)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             # it may be there again in a moment; one that has ended loses its address soon

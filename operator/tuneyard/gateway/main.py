@@ -43,6 +43,7 @@ from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
+from tuneyard.gateway.tenancy import Tenancy
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
 from tuneyard.gateway.usageexport import STATE as EXPORT_STATE
 from tuneyard.gateway.usageexport import UsageExport, UsageExportMetrics
@@ -52,9 +53,11 @@ from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
-from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
+from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
+from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
+from tuneyard.systems.envoy.translate import list_resources
 from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
@@ -74,8 +77,23 @@ class Gateway:
         self.metrics = Metrics()
         self.world = World()
         self.publisher = Publisher(
-            given.name, self.world, partial(names.engine_key, master), self.metrics, partial(names.gate_token, master)
+            given.name,
+            self.world,
+            partial(names.engine_key, master),
+            self.metrics,
+            partial(names.gate_token, master),
+            listing=tenants_list_resources if given.keys else list_resources,
         )
+        self.tenancy: Tenancy | None = None
+        if given.keys:
+            self.tenancy = Tenancy(
+                api,
+                settings.tuneyard_namespace,
+                self.publisher,
+                partial(names.gate_token, master),
+                path=given.tenants_snapshot,
+                metrics=self.metrics,
+            )
         self.demand = Demand(given.name, lambda: self.publisher.routed)
         loop = asyncio.get_running_loop()
         clock = loop.time
@@ -147,6 +165,8 @@ class Gateway:
         self.answer_metrics.routed(model, routes)
         self.holding.changed(model)
         self.mirroring.changed(model)
+        if self.tenancy is not None:
+            self.tenancy.routed(model, routes)
 
     def _answered(self, answers: Sequence[Answer]) -> None:
         self.evidence.answered(answers)
@@ -190,6 +210,8 @@ class Gateway:
             if each is not None:
                 each.start()
         self.watches.start()
+        if self.tenancy is not None:
+            self.tenancy.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
         server = await self._serve()
         try:
@@ -209,6 +231,8 @@ class Gateway:
             await self.mirroring.stop()
             await self._pods.close()
             await self.watches.stop()
+            if self.tenancy is not None:
+                await self.tenancy.stop()
             await self.publisher.ads.stop()
 
     def _restore(self) -> bool:
@@ -222,13 +246,15 @@ class Gateway:
             _log.error("the snapshot cannot be read and is left aside: %s", error)
             return False
         _log.info("restored %d models from the snapshot", len(models))
-        return True
+        return self.tenancy is None or self.tenancy.restore()
 
     async def _open(self, restored: bool) -> None:
         """Feed Envoy as soon as enough is known; from then on there is something worth keeping."""
         try:
             async with asyncio.timeout(PATIENCE if restored else None):
                 await self.watches.completed.wait()
+                if self.tenancy is not None:
+                    await self.tenancy.completed.wait()
         except TimeoutError:
             _log.warning("the API server does not tell everything; serving from the snapshot")
         self.publisher.open()
@@ -250,7 +276,7 @@ class Gateway:
             },
             self.feedback,
             self._token,
-            alive=self.watches.alive,
+            alive=lambda: self.watches.alive() and (self.tenancy is None or self.tenancy.alive()),
             ready=lambda: self.ready,
             metrics=self.metrics,
             answers=self.answer_metrics,
@@ -314,6 +340,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         memory=given.envoy_memory,
         traces=settings.tracing,
         usage=usage_log(str(given.usage_log)) if given.usage else None,
+        tenants=tenant_script() if given.keys else NO_TENANTS,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1))

@@ -14,6 +14,7 @@
 | TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
+| TUNEYARD_AUTH | what clients need: None, ApiKeys | None |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
 """
@@ -47,6 +48,8 @@ class Options:
     drain_seconds: float
     hold: Limits
     peers: str
+    keys: bool = False
+    """Whether clients need keys."""
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
@@ -81,9 +84,21 @@ class Options:
         """What an earlier process knew."""
         return self.directory / "world.jsonl"
 
+    @property
+    def tenants_snapshot(self) -> Path:
+        """What it knew of tenants, their keys among it."""
+        return self.directory / "tenants.jsonl"
+
+
+def _needs_keys(mode: str) -> bool:
+    """Whether clients need keys. A mode that is none must not become `everybody may`."""
+    if mode not in ("", "None", "ApiKeys"):
+        raise ValueError(f"TUNEYARD_AUTH is None or ApiKeys, not {mode}")
+    return mode == "ApiKeys"
+
 
 def options(environment: Mapping[str, str]) -> Options:
-    """The options that the environment gives; ValueError where one is not a number."""
+    """The options that the environment gives; ValueError where one is not a number, or of no such mode."""
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
         directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
@@ -99,6 +114,7 @@ def options(environment: Mapping[str, str]) -> Options:
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
+        keys=_needs_keys(environment.get("TUNEYARD_AUTH", "")),
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=environment.get("TUNEYARD_USAGE", "true") != "false",
         usage_export=bucket_target(environment, "USAGE"),

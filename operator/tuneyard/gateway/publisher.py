@@ -22,7 +22,16 @@ from tuneyard.gateway.versions import Version
 from tuneyard.gateway.world import World
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.ads import AdsServer
-from tuneyard.systems.envoy.translate import LIST, EngineKey, GateToken, list_resources, model_resources
+from tuneyard.systems.envoy.translate import (
+    LIST,
+    EngineKey,
+    GateToken,
+    ModelResources,
+    list_resources,
+    model_resources,
+)
+
+Listing = Callable[[Iterable[ModelRoutes]], ModelResources]
 
 _log = logging.getLogger(__name__)
 
@@ -31,17 +40,30 @@ class Publisher:
     """Keeps Envoy at what the world says."""
 
     def __init__(
-        self, name: str, world: World, key: EngineKey, metrics: Metrics, gate_token: GateToken | None = None
+        self,
+        name: str,
+        world: World,
+        key: EngineKey,
+        metrics: Metrics,
+        gate_token: GateToken | None = None,
+        *,
+        listing: Listing = list_resources,
     ) -> None:
-        """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates."""
+        """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates.
+
+        `listing` makes the answer to GET /v1/models.
+        """
         self._name = name
         self._world = world
         self._key = key
         self._gate_token = gate_token
+        self._listing = listing
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
         self.on_change: Callable[[str], None] = lambda _: None
         """Gets the name of a model whose routes are others, or have come into force."""
+        self.before_publish: Callable[[], None] = lambda: None
+        """Called before what has changed is sent: others may put theirs beside it."""
         self._routes: dict[str, ModelRoutes] = {}
         self._marked: set[str] = set()
         self._scheduled = False
@@ -81,7 +103,8 @@ class Publisher:
         for model in sorted(marked):
             self._send(model, self._world.routes(model, now))
         if self._routes.keys() != before or not self.ads.has(LIST):
-            self.ads.put(LIST, list_resources(self._routes.values()))
+            self.ads.put(LIST, self._listing(self._routes.values()))
+        self.before_publish()
         self.ads.publish()
         self._confirm()
 

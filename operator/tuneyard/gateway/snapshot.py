@@ -2,7 +2,8 @@
 
 Rules: written as soon as something changes, and again at most every SHORTEST seconds, or so seldom that writing takes
 a SHARE of the time; in a thread, into another file that then takes the name, so that a reader never sees half of it.
-One JSON text per line, the first one the version. It holds no keys: those are derived.
+One JSON text per line, the first one the version. The world's holds no keys: those are derived. That of tenants does
+(tenancy.py), which is why only this process's user may read either.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, ModelDeploymentStatus
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus, Verdict
 from tuneyard.api.serving import ServingSpec
-from tuneyard.cli.drill import fault_from, render
+from tuneyard.cli.drill import fault_from, key_from, render
 from tuneyard.cli.drillplan import Answer, drill_name, drill_object, drilled, result
 from tuneyard.cli.errors import UserError
 
@@ -27,6 +28,17 @@ ERRORS = Fault(revision="drill", errors=100)
 VERDICT = Verdict(
     revision="drill", content_hash="x", reason="AnalysisFailed", evidence="all bad", at="2026-01-01T00:00:00Z"
 )
+
+
+def test_requests_carry_the_key_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text("sk-of-the-file\n")
+    monkeypatch.delenv("TUNEYARD_API_KEY", raising=False)
+    assert (key_from(None), key_from(file)) == (None, "sk-of-the-file")
+    monkeypatch.setenv("TUNEYARD_API_KEY", "sk-of-the-environment")
+    assert (key_from(None), key_from(file)) == ("sk-of-the-environment", "sk-of-the-file")
+    with pytest.raises(UserError, match="--api-key"):
+        key_from(tmp_path / "missing")
 
 
 def chat(**fields: Any) -> ModelDeploymentResource:

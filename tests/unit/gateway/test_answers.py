@@ -133,6 +133,13 @@ def test_a_request_of_a_gate_says_how_far_that_is(route: str, header: str, run: 
     assert run is None or run.header == header
 
 
+def test_whose_request_it_was() -> None:
+    given = entry()
+    assert (found := answer_of(given)) is not None and found.tenant == ""
+    given.request.request_headers["x-tenant"] = "acme"
+    assert (found := answer_of(given)) is not None and found.tenant == "acme"
+
+
 def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:
     message = als_pb2.StreamAccessLogsMessage()
     message.http_logs.log_entry.extend([entry(500), entry(cluster=""), entry(200)])

@@ -58,6 +58,15 @@ def test_an_answer_is_rated_once(gateway: Gateway) -> None:
     assert gateway.rated == [("v2", True), ("v2", False)]
 
 
+def test_a_tenant_rates_its_own_answers(gateway: Gateway) -> None:
+    gateway.answers("a", "b", tenant="acme")
+    gateway.answers("c")
+    given = [("a", "beta"), ("a", ""), ("a", "acme"), ("b", "acme"), ("c", "acme"), ("c", "")]
+    told = [gateway.feedback.take(Given(id_, 1.0, tenant=tenant)) for id_, tenant in given]
+    refused, taken = Taken.UNKNOWN, Taken.ACCEPTED
+    assert told == [refused, refused, taken, taken, refused, taken]
+
+
 def test_it_is_known_for_an_hour_and_among_the_last_answers() -> None:
     gateway = Gateway(kept=2)
     gateway.answers("a", "b", "a", "c")

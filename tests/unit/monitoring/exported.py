@@ -21,6 +21,7 @@ from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.slometrics import slo_page
+from tuneyard.gateway.tenancy import TenantMetrics
 from tuneyard.gateway.usage import UsageMetrics
 from tuneyard.gateway.usageexport import UsageExportMetrics
 from tuneyard.runtime.metrics import Metrics as OperatorMetrics
@@ -45,6 +46,7 @@ def gateway() -> GatewayMetrics:
     metrics = GatewayMetrics(CollectorRegistry())
     MirrorMetrics(metrics.registry)
     FeedbackMetrics(metrics.registry)
+    TenantMetrics(metrics.registry).problems.labels(problem="NoPolicy").set(0)
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)
     metrics.age("pods", lambda: 1.0)

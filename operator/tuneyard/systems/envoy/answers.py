@@ -104,6 +104,8 @@ class Answer(NamedTuple):
     """What the revision was then: RevisionRoute.contents."""
     run: GateRun | None = None
     """Of a gate's request: how far that gate was then."""
+    tenant: str = ""
+    """Whose request it was; empty where clients need no keys."""
 
 
 class AnswerReports:
@@ -170,6 +172,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
         contents=served.contents,
         run=_run(request) if common.route_name.startswith(GATE_ROUTES) else None,
+        tenant=request.request_headers.get(names.TENANT_HEADER, ""),
     )
 
 

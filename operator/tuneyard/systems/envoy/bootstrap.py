@@ -4,6 +4,7 @@ Rules of the chain, in its order:
 1. Envoy itself removes from every request what only the gateway may say (x-model, x-tuneyard-*, x-envoy-*), before any
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
+   where clients need keys, it finds whose the request is and sets x-tenant (tenancy.py);
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
    which hands a copy of the request to the gateway process (mirroring.py);
@@ -59,7 +60,8 @@ HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revisi
 HOLD_REFUSAL_HEADER = "x-tuneyard-refusal"
 """How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not."""
 FEEDBACK_PATH = "/feedback"
-"""How `extract` passes on to the same process what users thought of answers."""
+FEEDBACK_TENANT_HEADER = "x-tuneyard-tenant"
+"""How `extract` passes on to the same process what users thought of answers, and whose users they are."""
 HOLD_SECONDS = 60.0
 """How long a request may wait for its adapter where nobody says otherwise."""
 _HOLD_MARGIN = 5.0
@@ -82,19 +84,28 @@ The bytes are also what it keeps while the process takes nothing: some 1,700 req
 
 DRAIN_SECONDS = 5
 
+NO_TENANTS = "local caller_of, permits\n"
+"""Before `extract` where clients need no keys."""
 _NO_TRACES = TracingSettings()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-def gateway_scripts(hold_seconds: float = HOLD_SECONDS, *, count_usage: bool = False) -> dict[str, str]:
+def gateway_scripts(
+    hold_seconds: float = HOLD_SECONDS, tenants: str = NO_TENANTS, *, count_usage: bool = False
+) -> dict[str, str]:
     """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter.
 
-    `count_usage`: every stream is asked for its usage.
+    `tenants`: how `extract` finds whose a request is (tenancy.tenant_script). `count_usage`: every stream is asked for
+    its usage.
     """
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     asking = script("usage_request")
     return {
-        "extract": refusals + asking + f"local COUNT_USAGE = {str(count_usage).lower()}\n" + script("extract"),
+        "extract": refusals
+        + tenants
+        + asking
+        + f"local COUNT_USAGE = {str(count_usage).lower()}\n"
+        + script("extract"),
         "mirror": mirror_script(),
         "rewrite": refusals + asking + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
         "answer": script("usage_answer") + script("answer"),
@@ -203,6 +214,7 @@ LOG_FORMAT: Json = {
     "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
     "method": "%REQ(:method)%",
     "path": "%PATH(NQ:PATH)%",
+    "tenant": f"%REQ({names.TENANT_HEADER})%",
     "model": f"%REQ({names.MODEL_HEADER})%",
     "deployment": "%CLUSTER_METADATA(tuneyard:deployment)%",
     "revision": "%RESP(x-revision)%",
@@ -290,7 +302,7 @@ def _answers_log() -> Json:
             "buffer_flush_interval": ANSWERS_INTERVAL,
             "buffer_size_bytes": ANSWERS_BUFFER,
         },
-        additional_request_headers_to_log=[names.GATE_RUN_HEADER],
+        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER],
         additional_response_headers_to_log=["content-type"],
     )
 
@@ -320,6 +332,7 @@ def bootstrap(
     listen: str = "0.0.0.0",
     memory: int = 0,
     hold_seconds: float = HOLD_SECONDS,
+    tenants: str = NO_TENANTS,
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
     traces: TracingSettings = _NO_TRACES,
@@ -328,13 +341,13 @@ def bootstrap(
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
     `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
-    its adapter to be loaded.
+    its adapter to be loaded. `tenants`: how whose a request is is found (tenancy.tenant_script).
     `traces`: where spans go (tracing.py).
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
     which tokens are counted (usage.py), None where nobody counts them.
     """
     chain = _connection_manager(
-        {**gateway_scripts(hold_seconds, count_usage=usage is not None), **(scripts or {})},
+        {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
         [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
     )

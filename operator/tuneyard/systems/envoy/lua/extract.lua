@@ -2,6 +2,8 @@
 --
 -- Rules:
 --   * what comes from a gateway (tuneyard-hop) is refused before anything else: it would come again for ever;
+--   * where clients need keys, `caller_of` and `permits` stand before this script (tenants.lua), else they are nil. A model
+--     that the caller may not call is refused in the words for one that does not exist: nobody learns others' names;
 --   * it knows the paths that are served; every other one is refused here;
 --   * what a JSON parser behind us could read differently is refused: duplicate or escaped top-level keys, NUL bytes
 --     (Python's json guesses UTF-16 and UTF-32 by them), byte order marks, a content encoding;
@@ -108,8 +110,9 @@ local function unknown_model(handle)
 end
 
 -- GET /v1/models and /v1/models/{id}: answered by routes that lead to no engine.
-local function list_models(handle, headers, path)
+local function list_models(handle, headers, path, allowed)
   if path == '/v1/models' then
+    if allowed then headers:replace('x-tuneyard-allowed', allowed) end
     headers:replace('x-model', '-')
     headers:replace('x-tuneyard-gate', 'open')
     return
@@ -118,13 +121,14 @@ local function list_models(handle, headers, path)
   if not name then return unknown_url(handle) end
   name = string.gsub(name, '%%(%x%x)', function(hex) return string.char(tonumber(hex, 16)) end)
   if not is_model_name(name) then return unknown_model(handle) end
+  if allowed and not permits(allowed, name) then name = '~' end -- as unknown as one that does not exist
   headers:replace('x-model', name)
   headers:replace(':path', '/v1/models/-')
   headers:replace('x-tuneyard-gate', 'open')
 end
 
 -- POST /v1/feedback: the gateway process knows whose answer it was, and answers by itself.
-local function give_feedback(handle)
+local function give_feedback(handle, tenant)
   local body = handle:body(true)
   if body:length() > MAX_FEEDBACK then
     return refuse(handle, '413', 'The body is over the limit of 32 KiB.', 'invalid_request_error', 'request_too_large')
@@ -133,6 +137,7 @@ local function give_feedback(handle)
     [':method'] = 'POST',
     [':path'] = '/feedback',
     [':authority'] = 'holding',
+    ['x-tuneyard-tenant'] = tenant,
   }, body:getBytes(0, body:length()), 5000)
   local status, kind = answer[':status'], answer['content-type'] or ''
   if find(kind, 'application/json', 1, true) ~= 1 then
@@ -149,12 +154,17 @@ function envoy_on_request(handle)
   if headers:get('tuneyard-hop') then
     return refuse(handle, '508', 'A gateway sent this request to a gateway.', 'server_error', 'loop_detected')
   end
+  local allowed
+  if caller_of then
+    allowed = caller_of(handle, headers)
+    if not allowed then return end
+  end
   local path = headers:get(':path') or ''
   local query = find(path, '?', 1, true)
   if query then path = sub(path, 1, query - 1) end
   local method = headers:get(':method')
-  if method == 'GET' and not INFERENCE[path] then return list_models(handle, headers, path) end
-  if path == '/v1/feedback' and method == 'POST' then return give_feedback(handle) end
+  if method == 'GET' and not INFERENCE[path] then return list_models(handle, headers, path, allowed) end
+  if path == '/v1/feedback' and method == 'POST' then return give_feedback(handle, headers:get('x-tenant')) end
   if not INFERENCE[path] then return unknown_url(handle) end
   if method ~= 'POST' then
     return refuse(handle, '405', 'Only POST is allowed here.', 'invalid_request_error', 'method_not_allowed')
@@ -173,6 +183,10 @@ function envoy_on_request(handle)
   local name = sub(text, first, last)
   if find(name, '\\/', 1, true) then name = string.gsub(name, '\\/', '/') end -- some encoders escape slashes
   if not is_model_name(name) then return unknown_model(handle) end
+  if allowed and not permits(allowed, name) then
+    return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error', 'model_not_found',
+      'model', 'model_not_allowed')
+  end
   headers = handle:headers() -- the wrapper from before body() is dead after the yield
   if streams then
     local metadata = handle:streamInfo():dynamicMetadata()

@@ -1,0 +1,49 @@
+-- Whose a request is, by its key. Stands before `extract` where clients need keys; elsewhere it does not exist.
+--
+-- Rules:
+--   * this is the only place where x-tenant comes from; a client's own was removed before any script runs;
+--   * the key is looked for in the metadata of a route that x-model chooses (tenancy.py); `extract` gives x-model its own
+--     value afterwards, and a request that ends before that leads nowhere;
+--   * a header holds no line break, and with a space in it it is no key: what is found between those two is a whole one,
+--     and nobody's key reads a piece of what stands behind it;
+--   * credentials go no further than here; what shows a gate its way stays for the routes, which remove it.
+-- Prepended: SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
+
+local function key_of(headers)
+  local value = headers:get('authorization')
+  if value then
+    headers:remove('authorization')
+    local key = string.match(value, '^[Bb]earer +([^ ]+)$')
+    if key then return key end
+  end
+  return headers:get('x-api-key') or headers:get('tuneyard-gate')
+end
+
+-- What the caller may call, as `permits` takes it; nil: the request has been refused.
+local function caller_of(handle, headers)
+  local key = key_of(headers)
+  if not key then
+    return refuse(handle, '401', 'You did not provide an API key: send it as Authorization: Bearer KEY, or as x-api-key.',
+      'invalid_request_error', 'invalid_api_key')
+  end
+  local caller
+  if #key >= SHORTEST_KEY and not string.find(key, ' ', 1, true) then
+    local a, b, c, d = string.byte(key, -4, -1)
+    headers:replace('x-model', '~' .. (W1 * a + W2 * b + W3 * c + W4 * d) % SHARDS)
+    local keys = handle:metadata():get('keys')
+    local _, last = string.find(keys or '', '\n' .. key .. ' ', 1, true)
+    caller = last and string.match(keys, '^[^\n]*', last + 1)
+    headers:remove('x-model')
+  end
+  if not caller then
+    return refuse(handle, '401', 'Incorrect API key provided.', 'invalid_request_error', 'invalid_api_key')
+  end
+  local tenant, allowed = string.match(caller, '^(%S+) ?(.*)$')
+  headers:replace('x-tenant', tenant)
+  if allowed == '' then
+    return refuse(handle, '403', 'The tenant ' .. tenant .. ' has no policy: it may call no model.',
+      'invalid_request_error', 'no_policy')
+  end
+  return allowed
+end
+
