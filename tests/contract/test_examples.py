@@ -41,7 +41,17 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    ["tensor-parallel", "persistent-volume", "gpu", "own-pods", "remote-sources", "idle-adapters", "gates", "drift"],
+    [
+        "tensor-parallel",
+        "persistent-volume",
+        "gpu",
+        "own-pods",
+        "remote-sources",
+        "idle-adapters",
+        "gates",
+        "drift",
+        "routing",
+    ],
 )
 def test_a_folder_at_once(apiserver: ApiServer, folder: str) -> None:
     namespace = apiserver.namespace(f"examples-{folder}")

@@ -64,6 +64,21 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100, "v1": 0}), "mirror": {"revision": "v1", "percent": 0}},
         "spec.mirror.percent: Invalid value: 0: spec.mirror.percent in body should be greater than or equal to 1",
     ),
+    "sticky-by-what-gateways-remove": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"stickyBy": {"header": "X-Tuneyard-User"}}},
+        "gateways remove this header from every request before it is looked at: name another one",
+    ),
+    "affinity-of-two-kinds": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {"header": "x-session-id", "prefix": {}}}},
+        "routing.affinity must be exactly one of header, prefix; found 2",
+    ),
+    "affinity-of-no-kind": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {}}},
+        "routing.affinity must be exactly one of header, prefix; found 0",
+    ),
     "revision-twice": (
         "ModelDeployment",
         {**deployment_spec("base", {"v0": 100}), "revisions": [{"name": "v0", "baseModel": "base"}] * 2},

@@ -22,6 +22,7 @@ from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.routing import Affinity
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
@@ -93,6 +94,12 @@ class ModelRoutes:
     """What its answers are judged by."""
     mirror: MirrorRoute | None = None
     """Copies of requests that another revision gets."""
+    stable: str = ""
+    """The revision that has what no other one takes."""
+    sticky_by: str | None = None
+    """The header that says whose a request is, where users stay on their revision."""
+    affinity: Affinity | None = None
+    """Which requests go to the same pod."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -245,6 +252,9 @@ def model_routes(
         no_room=has_no_room(deployment),
         slo=analysis.slo if analysis else None,
         mirror=mirror_route(deployment.spec, pods_of, rollout.allowed),
+        stable=split.stable,
+        sticky_by=routing.sticky_by.header if routing and routing.sticky_by else None,
+        affinity=routing.affinity if routing else None,
     )
 
 

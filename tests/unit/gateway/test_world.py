@@ -13,8 +13,9 @@ from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
-from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
+from tuneyard.api.routing import Routing
 from tuneyard.gateway.world import World
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS

@@ -83,13 +83,19 @@ DRAIN_SECONDS = 5
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
+_ON_THE_WAY = ("jsontext", "prefix")
+"""What `rewrite` does where a route asks for it."""
+
+
 def gateway_scripts(hold_seconds: float = HOLD_SECONDS) -> dict[str, str]:
     """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter."""
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     return {
         "extract": refusals + script("extract"),
         "mirror": mirror_script(),
-        "rewrite": refusals + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
+        "rewrite": "".join(
+            (refusals, f"local HOLD_MILLISECONDS = {patience}\n", *map(script, (*_ON_THE_WAY, "rewrite")))
+        ),
         "answer": script("answer"),
     }
 

@@ -60,6 +60,7 @@ function envoy_on_request(handle)
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'spoiled', context:get('cluster'))
     return refuse(handle, '502', 'A rehearsal has spoiled this answer.', 'server_error', 'rehearsal')
   end
+  if context:get('affinity') then note_prefix(handle, body:getBytes(0, body:length())) end
   local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
   local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
