@@ -51,6 +51,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
         "gates",
         "drift",
         "routing",
+        "system-prompt",
     ],
 )
 def test_a_folder_at_once(apiserver: ApiServer, folder: str) -> None:

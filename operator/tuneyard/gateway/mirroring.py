@@ -26,6 +26,7 @@ from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.shadow import DEADLINE, Question
 from tuneyard.planning.mirrored import Answer, Came, Comparison, Outcome, compare, read_answer
 from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.systemprompt import RefusedError, with_system_prompt
 from tuneyard.planning.timestamps import rfc3339
 
 IN_ALL = 64
@@ -119,7 +120,11 @@ class Mirroring:
         routes, mirror = self._routes(copy.model), self._mirrors.get(copy.model)
         if routes is None or mirror is None or routes.mirror is None:
             return False
-        question = self._question(copy, routes, mirror)
+        try:
+            question = self._question(copy, routes, mirror)
+        except RefusedError:
+            self._count(mirror, "refused")
+            return False
         if question is None:
             self._count(mirror, "gone")
             return False
@@ -139,7 +144,7 @@ class Mirroring:
         return sum(len(m.tasks) for m in self._mirrors.values())
 
     def _question(self, copy: Copy, routes: ModelRoutes, mirror: _Mirror) -> Question | None:
-        """What to ask whom; None where nobody may be asked any more."""
+        """What to ask whom; None where nobody may be asked any more. Raises RefusedError, as a gateway would refuse."""
         revision = next((r for r in routes.revisions if r.name == copy.revision), None)
         if routes.mirror is None or not routes.mirror.active or routes.mirror.revision != copy.revision:
             return None
@@ -148,6 +153,8 @@ class Mirroring:
         mirror.turn += 1
         endpoint = revision.endpoints[mirror.turn % len(revision.endpoints)]
         body = copy.body[: copy.first - 1] + revision.engine_name.encode() + copy.body[copy.last :]
+        if revision.prompt is not None:
+            body = with_system_prompt(body, copy.path, revision.prompt)
         return Question(
             secrets.token_hex(8), endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body
         )

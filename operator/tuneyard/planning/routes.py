@@ -23,6 +23,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.routing import Affinity
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
@@ -63,12 +64,14 @@ class RevisionRoute:
     """What a rehearsal puts into its answers."""
     base_digest: str | None = None
     """With an adapter, the digest of its base, as far as it is known."""
+    prompt: SystemPrompt | None = None
+    """What its chats begin with."""
 
     @property
     def contents(self) -> str:
         """What answers, as a hash: answers are known by it (served.py)."""
         base_digest = self.base_digest if self.adapter else self.digest
-        return served_contents(self.pool, self.engine_name, base_digest, self.fault)
+        return served_contents(self.pool, self.engine_name, base_digest, self.fault, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,8 @@ def lingering(
 
 
 def files_of(adapter: LoRAAdapterResource) -> object:
-    """What of an adapter's spec decides which bytes are served: lineage, which grows, does not."""
-    return adapter.spec.model_copy(update={"lineage": None})
+    """What of an adapter's spec decides which files are served: lineage, which grows, and a system prompt do not."""
+    return adapter.spec.model_copy(update={"lineage": None, "system_prompt": None})
 
 
 def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource | None) -> LoRAAdapterResource:
@@ -215,6 +218,7 @@ def model_routes(
         on_demand=on_demand,
     )
     by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
+    prompts = {name: adapter.spec.system_prompt for name, adapter in by_name.items()}
     base_digests = {
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
@@ -243,6 +247,7 @@ def model_routes(
                 held=revision.name in on_demand and not ready[revision.name],
                 fault=fault if fault and fault.revision == revision.name else None,
                 base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
+                prompt=prompts.get(revision.adapter or ""),
             )
             for revision in deployment.spec.revisions
         ),

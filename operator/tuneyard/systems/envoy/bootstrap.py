@@ -83,7 +83,7 @@ DRAIN_SECONDS = 5
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-_ON_THE_WAY = ("jsontext", "prefix")
+_ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
 """What `rewrite` does where a route asks for it."""
 
 

@@ -22,6 +22,7 @@ from tuneyard.api.drill import Fault
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.stickiness import places, runs
+from tuneyard.planning.systemprompt import message_of
 from tuneyard.systems.envoy.balancing import balanced, balancing_mark, by_prefix, contents_in, from_users, hashed_by
 from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
 from tuneyard.systems.envoy.documents import (
@@ -195,6 +196,8 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
         told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
+    if revision.prompt is not None:
+        told |= {"system": message_of(revision.prompt), "always": str(revision.prompt.always).lower()}
     if by_prefix(model.affinity):
         told |= {"affinity": "prefix"}
     return {

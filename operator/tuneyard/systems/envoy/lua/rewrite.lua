@@ -64,6 +64,13 @@ function envoy_on_request(handle)
   local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
   local text = body:getBytes(0, first - 1) .. engine .. body:getBytes(last, body:length() - last)
+  local system = context:get('system')
+  if system then
+    local problem
+    local path = string.match(headers:get(':path') or '', '^[^?]*')
+    text, problem = put_system_prompt(text, path, system, context:get('always') == 'true')
+    if problem then return refuse(handle, '400', problem, 'invalid_request_error', 'invalid_body', 'messages') end
+  end
   body:setBytes(text)
   if hold then
     local waited = wait_for_adapter(handle, hold, context:get('revision'))
