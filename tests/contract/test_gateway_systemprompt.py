@@ -13,8 +13,10 @@ import pytest
 
 from tests.chats import CLIENTS, Bodies, parsed, roles
 from tests.contract.envoy import Rig, model, revision
+from tests.contract.gateway_process import MASTER, GatewayProcess, Team, becomes, engine_name_of
 from tests.fakes.upstream import Upstream
 from tests.systemprompts import ALWAYS, IF_ABSENT, TABLE, TEXT
+from tuneyard.api import names
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.systemprompt import CHATS, RefusedError, message_of, with_system_prompt
@@ -87,6 +89,44 @@ async def test_other_paths_and_large_bodies(tmp_path: Path, pod: Upstream) -> No
             assert got == status
         assert json.loads(answer)["error"]["code"] == "request_too_large"
         assert [r.json["messages"][0]["content"] for r in pod.received[before:]] == [long.text]
+
+
+@pytest.mark.apiserver
+async def test_answers_copies_and_gates_of_an_adapter_that_has_one(gateway: GatewayProcess, team: Team) -> None:
+    """From the object in the API server to what pods get."""
+    async with Upstream("pod-a") as a, Upstream("pod-b") as b:
+        team.make_adapter("plain")
+        team.make_adapter("prompted", systemPrompt={"text": TEXT, "apply": "Always"})
+        team.make_pod(a, "plain")
+        team.make_pod(b, "prompted")
+        gate = {"name": "speed", "benchmark": {"max": {"ttftP95": "2x"}}}
+        gates = {"mode": "Progressive", "gates": [gate], "steps": [{"weight": 1, "hold": "5m"}]}
+        team.make_deployment(
+            "chat",
+            {"plain": 100},
+            revisions=["plain", "prompted"],
+            mirror={"revision": "prompted", "percent": 100},
+            rollout=gates,
+        )
+        team.rollout("chat", stable="plain", allowed={"plain": 100})
+        await gateway.applies(f"{team.namespace}/chat", {"plain": 100, "prompted": 0})
+        body = b'{"model":"chat","messages":[{"role":"system","content":"mine"},{"role":"user","content":"%s"}]}'
+        plain, prompted = (engine_name_of(name).encode() for name in ("plain", "prompted"))
+
+        async def copied() -> bool:
+            assert (await gateway.rig.post(body % b"copied"))[0] == 200
+            return any(b"copied" in r.body for r in b.received)
+
+        await becomes(copied, True, "copies arrive")
+        assert a.received[-1].body == (body % b"copied").replace(b"chat", plain, 1)
+        token = names.gate_token(MASTER, team.namespace, "chat")
+        headers = {"x-revision": "prompted", names.GATE_TOKEN_HEADER: token}
+        assert (await gateway.rig.post(body % b"of a gate", headers=headers))[0] == 200
+        measured = {"model": "chat", "prompt": "how fast?"}
+        assert (await gateway.rig.post(measured, path="/v1/completions", headers=headers))[0] == 200
+        assert json.loads(b.received.pop().body) == measured | {"model": prompted.decode()}
+        head = b'{"model":"%s","messages":[%s,{"role":"user","content":"' % (prompted, message_of(ALWAYS).encode())
+        assert {r.body for r in b.received} == {head + said + b'"}]}' for said in (b"copied", b"of a gate")}
 
 
 @pytest.mark.parametrize("prompt", [IF_ABSENT, ALWAYS], ids=["IfAbsent", "Always"])

@@ -189,7 +189,7 @@ def _rewriting(**context: str) -> Json:
     return {"rewrite": {"@type": EXTENSIONS + "filters.http.lua.v3.LuaPerRoute", "filter_context": context}}
 
 
-def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) -> Json:
+def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *, gate: bool = False) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
     told = {"hold": model.model, "revision": revision.name} if revision.held else {}
     if revision.engine_name is None:
@@ -197,7 +197,8 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) ->
     if revision.fault is not None and revision.fault.errors:
         told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
     if revision.prompt is not None:
-        told |= {"system": message_of(revision.prompt), "always": str(revision.prompt.always).lower()}
+        always = "AlwaysInChats" if gate else "Always"
+        told |= {"system": message_of(revision.prompt), "apply": always if revision.prompt.always else "IfAbsent"}
     if by_prefix(model.affinity):
         told |= {"affinity": "prefix"}
     return {
@@ -305,7 +306,7 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
                 "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
             },
             "route": {"cluster": cluster_name(model, revision), **_TRIED_AGAIN},
-            **_to_revision(model, revision, key),
+            **_to_revision(model, revision, key, gate=kind == GATE_ROUTES),
         }
         for revision in model.revisions
     ]

@@ -68,7 +68,7 @@ function envoy_on_request(handle)
   if system then
     local problem
     local path = string.match(headers:get(':path') or '', '^[^?]*')
-    text, problem = put_system_prompt(text, path, system, context:get('always') == 'true')
+    text, problem = put_system_prompt(text, path, system, context:get('apply'))
     if problem then return refuse(handle, '400', problem, 'invalid_request_error', 'invalid_body', 'messages') end
   end
   body:setBytes(text)

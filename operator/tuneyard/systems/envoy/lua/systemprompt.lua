@@ -7,6 +7,7 @@
 --   * Always: those messages are taken out, each with one comma. Roles that chat templates may take for system ones (any
 --     but user, assistant, tool, function; "System", "system ") are refused, and so is what would show the engine another
 --     prompt than these messages: a template of the client's own, or one that is cut from its beginning;
+--   * AlwaysInChats is for gates: a benchmark measures with completions, whose text no user gets;
 --   * what a JSON parser could read otherwise is refused in both: `messages` or `role` twice, escapes in keys or in
 --     roles, brackets that do not match. So what is decided here is what the engine reads, or it reads nothing;
 --   * planning/systemprompt.py does the same for copies of requests, and is tried on the same bodies.
@@ -83,8 +84,9 @@ local function read_messages(text, from, to, always)
 end
 
 -- The text with the message; or nil and what is wrong.
-local function put_system_prompt(text, path, message, always)
-  if path == '/v1/completions' and always then
+local function put_system_prompt(text, path, message, apply)
+  local always = apply ~= 'IfAbsent'
+  if path == '/v1/completions' and apply == 'Always' then
     return nil, ENFORCED .. ', which only chats have: use /v1/chat/completions.'
   end
   if path ~= '/v1/chat/completions' then return text end
