@@ -217,3 +217,19 @@ async def test_a_session_stays_on_its_pod_until_that_leaves(tmp_path: Path, pods
         for _ in range(60):
             assert (await rig.post(chat(1)))[0] == 200
         assert all(len(p.received) > 3 for p in three)
+
+
+async def test_revisions_on_the_same_pods_keep_a_session_on_one_of_them(tmp_path: Path, pods: list[Upstream]) -> None:
+    async with Rig(tmp_path) as rig:
+        await rig.serve(sticky(50, 50, pods, affinity=SESSION, allow_revision_header=True))
+        homes_of = set()
+        for session in "abcdefgh":
+            told = set()
+            for chosen in ("v1", "v2"):
+                headers = {"x-session-id": session, "x-revision": chosen}
+                status, answered, body = await rig.post(chat(1), headers=headers)
+                assert (status, answered["x-revision"]) == (200, chosen)
+                told.add(json.loads(body)["choices"][0]["message"]["content"])
+            assert len(told) == 1
+            homes_of |= told
+        assert len(homes_of) > 1

@@ -7,7 +7,8 @@ Rules of the chain, in its order:
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
    which hands a copy of the request to the gateway process (mirroring.py);
-4. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
+4. `rewrite` puts the engine's name of the chosen revision into the body, and an adapter's system prompt into its chats,
+   byte-exact otherwise, notes how the prompt begins where pods are chosen by that, waits where its adapter
    is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
 5. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;

@@ -1,10 +1,13 @@
--- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte.
+-- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte but to put an
+-- adapter's system prompt into a chat (context `system`, `apply`; systemprompt.lua).
 --
 -- Rules:
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * where the revision's adapter is loaded only when somebody asks (context `hold`), the request waits here for the
 --     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
+--   * where pods are chosen by how prompts begin (context `affinity`), that is noted here, as the client wrote it
+--     (prefix.lua); a route that asks for neither pays for two look-ups in its context;
 --   * a rehearsal spoils a share of its candidate's requests (context `errors`, percent): they end here, and dynamic
 --     metadata says whose errors they are, since no endpoint was asked;
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
