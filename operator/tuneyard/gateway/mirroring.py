@@ -18,10 +18,11 @@ import asyncio
 import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from tuneyard.api.mirror import MirrorAnswer, MirrorPair, MirrorReport, MirrorTotals
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.shadow import DEADLINE, Question
 from tuneyard.planning.mirrored import Answer, Came, Comparison, Outcome, compare, read_answer
@@ -120,18 +121,15 @@ class Mirroring:
         routes, mirror = self._routes(copy.model), self._mirrors.get(copy.model)
         if routes is None or mirror is None or routes.mirror is None:
             return False
-        try:
-            question = self._question(copy, routes, mirror)
-        except RefusedError:
-            self._count(mirror, "refused")
-            return False
+        question = self._question(copy, routes, mirror)
         if question is None:
             self._count(mirror, "gone")
             return False
         if len(mirror.tasks) >= routes.mirror.max_concurrent or self._under_way >= IN_ALL:
             self._count(mirror, "busy")
             return False
-        task = asyncio.create_task(self._shadow(copy, question, mirror))
+        prompt = next(r.prompt for r in routes.revisions if r.name == copy.revision)
+        task = asyncio.create_task(self._shadow(copy, question, prompt, mirror))
         mirror.tasks.add(task)
         self._tell_under_way(mirror)
         task.add_done_callback(lambda done: self._ended(mirror, done))
@@ -144,7 +142,7 @@ class Mirroring:
         return sum(len(m.tasks) for m in self._mirrors.values())
 
     def _question(self, copy: Copy, routes: ModelRoutes, mirror: _Mirror) -> Question | None:
-        """What to ask whom; None where nobody may be asked any more. Raises RefusedError, as a gateway would refuse."""
+        """What to ask whom, but for a system prompt; None where nobody may be asked any more."""
         revision = next((r for r in routes.revisions if r.name == copy.revision), None)
         if routes.mirror is None or not routes.mirror.active or routes.mirror.revision != copy.revision:
             return None
@@ -153,13 +151,18 @@ class Mirroring:
         mirror.turn += 1
         endpoint = revision.endpoints[mirror.turn % len(revision.endpoints)]
         body = copy.body[: copy.first - 1] + revision.engine_name.encode() + copy.body[copy.last :]
-        if revision.prompt is not None:
-            body = with_system_prompt(body, copy.path, revision.prompt)
         return Question(
             secrets.token_hex(8), endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body
         )
 
-    async def _shadow(self, copy: Copy, question: Question, mirror: _Mirror) -> None:
+    async def _shadow(self, copy: Copy, question: Question, prompt: SystemPrompt | None, mirror: _Mirror) -> None:
+        if prompt is not None:
+            try:
+                body = await asyncio.to_thread(with_system_prompt, question.body, question.path, prompt)
+            except RefusedError:
+                self._count(mirror, "refused")
+                return
+            question = replace(question, body=body)
         came = await self._ask(question)
         if came is None:
             self._count(mirror, "withdrawn")

@@ -89,8 +89,11 @@ def _kept(body: bytes, begin: int, end: int, always: bool) -> tuple[list[tuple[i
             instructed, joined = True, False
         elif always and role not in CLIENTS:
             raise RefusedError("a role may be taken for the system's")
+        elif joined:
+            kept[-1] = (kept[-1][0], stop)
         else:
-            kept, joined = ([*kept[:-1], (kept[-1][0], stop)] if joined else [*kept, (first, stop)]), True
+            kept.append((first, stop))
+            joined = True
         if stop == end - 1:
             return kept, bool(kept), instructed
         if body[stop : stop + 1] != b",":

@@ -121,8 +121,8 @@ async def test_a_copy_begins_with_the_mirrored_revisions_system_prompt() -> None
     assert [q.body for q in gateway.asked] == [b'{"model": "v3-cccc", "messages": [%s]}' % message]
     strict = replace(v3, prompt=SystemPrompt(text="Be brief.", apply="Always"))
     gateway.put(replace(plain, revisions=(v1, strict, v4)))
-    assert not gateway.copy(2, path="/v1/completions")
-    assert gateway.totals().copies == {"answered": 1, "refused": 1}
+    assert gateway.copy(2, path="/v1/completions")
+    await eventually(lambda: gateway.totals().copies == {"answered": 1, "refused": 1}, "the copy is refused")
     assert len(gateway.asked) == 1
 
 
