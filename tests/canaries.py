@@ -13,7 +13,7 @@ prompt length. What makes it hard:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -144,7 +144,7 @@ def _looks(world: World, rng: np.random.Generator, step: Step) -> Looks:
             chances = np.minimum(1.0, rate * factor * _PROMPT_FACTORS[lengths] / even * rises[at])
             latent = _latent(numbers, requests, world.correlation, gaussian=objective in LATENCIES)
             bad = latent < (np.interp(chances, _RATES, _QUANTILES) if objective in LATENCIES else chances)
-            _add(counts, Series(revision, objective), bad, (at, lengths, gateways))
+            add(counts, Series(revision, objective), bad, (at, lengths, gateways))
             if objective is Objective.TTFT:
                 latencies.append(np.exp(-0.5 * latent))
     return Looks(step, counts, (latencies[0], latencies[1]) if len(latencies) == 2 else (np.zeros(0), np.zeros(0)))
@@ -174,7 +174,7 @@ def _latent(rng: np.random.Generator, size: int, correlation: float, *, gaussian
     return uniform[np.maximum.accumulate(np.where(fresh, np.arange(size), 0))]
 
 
-def _add(counts: list[dict[Series, Tally]], series: Series, bad: Array, places: tuple[Array, Array, Array]) -> None:
+def add(counts: list[dict[Series, Tally]], series: Series, bad: Array, places: tuple[Array, Array, Array]) -> None:
     """Count as each gateway would, and add the gateways up."""
     at, lengths, gateways = places
     after = np.zeros(len(bad), dtype=bool)
@@ -205,14 +205,19 @@ class Course:
 
 def course(world: World, rules: Rules, rng: np.random.Generator, steps: Sequence[Step] = STEPS) -> Course:
     """A whole rollout, judged at every look until it is rejected or through."""
+    return followed(before(world, rng), rollout(world, rng, steps), rules)
+
+
+def followed(past: Looks, coming: Iterable[Looks], rules: Rules) -> Course:
+    """The same of looks that somebody else has drawn: stable alone, then step by step."""
     history = Analysis(CANDIDATE, STABLE)
     now = 0.0
-    for counts in before(world, rng).counts:
+    for counts in past.counts:
         history = observed(history, rules, Sight(now, counts))
         now += LOOK_SECONDS
     analysis = begun(history, now)
     requests = 0
-    for number, looks in enumerate(rollout(world, rng, steps)):
+    for number, looks in enumerate(coming):
         if number:
             analysis = stepped(analysis, now, alone=looks.step.weight == 1)
         for counts in looks.counts:
@@ -249,5 +254,5 @@ def slow_answers(
         order = order[(ends[order] >= 0) & (ends[order] < seconds)]
         same = np.zeros(len(order), dtype=int)
         if len(order):
-            _add(counts, Series(revision, Objective.ERROR_RATE), bad[order], (ends[order].astype(int), same, same))
+            add(counts, Series(revision, Objective.ERROR_RATE), bad[order], (ends[order].astype(int), same, same))
     return counts

@@ -70,8 +70,8 @@ class Team:
         source = {"volume": {"name": "models", "path": self.base}}
         self._create("basemodels", "BaseModel", self.base, {"source": source})
 
-    def make_adapter(self, name: str, *, pinned: bool = True) -> None:
-        spec: Json = {"baseModel": self.base, "source": {"volume": {"name": "models", "path": name}}}
+    def make_adapter(self, name: str, *, pinned: bool = True, **more: Any) -> None:
+        spec: Json = {"baseModel": self.base, "source": {"volume": {"name": "models", "path": name}}, **more}
         self._create("loraadapters", "LoRAAdapter", name, {**spec, **({"digest": digest_of(name)} if pinned else {})})
 
     def replace_adapter(self, name: str) -> None:

@@ -51,6 +51,8 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
             "idle-adapters",
             "gates",
             "drift",
+            "routing",
+            "system-prompt",
         ),
         "tenants",
     ],

@@ -64,6 +64,31 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100, "v1": 0}), "mirror": {"revision": "v1", "percent": 0}},
         "spec.mirror.percent: Invalid value: 0: spec.mirror.percent in body should be greater than or equal to 1",
     ),
+    "sticky-by-what-gateways-remove": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"stickyBy": {"header": "X-Tuneyard-User"}}},
+        "gateways remove this header from every request before it is looked at: name another one",
+    ),
+    "affinity-of-two-kinds": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {"header": "x-session-id", "prefix": {}}}},
+        "routing.affinity must be exactly one of header, prefix; found 2",
+    ),
+    "affinity-of-no-kind": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {}}},
+        "routing.affinity must be exactly one of header, prefix; found 0",
+    ),
+    "system-prompt-that-is-a-book": (
+        "LoRAAdapter",
+        {**adapter_spec("base"), "systemPrompt": {"text": "x" * 8193}},
+        "spec.systemPrompt.text: Too long: may not be more than 8192",
+    ),
+    "system-prompt-applied-in-another-way": (
+        "LoRAAdapter",
+        {**adapter_spec("base"), "systemPrompt": {"text": "x", "apply": "Never"}},
+        'supported values: "IfAbsent", "Always"',
+    ),
     "revision-twice": (
         "ModelDeployment",
         {**deployment_spec("base", {"v0": 100}), "revisions": [{"name": "v0", "baseModel": "base"}] * 2},
@@ -122,6 +147,18 @@ CHANGED: dict[str, tuple[str, Object, Object, str]] = {
         "LoRAAdapter",
         adapter_spec("base", "one"),
         adapter_spec("base", "two"),
+        "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
+    ),
+    "system-prompt": (
+        "LoRAAdapter",
+        {**adapter_spec("base"), "systemPrompt": {"text": "Be brief."}},
+        {**adapter_spec("base"), "systemPrompt": {"text": "Be brief.", "apply": "Always"}},
+        "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
+    ),
+    "system-prompt-that-comes-later": (
+        "LoRAAdapter",
+        adapter_spec("base"),
+        {**adapter_spec("base"), "systemPrompt": {"text": "Be brief."}},
         "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter",
     ),
     "base": (

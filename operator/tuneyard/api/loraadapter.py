@@ -12,6 +12,7 @@ from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, ObjectName, Text, cel, unchanged
 from tuneyard.api.sources import NO_IMAGE, PINNED, Source
+from tuneyard.api.systemprompt import SystemPromptField
 
 
 class LoRAAdapterSpec(ApiModel):
@@ -21,7 +22,7 @@ class LoRAAdapterSpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    unchanged("baseModel", "source", "digest"),
+                    unchanged("baseModel", "source", "digest", "systemPrompt"),
                     "a LoRAAdapter is immutable except lineage.evals: create a new LoRAAdapter (for example with the next version in its name) "
                     "and add a revision that names it",
                 ),
@@ -38,6 +39,7 @@ class LoRAAdapterSpec(ApiModel):
         Digest | None,
         Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
     ] = None
+    system_prompt: SystemPromptField = None
     lineage: LineageField = None
 
 

@@ -14,6 +14,7 @@ from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.mirror import MirrorSpec, MirrorStatus, mirror_rules
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
+from tuneyard.api.routing import Routing
 from tuneyard.api.schema import ObjectName, RevisionName, Text, cel
 from tuneyard.api.serving import ServingSpec
 
@@ -45,15 +46,6 @@ class TrafficTarget(ApiModel):
 
     revision: RevisionName
     weight: Annotated[int, Field(ge=0, le=100)]
-
-
-class Routing(ApiModel):
-    """How requests find a revision, beyond the weights."""
-
-    allow_revision_header: Annotated[
-        bool | None,
-        Field(description="Whether a client may choose a revision by the header x-revision. Default false."),
-    ] = None
 
 
 class ModelDeploymentSpec(ApiModel):

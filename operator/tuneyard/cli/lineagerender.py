@@ -21,7 +21,7 @@ from tuneyard.cli.lineageview import LineageView, Made, MadeAdapter, ServedRevis
 Facts = Iterator[tuple[str, str | Text]]
 UNFOLDED = 8192
 """Width of the console that the tree is printed to, so that it folds nothing more."""
-_WORDS = frozenset({"missing", "warning", "with", "lineage"})
+_WORDS = frozenset({"missing", "prompt", "warning", "with", "lineage"})
 _INDENT = 4
 """Columns that a branch is set in."""
 
@@ -72,6 +72,8 @@ def _facts(made: Made) -> Facts:
         yield "source", made.source
     if made.promoted_at:
         yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
+    if isinstance(made, MadeAdapter) and made.system_prompt:
+        yield "prompt", f"{made.system_prompt.identity[1]}: {_printable(made.system_prompt.text)}"
     if isinstance(made, MadeAdapter) and made.warning:
         yield "warning", Text(made.warning, style="yellow")
     if made.lineage is not None:
@@ -106,7 +108,13 @@ def _lines(key: str, value: str | Text, room: int) -> Iterator[tuple[bool, Text]
 
 def _folded(text: str, room: int) -> list[str]:
     """Folded between words only: `2e-4` is one."""
-    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    lines = text.split("\n")
+    return [f for line in lines for f in textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False)]
+
+
+def _printable(text: str) -> str:
+    """What a terminal would take for a command, as an escape."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _gets(revision: ServedRevision) -> str:

@@ -17,6 +17,7 @@ from tuneyard.api.conditions import find
 from tuneyard.api.lineage import Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.cli.sourcetext import source_text
 from tuneyard.cli.statusview import Read
 from tuneyard.planning.loraadapter import TRAINED_FROM_BASE
@@ -46,6 +47,7 @@ class MadeAdapter(Made):
     """An adapter; `warning`: what is wrong with its descent."""
 
     base_model: str | None = None
+    system_prompt: SystemPrompt | None = None
     warning: str | None = None
 
 
@@ -115,6 +117,7 @@ def _adapter(name: str, read: Read) -> MadeAdapter:
         source=source_text(spec.source),
         lineage=spec.lineage,
         base_model=spec.base_model,
+        system_prompt=spec.system_prompt,
         promoted_at=status.promoted_at,
         promoted_by=status.promoted_by,
         warning=f"{warned.reason}: {warned.message}" if warned and warned.status == "False" else None,

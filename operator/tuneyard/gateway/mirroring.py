@@ -18,14 +18,16 @@ import asyncio
 import secrets
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from tuneyard.api.mirror import MirrorAnswer, MirrorPair, MirrorReport, MirrorTotals
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.shadow import DEADLINE, Question
 from tuneyard.planning.mirrored import Answer, Came, Comparison, Outcome, compare, read_answer
 from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.systemprompt import RefusedError, with_system_prompt
 from tuneyard.planning.timestamps import rfc3339
 
 IN_ALL = 64
@@ -126,7 +128,8 @@ class Mirroring:
         if len(mirror.tasks) >= routes.mirror.max_concurrent or self._under_way >= IN_ALL:
             self._count(mirror, "busy")
             return False
-        task = asyncio.create_task(self._shadow(copy, question, mirror))
+        prompt = next(r.prompt for r in routes.revisions if r.name == copy.revision)
+        task = asyncio.create_task(self._shadow(copy, question, prompt, mirror))
         mirror.tasks.add(task)
         self._tell_under_way(mirror)
         task.add_done_callback(lambda done: self._ended(mirror, done))
@@ -139,7 +142,7 @@ class Mirroring:
         return sum(len(m.tasks) for m in self._mirrors.values())
 
     def _question(self, copy: Copy, routes: ModelRoutes, mirror: _Mirror) -> Question | None:
-        """What to ask whom; None where nobody may be asked any more."""
+        """What to ask whom, but for a system prompt; None where nobody may be asked any more."""
         revision = next((r for r in routes.revisions if r.name == copy.revision), None)
         if routes.mirror is None or not routes.mirror.active or routes.mirror.revision != copy.revision:
             return None
@@ -152,7 +155,14 @@ class Mirroring:
             secrets.token_hex(8), endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body
         )
 
-    async def _shadow(self, copy: Copy, question: Question, mirror: _Mirror) -> None:
+    async def _shadow(self, copy: Copy, question: Question, prompt: SystemPrompt | None, mirror: _Mirror) -> None:
+        if prompt is not None:
+            try:
+                body = await asyncio.to_thread(with_system_prompt, question.body, question.path, prompt)
+            except RefusedError:
+                self._count(mirror, "refused")
+                return
+            question = replace(question, body=body)
         came = await self._ask(question)
         if came is None:
             self._count(mirror, "withdrawn")

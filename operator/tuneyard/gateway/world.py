@@ -374,9 +374,9 @@ class World:
         return touched
 
 
-def _served(adapter: LoRAAdapterResource) -> tuple[object, str | None]:
+def _served(adapter: LoRAAdapterResource) -> tuple[object, ...]:
     """What of an adapter routes are made from."""
-    return files_of(adapter), adapter.status.digest
+    return files_of(adapter), adapter.spec.system_prompt, adapter.status.digest
 
 
 def _read(base: BaseModelResource) -> tuple[object, str | None, str | None]:

@@ -34,6 +34,8 @@ def hash_of(
         "base": [base.spec.source.to_dict(), base.spec.digest],
         "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest] if adapter else None,
     }
+    if adapter is not None and adapter.spec.system_prompt is not None:  # without one the hash is what it always was
+        parts["system prompt"] = adapter.spec.system_prompt.identity
     if fault is not None and fault.revision == revision.name:
         parts["fault"] = fault.mark
     return names.short_hash(json.dumps(parts, sort_keys=True), length=16)

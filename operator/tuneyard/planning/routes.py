@@ -22,6 +22,8 @@ from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
+from tuneyard.api.routing import Affinity
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.idling import has_no_room, held_on_demand
@@ -64,12 +66,14 @@ class RevisionRoute:
     """With an adapter, the digest of its base, as far as it is known."""
     base_model: str | None = None
     """The BaseModel that it serves, or whose adapter."""
+    prompt: SystemPrompt | None = None
+    """What its chats begin with."""
 
     @property
     def contents(self) -> str:
         """What answers, as a hash: answers are known by it (served.py)."""
         base_digest = self.base_digest if self.adapter else self.digest
-        return served_contents(self.pool, self.engine_name, base_digest, self.fault)
+        return served_contents(self.pool, self.engine_name, base_digest, self.fault, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,12 @@ class ModelRoutes:
     """What its answers are judged by."""
     mirror: MirrorRoute | None = None
     """Copies of requests that another revision gets."""
+    stable: str = ""
+    """The revision that has what no other one takes."""
+    sticky_by: str | None = None
+    """The header that says whose a request is, where users stay on their revision."""
+    affinity: Affinity | None = None
+    """Which requests go to the same pod."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -139,8 +149,8 @@ def lingering(
 
 
 def files_of(adapter: LoRAAdapterResource) -> object:
-    """What of an adapter's spec decides which bytes are served: lineage, which grows, does not."""
-    return adapter.spec.model_copy(update={"lineage": None})
+    """What of an adapter's spec decides which files are served: lineage, which grows, and a system prompt do not."""
+    return adapter.spec.model_copy(update={"lineage": None, "system_prompt": None})
 
 
 def with_known_digest(adapter: LoRAAdapterResource, before: LoRAAdapterResource | None) -> LoRAAdapterResource:
@@ -210,6 +220,7 @@ def model_routes(
         on_demand=on_demand,
     )
     by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
+    prompts = {name: adapter.spec.system_prompt for name, adapter in by_name.items()}
     base_digests = {
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
@@ -239,6 +250,7 @@ def model_routes(
                 fault=fault if fault and fault.revision == revision.name else None,
                 base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
                 base_model=revision.base_model,
+                prompt=prompts.get(revision.adapter or ""),
             )
             for revision in deployment.spec.revisions
         ),
@@ -248,6 +260,9 @@ def model_routes(
         no_room=has_no_room(deployment),
         slo=analysis.slo if analysis else None,
         mirror=mirror_route(deployment.spec, pods_of, rollout.allowed),
+        stable=split.stable,
+        sticky_by=routing.sticky_by.header if routing and routing.sticky_by else None,
+        affinity=routing.affinity if routing else None,
     )
 
 

@@ -12,14 +12,24 @@ from collections.abc import Iterable
 
 from tuneyard.api import names
 from tuneyard.api.drill import Fault
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.endpoints import engine_name
 from tuneyard.planning.revisions import RevisionState
 
 
-def served_contents(pool: str, engine: str | None, base_digest: str | None, fault: Fault | None) -> str:
-    """Hash of a pool, what its engines are asked for (an adapter's digest is in that name), their base, and a fault."""
+def served_contents(
+    pool: str,
+    engine: str | None,
+    base_digest: str | None,
+    fault: Fault | None,
+    prompt: SystemPrompt | None = None,
+) -> str:
+    """Hash of a pool, what its engines are asked for (an adapter's digest is in that name), their base, and what
+    happens on the way: a fault, a system prompt.
+    """
     spoiled = [] if fault is None else [json.dumps(fault.mark, sort_keys=True)]
-    return names.short_hash(pool, engine or "", base_digest or "", *spoiled)
+    prompted = [] if prompt is None else [json.dumps(prompt.identity)]
+    return names.short_hash(pool, engine or "", base_digest or "", *spoiled, *prompted)
 
 
 def served_of(states: Iterable[RevisionState], fault: Fault | None) -> dict[str, str]:
@@ -30,6 +40,7 @@ def served_of(states: Iterable[RevisionState], fault: Fault | None) -> dict[str,
             engine_name(s.revision, s.adapter),
             s.base.pinned_digest if s.base else None,
             fault if fault and fault.revision == s.revision.name else None,
+            s.adapter.spec.system_prompt if s.adapter else None,
         )
         for s in states
     }

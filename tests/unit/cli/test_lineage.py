@@ -74,6 +74,18 @@ def test_what_is_copied_is_never_folded_and_words_are(width: int) -> None:
     assert "0 % now, 10 % in spec" in text
 
 
+def test_a_system_prompt_is_shown_whole_and_commands_no_terminal() -> None:
+    text = "You are Acme's.\n\n" + "Be brief. " * 20 + "\x1b[2J"
+    prompted = adapter(world.V1, {}, systemPrompt={"text": text})
+    view = lineage_view("LoRAAdapter", world.V1, replace(registry(), adapters=[prompted]))
+    told = shown(render_lineage(view, 80), UNFOLDED)
+    assert "IfAbsent: You are Acme's." in told
+    assert told.count("brief.") == 20
+    assert "\\x1b[2J" in told
+    assert "\x1b" not in told
+    assert max(map(len, told.splitlines())) <= 80 or "sha256:" in told
+
+
 def test_what_is_named_and_does_not_exist_is_in_the_chain() -> None:
     read = replace(registry(), adapters=[], base_models=[])
     view = lineage_view("ModelDeployment", "acme-support", read)

@@ -12,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 
 from tests.contract.envoy import eventually
 from tuneyard.api.mirror import MirrorTotals
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway import mirroring
 from tuneyard.gateway.mirroring import Copy, Mirroring
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
@@ -20,6 +21,7 @@ from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.mirror import MirrorRoute
 from tuneyard.planning.mirrored import Came, Outcome
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
+from tuneyard.planning.systemprompt import CHATS
 
 BODY = b'{"model": "chat", "messages": []}'
 PODS = (Endpoint("10.0.0.1:8080", "a"), Endpoint("10.0.0.2:8080", "b"))
@@ -77,10 +79,10 @@ class Gateway:
             self.routes[name] = model
         self.mirroring.changed(name)
 
-    def copy(self, number: int, model: str = "chat", revision: str = "v3", user: Came | None = None) -> bool:
-        copy = Copy(
-            model, revision, "v1", f"r-{number}", "/v1/chat/completions", 12, 15, BODY, user or said("the user's")
-        )
+    def copy(
+        self, number: int, model: str = "chat", revision: str = "v3", user: Came | None = None, path: str = CHATS
+    ) -> bool:
+        copy = Copy(model, revision, "v1", f"r-{number}", path, 12, 15, BODY, user or said("the user's"))
         return self.mirroring.copy(copy)
 
     def totals(self, model: str = "chat") -> MirrorTotals:
@@ -106,6 +108,22 @@ async def test_pods_take_turns_and_get_what_is_theirs() -> None:
     assert len({q.id for q in gateway.asked}) == 3
     assert "key" not in repr(gateway.asked[0])
     assert [p.similarity for p in gateway.totals().recent] == [1, 1, 1]
+
+
+async def test_a_copy_begins_with_the_mirrored_revisions_system_prompt() -> None:
+    plain = routes()
+    v1, v3, v4 = plain.revisions
+    gateway = Gateway(replace(plain, revisions=(v1, replace(v3, prompt=SystemPrompt(text="Be brief.")), v4)))
+    gateway.answers = [said("x")]
+    assert gateway.copy(1)
+    await gateway.pairs(1)
+    message = b'{"role":"system","content":"Be brief."}'
+    assert [q.body for q in gateway.asked] == [b'{"model": "v3-cccc", "messages": [%s]}' % message]
+    strict = replace(v3, prompt=SystemPrompt(text="Be brief.", apply="Always"))
+    gateway.put(replace(plain, revisions=(v1, strict, v4)))
+    assert gateway.copy(2, path="/v1/completions")
+    await eventually(lambda: gateway.totals().copies == {"answered": 1, "refused": 1}, "the copy is refused")
+    assert len(gateway.asked) == 1
 
 
 @pytest.mark.parametrize("answer", [said("x"), "timeout", "unreachable", "broken"])

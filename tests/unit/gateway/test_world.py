@@ -13,8 +13,10 @@ from tuneyard.api import names
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelStatus
 from tuneyard.api.documents import AdapterReport, Transfer
-from tuneyard.api.modeldeployment import ModelDeploymentStatus, Routing
+from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
+from tuneyard.api.routing import Routing
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway.world import World
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
@@ -280,6 +282,17 @@ def test_an_evaluation_that_is_added_or_lost_changes_no_route() -> None:
     world.remove("adapter", ("team", "v1"), 100)
     world.put("adapter", raw(unpinned("v1")), 101)
     assert routes(world, now=101).weights == {"v1": 90, "v2": 10}
+
+
+def test_an_adapter_that_comes_back_with_another_system_prompt_is_served_with_that() -> None:
+    world = world_of(deployment())
+    before = routes(world).revisions[0]
+    raw_adapter = raw(unpinned("v1"))
+    raw_adapter["spec"]["systemPrompt"] = {"text": "Be brief.", "apply": "Always"}
+    assert world.put("adapter", raw_adapter, 1) == {"chat"}
+    after = routes(world, now=2).revisions[0]
+    assert (after.digest, after.prompt) == (before.digest, SystemPrompt(text="Be brief.", apply="Always"))
+    assert after.contents != before.contents
 
 
 def test_a_digest_is_not_borrowed_for_ever_nor_by_another_adapter() -> None:

@@ -14,6 +14,7 @@ from tuneyard.api.documents import DeploymentEvidence, EvidenceReport
 from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.serving import ServingSpec
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.answers import AnswersView, Heard
 from tuneyard.planning.revisions import revision_states
 from tuneyard.planning.routes import model_routes
@@ -71,10 +72,15 @@ def test_operator_and_gateways_agree_on_what_a_revision_is() -> None:
         revision("v3", "a"),
         revision("v4", "missing"),
         revision("v5", "unread"),
+        revision("v6", "prompted"),
     ]
     chat = deployment(revisions=listed, traffic={"v1": 100})
     chat = chat.model_copy(update={"metadata": chat.metadata.model_copy(update={"annotations": annotations})})
-    adapters = (pinned("a"), adapter("unread"))
+    told = pinned("prompted")
+    told = told.model_copy(
+        update={"spec": told.spec.model_copy(update={"system_prompt": SystemPrompt(text="Be brief.")})}
+    )
+    adapters = (pinned("a"), adapter("unread"), told)
 
     def contents(base: BaseModelResource, adapters: tuple[LoRAAdapterResource, ...] = adapters) -> dict[str, str]:
         seen = Situation(bases=(base,), adapters=adapters, deployments=(chat,))
@@ -85,5 +91,7 @@ def test_operator_and_gateways_agree_on_what_a_revision_is() -> None:
     unread, read = contents(base_model()), contents(base_model(digest=digest("base")))
     assert {r for r in unread if unread[r] != read[r]} == unread.keys(), "another base answers otherwise"
     assert len({read[r] for r in ("v0", "v1", "v2", "v3")}) == 4
-    found = contents(base_model(digest=digest("base")), (adapter("a", digest=digest("others")), adapters[1]))
+    found = contents(base_model(digest=digest("base")), (adapter("a", digest=digest("others")), *adapters[1:]))
     assert {r for r in found if found[r] != read[r]} == {"v1", "v2", "v3"}
+    found = contents(base_model(digest=digest("base")), (*adapters[:2], pinned("prompted")))
+    assert {r for r in found if found[r] != read[r]} == {"v6"}

@@ -8,7 +8,8 @@ Rules of the chain, in its order:
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
    which hands a copy of the request to the gateway process (mirroring.py);
-4. `rewrite` puts the engine's name of the chosen revision into the body, byte-exact otherwise, waits where its adapter
+4. `rewrite` puts the engine's name of the chosen revision into the body, and an adapter's system prompt into its chats,
+   byte-exact otherwise, notes how the prompt begins where pods are chosen by that, waits where its adapter
    is loaded only now (it asks the gateway process over a Unix socket of its own), and opens the gate;
 5. `gate` (rbac) refuses what no script has opened it for: Envoy passes a request on unmodified when a script fails, so
    that without this a body could reach an engine under the name that the client wrote;
@@ -90,6 +91,10 @@ _NO_TRACES = TracingSettings()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
+_ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
+"""What `rewrite` does where a route asks for it."""
+
+
 def gateway_scripts(
     hold_seconds: float = HOLD_SECONDS, tenants: str = NO_TENANTS, *, count_usage: bool = False
 ) -> dict[str, str]:
@@ -107,7 +112,9 @@ def gateway_scripts(
         + f"local COUNT_USAGE = {str(count_usage).lower()}\n"
         + script("extract"),
         "mirror": mirror_script(),
-        "rewrite": refusals + asking + f"local HOLD_MILLISECONDS = {patience}\n" + script("rewrite"),
+        "rewrite": "".join(
+            (refusals, asking, f"local HOLD_MILLISECONDS = {patience}\n", *map(script, (*_ON_THE_WAY, "rewrite")))
+        ),
         "answer": script("usage_answer") + script("answer"),
     }
 

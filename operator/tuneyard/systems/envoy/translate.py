@@ -1,9 +1,9 @@
 """Routes -> xDS resources, as JSON that reads like Envoy's documentation.
 
 Rules:
-- a cluster is one revision with one contents (pool, engine name, base's digest, a rehearsal's fault): all are in its
-  name, so that a change of any of them is another cluster, warmed before the routes that need it, key and engine name
-  always go to pods that take them, and each answer says which contents gave it;
+- a cluster is one revision with one contents (pool, engine name, base's digest, a rehearsal's fault), whose pods are
+  chosen in one way: all are in its name, so that a change of any of them is another cluster, warmed before the routes
+  that need it, key and engine name always go to pods that take them, and each answer says which contents gave it;
 - a model is one ScopedRouteConfiguration and one RouteConfiguration, both of its name; `-` is the list of models;
 - no dots in cluster names (they would break apart in Prometheus);
 - an answer is tried again on another pod only while no byte of it was sent on: connection refused or reset, or a front
@@ -21,6 +21,9 @@ from tuneyard.api import names
 from tuneyard.api.drill import Fault
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
+from tuneyard.planning.stickiness import places, runs
+from tuneyard.planning.systemprompt import message_of
+from tuneyard.systems.envoy.balancing import balanced, balancing_mark, by_prefix, contents_in, from_users, hashed_by
 from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
@@ -38,7 +41,7 @@ from tuneyard.systems.envoy.mirroring import copying
 LIST = "-"
 """Scope of requests that lead to no model."""
 WEIGHTS_ROUTE = "weights"
-"""Name of the route that chooses the revision by chance; on every other one the request has named it."""
+"""Name of the routes that choose the revision, by chance or by user; on every other one the request has named it."""
 GATE_ROUTES = "gate/"
 """How the names of those routes begin that only requests with a gate's token take."""
 
@@ -65,7 +68,8 @@ class ModelResources:
 
 def cluster_name(model: ModelRoutes, revision: RevisionRoute) -> str:
     """Name of a revision's cluster."""
-    return f"{model.namespace}/{model.deployment}/{revision.name}/{revision.contents}".replace(".", "~")
+    answers = f"{model.namespace}/{model.deployment}/{revision.name}/{revision.contents}"
+    return f"{answers}{balancing_mark(model.affinity)}".replace(".", "~")
 
 
 class Served(NamedTuple):
@@ -81,7 +85,7 @@ class Served(NamedTuple):
 def served_by(cluster: str) -> Served | None:
     """Whose the cluster of this name is; None for one that is no revision's."""
     parts = cluster.replace("~", ".").split("/")
-    return Served(f"{parts[0]}/{parts[1]}", parts[2], parts[3]) if len(parts) == 4 else None
+    return Served(f"{parts[0]}/{parts[1]}", parts[2], contents_in(parts[3])) if len(parts) == 4 else None
 
 
 def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
@@ -96,13 +100,12 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
         "max_requests": 100_000,
         "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 100},
     }
-    least_request = extension("least_request", "load_balancing_policies.least_request.v3.LeastRequest", choice_count=2)
     return {
         "name": name,
         "type": "EDS",
         "connect_timeout": "1s",
         "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}},
-        "load_balancing_policy": {"policies": [{"typed_extension_config": least_request}]},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": balanced(model.affinity)}]},
         "circuit_breakers": {"thresholds": [thresholds]},
         "outlier_detection": _ejections(),
         **_LOST_NODES,
@@ -188,13 +191,18 @@ def _rewriting(**context: str) -> Json:
     return {"rewrite": {"@type": EXTENSIONS + "filters.http.lua.v3.LuaPerRoute", "filter_context": context}}
 
 
-def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey) -> Json:
+def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *, gate: bool = False) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
     told = {"hold": model.model, "revision": revision.name} if revision.held else {}
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
         told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
+    if revision.prompt is not None:
+        always = "AlwaysInChats" if gate else "Always"
+        told |= {"system": message_of(revision.prompt), "apply": always if revision.prompt.always else "IfAbsent"}
+    if by_prefix(model.affinity):
+        told |= {"affinity": "prefix"}
     return {
         "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **told), **_faulty(revision.fault)},
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
@@ -244,19 +252,38 @@ _TRIED_AGAIN: Json = {
 }
 
 
-def _by_weight(model: ModelRoutes, key: EngineKey) -> Json:
-    clusters: list[Json] = [
-        {"name": cluster_name(model, r), "weight": r.weight, **_mirrored(model, r, _to_revision(model, r, key))}
-        for r in model.revisions
-        if r.weight
-    ]
-    if model.unserved:
-        refused = _rewriting(refusal="unserved")
-        clusters.append({"name": NOWHERE, "weight": model.unserved, "typed_per_filter_config": refused})
+def _by_weight(model: ModelRoutes, key: EngineKey) -> list[Json]:
+    """By chance, and before that, where users stay, by user."""
+    to = {r.name: _mirrored(model, r, _to_revision(model, r, key)) for r in model.revisions if r.weight}
+    clusters = {r.name: cluster_name(model, r) for r in model.revisions}
+
+    def entry(name: str | None, weight: int) -> Json:
+        if name is None:
+            refused = _rewriting(refusal="unserved")
+            return {"name": NOWHERE, "weight": weight, "typed_per_filter_config": refused}
+        return {"name": clusters[name], "weight": weight, **to[name]}
+
+    weights = [*model.weights.items(), (None, model.unserved)]
+    by_chance = _weighted([entry(name, weight) for name, weight in weights if weight])
+    if model.sticky_by is None:
+        return [by_chance]
+    owners = runs(places(f"{model.namespace}/{model.deployment}", model.stable, model.weights))
+    return [_weighted([entry(name, weight) for name, weight in owners], model.sticky_by), by_chance]
+
+
+def _weighted(clusters: list[Json], user: str | None = None) -> Json:
+    """A route that chooses among these, by chance or by the header that says whose a request is."""
+    if user is None:
+        return {
+            "name": WEIGHTS_ROUTE,
+            "match": {"prefix": "/v1/"},
+            "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
+        }
+    weighted = {"clusters": clusters, "use_hash_policy": True}
     return {
         "name": WEIGHTS_ROUTE,
-        "match": {"prefix": "/v1/"},
-        "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
+        "match": {"prefix": "/v1/", "headers": [from_users(user)]},
+        "route": {"weighted_clusters": weighted, "hash_policy": hashed_by(user), **_TRIED_AGAIN},
     }
 
 
@@ -281,7 +308,7 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
                 "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
             },
             "route": {"cluster": cluster_name(model, revision), **_TRIED_AGAIN},
-            **_to_revision(model, revision, key),
+            **_to_revision(model, revision, key, gate=kind == GATE_ROUTES),
         }
         for revision in model.revisions
     ]
@@ -344,7 +371,7 @@ def model_resources(model: ModelRoutes, key: EngineKey, gate_token: GateToken | 
         _answer("model", "/v1/models/-", 200, json.dumps(_described(model))),
         *gates,
         *(_by_header(model, key) if model.allow_revision_header else ()),
-        _by_weight(model, key),
+        *_by_weight(model, key),
     ]
     clusters = {cluster_name(model, r): r for r in model.revisions}
     return ModelResources(

@@ -1,11 +1,14 @@
 -- Puts the engine's name of the chosen revision in the place of the model's name, and touches no other byte, but that it
--- asks for a stream's usage (usage_request.lua).
+-- asks for a stream's usage (usage_request.lua) and puts an adapter's system prompt into a chat (context `system`,
+-- `apply`; systemprompt.lua).
 --
 -- Rules:
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * where the revision's adapter is loaded only when somebody asks (context `hold`), the request waits here for the
 --     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
+--   * where pods are chosen by how prompts begin (context `affinity`), that is noted here, as the client wrote it
+--     (prefix.lua); a route that asks for neither pays for two look-ups in its context;
 --   * a rehearsal spoils a share of its candidate's requests (context `errors`, percent): they end here, and dynamic
 --     metadata says whose errors they are, since no endpoint was asked;
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
@@ -61,11 +64,19 @@ function envoy_on_request(handle)
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'spoiled', context:get('cluster'))
     return refuse(handle, '502', 'A rehearsal has spoiled this answer.', 'server_error', 'rehearsal')
   end
+  if context:get('affinity') then note_prefix(handle, body:getBytes(0, body:length())) end
   local first, last = string.match(gate, '^(%d+)-(%d+)$')
   first, last = tonumber(first), tonumber(last)
   local usage = headers:get('x-tuneyard-usage')
   if usage then headers:remove('x-tuneyard-usage') end
   local text = spliced(body, first, last, engine, usage)
+  local system = context:get('system')
+  if system then
+    local problem
+    local path = string.match(headers:get(':path') or '', '^[^?]*')
+    text, problem = put_system_prompt(text, path, system, context:get('apply'))
+    if problem then return refuse(handle, '400', problem, 'invalid_request_error', 'invalid_body', 'messages') end
+  end
   body:setBytes(text)
   if hold then
     local waited = wait_for_adapter(handle, hold, context:get('revision'))

@@ -1,0 +1,99 @@
+"""How requests find a revision and a pod, beyond the weights.
+
+Rules:
+- stickiness chooses the revision, affinity the pod among those of the chosen revision; neither weakens the other;
+- what a request says of itself comes first: one that may name its revision (`x-revision`, a gate) gets it;
+- a header that Envoy removes from every client's request cannot be asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.schema import cel, exactly_one
+
+_REMOVED = r"^(x-model|x-prefix|x-tenant|x-tuneyard-.*|x-envoy-.*)$"
+
+HeaderName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    f"!self.lowerAscii().matches('{_REMOVED}')",
+                    "gateways remove this header from every request before it is looked at: name another one",
+                )
+            ]
+        },
+    ),
+]
+
+
+class StickyBy(ApiModel):
+    """What a user is known by."""
+
+    header: Annotated[
+        HeaderName,
+        Field(
+            description="The header whose value stands for a user, for example x-user-id. Requests without it, or with "
+            "an empty one, go by chance."
+        ),
+    ]
+
+
+class PrefixAffinity(ApiModel):
+    """By the first 1,024 bytes of `messages` (of completions: of `prompt`) as they stand in the request."""
+
+
+class Affinity(ApiModel):
+    """Which requests go to the same pod."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [exactly_one("routing.affinity", "header", "prefix")]}
+    )
+
+    header: Annotated[
+        HeaderName | None,
+        Field(
+            description="The header whose value stands for a session, for example x-session-id: requests with one value "
+            "go to one pod. Requests without it go to any."
+        ),
+    ] = None
+    prefix: Annotated[
+        PrefixAffinity | None,
+        Field(
+            description="Requests whose prompts begin alike go to one pod: by the first 1,024 bytes of messages (of "
+            "completions: of prompt), as they stand in the request. Write {}."
+        ),
+    ] = None
+
+
+class Routing(ApiModel):
+    """How requests find a revision, beyond the weights."""
+
+    allow_revision_header: Annotated[
+        bool | None,
+        Field(description="Whether a client may choose a revision by the header x-revision. Default false."),
+    ] = None
+    sticky_by: Annotated[
+        StickyBy | None,
+        Field(
+            description="Keeps each user on one revision: as a candidate's weight grows users join it and none leaves, and "
+            "at a rollback all go back. It chooses the revision only. A revision that a request may name by x-revision "
+            "comes before it. Default: each request by chance."
+        ),
+    ] = None
+    affinity: Annotated[
+        Affinity | None,
+        Field(
+            description="Which of the chosen revision's pods is asked: the same one for the same session or prompt prefix, "
+            "unless that has more than one and a half times its share of the requests under way, leaves or lacks the "
+            "adapter; then another. Default: of two pods by chance the one with fewer requests."
+        ),
+    ] = None
