@@ -228,3 +228,19 @@ def _go_version(program: Path) -> str:
 def _new_enough(version: str, minimum: tuple[int, int]) -> bool:
     parsed = re.match(r"go(\d+)\.(\d+)", version)
     return parsed is not None and (int(parsed[1]), int(parsed[2])) >= minimum
+
+
+def module_files(module: str, path: str) -> Path:
+    """The files of the Go module `path`, unbuilt, at the version and sum that go/<module>/go.mod pins."""
+    folder = SOURCE / "go" / module
+    finished = subprocess.run(
+        [str(_go(_needed(module))[0]), "mod", "download", "-json", path],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise ClusterError(f"the Go module {path} cannot be had: {finished.stdout}{finished.stderr}")
+    return Path(json.loads(finished.stdout)["Dir"])

@@ -32,6 +32,7 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.tls import Tls, sources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
@@ -174,6 +175,7 @@ class Rig:
         ads: Path | None = None,
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
+        tls: Tls | None = None,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
@@ -196,7 +198,10 @@ class Rig:
             listen="127.0.0.1",
             memory=memory,
             scripts=scripts,
+            tls=tls,
         )
+        for path, content in ({} if tls is None else sources(tls)).items():
+            Path(path).write_text(json.dumps(content))
         self.envoy = Envoy(config, folder, concurrency=concurrency)
         self._models: dict[str, ModelRoutes] = {}
         self.session: aiohttp.ClientSession

@@ -23,6 +23,7 @@ from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
+from tuneyard.systems.envoy.tls import Tls
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -179,13 +180,14 @@ class GatewayProcess:
         settings: Json | None = None,
         token: str = "",
         environment: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.folder = folder / name
         self.folder.mkdir(parents=True)
         self.name = name
         self.port = free_port()
         self.log = self.folder / "gateway.log"
-        self.rig = Rig(self.folder, ads=self.folder / "ads.sock")
+        self.rig = Rig(self.folder, ads=self.folder / "ads.sock", tls=tls)
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))
         master.write_bytes(MASTER)
@@ -199,6 +201,7 @@ class GatewayProcess:
             "TUNEYARD_DRAIN_DELAY": "0.2",
             "POD_NAME": name,
             "PYTHONPATH": str(ROOT / "operator"),
+            **({"TUNEYARD_TLS_CERTIFICATE": tls.certificate, "TUNEYARD_TLS_SECRET": tls.secret} if tls else {}),
             **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -47,6 +47,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "protectInUse": False,
     },
     {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}}},
+    {
+        "gateway": {
+            "tls": {"enabled": True, "secretName": "cert", "plain": False, "clientCaConfigMap": "clients"},
+            "service": {"type": "NodePort", "tlsPort": 8443, "tlsNodePort": 30443},
+        },
+    },
 )
 
 
@@ -75,6 +81,11 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
+        ('gateway={"tls": {"enabled": true}}', "/gateway/tls"),
+        ('gateway={"tls": {"minVersion": "1.1"}}', "/gateway/tls/minVersion"),
+        ('gateway={"tls": {"enabled": true, "secretName": "s", "clientCaConfigMap": "ca"}}', "/gateway/tls"),
+        ('gateway={"ingress": {"host": "https://a.example"}}', "/gateway/ingress/host"),
+        ('gateway={"httpRoute": {"enabled": true}}', "/gateway/httpRoute"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
         ('prometheus={"url": "http://user:password@p"}', "/prometheus/url"),
     ],
@@ -178,7 +189,8 @@ def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None
         "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
         "hubEndpoint", "feedback", "prometheus", "protectInUse",
     )  # fmt: skip
-    gateway = {"hold": None, "serviceAccountAnnotations": None}
+    gateway = dict.fromkeys(("hold", "serviceAccountAnnotations", "tls", "ingress", "httpRoute"))
+    gateway |= {"service": {"tlsPort": None, "tlsNodePort": None}}
     before = rendered(**dict.fromkeys(later), gateway=gateway, masterSecret={"existing": "mine"})
     assert before == rendered(masterSecret={"existing": "mine"})
     text = named(before, "ConfigMap", "tuneyard-config")["data"]["config.yaml"]

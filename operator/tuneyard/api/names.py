@@ -62,6 +62,8 @@ AGENT_PORT = 9080
 """TCP port of the agent on the pod's loopback (drain, health)."""
 GATEWAY_PORT = 8080
 """TCP port on which gateways' Envoys take clients' requests."""
+GATEWAY_TLS_PORT = 8443
+"""The same with TLS, where the installation has a certificate."""
 GATEWAY_OBSERVE_PORT = 9443
 """TCP port on which a gateway process answers the operator (what it has applied); bearer token."""
 

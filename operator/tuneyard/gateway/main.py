@@ -19,6 +19,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +31,7 @@ from aiohttp import web
 from tuneyard.api import names
 from tuneyard.gateway import mirrorserver, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
+from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
@@ -51,6 +53,7 @@ from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
+from tuneyard.systems.envoy.tls import sources
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -113,6 +116,15 @@ class Gateway:
         self._export: FeedbackExport | None = None
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
+        self._certificate: Certificate | None = None
+        if given.tls is not None:
+            self._certificate = Certificate(
+                self.envoy.certificates,
+                time.time,
+                self.metrics.registry,
+                folder=given.tls.certificate,
+                secret=given.tls.secret,
+            )
         self._leaving = False
         self._resumed = False
         self._was_ready = False
@@ -155,8 +167,13 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining."""
+        """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining.
+
+        And where clients speak TLS: it has a certificate.
+        """
         self._was_ready = self._was_ready or self.publisher.ads.settled
+        if self._certificate is not None and not self._certificate.ready:
+            return False
         return self._was_ready and self._resumed and self.publisher.ads.connected and not self._leaving
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -170,6 +187,7 @@ class Gateway:
             self._export.start()
         self.watches.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
+        looking = None if self._certificate is None else asyncio.create_task(self._certificate.run())
         server = await self._serve()
         try:
             await stopping.wait()
@@ -178,6 +196,8 @@ class Gateway:
         finally:
             feeding.cancel()
             resuming.cancel()
+            if looking is not None:
+                looking.cancel()
             await server.cleanup()
             if self._export is not None:
                 await self._export.close()
@@ -289,7 +309,10 @@ def write_bootstrap(config: Path, path: Path) -> int:
         hold_seconds=given.hold.seconds,
         listen=given.listen,
         memory=given.envoy_memory,
+        tls=given.tls,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    for source, content in ({} if given.tls is None else sources(given.tls)).items():
+        Path(source).write_text(json.dumps(content, indent=1))
     path.write_text(json.dumps(document, indent=1))
     return 0

@@ -14,6 +14,7 @@
 | TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
+| TUNEYARD_TLS_… | TLS for clients: tlsoptions.py | none |
 | TUNEYARD_FEEDBACK_… | where feedback is written: feedbacktarget.py | nowhere |
 """
 
@@ -27,8 +28,10 @@ from pathlib import Path
 from tuneyard.api import names
 from tuneyard.gateway.feedbacktarget import FeedbackTarget, feedback_target
 from tuneyard.gateway.holding import Limits
+from tuneyard.gateway.tlsoptions import tls_options
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
+from tuneyard.systems.envoy.tls import Tls
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Options:
     hold: Limits
     peers: str
     feedback: FeedbackTarget | None = None
+    tls: Tls | None = None
 
     @property
     def ads_socket(self) -> Path:
@@ -74,10 +78,11 @@ class Options:
 
 
 def options(environment: Mapping[str, str]) -> Options:
-    """The options that the environment gives; ValueError where one is not a number."""
+    """The options that the environment gives; ValueError where one makes no sense."""
+    directory = Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY)
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
-        directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
+        directory=directory,
         port=int(environment.get("TUNEYARD_CLIENTS_PORT") or names.GATEWAY_PORT),
         observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
         listen=environment.get("TUNEYARD_LISTEN") or everywhere(),
@@ -91,4 +96,5 @@ def options(environment: Mapping[str, str]) -> Options:
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
         feedback=feedback_target(environment),
+        tls=tls_options(environment, directory),
     )

@@ -42,6 +42,7 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
+from tuneyard.systems.envoy.tls import Tls, listeners
 
 RUN_DIRECTORY = "/run/tuneyard"
 BOOTSTRAP_PATH = f"{RUN_DIRECTORY}/envoy.yaml"
@@ -226,6 +227,11 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json]) -> J
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
         "codec_type": "AUTO",
+        # over HTTP/2 a stream's window is the limit of a body, whatever the connection's buffer is
+        "http2_protocol_options": {
+            "initial_stream_window_size": BODY_LIMIT,
+            "initial_connection_window_size": 2 * BODY_LIMIT,
+        },
         "server_name": "tuneyard",
         "use_remote_address": True,
         "preserve_external_request_id": True,
@@ -311,12 +317,14 @@ def bootstrap(
     hold_seconds: float = HOLD_SECONDS,
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
+    tls: Tls | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
     `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
     its adapter to be loaded.
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout.
+    `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
     """
     chain = _connection_manager(
         {**gateway_scripts(hold_seconds), **(scripts or {})},
@@ -335,7 +343,7 @@ def bootstrap(
         "admin": {"address": pipe(admin_socket, mode=0o600)},
         "overload_manager": overload_manager(memory),
         "static_resources": {
-            "listeners": [listener],
+            "listeners": listeners(listener, tls),
             "clusters": [_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere],
         },
         "cluster_manager": {

@@ -25,6 +25,7 @@ from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, 
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
     EXTENSIONS,
+    GATE_ROUTES,
     IDLE_TIMEOUT,
     JSON_CONTENT,
     RETRY_HEADER,
@@ -39,8 +40,6 @@ LIST = "-"
 """Scope of requests that lead to no model."""
 WEIGHTS_ROUTE = "weights"
 """Name of the route that chooses the revision by chance; on every other one the request has named it."""
-GATE_ROUTES = "gate/"
-"""How the names of those routes begin that only requests with a gate's token take."""
 
 EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
