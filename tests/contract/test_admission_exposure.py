@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from cluster.gobuild import module_files
 from tests.contract.apiserver import ROOT, ApiServer
-from tests.contract.chart import CHART, NAMESPACE, helm, install, named, of_kind, rendered
+from tests.contract.chart import CHART, NAMESPACE, helm, named, of_kind, rendered
 from tuneyard.api import names
 from tuneyard.gateway.options import options
 from tuneyard.planning.settings import Settings
@@ -124,18 +122,6 @@ def test_notes_say_how_it_is_reached() -> None:
     assert "URL=https://127.0.0.1:8443" in shown
 
 
-@pytest.fixture
-def gateway_api(apiserver: ApiServer) -> Iterator[ApiServer]:
-    """An API server that knows the Gateway API, with its own admission rules."""
-    crds = module_files("gateway-api", "sigs.k8s.io/gateway-api") / "config" / "crd" / "standard"
-    files = [obj for file in sorted(crds.glob("*.yaml")) for obj in yaml.safe_load_all(file.read_text()) if obj]
-    install(apiserver, files)
-    done = apiserver.kubectl("wait", "--for=condition=Established", "crd/httproutes.gateway.networking.k8s.io")
-    assert done.returncode == 0, done.stderr
-    install(apiserver, [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}])
-    yield apiserver
-
-
 @pytest.mark.parametrize(
     "gateway",
     [
@@ -161,3 +147,26 @@ def test_streams_are_not_cut_by_what_stands_before() -> None:
     (rule,) = named(objects, "HTTPRoute", "tuneyard-gateway")["spec"]["rules"]
     assert rule["timeouts"] == {"request": "0s"}
     assert not list(of_kind(rendered(), "Ingress")) + list(of_kind(rendered(), "HTTPRoute"))
+
+
+def test_examples_are_values_that_the_chart_takes(gateway_api: ApiServer) -> None:
+    for name in ("tls", "mutual-tls", "ingress", "httproute"):
+        values = yaml.safe_load((ROOT / "examples" / "exposure" / f"{name}.yaml").read_text())
+        objects = rendered(**values)
+        text = "---\n".join(yaml.safe_dump(obj) for obj in objects)
+        done = gateway_api.kubectl(
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--dry-run=server",
+            "--validate=strict",
+            "-f",
+            "-",
+            stdin=text,
+        )
+        assert done.returncode == 0, (name, done.stderr)
+        data = yaml.safe_load(named(objects, "ConfigMap", "tuneyard-config")["data"]["config.yaml"])
+        assert data["gatewayUrl"] == "https://models.example.com", name
+    certificate = yaml.safe_load((ROOT / "examples" / "exposure" / "certificate.yaml").read_text())
+    tls = yaml.safe_load((ROOT / "examples" / "exposure" / "tls.yaml").read_text())["gateway"]["tls"]
+    assert certificate["spec"]["secretName"] == tls["secretName"], "cert-manager is not here to take it"
