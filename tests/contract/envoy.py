@@ -32,6 +32,7 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tls import Tls, sources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
@@ -176,15 +177,17 @@ class Rig:
         memory: int = 0,
         services: Sequence[Callable[[Any], None]] = (),
         tls: Tls | None = None,
+        authority: str = "",
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `authority`: who signs pods' certificates.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ads = AdsServer()
         self.folder = folder
+        self.authority = authority
         self._own_ads = ads is None
         self._services = services
         self._socket = ads or folder / "ads.sock"
@@ -235,7 +238,7 @@ class Rig:
         added = {m.model for m in models} - self._models.keys()
         for one in models:
             self._models[one.model] = one
-            self.ads.put(one.model, model_resources(one, engine_key))
+            self.ads.put(one.model, model_resources(one, engine_key, authority=self.authority))
         if added or not models:
             self.ads.put(LIST, list_resources(self._models.values()))
         self.ads.publish()
@@ -268,14 +271,19 @@ class Rig:
 class Front:
     """The real front of a model pod before an engine on loopback."""
 
-    def __init__(self, folder: Path, engine_port: int, name: str = "front") -> None:
+    def __init__(self, folder: Path, engine_port: int, name: str = "front", certificate: Path | None = None) -> None:
+        """`certificate`: the folder of one, with which it takes TLS too."""
         self.port = free_port()
+        source = folder / f"{name}-certificate.json"
+        if certificate is not None:
+            source.write_text(json.dumps(front_source(str(certificate))))
         self.address = f"127.0.0.1:{self.port}"
         config = front_config(
             listen="127.0.0.1",
             port=self.port,
             engine_port=engine_port,
             admin_socket=str(folder / f"{name}-admin.sock"),
+            certificate=str(source) if certificate is not None else "",
         )
         self.envoy = Envoy(config, folder, name)
 

@@ -45,6 +45,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
         "protectInUse": False,
+        "podTls": {"enabled": True},
     },
     {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}}},
     {
@@ -172,6 +173,7 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "hubEndpoint": "https://hub.example.com",
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
+            "podTls": True,
             "prometheus": {
                 "url": "https://p.example.com/x",
                 "tokenFile": "/etc/tuneyard-prometheus/token",
@@ -187,7 +189,7 @@ def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None
     # helm upgrade --reuse-values: what has come since is not there at all
     later = (
         "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
-        "hubEndpoint", "feedback", "prometheus", "protectInUse",
+        "hubEndpoint", "feedback", "prometheus", "protectInUse", "podTls",
     )  # fmt: skip
     gateway = dict.fromkeys(("hold", "serviceAccountAnnotations", "tls", "ingress", "httpRoute"))
     gateway |= {"service": {"tlsPort": None, "tlsNodePort": None}}

@@ -168,6 +168,7 @@ agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ include "tuneyard.gatesUrl" . | quote }}
+podTls: {{ (.Values.podTls | default dict).enabled | default false }}
 {{- $prometheus := .Values.prometheus | default dict }}
 prometheus:
   url: {{ $prometheus.url | default "" | quote }}

@@ -158,6 +158,11 @@ def engine_key(master: bytes, namespace: str, pool: str) -> str:
     return hmac.new(master, f"engine/{namespace}/{pool}".encode(), hashlib.sha256).hexdigest()
 
 
+def pod_server_name(namespace: str, pool: str) -> str:
+    """What the certificate of a pool's pods names: no DNS knows it. A namespace has no dots, a pool may have some."""
+    return f"{pool}.{namespace}.tuneyard"
+
+
 def gate_token(master: bytes, namespace: str, deployment: str) -> str:
     """The value of GATE_TOKEN_HEADER by which gates of a ModelDeployment choose its revisions."""
     return hmac.new(master, f"gate/{namespace}/{deployment}".encode(), hashlib.sha256).hexdigest()

@@ -48,6 +48,7 @@ from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
+from tuneyard.planning.podcertificates import authority
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, bootstrap
@@ -72,7 +73,12 @@ class Gateway:
         self.metrics = Metrics()
         self.world = World()
         self.publisher = Publisher(
-            given.name, self.world, partial(names.engine_key, master), self.metrics, partial(names.gate_token, master)
+            given.name,
+            self.world,
+            partial(names.engine_key, master),
+            self.metrics,
+            partial(names.gate_token, master),
+            authority=authority(master),
         )
         self.demand = Demand(given.name, lambda: self.publisher.routed)
         loop = asyncio.get_running_loop()
@@ -96,7 +102,7 @@ class Gateway:
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
-        self._pods = Pods()
+        self._pods = Pods(authority=authority(master))
         self.mirroring = Mirroring(
             given.name,
             self.publisher.routes,

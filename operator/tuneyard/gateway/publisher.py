@@ -31,13 +31,24 @@ class Publisher:
     """Keeps Envoy at what the world says."""
 
     def __init__(
-        self, name: str, world: World, key: EngineKey, metrics: Metrics, gate_token: GateToken | None = None
+        self,
+        name: str,
+        world: World,
+        key: EngineKey,
+        metrics: Metrics,
+        gate_token: GateToken | None = None,
+        *,
+        authority: str = "",
     ) -> None:
-        """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates."""
+        """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates.
+
+        `authority`: who signs the certificates of pods, in PEM.
+        """
         self._name = name
         self._world = world
         self._key = key
         self._gate_token = gate_token
+        self._authority = authority
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
         self.on_change: Callable[[str], None] = lambda _: None
@@ -94,7 +105,7 @@ class Publisher:
             self.ads.drop(model)
         else:
             self._routes[model] = routes
-            self.ads.put(model, model_resources(routes, self._key, self._gate_token))
+            self.ads.put(model, model_resources(routes, self._key, self._gate_token, self._authority))
         self._unconfirmed.add(model)
         self.on_change(model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def everything(pool: Pool) -> list[dict[str, Any]]:
     return [
         *namespace_access(NAMESPACE, [BASE_OBJECT], (), SETTINGS),
         pool_plan(pool, BASE_OBJECT, plan, marks, None),
-        *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
+        *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC)),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
         *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), [], None, SETTINGS),
     ]
