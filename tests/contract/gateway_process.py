@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -40,6 +41,15 @@ def digest_of(adapter: str) -> str:
 
 def engine_name_of(adapter: str) -> str:
     return names.engine_adapter_name(adapter, digest_of(adapter))
+
+
+@dataclass(frozen=True)
+class Fronted:
+    """A pod whose front is not the fake's own."""
+
+    name: str
+    address: str
+    tls: bool | None = None
 
 
 class Team:
@@ -129,7 +139,7 @@ class Team:
     def delete(self, plural: str, name: str) -> None:
         self.api.request("DELETE", self._path(plural, name))
 
-    def make_pod(self, pod: Upstream, *adapters: str, engine: str = "Ready", pool: str | None = None) -> None:
+    def make_pod(self, pod: Upstream | Fronted, *adapters: str, engine: str = "Ready", pool: str | None = None) -> None:
         """A model pod that says that it serves the base and these adapters."""
         metadata = {
             "name": pod.name,
@@ -139,7 +149,7 @@ class Team:
         spec = {"containers": [{"name": "engine", "image": "none"}], "terminationGracePeriodSeconds": 0}
         self.api.request("POST", self._pod_path(), body={"metadata": metadata, "spec": spec})
 
-    def report(self, pod: Upstream, *adapters: str, engine: str = "Ready") -> None:
+    def report(self, pod: Upstream | Fronted, *adapters: str, engine: str = "Ready") -> None:
         """As the pod's agent does."""
         annotation = {names.ANNOTATION_ADAPTERS: self._report(pod, adapters, engine)}
         body = {"metadata": {"annotations": annotation}}
@@ -153,9 +163,11 @@ class Team:
     def delete_pod(self, pod: Upstream) -> None:
         self.api.request("DELETE", self._pod_path(pod.name), body={"gracePeriodSeconds": 0})
 
-    def _report(self, pod: Upstream, adapters: tuple[str, ...], engine: str) -> str:
+    def _report(self, pod: Upstream | Fronted, adapters: tuple[str, ...], engine: str) -> str:
         loaded = {a: {"state": "Loaded", "digest": digest_of(a), "engineName": engine_name_of(a)} for a in adapters}
-        report = {"address": pod.address, "engine": engine, "baseModel": self.base, "adapters": loaded}
+        report: Json = {"address": pod.address, "engine": engine, "baseModel": self.base, "adapters": loaded}
+        if isinstance(pod, Fronted):
+            report["tls"] = pod.tls
         return PodReport.from_dict(report).model_dump_json(by_alias=True, exclude_none=True)
 
     def clear(self) -> None:
@@ -347,4 +359,4 @@ async def becomes(check: Any, expected: object, what: str, within: float = 20.0)
         await asyncio.sleep(0.02)
 
 
-__all__ = ["GatewayProcess", "Team", "becomes", "digest_of", "engine_name_of", "eventually"]
+__all__ = ["Fronted", "GatewayProcess", "Team", "becomes", "digest_of", "engine_name_of", "eventually"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
@@ -12,16 +13,21 @@ import aiohttp
 import pytest
 import yaml
 
+from tests.builders import SETTINGS, base_model, deployment
+from tests.builders import revision as revision_of
+from tests.contract.apiserver import ApiServer
 from tests.contract.certificates import Mounted
 from tests.contract.envoy import Front, Rig, model, revision, validation_errors
-from tests.contract.gateway_process import becomes
+from tests.contract.gateway_process import Fronted, GatewayProcess, Team, becomes, engine_name_of, eventually
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.agent.verify import _write_front
 from tuneyard.api import names
 from tuneyard.gateway.shadow import Pods, Question
+from tuneyard.planning.children import pool_deployment
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.podcertificates import PERIOD, authority, pool_certificate
+from tuneyard.planning.pools import pools_of
 from tuneyard.planning.routes import ModelRoutes
 
 pytestmark = pytest.mark.envoy
@@ -176,6 +182,47 @@ async def test_a_pod_without_tls_is_not_tried_with_it_and_one_with_it_not_withou
         assert not engine.received
         await rig.serve(support([front.address], tls=False))
         await becomes(lambda: _answers(rig), 200, "plain again")
+
+
+@pytest.mark.apiserver
+async def test_a_gateway_derives_whom_to_believe(
+    gateway: GatewayProcess, team: Team, engine: Upstream, tmp_path: Path
+) -> None:
+    """Nothing is handed to it but the master: a pool's pods roll from plain to TLS, users and mirrors alike."""
+    pool = names.pool_name("tiny")
+    secret = Mounted(tmp_path / "secret", certificate(namespace=team.namespace, pool=pool))
+    team.make_adapter("v1")
+    team.make_adapter("v2")
+    async with Front(tmp_path, engine.port, certificate=secret.path) as front:
+        pod = Fronted("pod", front.address)
+        team.make_pod(pod, "v1", "v2")
+        team.make_deployment("support", {"v1": 100}, revisions=["v1", "v2"], mirror={"revision": "v2", "percent": 100})
+        await gateway.applies(f"{team.namespace}/support", {"v1": 100, "v2": 0})
+        assert await gateway.answered_by("support") == engine_name_of("v1")
+        assert await handshakes(front) == 0
+        team.report(replace(pod, tls=True), "v1", "v2")
+
+        async def encrypted() -> bool:
+            await gateway.answered_by("support")
+            return await handshakes(front) > 0
+
+        await becomes(encrypted, True, "TLS is spoken")
+        asked = engine.asked[engine_name_of("v2")]
+        assert await gateway.answered_by("support") == engine_name_of("v1")
+        await eventually(lambda: engine.asked[engine_name_of("v2")] > asked, "the copy has come too")
+        connections = await front.envoy.stat("http.front.downstream_cx_ssl_total")
+        assert connections >= 2, "Envoy's, and the mirroring process's"
+
+
+@pytest.mark.apiserver
+def test_a_real_api_server_takes_the_pods(team: Team, apiserver: ApiServer) -> None:
+    base = base_model()
+    (pool,) = pools_of(base, [deployment(revisions=[revision_of("v1")])])
+    obj = pool_deployment(pool, base, SETTINGS.model_copy(update={"pod_tls": True}))
+    obj["metadata"]["namespace"] = team.namespace
+    text = json.dumps(obj)
+    done = apiserver.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+    assert done.returncode == 0, done.stderr
 
 
 def test_envoy_takes_the_front_s_configuration(tmp_path: Path) -> None:
