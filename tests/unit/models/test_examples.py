@@ -19,8 +19,10 @@ from tuneyard.systems.artifacts.folder import list_files
 from tuneyard.systems.artifacts.safetensors import check_finite, read_header
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-# gitops/ is a repository in parts, which kustomize puts together: tests/contract/test_gitops_example.py
-MANIFESTS = sorted(p for p in EXAMPLES.rglob("*.yaml") if p.relative_to(EXAMPLES).parts[0] != "gitops")
+# gitops/ is a repository in parts, which kustomize puts together: tests/contract/test_gitops_example.py; exposure/ has
+# values of the chart: tests/contract/test_admission_exposure.py
+_ELSEWHERE = ("gitops", "exposure")
+MANIFESTS = sorted(p for p in EXAMPLES.rglob("*.yaml") if p.relative_to(EXAMPLES).parts[0] not in _ELSEWHERE)
 FOLDERS = sorted({path.parent for path in MANIFESTS})
 KINDS: dict[str, type[ApiModel]] = {
     "BaseModel": BaseModelResource,
