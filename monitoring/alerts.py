@@ -249,7 +249,10 @@ GATEWAYS = (
     ),
     Alert(
         "TuneyardScriptFailed",
-        _happened('envoy_http_rbac_denied{envoy_http_conn_manager_prefix="gateway"}', "pod", "5m"),
+        # those with a prefix refuse clients at the port for gates
+        _happened(
+            'envoy_http_rbac_denied{envoy_http_conn_manager_prefix="gateway",envoy_rbac_http_prefix=""}', "pod", "5m"
+        ),
         "",
         "critical",
         "Gateway {{ $labels.pod }}: a script failed, and requests were refused with 500.",
@@ -270,6 +273,17 @@ GATEWAYS = (
         "The gateway serves what it knew. Weights, rollbacks and pods that change meanwhile do not reach it.",
         "Are all gateways and the operator affected: then it is the API server or the network to it.",
         "The API server is well, and it is one pod: its liveness probe replaces it by itself within a minute.",
+    ),
+    Alert(
+        "TuneyardCertificateExpires",
+        "min by (pod) (tuneyard_gateway_certificate_expires_seconds) < 14 * 86400",
+        "15m",
+        "warning",
+        "Gateway {{ $labels.pod }}: the certificate that clients are shown expires in {{ $value | humanizeDuration }}.",
+        "Clients refuse the gateway from then on. 0: Envoy has no certificate, and the pod is not ready.",
+        "The Secret gateway.tls.secretName in tuneyard-system; `kubectl logs POD -c envoy` says why Envoy "
+        "refused a newer one (envoy_sds_key_rotation_failed).",
+        "Renew the Secret: gateways take it without a restart (docs/howto/expose-the-gateway.md).",
     ),
     Alert(
         "TuneyardSnapshotFailing",

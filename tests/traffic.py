@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -77,6 +78,8 @@ class Load:
     timeout: float = 120.0
     """Seconds that one request may take."""
     path: str = "/v1/chat/completions"
+    tls: ssl.SSLContext | None = None
+    """Whom to believe, where the URL is https."""
     fresh_connections: bool = False
     """A connection of its own for every request, as from many clients."""
 
@@ -157,7 +160,7 @@ class Traffic:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=0, force_close=self.load.fresh_connections)
+        connector = aiohttp.TCPConnector(limit=0, force_close=self.load.fresh_connections, ssl=self.load.tls or True)
         timeout = aiohttp.ClientTimeout(total=self.load.timeout, sock_connect=5)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         self._clock = asyncio.create_task(self._run())

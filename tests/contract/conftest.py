@@ -11,8 +11,11 @@ from pathlib import Path
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import pytest
+import yaml
 
+from cluster.gobuild import module_files
 from tests.contract.apiserver import ApiServer
+from tests.contract.chart import install
 from tests.contract.gateway_process import GatewayProcess, Team
 from tests.contract.operator_process import NAMESPACE
 
@@ -34,6 +37,20 @@ def operator_apiserver() -> Iterator[ApiServer]:
         server.install_crds()
         server.namespace(NAMESPACE)
         yield server
+
+
+@pytest.fixture(scope="session")
+def gateway_api(apiserver: ApiServer) -> ApiServer:
+    """An API server that knows the Gateway API, with its own admission rules."""
+    crds = module_files("gateway-api", "sigs.k8s.io/gateway-api") / "config" / "crd" / "standard"
+    files = [obj for file in sorted(crds.glob("*.yaml")) for obj in yaml.safe_load_all(file.read_text()) if obj]
+    install(apiserver, files)
+    done = apiserver.kubectl("wait", "--for=condition=Established", "crd/httproutes.gateway.networking.k8s.io")
+    assert done.returncode == 0, done.stderr
+    labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+    namespace = {"name": NAMESPACE, "labels": labels}
+    install(apiserver, [{"apiVersion": "v1", "kind": "Namespace", "metadata": namespace}])
+    return apiserver
 
 
 @pytest.fixture

@@ -33,7 +33,9 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
+from tuneyard.systems.envoy.tls import Tls, sources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
@@ -179,16 +181,19 @@ class Rig:
         traces: TracingSettings | None = None,
         usage: Json | None = None,
         keys: bool = False,
+        tls: Tls | None = None,
+        authority: str = "",
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
         `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
-        need keys.
+        need keys. `authority`: who signs pods' certificates.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ads = AdsServer()
         self.folder = folder
+        self.authority = authority
         self._own_ads = ads is None
         self._services = services
         self._socket = ads or folder / "ads.sock"
@@ -205,7 +210,10 @@ class Rig:
             scripts=scripts,
             traces=traces or TracingSettings(),
             usage=usage,
+            tls=tls,
         )
+        for path, content in ({} if tls is None else sources(tls)).items():
+            Path(path).write_text(json.dumps(content))
         self.envoy = Envoy(config, folder, concurrency=concurrency)
         self._listing = tenants_list_resources if keys else list_resources
         self._models: dict[str, ModelRoutes] = {}
@@ -240,7 +248,7 @@ class Rig:
         added = {m.model for m in models} - self._models.keys()
         for one in models:
             self._models[one.model] = one
-            self.ads.put(one.model, model_resources(one, engine_key))
+            self.ads.put(one.model, model_resources(one, engine_key, authority=self.authority))
         if added or not models:
             self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()
@@ -273,14 +281,19 @@ class Rig:
 class Front:
     """The real front of a model pod before an engine on loopback."""
 
-    def __init__(self, folder: Path, engine_port: int, name: str = "front") -> None:
+    def __init__(self, folder: Path, engine_port: int, name: str = "front", certificate: Path | None = None) -> None:
+        """`certificate`: the folder of one, with which it takes TLS too."""
         self.port = free_port()
+        source = folder / f"{name}-certificate.json"
+        if certificate is not None:
+            source.write_text(json.dumps(front_source(str(certificate))))
         self.address = f"127.0.0.1:{self.port}"
         config = front_config(
             listen="127.0.0.1",
             port=self.port,
             engine_port=engine_port,
             admin_socket=str(folder / f"{name}-admin.sock"),
+            certificate=str(source) if certificate is not None else "",
         )
         self.envoy = Envoy(config, folder, name)
 

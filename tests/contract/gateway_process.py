@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -23,6 +24,7 @@ from tuneyard.api import names
 from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandReport, EvidenceReport, PodReport
 from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
+from tuneyard.systems.envoy.tls import Tls
 from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
@@ -40,6 +42,15 @@ def digest_of(adapter: str) -> str:
 
 def engine_name_of(adapter: str) -> str:
     return names.engine_adapter_name(adapter, digest_of(adapter))
+
+
+@dataclass(frozen=True)
+class Fronted:
+    """A pod whose front is not the fake's own."""
+
+    name: str
+    address: str
+    tls: bool | None = None
 
 
 class Team:
@@ -133,7 +144,7 @@ class Team:
     def delete(self, plural: str, name: str) -> None:
         self.api.request("DELETE", self._path(plural, name))
 
-    def make_pod(self, pod: Upstream, *adapters: str, engine: str = "Ready", pool: str | None = None) -> None:
+    def make_pod(self, pod: Upstream | Fronted, *adapters: str, engine: str = "Ready", pool: str | None = None) -> None:
         """A model pod that says that it serves the base and these adapters."""
         metadata = {
             "name": pod.name,
@@ -143,7 +154,7 @@ class Team:
         spec = {"containers": [{"name": "engine", "image": "none"}], "terminationGracePeriodSeconds": 0}
         self.api.request("POST", self._pod_path(), body={"metadata": metadata, "spec": spec})
 
-    def report(self, pod: Upstream, *adapters: str, engine: str = "Ready") -> None:
+    def report(self, pod: Upstream | Fronted, *adapters: str, engine: str = "Ready") -> None:
         """As the pod's agent does."""
         annotation = {names.ANNOTATION_ADAPTERS: self._report(pod, adapters, engine)}
         body = {"metadata": {"annotations": annotation}}
@@ -157,9 +168,11 @@ class Team:
     def delete_pod(self, pod: Upstream) -> None:
         self.api.request("DELETE", self._pod_path(pod.name), body={"gracePeriodSeconds": 0})
 
-    def _report(self, pod: Upstream, adapters: tuple[str, ...], engine: str) -> str:
+    def _report(self, pod: Upstream | Fronted, adapters: tuple[str, ...], engine: str) -> str:
         loaded = {a: {"state": "Loaded", "digest": digest_of(a), "engineName": engine_name_of(a)} for a in adapters}
-        report = {"address": pod.address, "engine": engine, "baseModel": self.base, "adapters": loaded}
+        report: Json = {"address": pod.address, "engine": engine, "baseModel": self.base, "adapters": loaded}
+        if isinstance(pod, Fronted):
+            report["tls"] = pod.tls
         return PodReport.from_dict(report).model_dump_json(by_alias=True, exclude_none=True)
 
     def clear(self) -> None:
@@ -185,6 +198,7 @@ class GatewayProcess:
         token: str = "",
         environment: Mapping[str, str] | None = None,
         keys: bool = False,
+        tls: Tls | None = None,
     ) -> None:
         """`keys`: clients need keys."""
         self.folder = folder / name
@@ -193,7 +207,11 @@ class GatewayProcess:
         self.port = free_port()
         self.log = self.folder / "gateway.log"
         self.rig = Rig(
-            self.folder, ads=self.folder / "ads.sock", usage=usage_log(str(self.folder / "usage.log")), keys=keys
+            self.folder,
+            ads=self.folder / "ads.sock",
+            usage=usage_log(str(self.folder / "usage.log")),
+            keys=keys,
+            tls=tls,
         )
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))
@@ -209,6 +227,7 @@ class GatewayProcess:
             "TUNEYARD_AUTH": "ApiKeys" if keys else "None",
             "POD_NAME": name,
             "PYTHONPATH": str(ROOT / "operator"),
+            **({"TUNEYARD_TLS_CERTIFICATE": tls.certificate, "TUNEYARD_TLS_SECRET": tls.secret} if tls else {}),
             **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
@@ -354,4 +373,4 @@ async def becomes(check: Any, expected: object, what: str, within: float = 20.0)
         await asyncio.sleep(0.02)
 
 
-__all__ = ["GatewayProcess", "Team", "becomes", "digest_of", "engine_name_of", "eventually"]
+__all__ = ["Fronted", "GatewayProcess", "Team", "becomes", "digest_of", "engine_name_of", "eventually"]

@@ -46,8 +46,15 @@ VARIANTS: tuple[dict[str, Any], ...] = (
         "operator": {"nodeSelector": {"pool": "system"}, "tolerations": [{"operator": "Exists"}]},
         "networkPolicy": {"enabled": False},
         "protectInUse": False,
+        "podTls": {"enabled": True},
     },
     {"gateway": {"replicas": 3, "service": {"type": "NodePort", "nodePort": 30080}, "auth": {"mode": "ApiKeys"}}},
+    {
+        "gateway": {
+            "tls": {"enabled": True, "secretName": "cert", "plain": False, "clientCaConfigMap": "clients"},
+            "service": {"type": "NodePort", "tlsPort": 8443, "tlsNodePort": 30443},
+        },
+    },
 )
 
 
@@ -87,6 +94,11 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('gateway={"auth": {"mode": "apikeys"}}', "/gateway/auth/mode"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
+        ('gateway={"tls": {"enabled": true}}', "/gateway/tls"),
+        ('gateway={"tls": {"minVersion": "1.1"}}', "/gateway/tls/minVersion"),
+        ('gateway={"tls": {"enabled": true, "secretName": "s", "clientCaConfigMap": "ca"}}', "/gateway/tls"),
+        ('gateway={"ingress": {"host": "https://a.example"}}', "/gateway/ingress/host"),
+        ('gateway={"httpRoute": {"enabled": true}}', "/gateway/httpRoute"),
         ('hubEndpoint="hub.example.com"', "hubEndpoint"),
         ('prometheus={"url": "http://user:password@p"}', "/prometheus/url"),
         ('tracing={"otlpEndpoint": "https://collector:4317"}', "/tracing/otlpEndpoint"),
@@ -190,6 +202,7 @@ def test_settings_file_is_what_the_operator_reads() -> None:
             "hubEndpoint": "https://hub.example.com",
             "gatewayUrl": "https://models.example.com",
             "watchNamespaces": ["models"],
+            "podTls": True,
             "prometheus": {
                 "url": "https://p.example.com/x",
                 "tokenFile": "/etc/tuneyard-prometheus/token",
@@ -205,9 +218,10 @@ def test_values_of_an_earlier_release_are_as_good_as_those_of_this_one() -> None
     # helm upgrade --reuse-values: what has come since is not there at all
     later = (
         "modelPullSecrets", "allowedCacheHostPaths", "agentServiceAccountAnnotations", "agentMemoryLimit",
-        "hubEndpoint", "feedback", "prometheus", "protectInUse", "monitoring", "tracing",
+        "hubEndpoint", "feedback", "prometheus", "protectInUse", "monitoring", "tracing", "podTls",
     )  # fmt: skip
-    gateway = {"hold": None, "serviceAccountAnnotations": None, "auth": None}
+    gateway = dict.fromkeys(("hold", "serviceAccountAnnotations", "auth", "tls", "ingress", "httpRoute"))
+    gateway |= {"service": {"tlsPort": None, "tlsNodePort": None}}
     before = rendered(**dict.fromkeys(later), gateway=gateway, masterSecret={"existing": "mine"})
     assert before == rendered(masterSecret={"existing": "mine"})
     text = named(before, "ConfigMap", "tuneyard-config")["data"]["config.yaml"]

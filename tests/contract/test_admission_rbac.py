@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
@@ -152,7 +153,7 @@ def children() -> list[Object]:
     settings = Settings(tuneyard_namespace=NAMESPACE)
     return [
         *namespace_access(MODELS, [base], ["hub-token"], settings),
-        *pool_companions(pool, base, EngineKeys(b"master" * 8), settings),
+        *pool_companions(pool, base, EngineKeys(b"master" * 8), settings, datetime(2026, 1, 1, tzinfo=UTC)),
         *gate_objects(),
         *prewarm_objects(a_prewarmed_base(), resolved_serving(a_prewarmed_base().spec.serving), [], None, settings),
     ]

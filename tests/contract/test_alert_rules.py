@@ -157,6 +157,9 @@ CASES = {
         pod="g-0",
         resource="pods",
     ),
+    "TuneyardCertificateExpires": one(
+        'tuneyard_gateway_certificate_expires_seconds{pod="g-0"}', "1209500x40", "7776000x40", "20m", pod="g-0"
+    ),
     "TuneyardSnapshotFailing": one(
         'tuneyard_gateway_snapshot_failures_total{pod="g-0"}', "0+1x60", "0x3 1x60", "40m", pod="g-0"
     ),

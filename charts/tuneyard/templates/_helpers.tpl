@@ -21,8 +21,37 @@ app.kubernetes.io/component: {{ .component }}
 {{- $image.ref | default (printf "%s:%s" $image.repository ($image.tag | default .root.Chart.AppVersion)) -}}
 {{- end }}
 
+{{/* "true" where gateways take TLS, and where clients have nothing else. */}}
+{{- define "tuneyard.tls" -}}
+{{- if dig "tls" "enabled" false .Values.gateway }}true{{ end -}}
+{{- end }}
+
+{{- define "tuneyard.tlsOnly" -}}
+{{- if and (include "tuneyard.tls" .) (not (dig "tls" "plain" true .Values.gateway)) }}true{{ end -}}
+{{- end }}
+
+{{/* The gateways' Service, by the port that an Ingress or a route of the same cluster uses. */}}
+{{- define "tuneyard.backendPort" -}}
+{{- if include "tuneyard.tlsOnly" . }}{{ dig "service" "tlsPort" 443 .Values.gateway }}{{ else }}{{ .Values.gateway.service.port }}{{ end -}}
+{{- end }}
+
+{{- define "tuneyard.serviceUrl" -}}
+{{- printf "%s://tuneyard-gateway.%s.svc:%s" (ternary "https" "http" (eq (include "tuneyard.tlsOnly" .) "true")) .Release.Namespace (include "tuneyard.backendPort" .) -}}
+{{- end }}
+
+{{- define "tuneyard.ingressUrl" -}}
+{{- with .Values.gateway.ingress -}}
+{{- if and .enabled .host }}{{ ternary "https" "http" (not (empty (.tls | default dict).secretName)) }}://{{ .host }}{{ end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "tuneyard.gatewayUrl" -}}
-{{- .Values.gatewayUrl | default (printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port) | trimSuffix "/" -}}
+{{- .Values.gatewayUrl | default (include "tuneyard.ingressUrl" .) | default (include "tuneyard.serviceUrl" .) | trimSuffix "/" -}}
+{{- end }}
+
+{{/* What gates ask: plain HTTP, which has a Service of its own where clients have none. */}}
+{{- define "tuneyard.gatesUrl" -}}
+{{- if include "tuneyard.tlsOnly" . }}{{ printf "http://tuneyard-gateway-gates.%s.svc:8080" .Release.Namespace }}{{ else }}{{ include "tuneyard.serviceUrl" . }}{{ end -}}
 {{- end }}
 
 {{- define "tuneyard.masterSecret" -}}
@@ -67,6 +96,18 @@ nodeSelector:
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{- define "tuneyard.tlsEnvironment" -}}
+{{- if include "tuneyard.tls" . -}}
+- {name: TUNEYARD_TLS_CERTIFICATE, value: /etc/tuneyard-tls}
+- {name: TUNEYARD_TLS_SECRET, value: {{ .Values.gateway.tls.secretName | quote }}}
+- {name: TUNEYARD_TLS_MIN_VERSION, value: {{ dig "tls" "minVersion" "1.2" .Values.gateway | quote }}}
+- {name: TUNEYARD_TLS_PLAIN, value: {{ dig "tls" "plain" true .Values.gateway | quote }}}
+{{- if .Values.gateway.tls.clientCaConfigMap }}
+- {name: TUNEYARD_TLS_CLIENT_CA, value: /etc/tuneyard-client-ca}
+{{- end }}
+{{- end -}}
 {{- end }}
 
 {{/* Optional: a gateway serves also while they are missing; the process says that it cannot write what it exports. */}}
@@ -155,7 +196,8 @@ agentServiceAccountAnnotations: {{ toJson (.Values.agentServiceAccountAnnotation
 agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
-gatewayService: {{ printf "http://tuneyard-gateway.%s.svc:%v" .Release.Namespace .Values.gateway.service.port | quote }}
+gatewayService: {{ include "tuneyard.gatesUrl" . | quote }}
+podTls: {{ (.Values.podTls | default dict).enabled | default false }}
 {{- $prometheus := .Values.prometheus | default dict }}
 prometheus:
   url: {{ $prometheus.url | default "" | quote }}

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--digest", help="the pinned digest, sha256:<64 hex digits>")
     base.add_argument("--front-config", type=Path, help="where the front's Envoy configuration goes")
     base.add_argument("--termination-log", type=Path, default=Path("/dev/termination-log"), help=argparse.SUPPRESS)
+    base.add_argument("--front-certificate", default="", help="folder of the front's certificate: it takes TLS too")
     base.add_argument("--source", help="where the base comes from over the network, as JSON")
     base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         # its base comes would keep its GPUs for the whole grace period. What has come stays, locks are the kernel's.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
         find = _from_network(args) if args.source else None
-        return verify(wanted, args.front_config, args.termination_log, find)
+        return verify(wanted, args.front_config, args.termination_log, find, args.front_certificate)
     try:
         if args.agent_command == "keep":
             asyncio.run(_keep(keep_settings_from(os.environ, args.cache, args.mark)))

@@ -54,7 +54,7 @@ async def running_agent(
     by a bug, so does the context, with that error: a restarted agent takes nothing back, a limping one serves nobody.
     """
     snapshot = Snapshot(settings.run / "agent.json")
-    fresh = State(settings.address, settings.base_model, settings.max_cpu_loras)
+    fresh = State(settings.address, settings.base_model, settings.max_cpu_loras, settings.tls)
     knowledge = Knowledge(snapshot.restore(fresh, await asyncio.to_thread(shelf.clean)))
     front = Front(settings.front_admin)
     drain = Drain(knowledge, front, settings.drain_timeout, clock)

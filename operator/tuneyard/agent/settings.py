@@ -40,6 +40,8 @@ class Settings(PodIdentity):
     max_cpu_loras: int
     drain_timeout: float
     engine_key: str = field(repr=False)
+    tls: bool = False
+    """Whether the pod's front has a certificate."""
     base_source: Source | None = None
     """Where a base comes from that is fetched over the network."""
     engine_url: str = f"http://127.0.0.1:{names.ENGINE_PORT}"
@@ -72,6 +74,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         max_cpu_loras=number("TUNEYARD_MAX_CPU_LORAS"),
         drain_timeout=float(number("TUNEYARD_DRAIN_TIMEOUT")),
         engine_key=text("TUNEYARD_ENGINE_KEY"),
+        tls=environment.get("TUNEYARD_FRONT_TLS") == "true",
         base_source=_base_source(environment),
         cache_limit=cache_limit(environment),
     )

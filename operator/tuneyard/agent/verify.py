@@ -28,6 +28,7 @@ from tuneyard.planning.basefacts import attention_heads
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
 from tuneyard.systems.artifacts.safetensors import read_header
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.podtls import front_source
 
 _log = logging.getLogger(__name__)
 
@@ -62,16 +63,17 @@ Find = Callable[[BaseWanted], Found]
 """Raises ArtifactError."""
 
 
-def verify(wanted: BaseWanted, front: Path | None, message: Path, find: Find | None = None) -> int:
+def verify(
+    wanted: BaseWanted, front: Path | None, message: Path, find: Find | None = None, certificate: str = ""
+) -> int:
     """Verify the base, write the front's configuration to `front` and the report to `message`; the exit code.
 
-    `find` gets it; default: from the volume that its path names.
+    `find` gets it; default: from the volume that its path names. `certificate`: folder of the front's, empty: none.
     """
     try:
         report = examine(wanted, (find or on_volume)(wanted))
         if report.ok and front is not None:
-            front.parent.mkdir(parents=True, exist_ok=True)
-            front.write_text(yaml.safe_dump(front_config(), sort_keys=False))
+            _write_front(front, certificate)
     except ArtifactError as error:
         report = _failed(error.reason, str(error))
     except Exception as error:  # noqa: BLE001
@@ -81,6 +83,16 @@ def verify(wanted: BaseWanted, front: Path | None, message: Path, find: Find | N
     _log.log(logging.INFO if report.ok else logging.ERROR, "%s", report.message or f"{wanted.name} is {report.digest}")
     message.write_text(json.dumps(report.to_dict(), separators=(",", ":")))
     return 0 if report.ok else 1
+
+
+def _write_front(path: Path, certificate: str) -> None:
+    """The front's configuration and, beside it, where its certificate is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = path.with_name("front-certificate.json")
+    if certificate:
+        source.write_text(json.dumps(front_source(certificate)))
+    config = front_config(certificate=str(source) if certificate else "")
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def examine(wanted: BaseWanted, base: Found) -> BaseReport:

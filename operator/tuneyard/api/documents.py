@@ -151,6 +151,8 @@ class PodReport(ApiModel):
     """host:port of the pod's front."""
     engine: Literal["Starting", "Ready", "Draining"]
     base_model: str
+    tls: bool | None = None
+    """Whether the front takes TLS too; None: plain HTTP only."""
     awaits_share: bool | None = None
     """Whether the plan was made without this pod; None: the plan has every adapter on every pod."""
     base_transfer: Transfer | None = None

@@ -64,6 +64,8 @@ AGENT_PORT = 9080
 """TCP port of the agent on the pod's loopback (drain, health)."""
 GATEWAY_PORT = 8080
 """TCP port on which gateways' Envoys take clients' requests."""
+GATEWAY_TLS_PORT = 8443
+"""The same with TLS, where the installation has a certificate."""
 GATEWAY_OBSERVE_PORT = 9443
 """TCP port on which a gateway process answers the operator (what it has applied); bearer token."""
 
@@ -160,6 +162,11 @@ def engine_adapter_name(adapter: str, digest: str) -> str:
 def engine_key(master: bytes, namespace: str, pool: str) -> str:
     """The API key of a pool's engines, derived so that gateways need no tenant's Secret: HMAC-SHA256, hex."""
     return hmac.new(master, f"engine/{namespace}/{pool}".encode(), hashlib.sha256).hexdigest()
+
+
+def pod_server_name(namespace: str, pool: str) -> str:
+    """What the certificate of a pool's pods names: no DNS knows it. A namespace has no dots, a pool may have some."""
+    return f"{pool}.{namespace}.tuneyard"
 
 
 def gate_token(master: bytes, namespace: str, deployment: str) -> str:

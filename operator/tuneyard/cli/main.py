@@ -151,6 +151,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.pin", "add_arguments"),
         _lazy("tuneyard.cli.pin", "run"),
     ),
+    Command(
+        "export",
+        "write a model deployment for a gateway of your own (an HTTPRoute)",
+        _lazy("tuneyard.cli.export", "add_arguments"),
+        _lazy("tuneyard.cli.export", "run"),
+    ),
     Command("operator", "run the operator (in the cluster)", _config_argument, _run_operator),
     Command("gateway", "run the gateway process beside Envoy (in the cluster)", _gateway_arguments, _run_gateway),
     Command(

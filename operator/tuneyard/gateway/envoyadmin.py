@@ -45,6 +45,10 @@ class EnvoyAdmin:
         except (aiohttp.ClientError, OSError, TimeoutError):
             return ""
 
+    async def certificates(self) -> str:
+        """Envoy's page of the certificates it has in use; no key is on it. Raises aiohttp's errors and OSError."""
+        return await self._ask("GET", "/certs")
+
     async def _requests(self) -> tuple[int, int]:
         """(active, ever)."""
         told = await self._ask("GET", f"/stats?filter=^http.{STAT_PREFIX}.downstream_rq_(active|total)$")

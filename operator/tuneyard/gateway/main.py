@@ -19,6 +19,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -30,6 +31,7 @@ from aiohttp import web
 from tuneyard.api import names
 from tuneyard.gateway import mirrorserver, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
+from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
@@ -51,12 +53,14 @@ from tuneyard.gateway.usagefiles import UsageFiles
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
+from tuneyard.planning.podcertificates import authority
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
+from tuneyard.systems.envoy.tls import sources
 from tuneyard.systems.envoy.translate import list_resources
 from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import Api, connect
@@ -83,6 +87,7 @@ class Gateway:
             self.metrics,
             partial(names.gate_token, master),
             listing=tenants_list_resources if given.keys else list_resources,
+            authority=authority(master),
         )
         self.tenancy: Tenancy | None = None
         if given.keys:
@@ -116,7 +121,7 @@ class Gateway:
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
         )
-        self._pods = Pods()
+        self._pods = Pods(authority=authority(master))
         self.mirroring = Mirroring(
             given.name,
             self.publisher.routes,
@@ -137,6 +142,15 @@ class Gateway:
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self.usage, self._usage_export = self._counting()
+        self._certificate: Certificate | None = None
+        if given.tls is not None:
+            self._certificate = Certificate(
+                self.envoy.certificates,
+                time.time,
+                self.metrics.registry,
+                folder=given.tls.certificate,
+                secret=given.tls.secret,
+            )
         self._leaving = False
         self._resumed = False
         self._was_ready = False
@@ -195,8 +209,13 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining."""
+        """Whether clients may be sent here: Envoy has once worked with all it was sent, is connected, not draining.
+
+        And where clients speak TLS: it has a certificate.
+        """
         self._was_ready = self._was_ready or self.publisher.ads.settled
+        if self._certificate is not None and not self._certificate.ready:
+            return False
         return self._was_ready and self._resumed and self.publisher.ads.connected and not self._leaving
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -213,6 +232,7 @@ class Gateway:
         if self.tenancy is not None:
             self.tenancy.start()
         feeding, resuming = asyncio.create_task(self._open(restored)), asyncio.create_task(self._resume())
+        looking = None if self._certificate is None else asyncio.create_task(self._certificate.run())
         server = await self._serve()
         try:
             await stopping.wait()
@@ -221,6 +241,8 @@ class Gateway:
         finally:
             feeding.cancel()
             resuming.cancel()
+            if looking is not None:
+                looking.cancel()
             await server.cleanup()
             for each in (self._export, self.usage, self._usage_export):
                 if each is not None:
@@ -341,7 +363,10 @@ def write_bootstrap(config: Path, path: Path) -> int:
         traces=settings.tracing,
         usage=usage_log(str(given.usage_log)) if given.usage else None,
         tenants=tenant_script() if given.keys else NO_TENANTS,
+        tls=given.tls,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    for source, content in ({} if given.tls is None else sources(given.tls)).items():
+        Path(source).write_text(json.dumps(content, indent=1))
     path.write_text(json.dumps(document, indent=1))
     return 0

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from tuneyard.api import names
 from tuneyard.api.mirror import MirrorAnswer, MirrorPair, MirrorReport, MirrorTotals
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
@@ -152,7 +153,12 @@ class Mirroring:
         endpoint = revision.endpoints[mirror.turn % len(revision.endpoints)]
         body = copy.body[: copy.first - 1] + revision.engine_name.encode() + copy.body[copy.last :]
         return Question(
-            secrets.token_hex(8), endpoint.address, copy.path, self._key(routes.namespace, revision.pool), body
+            secrets.token_hex(8),
+            endpoint.address,
+            copy.path,
+            self._key(routes.namespace, revision.pool),
+            body,
+            names.pod_server_name(routes.namespace, revision.pool) if endpoint.tls else "",
         )
 
     async def _shadow(self, copy: Copy, question: Question, prompt: SystemPrompt | None, mirror: _Mirror) -> None:

@@ -17,6 +17,7 @@
 | TUNEYARD_AUTH | what clients need: None, ApiKeys | None |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
+| TUNEYARD_TLS_… | TLS for clients: tlsoptions.py | none |
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from pathlib import Path
 from tuneyard.api import names
 from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
+from tuneyard.gateway.tlsoptions import tls_options
 from tuneyard.gateway.usagefiles import CURRENT
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
+from tuneyard.systems.envoy.tls import Tls
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Options:
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
+    tls: Tls | None = None
 
     @property
     def ads_socket(self) -> Path:
@@ -98,10 +102,11 @@ def _needs_keys(mode: str) -> bool:
 
 
 def options(environment: Mapping[str, str]) -> Options:
-    """The options that the environment gives; ValueError where one is not a number, or of no such mode."""
+    """The options that the environment gives; ValueError where one makes no sense."""
+    directory = Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY)
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
-        directory=Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY),
+        directory=directory,
         port=int(environment.get("TUNEYARD_CLIENTS_PORT") or names.GATEWAY_PORT),
         observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
         listen=environment.get("TUNEYARD_LISTEN") or everywhere(),
@@ -118,4 +123,5 @@ def options(environment: Mapping[str, str]) -> Options:
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=environment.get("TUNEYARD_USAGE", "true") != "false",
         usage_export=bucket_target(environment, "USAGE"),
+        tls=tls_options(environment, directory),
     )

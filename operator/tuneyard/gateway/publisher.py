@@ -48,16 +48,18 @@ class Publisher:
         gate_token: GateToken | None = None,
         *,
         listing: Listing = list_resources,
+        authority: str = "",
     ) -> None:
         """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates.
 
-        `listing` makes the answer to GET /v1/models.
+        `listing` makes the answer to GET /v1/models; `authority`: who signs the certificates of pods, in PEM.
         """
         self._name = name
         self._world = world
         self._key = key
         self._gate_token = gate_token
         self._listing = listing
+        self._authority = authority
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
         self.on_change: Callable[[str], None] = lambda _: None
@@ -117,7 +119,7 @@ class Publisher:
             self.ads.drop(model)
         else:
             self._routes[model] = routes
-            self.ads.put(model, model_resources(routes, self._key, self._gate_token))
+            self.ads.put(model, model_resources(routes, self._key, self._gate_token, self._authority))
         self._unconfirmed.add(model)
         self.on_change(model)
 

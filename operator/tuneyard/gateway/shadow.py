@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 
 import aiohttp
@@ -35,6 +36,8 @@ class Question:
     key: str
     """The engine's key."""
     body: bytes
+    server_name: str = ""
+    """What its certificate must say; empty: it is asked without TLS."""
 
     def __repr__(self) -> str:
         return f"Question({self.id} to {self.address})"
@@ -43,8 +46,10 @@ class Question:
 class Pods:
     """Asks pods; needs a running event loop."""
 
-    def __init__(self, deadline: float = DEADLINE) -> None:
+    def __init__(self, deadline: float = DEADLINE, authority: str = "") -> None:
+        """`authority`: who has signed the certificates of pods, in PEM."""
         self._deadline = deadline
+        self._tls = ssl.create_default_context(cadata=authority or None)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -79,8 +84,15 @@ class Pods:
             "x-request-id": f"mirror-{question.id}",
             HOP_HEADER: "1",
         }
-        url = f"http://{question.address}{question.path}"
-        async with self._session.post(url, data=question.body, headers=headers, allow_redirects=False) as response:
+        url = f"{'https' if question.server_name else 'http'}://{question.address}{question.path}"
+        async with self._session.post(
+            url,
+            data=question.body,
+            headers=headers,
+            allow_redirects=False,
+            ssl=self._tls,
+            server_hostname=question.server_name or None,
+        ) as response:
             if RETRY_HEADER in response.headers or DRAINING_HEADER in response.headers:
                 return None
             begun.set()

@@ -99,6 +99,8 @@ class State:
     address: str
     base_model: str
     max_cpu_loras: int
+    tls: bool = False
+    """Whether the pod's front takes TLS."""
     plan: PoolPlan | None = None
     engine: Engine = Engine()
     prepared: Mapping[str, Prepared] = field(default_factory=_empty)

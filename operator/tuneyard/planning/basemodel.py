@@ -135,7 +135,7 @@ def _pool_actions(
     before = _found(mine, "ConfigMap", names.pool_plan(pool.name))
     wanted = wanted_plan(obs, pool, before, state.wanted)
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, base.pinned_digest)
-    companions = children.pool_companions(pool, base, obs.keys, obs.settings)
+    companions = children.pool_companions(pool, base, obs.keys, obs.settings, obs.now)
     steps = actions + _unless_there((plan, *companions, state.wanted), mine)
     return steps, wanted
 

@@ -15,6 +15,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from tuneyard.api import names
@@ -165,14 +166,16 @@ def marks_of(config_map: ChildObservation | None, annotation: str) -> dict[str, 
     return {str(name): str(text) for name, text in marks.items()} if isinstance(marks, dict) else {}
 
 
-def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings) -> tuple[Json, ...]:
+def pool_companions(
+    pool: Pool, base: BaseModelResource, keys: EngineKeys, settings: Settings, now: datetime
+) -> tuple[Json, ...]:
     """What a pool has beside its Deployment and its plan, in the order in which it is applied."""
     name = names.pool_deployment(pool.name)
     plan = names.pool_plan(pool.name)
     role, binding = plan_access(plan, pool.namespace)
     selector = {"matchLabels": {names.LABEL_POOL: pool.name}}
     return (
-        marked(_key_secret(pool, base, keys)),
+        marked(_key_secret(pool, base, keys, now)),
         marked(_object(f"{RBAC}/v1", "Role", plan, pool, base, **role)),
         marked(_object(f"{RBAC}/v1", "RoleBinding", plan, pool, base, **binding)),
         marked(_network_policy(pool, base, settings)),
@@ -204,8 +207,15 @@ def pool_companions(pool: Pool, base: BaseModelResource, keys: EngineKeys, setti
     )
 
 
-def _key_secret(pool: Pool, base: BaseModelResource, keys: EngineKeys) -> Json:
-    data = {KEY: Redacted(base64.b64encode(keys.of(pool.namespace, pool.name).encode()).decode())}
+def _key_secret(pool: Pool, base: BaseModelResource, keys: EngineKeys, now: datetime) -> Json:
+    """The certificate is there whether pods use it or not: they find it, and keep it, while the setting changes."""
+    certificate = keys.certificate(pool.namespace, pool.name, now)
+    contents = {
+        KEY: keys.of(pool.namespace, pool.name).encode(),
+        "tls.crt": certificate.certificate,
+        "tls.key": certificate.key,
+    }
+    data = {name: Redacted(base64.b64encode(content).decode()) for name, content in contents.items()}
     return _object("v1", "Secret", names.pool_key_secret(pool.name), pool, base, type="Opaque", data=data)
 
 

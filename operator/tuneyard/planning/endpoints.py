@@ -59,6 +59,8 @@ class Endpoint:
 
     address: str
     pod: str
+    tls: bool = False
+    """Whether it takes TLS, by its own word."""
 
 
 def adapter_digest(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
@@ -141,7 +143,7 @@ def _serving(pods: Iterable[ReportingPod], pool: str, revision: Revision, asked_
     """Those of the pods that serve the revision."""
     return tuple(
         sorted(
-            Endpoint(pod.report.address, pod.name)
+            Endpoint(pod.report.address, pod.name, bool(pod.report.tls))
             for pod in pods
             if pod.pool == pool and pod.report is not None and _serves(pod.report, revision, asked_for)
         )

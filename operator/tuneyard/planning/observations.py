@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneyard.api import names
 from tuneyard.api.base import parsed
@@ -28,6 +28,9 @@ from tuneyard.planning.ownership import owned_fields
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.settings import Settings
+
+if TYPE_CHECKING:
+    from tuneyard.planning.podcertificates import PoolCertificate
 
 VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
 """The containers of a model pod."""
@@ -133,6 +136,13 @@ class EngineKeys:
     def of(self, namespace: str, pool: str) -> Redacted:
         """The key of a pool's engines."""
         return Redacted(names.engine_key(self.master, namespace, pool))
+
+    def certificate(self, namespace: str, pool: str, now: datetime) -> PoolCertificate:
+        """What the pool's pods show to gateways."""
+        # imported here: the command line reads observations, and issues nothing
+        from tuneyard.planning.podcertificates import pool_certificate  # noqa: PLC0415
+
+        return pool_certificate(self.master, namespace, pool, now)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def pod_report(state: State) -> PodReport | None:
         address=state.address,
         engine=engine,
         base_model=state.base_model,
+        tls=state.tls or None,
         awaits_share=None if state.plan.pods is None else not state.plan.pods,
         adapters={
             a.name: _adapter_report(state, a, a.name in served, ready).model_copy(

@@ -43,6 +43,8 @@ from tuneyard.planning.settings import Settings
 ADAPTERS = "/adapters"
 HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
+FRONT_CERTIFICATE = "/etc/tuneyard-front"
+"""Where the front, and nobody else in the pod, has the pool's certificate and its key."""
 SERVED_MARK = f"{RUN}/served"
 """File that says that this pod has once had all adapters of its plan."""
 KEY = "key"
@@ -165,6 +167,7 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--front-config", FRONT_CONFIG),
+            *(("--front-certificate", FRONT_CERTIFICATE) if settings.pod_tls else ()),
             *fetch,
         ],
         env=env,
@@ -183,7 +186,10 @@ def _front(settings: Settings) -> dict[str, Any]:
         args=["-c", FRONT_CONFIG, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"],
         ports=[{"name": "front", "containerPort": names.FRONT_PORT, "protocol": "TCP"}],
         resources=requests("50m", "64Mi"),
-        volumeMounts=[mount("run", RUN)],
+        volumeMounts=[
+            mount("run", RUN),
+            *([mount("certificate", FRONT_CERTIFICATE, read_only=True)] if settings.pod_tls else []),
+        ],
     )
 
 
@@ -204,6 +210,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             value("TUNEYARD_MAX_RANK", str(serving.lora.max_rank)),
             value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
             value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
+            *([value("TUNEYARD_FRONT_TLS", "true")] if settings.pod_tls else []),
             _key("TUNEYARD_ENGINE_KEY", pool),
         ],
         readinessProbe={

@@ -77,4 +77,12 @@ def volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dic
         {"name": "tmp", "emptyDir": {}},
         {"name": "home", "emptyDir": {}},
         token_volume(),
+        *([_certificate(pool)] if settings.pod_tls else []),
     ]
+
+
+def _certificate(pool: Pool) -> dict[str, Any]:
+    """Without the engine's key, which lies in the same Secret."""
+    items = [{"key": name, "path": name} for name in ("tls.crt", "tls.key")]
+    secret = {"secretName": names.pool_key_secret(pool.name), "items": items, "defaultMode": 0o440}
+    return {"name": "certificate", "secret": secret}

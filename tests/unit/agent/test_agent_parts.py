@@ -50,6 +50,11 @@ def test_settings_come_from_the_environment_and_hide_the_key() -> None:
     assert settings_from({**ENVIRONMENT, "POD_IP": "fd00::1"}).address == "[fd00::1]:8080"
 
 
+def test_the_pod_template_says_whether_the_front_has_a_certificate() -> None:
+    assert not settings_from(ENVIRONMENT).tls
+    assert settings_from(ENVIRONMENT | {"TUNEYARD_FRONT_TLS": "true"}).tls
+
+
 def test_where_the_base_comes_from_is_read() -> None:
     source = Source(s3=S3Source(uri="s3://models/base/"))
     assert settings_from(ENVIRONMENT).base_source is None

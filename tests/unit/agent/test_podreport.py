@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -77,6 +78,14 @@ def test_how_far_an_adapter_is_shows_while_it_comes() -> None:
     assert (told.state, told.reason, told.transfer) == ("Loading", Reason.FETCHING, transfer)
     over = after(Ended(("adapter", "a")), state=coming)
     assert said(over).adapters["a"].transfer is None
+
+
+def test_it_says_whether_the_front_takes_tls_and_nothing_of_it_where_not() -> None:
+    state = serving(1)
+    assert said(replace(state, tls=True)).tls is True
+    assert "tls" not in as_text(said(state))
+    kept = fitting(said(replace(serving(1500), tls=True)), frozenset())
+    assert kept.tls is True, "in a long report, too"
 
 
 def test_a_report_that_fits_loses_nothing() -> None:

@@ -21,8 +21,9 @@ from tuneyard.systems.artifacts.safetensors import check_finite, read_header
 EXAMPLES = Path(__file__).parents[3] / "examples"
 # gitops/ is a repository in parts, which kustomize puts together: tests/contract/test_gitops_example.py; in monitoring/
 # are values of the chart and a configuration of Prometheus: test_monitoring_chart.py, test_alert_rules.py; tenants/ has
-# none of our kinds: tests/unit/planning/test_tenants.py; usage/ neither: tests/unit/cli/test_cost.py
-ELSEWHERE = ("gitops", "monitoring", "tenants", "usage")
+# none of our kinds: tests/unit/planning/test_tenants.py; usage/ neither: tests/unit/cli/test_cost.py; exposure/
+# has values of the chart: tests/contract/test_admission_exposure.py
+ELSEWHERE = ("gitops", "monitoring", "tenants", "usage", "exposure")
 MANIFESTS = sorted(p for p in EXAMPLES.rglob("*.yaml") if p.relative_to(EXAMPLES).parts[0] not in ELSEWHERE)
 FOLDERS = sorted({path.parent for path in MANIFESTS})
 KINDS: dict[str, type[ApiModel]] = {

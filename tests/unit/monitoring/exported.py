@@ -17,6 +17,7 @@ from tests.unit.gateway.test_usage import counting as counting_tokens
 from tests.unit.gateway.test_usage import line as usage_line
 from tests.unit.planning.test_statusseries import canary
 from tuneyard.gateway.answermetrics import AnswerMetrics
+from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
@@ -41,12 +42,17 @@ def operator() -> OperatorMetrics:
     return metrics
 
 
+async def _nothing() -> str:
+    return ""
+
+
 def gateway() -> GatewayMetrics:
     """A gateway process's that exports feedback and mirrors."""
     metrics = GatewayMetrics(CollectorRegistry())
     MirrorMetrics(metrics.registry)
     FeedbackMetrics(metrics.registry)
     TenantMetrics(metrics.registry).problems.labels(problem="NoPolicy").set(0)
+    Certificate(_nothing, lambda: 0.0, metrics.registry, folder="", secret="")
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)
     metrics.age("pods", lambda: 1.0)

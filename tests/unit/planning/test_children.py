@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def everything(pool: Pool) -> list[dict[str, Any]]:
     return [
         *namespace_access(NAMESPACE, [BASE_OBJECT], (), SETTINGS),
         pool_plan(pool, BASE_OBJECT, plan, marks, None),
-        *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS),
+        *pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC)),
         pool_deployment(pool, BASE_OBJECT, SETTINGS),
         *prewarm_objects(REMOTE, resolved_serving(REMOTE.spec.serving), [], None, SETTINGS),
     ]
@@ -154,3 +155,17 @@ def test_services_of_different_pools_differ():
 def test_label_values_are_bounded():
     assert len(label_value("x" * 253)) <= 63
     assert label_value("llama-3.1-8b") == "llama-3.1-8b"
+
+
+def test_a_pools_secret_is_written_once_a_period_and_again_in_time() -> None:
+    """Its certificate is the same bytes until it is another one; the operator looks every few minutes."""
+    pool, begin = the_pool(), datetime(2026, 1, 1, tzinfo=UTC)
+
+    def mark(now: datetime) -> str:
+        secret = next(o for o in pool_companions(pool, BASE_OBJECT, KEYS, SETTINGS, now) if o["kind"] == "Secret")
+        assert secret["data"].keys() == {"key", "tls.crt", "tls.key"}
+        return str(secret["metadata"]["annotations"][names.ANNOTATION_CONTENT])
+
+    marks = [mark(begin + hours * timedelta(hours=6)) for hours in range(4 * 60)]
+    assert len(set(marks)) == 3, "60 days, from the middle of a period"
+    assert marks == sorted(marks, key=marks.index), "none comes back"

@@ -192,6 +192,24 @@ def test_a_mirror_of_the_chart_reaches_what_fetches_and_nothing_else():
         assert found == ({"verify": mirror, "agent": mirror} if given else {})
 
 
+def test_the_front_alone_has_the_pools_certificate_and_nobody_where_it_is_not_asked_for():
+    base = base_model()
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    spec = pod_template(pool, base, SETTINGS.model_copy(update={"pod_tls": True}))["spec"]
+    listed = [*spec["initContainers"], *spec["containers"]]
+    folder = "/etc/tuneyard-front"
+    assert [c["name"] for c in listed if folder in mounts(spec, c["name"])] == ["front"]
+    (volume,) = [v for v in spec["volumes"] if v["name"] == "certificate"]
+    items = [item["key"] for item in volume["secret"]["items"]]
+    assert items == ["tls.crt", "tls.key"], "not the engine's key, which lies beside them"
+    arguments = container(spec, "verify")["args"]
+    assert arguments[arguments.index("--front-certificate") + 1] == folder
+    assert env(spec, "agent")["TUNEYARD_FRONT_TLS"] == "true"
+    without = json.dumps(pod_template(pool, base, SETTINGS))
+    assert folder not in without
+    assert "TUNEYARD_FRONT_TLS" not in without
+
+
 def test_the_token_is_in_the_agent_alone():
     _, spec = pool_with()
     path = "/var/run/secrets/kubernetes.io/serviceaccount"

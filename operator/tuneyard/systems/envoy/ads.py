@@ -28,6 +28,7 @@ from envoy.extensions.filters.http.lua.v3 import lua_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
 from envoy.extensions.load_balancing_policies.maglev.v3 import maglev_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 from google.protobuf import any_pb2, json_format
@@ -53,6 +54,7 @@ _NAMED_INSIDE_ANY = (
     least_request_pb2,
     maglev_pb2,
     previous_hosts_pb2,
+    tls_pb2,
     http_protocol_options_pb2,
 )
 """Imported so that their types can be packed by name."""

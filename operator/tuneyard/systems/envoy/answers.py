@@ -33,7 +33,8 @@ from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from tuneyard.api import names
 from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.bootstrap import METADATA
-from tuneyard.systems.envoy.translate import GATE_ROUTES, WEIGHTS_ROUTE, served_by
+from tuneyard.systems.envoy.documents import GATE_ROUTES
+from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, served_by
 
 BYTES_PER_TOKEN = 4
 """Of a request's body, with all that is around the prompt: what English and JSON come to, roughly."""

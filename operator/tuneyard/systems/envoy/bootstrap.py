@@ -45,6 +45,7 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
+from tuneyard.systems.envoy.tls import Tls, listeners
 from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
 
 RUN_DIRECTORY = "/run/tuneyard"
@@ -254,6 +255,11 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], trac
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
         "codec_type": "AUTO",
+        # over HTTP/2 a stream's window is the limit of a body, whatever the connection's buffer is
+        "http2_protocol_options": {
+            "initial_stream_window_size": BODY_LIMIT,
+            "initial_connection_window_size": 2 * BODY_LIMIT,
+        },
         "server_name": "tuneyard",
         "use_remote_address": True,
         "preserve_external_request_id": True,
@@ -344,6 +350,7 @@ def bootstrap(
     access_log: list[Json] | None = None,
     traces: TracingSettings = _NO_TRACES,
     usage: Json | None = None,
+    tls: Tls | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
@@ -352,6 +359,7 @@ def bootstrap(
     `traces`: where spans go (tracing.py).
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
     which tokens are counted (usage.py), None where nobody counts them.
+    `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
     """
     chain = _connection_manager(
         {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
@@ -371,7 +379,7 @@ def bootstrap(
         "admin": {"address": pipe(admin_socket, mode=0o600)},
         "overload_manager": overload_manager(memory),
         "static_resources": {
-            "listeners": [listener],
+            "listeners": listeners(listener, tls),
             "clusters": [
                 *(_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere),
                 *tracing_clusters(traces),

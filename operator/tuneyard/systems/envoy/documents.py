@@ -19,6 +19,9 @@ RETRY_HEADER = "x-tuneyard-retry"
 DRAINING_HEADER = "x-tuneyard-draining"
 """Set by a pod's front on the 503 with which it refuses new requests while its running ones finish."""
 
+GATE_ROUTES = "gate/"
+"""How the names of those routes begin that only requests with a gate's token take."""
+
 IDLE_TIMEOUT = "600s"
 """How long a stream may be silent, for example while a long prompt waits in the engine's queue."""
 BODY_LIMIT = 8 * 1024 * 1024

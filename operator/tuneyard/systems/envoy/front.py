@@ -14,6 +14,7 @@ Rules:
   `cluster.engine.upstream_rq_active` and `cluster.engine.upstream_rq_total` count users' requests alone. Requests that
   were refused while draining are `http.front.downstream_rq_completed`'s business, not the engine's.
 
+Where it has a certificate it takes TLS on the same port, beside plain HTTP (podtls.py).
 The configuration is static: no xDS, nothing to be away.
 """
 
@@ -41,6 +42,7 @@ from tuneyard.systems.envoy.documents import (
     tcp,
 )
 from tuneyard.systems.envoy.listening import everywhere
+from tuneyard.systems.envoy.podtls import taking_both
 
 FRONT_CONFIG_PATH = "/run/tuneyard/front.yaml"
 FRONT_ADMIN_SOCKET = "/run/tuneyard/front-admin.sock"
@@ -184,22 +186,23 @@ def front_config(
     engine_address: str = "127.0.0.1",
     engine_port: int = names.ENGINE_PORT,
     admin_socket: str = FRONT_ADMIN_SOCKET,
+    certificate: str = "",
 ) -> Json:
-    """The whole configuration, as `envoy -c` reads it (JSON or YAML); `listen` None: on all addresses."""
+    """The whole configuration, as `envoy -c` reads it (JSON or YAML); `listen` None: on all addresses.
+
+    `certificate`: file that says where the front's certificate is (podtls.front_source), empty: it takes no TLS.
+    """
+    listener: Json = {
+        "name": "front",
+        "address": tcp(listen or everywhere(), port),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": _connection_manager()}]}],
+    }
     return {
         "node": {"id": "front", "cluster": "tuneyard-front"},
         "admin": {"address": pipe(admin_socket, mode=0o600)},
         "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
         "static_resources": {
-            "listeners": [
-                {
-                    "name": "front",
-                    "address": tcp(listen or everywhere(), port),
-                    "filter_chains": [
-                        {"filters": [{"name": "http", "typed_config": _connection_manager()}]},
-                    ],
-                }
-            ],
+            "listeners": [taking_both(listener, certificate) if certificate else listener],
             "clusters": [
                 _engine("engine", engine_address, engine_port),
                 _engine("engine_probe", engine_address, engine_port),

@@ -28,6 +28,7 @@ from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, 
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
     EXTENSIONS,
+    GATE_ROUTES,
     IDLE_TIMEOUT,
     JSON_CONTENT,
     RETRY_HEADER,
@@ -37,13 +38,12 @@ from tuneyard.systems.envoy.documents import (
     set_header,
 )
 from tuneyard.systems.envoy.mirroring import copying
+from tuneyard.systems.envoy.podtls import spoken_to, to_pods
 
 LIST = "-"
 """Scope of requests that lead to no model."""
 WEIGHTS_ROUTE = "weights"
 """Name of the routes that choose the revision, by chance or by user; on every other one the request has named it."""
-GATE_ROUTES = "gate/"
-"""How the names of those routes begin that only requests with a gate's token take."""
 
 EngineKey = Callable[[str, str], str]
 """The engine key of (namespace, pool)."""
@@ -88,7 +88,7 @@ def served_by(cluster: str) -> Served | None:
     return Served(f"{parts[0]}/{parts[1]}", parts[2], contents_in(parts[3])) if len(parts) == 4 else None
 
 
-def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
+def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, authority: str) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options": {"idle_timeout": "60s"},
@@ -109,6 +109,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute) -> Json:
         "circuit_breakers": {"thresholds": [thresholds]},
         "outlier_detection": _ejections(),
         **_LOST_NODES,
+        **to_pods(model.namespace, revision.pool, revision.endpoints, authority),
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "metadata": {"filter_metadata": {METADATA: _told_of(model, revision)}},
     }
@@ -177,7 +178,7 @@ def _lb_endpoint(endpoint: Endpoint) -> Json:
     host, _, port = endpoint.address.rpartition(":")
     return {
         "endpoint": {"address": {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}},
-        "metadata": {"filter_metadata": {METADATA: {"pod": endpoint.pod}}},
+        "metadata": {"filter_metadata": {METADATA: {"pod": endpoint.pod}, **spoken_to(endpoint)}},
     }
 
 
@@ -364,8 +365,10 @@ def _scope(name: str) -> Json:
     return {"name": name, "route_configuration_name": name, "key": {"fragments": [{"string_key": name}]}}
 
 
-def model_resources(model: ModelRoutes, key: EngineKey, gate_token: GateToken | None = None) -> ModelResources:
-    """The resources of one model."""
+def model_resources(
+    model: ModelRoutes, key: EngineKey, gate_token: GateToken | None = None, authority: str = ""
+) -> ModelResources:
+    """The resources of one model; `authority` in PEM: who has signed the certificates of its pods."""
     gates = _by_gate(model, key, gate_token(model.namespace, model.deployment)) if model.gated and gate_token else []
     routes = [
         _answer("model", "/v1/models/-", 200, json.dumps(_described(model))),
@@ -377,7 +380,7 @@ def model_resources(model: ModelRoutes, key: EngineKey, gate_token: GateToken | 
     return ModelResources(
         scopes={model.model: _scope(model.model)},
         routes={model.model: _route_configuration(model.model, routes)},
-        clusters={name: _cluster(name, model, r) for name, r in clusters.items()},
+        clusters={name: _cluster(name, model, r, authority) for name, r in clusters.items()},
         assignments={name: _assignment(name, r.endpoints) for name, r in clusters.items()},
         needs=frozenset(clusters),
     )

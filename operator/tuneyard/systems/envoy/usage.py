@@ -23,8 +23,8 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.usage import MAX_REQUEST_ID, Endpoint, Outcome, UsageRecord
 from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN
-from tuneyard.systems.envoy.documents import Json, extension
-from tuneyard.systems.envoy.translate import GATE_ROUTES, served_by
+from tuneyard.systems.envoy.documents import GATE_ROUTES, Json, extension
+from tuneyard.systems.envoy.translate import served_by
 
 _ENDPOINTS = {
     "/v1/chat/completions": Endpoint.CHAT,
