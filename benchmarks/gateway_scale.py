@@ -142,7 +142,7 @@ def main() -> int:
         "envoy_rss_mb": envoy,
         "start_seconds": started,
     }
-    write(
+    return write(
         "gateway_scale",
         figures,
         {name: "MB" if name.endswith("mb") else "s" for name in figures},
@@ -152,7 +152,6 @@ def main() -> int:
         "write to the API server until Envoy answers accordingly. Medians (ms): "
         + ", ".join(f"{kind} {percentile(took, 0.5) * 1000:.1f}" for kind, took in times.items()),
     )
-    return 0
 
 
 if __name__ == "__main__":

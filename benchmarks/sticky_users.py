@@ -106,8 +106,8 @@ def main(arguments: list[str]) -> int:
             figure = f"false_rollback_rate_{name}_by_{way}"
             figures[figure], spread[figure] = hits / given.rollouts, f"{hits} of {given.rollouts}"
             print(f"{figure}: {spread[figure]}", flush=True)
-    write("sticky_users", figures, {}, spread=spread, note="simulated; 0.5 % of all answers are bad, on both revisions")
-    return 0
+    note = "simulated; 0.5 % of all answers are bad, on both revisions"
+    return write("sticky_users", figures, {}, spread=spread, note=note)
 
 
 if __name__ == "__main__":
