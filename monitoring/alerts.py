@@ -10,31 +10,18 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-OF = "namespace, deployment"
+from monitoring.alert import DENIED, OF, Alert, happened
+from monitoring.usagealerts import USAGE
+
 BUDGET = "scalar(tuneyard:error_budget)"
 
 
-@dataclass(frozen=True)
-class Alert:
-    """One alert with its runbook."""
-
-    name: str
-    expr: str
-    wait: str
-    """How long it has to be the case; empty: once is enough."""
-    severity: Literal["critical", "warning", "info"]
-    summary: str
-    means: str
-    look: str
-    do: str
-
-
-def _happened(counter: str, by: str, within: str) -> str:
-    """A counter has risen, also from nothing: what never happened has no series, and its first rise no increase."""
-    return f"sum by ({by}) (({counter} unless {counter} offset {within}) or increase({counter}[{within}])) > 0"
+def _failures(script: str) -> str:
+    """That it failed lately, by gateway, with its name."""
+    errors = f'envoy_http_lua_{script}_errors{{envoy_http_conn_manager_prefix="gateway"}}'
+    return f"""label_replace({happened(errors, "pod", "5m")}, "script", "{script}", "", "")"""
 
 
 def _burning(name: str, factor: float, long: str, short: str, severity: Literal["critical", "warning"]) -> Alert:
@@ -78,7 +65,7 @@ TRAFFIC = (
     ),
     Alert(
         "TuneyardHeldRequestsRefused",
-        _happened('tuneyard_gateway_holds_total{outcome=~"timeout|too-many|no-room"}', "outcome", "10m"),
+        happened('tuneyard_gateway_holds_total{outcome=~"timeout|too-many|no-room"}', "outcome", "10m"),
         "",
         "warning",
         "Requests that waited for an adapter to be loaded were refused: {{ $labels.outcome }}.",
@@ -249,10 +236,7 @@ GATEWAYS = (
     ),
     Alert(
         "TuneyardScriptFailed",
-        # those with a prefix refuse clients at the port for gates
-        _happened(
-            'envoy_http_rbac_denied{envoy_http_conn_manager_prefix="gateway",envoy_rbac_http_prefix=""}', "pod", "5m"
-        ),
+        happened(DENIED, "pod", "5m"),
         "",
         "critical",
         "Gateway {{ $labels.pod }}: a script failed, and requests were refused with 500.",
@@ -262,6 +246,21 @@ GATEWAYS = (
         "`kubectl logs POD -c envoy | grep -i lua` has the script's error; the access log has the requests "
         "(`details` rbac_access_denied).",
         "Report the error with the request's shape. One client only: refuse it before it comes here.",
+    ),
+    Alert(
+        "TuneyardScriptStumbled",
+        # what fails in `rewrite` on the way to a pod is refused by the gate, and told of above
+        f"({_failures('answer')} or {_failures('mirror')}"
+        f" or {_failures('rewrite')} unless on (pod) ({happened(DENIED, 'pod', '5m')}))",
+        "",
+        "warning",
+        "Gateway {{ $labels.pod }}: the script {{ $labels.script }} failed, and the requests went on without it.",
+        "`answer`: answers pass to their clients, but the gateway does not know their times and tokens (they are "
+        "estimated), and an event of usage that a client has not asked for may be in its stream. `mirror`: there is no "
+        "copy of the request. `rewrite`: the list of models (GET /v1/models) where clients need keys is a 503. A bug, "
+        "or a request or an answer that was made to find one.",
+        "`kubectl logs POD -c envoy | grep -i lua` has the script's error and its line.",
+        "Report the error with the shape of the request and of the engine's answer.",
     ),
     Alert(
         "TuneyardGatewayWatchStale",
@@ -344,5 +343,5 @@ OPERATOR = (
     ),
 )
 
-GROUPS = {"traffic": TRAFFIC, "rollouts": ROLLOUTS, "gateways": GATEWAYS, "operator": OPERATOR}
+GROUPS = {"traffic": TRAFFIC, "rollouts": ROLLOUTS, "gateways": GATEWAYS, "usage": USAGE, "operator": OPERATOR}
 ALERTS = tuple(alert for group in GROUPS.values() for alert in group)

@@ -7,6 +7,9 @@ ENVOY = frozenset(
         "envoy_http_downstream_rq_active",
         "envoy_http_downstream_rq_total",
         "envoy_http_downstream_rq_xx",
+        "envoy_http_lua_answer_errors",
+        "envoy_http_lua_mirror_errors",
+        "envoy_http_lua_rewrite_errors",
         "envoy_http_rbac_denied",
         "envoy_server_memory_physical_size",
     }

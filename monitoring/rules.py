@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from monitoring.alerts import ALERTS, GROUPS, OF, Alert
+from monitoring.alert import OF, Alert
+from monitoring.alerts import ALERTS, GROUPS
 
 Json = dict[str, Any]
 ERROR_BUDGET = 0.01

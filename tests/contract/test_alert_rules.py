@@ -30,6 +30,7 @@ CHAT = 'namespace="team",deployment="chat"'
 PASSES = 'tuneyard_reconcile_passes_total{kind="LoRAAdapter"'
 VERDICT = f'tuneyard_rollout_verdict_timestamp_seconds{{{CHAT},revision="v2",reason="AnalysisFailed"'
 ENVOY = 'envoy_http_rbac_denied{envoy_http_conn_manager_prefix="gateway",pod="g-0"}'
+UNREADABLE = 'tuneyard_gateway_usage_unreadable_total{pod="g-0"}'
 
 
 class Case(NamedTuple):
@@ -51,6 +52,20 @@ def ratio(errors: str, fine: str) -> dict[str, str]:
 
 def one(series: str, fires: str, quiet: str, at: str, **labels: str) -> Case:
     return Case({series: fires}, {series: quiet}, at, labels)
+
+
+def lua(script: str) -> str:
+    return f'envoy_http_lua_{script}_errors{{envoy_http_conn_manager_prefix="gateway",pod="g-0"}}'
+
+
+def answered(counted: str) -> dict[str, str]:
+    """A gateway that answers a request a minute and counts this many of them, by minute."""
+    labels = f'{CHAT},revision="v1",pod="g-0"'
+    return {
+        f'tuneyard_requests_total{{{labels},outcome="ok"}}': "0+1x90",
+        f'tuneyard_usage_requests_total{{{labels},tenant="",source="engine"}}': counted,
+        UNREADABLE: "0x90",
+    }
 
 
 TEAM = {"namespace": "team", "deployment": "chat"}
@@ -149,6 +164,7 @@ CASES = {
     ),
     "TuneyardPushRefused": one('tuneyard_gateway_refused_pushes{pod="g-0"}', "0x3 1x5", "0x9", "5m", pod="g-0"),
     "TuneyardScriptFailed": one(ENVOY, "_x20 1x5", "1x60", "22m", pod="g-0"),
+    "TuneyardScriptStumbled": one(lua("answer"), "_x20 1x5", "1x60", "22m", pod="g-0", script="answer"),
     "TuneyardGatewayWatchStale": one(
         'tuneyard_gateway_watch_age_seconds{pod="g-0",resource="pods"}',
         "0+60x9",
@@ -162,6 +178,25 @@ CASES = {
     ),
     "TuneyardSnapshotFailing": one(
         'tuneyard_gateway_snapshot_failures_total{pod="g-0"}', "0+1x60", "0x3 1x60", "40m", pod="g-0"
+    ),
+    "TuneyardUsageStandsStill": Case(answered("0+1x20 20x70"), answered("0+1x90"), "60m", {"pod": "g-0"}),
+    "TuneyardUsageNotWritten": Case(
+        {'tuneyard_gateway_usage_dropped_files_total{pod="g-0"}': "0x5 1x30"},
+        {
+            'tuneyard_gateway_usage_failing_seconds{pod="g-0"}': "0x5 60+60x3 0x30",
+            'tuneyard_gateway_usage_dropped_files_total{pod="g-0"}': "3x30",
+        },
+        "18m",
+        {"pod": "g-0"},
+    ),
+    # an Envoy that was killed leaves one
+    "TuneyardUsageUnreadable": one(UNREADABLE, "0x9 5x60", "0x9 1x60", "30m", pod="g-0"),
+    "TuneyardTenantProblems": Case(
+        {f'tuneyard_gateway_tenant_problems{{problem="NoPolicy",pod="g-{n}"}}': "0x3 1x20" for n in "01"},
+        # a Secret that comes before its ConfigMap
+        {'tuneyard_gateway_tenant_problems{problem="NoPolicy",pod="g-0"}': "0x3 1x3 0x20"},
+        "15m",
+        {"problem": "NoPolicy"},
     ),
     # a replica that waits for the lease is no leader
     "TuneyardNoLeader": one('tuneyard_leader{pod="o-0"}', "1x3 0x9", "1x20", "8m"),
@@ -215,6 +250,25 @@ def test_every_alert_is_tried() -> None:
 def test_an_alert_fires_when_it_should_and_only_then(promtool: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
     tests = [firing(name, case.fires, case.at, case.labels), firing(name, case.quiet, case.at, None)]
+    assert not complaints(promtool, tmp_path, tests)
+
+
+def test_more_that_stands_still_or_does_not(promtool: Path, tmp_path: Path) -> None:
+    """Where nothing is counted, where the first request has just been, where nobody asks; a script of either kind."""
+    still, stumbled = "TuneyardUsageStandsStill", "TuneyardScriptStumbled"
+    elsewhere = {series: values for series, values in answered("0x90").items() if series != UNREADABLE}
+    begun = {series: "_x50 1x40" if "requests" in series else values for series, values in answered("").items()}
+    idle = dict.fromkeys(answered(""), "7x90")
+    never = {series: values for series, values in answered("").items() if "usage_requests" not in series}
+    refused = {lua("rewrite"): "_x20 1x5", ENVOY: "_x20 1x5"}
+    tests = [
+        *(firing(still, series, "60m", None) for series in (elsewhere, begun, idle)),
+        firing(still, never, "60m", {"pod": "g-0"}),
+        firing(stumbled, refused, "22m", None),
+        firing(stumbled, {lua("rewrite"): "_x20 1x5"}, "22m", {"pod": "g-0", "script": "rewrite"}),
+        firing(stumbled, {lua("mirror"): "0x20 1x5"}, "22m", {"pod": "g-0", "script": "mirror"}),
+        firing(stumbled, {lua("mirror"): "0x20 1x5", ENVOY: "_x20 1x5"}, "22m", {"pod": "g-0", "script": "mirror"}),
+    ]
     assert not complaints(promtool, tmp_path, tests)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring import outside
+from tests.contract.envoy import Rig, eventually, model, revision
 from tests.contract.gateway_process import GatewayProcess, Team, becomes
+from tests.contract.test_gateway_keys import CALLERS, KEY, bearer, put_keys
 from tests.fakes.upstream import Upstream
+from tuneyard.systems.envoy.tenancy import tenants_list_resources
+from tuneyard.systems.envoy.translate import LIST
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.envoy]
 
@@ -53,6 +59,43 @@ async def test_answers_routes_and_envoy_are_on_one_page(team: Team, gateway: Gat
         team.delete("modeldeployments", "chat")
 
         async def series() -> set[tuple[str, str]]:
-            return set(told(await gateway.page()))
+            # tokens stay counted: somebody pays for them
+            return {name for name in told(await gateway.page()) if not name[0].startswith("usage_")}
 
         await becomes(series, set(), "what is gone has no series")
+
+
+async def failures(rig: Rig) -> set[tuple[str, float]]:
+    """Series of failures that alerts look at, as the gateways' page has them."""
+    families = text_string_to_metric_families(await rig.envoy.admin("/stats/prometheus?usedonly"))
+    samples = [s for f in families for s in f.samples if s.labels.get("envoy_http_conn_manager_prefix") == "gateway"]
+    watched = {name for name in outside.ENVOY if "lua" in name or "denied" in name}
+    # counters lose their suffix, and get it back where the page is read
+    return {(s.name.removesuffix("_total"), s.value) for s in samples if s.name.removesuffix("_total") in watched}
+
+
+async def test_a_script_that_fails_and_refuses_nobody_is_seen(tmp_path: Path) -> None:
+    broken = "function envoy_on_response(handle) error('broken') end"
+    async with Upstream("pod-a") as pod, Rig(tmp_path, scripts={"answer": broken}) as rig:
+        await rig.serve(model("chat", revision("v1", 100, [pod.address])))
+        assert await failures(rig) == set()
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        assert await failures(rig) == {("envoy_http_lua_answer_errors", 1)}
+
+
+async def test_a_list_of_models_that_fails_is_seen(tmp_path: Path) -> None:
+    """It takes the place of `rewrite` on its route, by whose name it is counted."""
+    async with Rig(tmp_path, keys=True) as rig:
+        put_keys(rig, CALLERS)
+        routes = model("chat", revision("v1", 100))
+        await rig.serve(routes)
+        listing = tenants_list_resources([routes])
+        route = listing.routes[LIST]["virtual_hosts"][0]["routes"][0]
+        source = route["typed_per_filter_config"]["rewrite"]["source_code"]
+        source["inline_string"] = "function envoy_on_request(handle) error('broken') end"
+        rig.ads.put(LIST, listing)
+        rig.ads.publish()
+        await eventually(lambda: rig.ads.complete, "Envoy has the broken script")
+        status, _ = await rig.get("/v1/models", headers=bearer(KEY))
+        assert status == 503, "Envoy says so of its own errors"
+        assert ("envoy_http_lua_rewrite_errors", 1) in await failures(rig)

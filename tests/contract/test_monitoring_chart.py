@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from cluster.gobuild import module_files
+from monitoring import outside
 from monitoring.dashboards import DASHBOARDS
 from monitoring.grafana import rendered as dashboard_json
 from monitoring.rules import rules
@@ -62,6 +64,15 @@ def test_monitors_find_the_pods_and_leave_their_labels_alone() -> None:
         assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
         honoured = monitor["spec"]["podMetricsEndpoints"][0].get("honorLabels", False)
         assert honoured == (name != "tuneyard-pools"), "the pages of our own processes name other people's namespaces"
+
+
+def test_no_series_that_alerts_and_dashboards_ask_for_is_dropped() -> None:
+    by_operator = named(rendered(**ALL), "PodMonitor", "tuneyard-gateway")["spec"]["podMetricsEndpoints"][0]
+    plain = yaml.safe_load((EXAMPLE.parent / "prometheus.yaml").read_text())["scrape_configs"][0]
+    for rules_ in (by_operator["metricRelabelings"], plain["metric_relabel_configs"]):
+        dropped = [rule["regex"] for rule in rules_ if rule["action"] == "drop"]
+        assert dropped and len(dropped) == len(rules_)
+        assert not [name for name in outside.ENVOY for regex in dropped if re.fullmatch(regex, name)]
 
 
 def test_a_monitor_of_pools_looks_where_the_operator_looks() -> None:
