@@ -17,7 +17,7 @@ from tests.builders import SETTINGS, base_model, deployment
 from tests.builders import revision as revision_of
 from tests.contract.apiserver import ApiServer
 from tests.contract.certificates import Mounted
-from tests.contract.envoy import Front, Rig, model, revision, validation_errors
+from tests.contract.envoy import Front, Rig, engine_key, model, revision, validation_errors
 from tests.contract.gateway_process import Fronted, GatewayProcess, Team, becomes, engine_name_of, eventually
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
@@ -29,6 +29,7 @@ from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.podcertificates import PERIOD, authority, pool_certificate
 from tuneyard.planning.pools import pools_of
 from tuneyard.planning.routes import ModelRoutes
+from tuneyard.systems.envoy.translate import model_resources
 
 pytestmark = pytest.mark.envoy
 
@@ -182,6 +183,22 @@ async def test_a_pod_without_tls_is_not_tried_with_it_and_one_with_it_not_withou
         assert not engine.received
         await rig.serve(support([front.address], tls=False))
         await becomes(lambda: _answers(rig), 200, "plain again")
+
+
+async def test_a_pool_that_is_scaled_to_nothing_and_back_keeps_its_cluster(
+    engine: Upstream, rig: Rig, tmp_path: Path
+) -> None:
+    secret = Mounted(tmp_path / "secret", certificate())
+    async with Front(tmp_path, engine.port, certificate=secret.path) as front:
+        for addresses in ((), (front.address,), (), (front.address,)):
+            routes = support(addresses, tls=True)
+            resources = model_resources(routes, engine_key, authority=authority(MASTER), tls_expected=True)
+            rig.ads.put("support", resources)
+            rig.ads.publish()
+            await rig.envoy.ready()
+            await becomes(lambda: _answers(rig), 200 if addresses else 503, f"pods are {addresses}")
+        assert await rig.envoy.stat("cluster_manager.cluster_modified") == 0
+        assert await handshakes(front) > 0
 
 
 @pytest.mark.apiserver

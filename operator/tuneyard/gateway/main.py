@@ -88,6 +88,7 @@ class Gateway:
             partial(names.gate_token, master),
             listing=tenants_list_resources if given.keys else list_resources,
             authority=authority(master),
+            tls_expected=settings.pod_tls,
         )
         self.tenancy: Tenancy | None = None
         if given.keys:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from tuneyard.api.documents import AppliedDeployment, AppliedReport
 from tuneyard.gateway.metrics import Metrics
@@ -49,17 +50,19 @@ class Publisher:
         *,
         listing: Listing = list_resources,
         authority: str = "",
+        tls_expected: bool = False,
     ) -> None:
         """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates.
 
-        `listing` makes the answer to GET /v1/models; `authority`: who signs the certificates of pods, in PEM.
+        `listing` makes the answer to GET /v1/models; `authority`: who signs the certificates of pods, in PEM;
+        `tls_expected`: pods are to take TLS.
         """
         self._name = name
         self._world = world
-        self._key = key
-        self._gate_token = gate_token
         self._listing = listing
-        self._authority = authority
+        self._resources = partial(
+            model_resources, key=key, gate_token=gate_token, authority=authority, tls_expected=tls_expected
+        )
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
         self.on_change: Callable[[str], None] = lambda _: None
@@ -119,7 +122,7 @@ class Publisher:
             self.ads.drop(model)
         else:
             self._routes[model] = routes
-            self.ads.put(model, model_resources(routes, self._key, self._gate_token, self._authority))
+            self.ads.put(model, self._resources(routes))
         self._unconfirmed.add(model)
         self.on_change(model)
 

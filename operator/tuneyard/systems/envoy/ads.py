@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import grpc
@@ -59,7 +59,9 @@ _NAMED_INSIDE_ANY = (
 )
 """Imported so that their types can be packed by name."""
 
-_OWN_TO_EACH_CLUSTER = ("name", "metadata")
+_OWN_TO_EACH_CLUSTER = ("name", "metadata", "transport_socket_matches")
+_COMMON = 64
+"""Kinds of clusters: by how their pods are chosen."""
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -74,7 +76,7 @@ _OPTIONS = [
 _log = logging.getLogger(__name__)
 
 
-@cache
+@lru_cache(_COMMON)
 def _parsed(type_url: str, text: str) -> Message:
     return json_format.Parse(text, _MESSAGES[type_url]())
 
@@ -84,7 +86,7 @@ def _message(type_url: str, document: Json) -> Message:
     message = _MESSAGES[type_url]()
     if type_url != CLUSTER:
         return json_format.ParseDict(document, message)
-    own = {field: document[field] for field in _OWN_TO_EACH_CLUSTER}
+    own = {field: document[field] for field in _OWN_TO_EACH_CLUSTER if field in document}
     common = {field: value for field, value in document.items() if field not in own}
     message.CopyFrom(_parsed(type_url, json.dumps(common)))
     return json_format.ParseDict(own, message)

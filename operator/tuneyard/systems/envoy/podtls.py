@@ -6,7 +6,9 @@ Rules:
 - a gateway speaks TLS to the endpoints whose pods say that they can, and then nothing else: the certificate must be of
   the installation's authority and name this very pool before a byte (the engine's key, a prompt) is sent;
 - what a pod says of itself is its tenant's word: one that says it cannot gets its own pool's requests in plain text;
-- a cluster without such an endpoint has nothing of this: a thousand of them are a thousand contexts.
+- where pods are to take TLS (`podTls.enabled`) every cluster is ready for it, whichever pods there are just now: one
+  that changed with the first pod would be built anew by Envoy, just when requests wait for it. Elsewhere only those
+  clusters are whose pods say that they take it still: a thousand of them are a thousand contexts.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ _MATCH = "envoy.transport_socket_match"
 _SPEAKS: Json = {"tls": True}
 
 
-def to_pods(namespace: str, pool: str, endpoints: Iterable[Endpoint], authority: str) -> Json:
-    """What a cluster of these endpoints says of TLS; `authority` in PEM, empty: TLS is spoken to nobody."""
-    if not authority or not any(e.tls for e in endpoints):
+def to_pods(namespace: str, pool: str, endpoints: Iterable[Endpoint], authority: str, expected: bool) -> Json:
+    """What a cluster of these endpoints says of TLS; `authority` in PEM, empty: TLS is spoken to nobody.
+
+    `expected`: pods are to take TLS.
+    """
+    if not authority or not (expected or any(e.tls for e in endpoints)):
         return {}
     name = names.pod_server_name(namespace, pool)
     trusted = {

@@ -88,7 +88,7 @@ def served_by(cluster: str) -> Served | None:
     return Served(f"{parts[0]}/{parts[1]}", parts[2], contents_in(parts[3])) if len(parts) == 4 else None
 
 
-def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, authority: str) -> Json:
+def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options": {"idle_timeout": "60s"},
@@ -109,7 +109,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, authority: 
         "circuit_breakers": {"thresholds": [thresholds]},
         "outlier_detection": _ejections(),
         **_LOST_NODES,
-        **to_pods(model.namespace, revision.pool, revision.endpoints, authority),
+        **tls,
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "metadata": {"filter_metadata": {METADATA: _told_of(model, revision)}},
     }
@@ -366,9 +366,18 @@ def _scope(name: str) -> Json:
 
 
 def model_resources(
-    model: ModelRoutes, key: EngineKey, gate_token: GateToken | None = None, authority: str = ""
+    model: ModelRoutes,
+    key: EngineKey,
+    gate_token: GateToken | None = None,
+    *,
+    authority: str = "",
+    tls_expected: bool = False,
 ) -> ModelResources:
-    """The resources of one model; `authority` in PEM: who has signed the certificates of its pods."""
+    """The resources of one model; `authority` in PEM: who has signed the certificates of its pods, if they take TLS."""
+
+    def tls(revision: RevisionRoute) -> Json:
+        return to_pods(model.namespace, revision.pool, revision.endpoints, authority, tls_expected)
+
     gates = _by_gate(model, key, gate_token(model.namespace, model.deployment)) if model.gated and gate_token else []
     routes = [
         _answer("model", "/v1/models/-", 200, json.dumps(_described(model))),
@@ -380,7 +389,7 @@ def model_resources(
     return ModelResources(
         scopes={model.model: _scope(model.model)},
         routes={model.model: _route_configuration(model.model, routes)},
-        clusters={name: _cluster(name, model, r, authority) for name, r in clusters.items()},
+        clusters={name: _cluster(name, model, r, tls(r)) for name, r in clusters.items()},
         assignments={name: _assignment(name, r.endpoints) for name, r in clusters.items()},
         needs=frozenset(clusters),
     )
