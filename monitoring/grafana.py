@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Json = dict[str, Any]
+TOKENS = "si:tok/s"
+"""Grafana's unit of tokens per second."""
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WIDTH = 24
 _HEIGHTS = {"stat": 4, "table": 8, "timeseries": 8, "state-timeline": 7}
@@ -39,6 +41,8 @@ class Panel:
     stacked: bool = False
     top: float | None = None
     """Where the axis ends, for what has a largest value."""
+    labels_only: bool = False
+    """Of a table whose values say nothing: they are 1 for what is there."""
     bad_above: float | None = None
     """From where on a stat is red."""
 
@@ -177,8 +181,14 @@ def _panel(one: Panel, number: int, place: Json) -> Json:
         "targets": targets,
         "fieldConfig": {"defaults": _defaults(one), "overrides": []},
         "options": _options(one),
-        **({"transformations": [{"id": "organize", "options": {"excludeByName": {"Time": True}}}]} if table else {}),
+        **({"transformations": [{"id": "organize", "options": {"excludeByName": _left_out(one)}}]} if table else {}),
     }
+
+
+def _left_out(table: Panel) -> Json:
+    """Columns that are not shown."""
+    more = ("Value", "__name__", "alertstate") if table.labels_only else ()
+    return dict.fromkeys(("Time", *more), True)
 
 
 def _defaults(one: Panel) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitoring.dashboards.queries import OF, ONE, RATE, errors, newest, quantiles
-from monitoring.grafana import Dashboard, Query, Row, Variable, panel
+from monitoring.grafana import TOKENS, Dashboard, Query, Row, Variable, panel
 
 DEPLOYMENT = Dashboard(
     "deployment",
@@ -36,7 +36,6 @@ DEPLOYMENT = Dashboard(
                 panel(
                     "Pods that serve",
                     Query(f"min by (revision) (tuneyard_gateway_revision_endpoints{{{ONE}}})", "{{revision}}"),
-                    Query(f"max(tuneyard_gateway_unserved_percent{{{ONE}}})", "unserved percent"),
                     description="As the gateway sees it that knows the fewest.",
                 ),
                 panel(
@@ -60,7 +59,15 @@ DEPLOYMENT = Dashboard(
                         f"sum by (revision, kind) (rate(tuneyard_usage_tokens_total{{{ONE}}}[{RATE}]))",
                         "{{revision}} {{kind}}",
                     ),
+                    unit=TOKENS,
                     description="Of the prompts (cached: the part that was known already) and of the answers.",
+                ),
+                panel(
+                    "Requests that nobody may serve",
+                    Query(f"max(tuneyard_gateway_unserved_percent{{{ONE}}})", "unserved"),
+                    unit="percent",
+                    top=100,
+                    description="They get 503: their revision has no pod that is ready.",
                 ),
             ),
         ),
@@ -135,11 +142,13 @@ DEPLOYMENT = Dashboard(
                     "Roles",
                     newest(f"tuneyard_revision_role{{{ONE}}}", "revision, role"),
                     shape="table",
+                    labels_only=True,
                 ),
                 panel(
                     "Gates",
                     newest(f"tuneyard_rollout_gate{{{ONE}}}", "gate, state"),
                     shape="table",
+                    labels_only=True,
                 ),
                 panel(
                     "Verdicts",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitoring.dashboards.queries import RATE, newest, quantile
-from monitoring.grafana import Dashboard, Query, Row, panel
+from monitoring.grafana import TOKENS, Dashboard, Query, Row, panel
 
 _CLIENTS = 'envoy_http_conn_manager_prefix="gateway"'
 
@@ -52,6 +52,22 @@ GATEWAYS = Dashboard(
                     unit="reqps",
                     description="They were refused. Anything above 0 is a bug.",
                 ),
+                panel(
+                    "Failures of scripts",
+                    *(
+                        Query(f"sum(rate(envoy_http_lua_{s}_errors{{{_CLIENTS}}}[{RATE}]))", s)
+                        for s in ("rewrite", "answer", "mirror")
+                    ),
+                    unit="ops",
+                    description="Where nobody is refused: answers that are not timed and counted, copies that are not "
+                    "made, a tenant's list of models. Anything above 0 is a bug.",
+                ),
+                panel(
+                    "Certificate of clients expires in",
+                    Query("min by (pod) (tuneyard_gateway_certificate_expires_seconds)", "{{pod}}"),
+                    unit="s",
+                    description="Only where gateways take TLS.",
+                ),
             ),
         ),
         Row(
@@ -65,8 +81,13 @@ GATEWAYS = Dashboard(
                 ),
                 panel(
                     "Routes that were sent to Envoy",
-                    Query(f"sum by (pod) (rate(tuneyard_gateway_pushes_total[{RATE}]))", "{{pod}} sent"),
-                    Query("max by (pod) (tuneyard_gateway_refused_pushes)", "{{pod}} refused"),
+                    Query(f"sum by (pod) (rate(tuneyard_gateway_pushes_total[{RATE}]))", "{{pod}}"),
+                    unit="ops",
+                ),
+                panel(
+                    "Routes that Envoy refused",
+                    Query("max by (pod) (tuneyard_gateway_refused_pushes)", "{{pod}}"),
+                    description="Since it connected. Anything above 0 is a bug.",
                 ),
                 panel(
                     "Age of watches",
@@ -96,6 +117,51 @@ GATEWAYS = Dashboard(
                     "Snapshots",
                     Query(f"sum by (pod) (rate(tuneyard_gateway_snapshots_total[{RATE}]))", "{{pod}} written"),
                     Query(f"sum by (pod) (rate(tuneyard_gateway_snapshot_failures_total[{RATE}]))", "{{pod}} failed"),
+                    unit="ops",
+                ),
+            ),
+        ),
+        Row(
+            "Tokens and tenants",
+            (
+                panel(
+                    "Tokens per second by tenant",
+                    Query(
+                        f'sum by (tenant, kind) (rate(tuneyard_usage_tokens_total{{kind!="cached"}}[{RATE}]))',
+                        "{{tenant}} {{kind}}",
+                    ),
+                    unit=TOKENS,
+                    stacked=True,
+                    description="Without a name: clients that need no keys.",
+                ),
+                panel(
+                    "Requests whose tokens are estimated",
+                    Query(
+                        # one without estimates has no series of them: then it is 0
+                        f'(sum by (pod) (rate(tuneyard_usage_requests_total{{source="estimate"}}[{RATE}]))'
+                        f" or 0 * sum by (pod) (rate(tuneyard_usage_requests_total[{RATE}])))"
+                        f" / sum by (pod) (rate(tuneyard_usage_requests_total[{RATE}]))",
+                        "{{pod}}",
+                    ),
+                    unit="percentunit",
+                    top=1,
+                    description="Clients that left before the engine had told its numbers.",
+                ),
+                panel(
+                    "Records of usage that cannot be written",
+                    Query("max by (pod) (tuneyard_gateway_usage_failing_seconds)", "{{pod}}"),
+                    unit="s",
+                    description="Since when; only where usage is exported.",
+                ),
+                panel(
+                    "Lines of usage that could not be read",
+                    Query("sum by (pod) (increase(tuneyard_gateway_usage_unreadable_total[1h]))", "{{pod}}"),
+                    description="In an hour: requests that nobody has counted.",
+                ),
+                panel(
+                    "Problems of tenants",
+                    Query("max by (problem) (tuneyard_gateway_tenant_problems)", "{{problem}}"),
+                    description="docs/howto/tenants-and-keys.md says what they mean.",
                 ),
             ),
         ),

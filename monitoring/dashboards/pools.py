@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from monitoring.dashboards.queries import ALL, RATE, newest, quantiles
-from monitoring.grafana import Dashboard, Query, Row, Variable, panel
+from monitoring.grafana import TOKENS, Dashboard, Query, Row, Variable, panel
 
 _POOL = 'namespace=~"$namespace",pool=~"$pool"'
 _PODS = "namespace, pool, pod"
@@ -44,6 +44,7 @@ POOLS = Dashboard(
                     Query(
                         f"sum by (namespace, pool) (rate(vllm:prompt_tokens_total{{{_POOL}}}[{RATE}]))", _IN + " read"
                     ),
+                    unit=TOKENS,
                 ),
                 panel(
                     "Prefix cache hits",

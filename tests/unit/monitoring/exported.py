@@ -82,7 +82,7 @@ def tokens() -> str:
 
     async def counted(folder: Path) -> str:
         usage, _, _ = counting_tokens(folder)
-        usage.files.current.write_bytes(usage_line(namespace="team", deployment="chat") + b"\n")
+        usage.files.current.write_bytes(usage_line(cluster="team/chat/v1/c1") + b"\n")
         await usage.count()
         return usage.page()
 

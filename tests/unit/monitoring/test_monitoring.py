@@ -12,7 +12,7 @@ import pytest
 from monitoring import outside
 from monitoring.alerts import ALERTS
 from monitoring.dashboards import DASHBOARDS
-from monitoring.grafana import Dashboard, rendered
+from monitoring.grafana import TOKENS, Dashboard, Panel, rendered
 from monitoring.rules import rules
 from tests.unit.monitoring import exported
 
@@ -119,6 +119,24 @@ def test_variables_that_queries_use_are_there(dashboard: Dashboard) -> None:
     assert used == {variable.name for variable in dashboard.variables}
     titles = [panel.title for row in dashboard.rows for panel in row.panels]
     assert all(titles)
+
+
+PANELS = [pytest.param(p, id=f"{d.name} {p.title}") for d in DASHBOARDS for row in d.rows for p in row.panels]
+UNITS = {"short", "reqps", "ops", "s", "bytes", "percent", "percentunit", "dateTimeAsIso", TOKENS}
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_can_be_read(panel: Panel) -> None:
+    """One unit to an axis, a name to a line, an end to what has one."""
+    assert panel.unit in UNITS
+    if panel.shape in ("timeseries", "state-timeline"):
+        assert all(query.legend for query in panel.queries)
+    rates = {bool(re.search(r"\brate\(", query.expr)) for query in panel.queries}
+    assert len(rates) == 1, "rates and numbers share an axis"
+    if panel.unit == "percent" and panel.shape == "timeseries":
+        assert panel.top == 100
+    if rates == {True} and "/ sum" not in panel.queries[0].expr and "quantile" not in panel.queries[0].expr:
+        assert panel.unit != "short" or "* 3600" in panel.queries[0].expr, "so much a second of what?"
 
 
 def test_alerts_have_one_name_each_and_a_runbook_that_their_link_finds() -> None:
