@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -25,7 +26,7 @@ from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.delta import CLUSTER, ENDPOINTS, ROUTES, SCOPE
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
-from tuneyard.systems.envoy.tenancy import shard_resources, tenant_script, tenants_list_resources
+from tuneyard.systems.envoy.tenancy import tenant_script
 from tuneyard.systems.envoy.translate import ModelResources, list_resources, model_resources
 
 FOLDER = Path(__file__).parent / "xds"
@@ -135,34 +136,30 @@ def test_the_types_fit(name: str) -> None:
 @pytest.mark.envoy
 @pytest.mark.parametrize("name", INPUTS)
 def test_envoy_accepts_it(name: str) -> None:
-    """Envoy drops what it does not know from xDS without a word, but refuses it in a static configuration."""
-    for resources in resources_of(routes_of(name)):
-        config = bootstrap("golden")
-        manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    """Envoy drops what it does not know from xDS without a word, but refuses it in a static configuration.
+
+    Each model, and the list of them, has a listener of its own: one Envoy looks at all.
+    """
+    config = bootstrap("golden")
+    static = config["static_resources"]
+    template = static["listeners"][0]
+    static["listeners"] = []
+    for number, resources in enumerate(resources_of(routes_of(name))):
+        listener = copy.deepcopy(template) | {"name": str(number)}
+        listener["address"]["socket_address"]["port_value"] += number
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
         del manager["scoped_routes"]
         (manager["route_config"],) = resources.routes.values()
-        config["static_resources"]["clusters"] += resources.clusters.values()
+        static["listeners"].append(listener)
+        static["clusters"] += resources.clusters.values()
         for cluster_name, assignment in resources.assignments.items():
             # endpoints stand in a cluster of type STATIC
-            cluster = next(c for c in config["static_resources"]["clusters"] if c["name"] == cluster_name)
+            cluster = resources.clusters[cluster_name]
             as_static = {k: v for k, v in cluster.items() if k not in ("eds_cluster_config", "name", "type")}
-            config["static_resources"]["clusters"].append(
+            static["clusters"].append(
                 {**as_static, "name": f"{cluster_name}/static", "type": "STATIC", "load_assignment": assignment}
             )
-        assert validation_errors(config) == ""
-
-
-@pytest.mark.envoy
-def test_envoy_accepts_tables_of_keys_and_the_list_that_each_tenant_sees_its_part_of() -> None:
-    tables = shard_resources("~7", {"sk-0123456789abcdef": "acme ,chat, team-*"})
-    for resources in (tables, tenants_list_resources(routes_of(INPUTS[0]).values())):
-        ((name, document),) = resources.routes.items()
-        assert packed(ROUTES, document).version and packed(SCOPE, resources.scopes[name]).version
-        config = bootstrap("golden", tenants=tenant_script())
-        manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-        del manager["scoped_routes"]
-        manager["route_config"] = document
-        assert validation_errors(config) == ""
+    assert validation_errors(config) == ""
 
 
 @pytest.mark.envoy
