@@ -8,26 +8,22 @@ and front. One worker each; client, upstream, both Envoys and the process that c
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 from benchmarks import load
 from benchmarks.counting import counting
-from benchmarks.processes import cpu_seconds
 from benchmarks.report import write
+from benchmarks.ways import Round, Way, added, measured, medians
 from tests.contract.envoy import Envoy, Front, Rig
 from tests.contract.ports import free_port
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
 from tuneyard.systems.envoy.usage import usage_log
 
 ROUNDS = 5
-SECONDS = 2.0
 DIRECT, BARE, TWO_BARE = "direct", "bare Envoy", "two bare Envoys"
 FRONT, WHOLE = "front", "gateway + front"
 
@@ -54,62 +50,6 @@ def _passing_on(port: int, upstream: int, admin: Path) -> Json:
     }
 
 
-@dataclass(frozen=True)
-class Way:
-    """One way to the upstream: a port, and the Envoys that the request passes."""
-
-    port: int
-    envoys: tuple[int, ...] = ()
-    """Process ids."""
-    counting: tuple[int, ...] = ()
-    """That of the process that hears what became of the requests."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of one way: medians in ms at one and at 32 connections, and at 32 the rate and CPU per request."""
-
-    one: float
-    many: float
-    per_second: float
-    cpu_us: float
-    """Of all its Envoys together."""
-    counting_us: float
-    """Of the process that hears of them."""
-
-
-def _sha256_speed() -> float:
-    """GB/s: how fast this machine is at this moment."""
-    data = bytes(32 << 20)
-    begin = time.perf_counter()
-    hashlib.sha256(data).digest()
-    return len(data) / 1e9 / (time.perf_counter() - begin)
-
-
-async def _round(way: Way, request: bytes) -> Round:
-    one = await asyncio.to_thread(load.measure, way.port, request, connections=1, seconds=SECONDS / 2)
-    pids = (way.envoys, way.counting)
-    before = [sum(map(cpu_seconds, p)) for p in pids]
-    many = await asyncio.to_thread(load.measure, way.port, request, connections=32, seconds=SECONDS)
-    used = [1e6 * (sum(map(cpu_seconds, p)) - b) / len(many.latencies) for p, b in zip(pids, before, strict=True)]
-    if one.errors or many.errors:
-        raise SystemExit(f"port {way.port}: {one.errors + many.errors} answers were not 200")
-    return Round(one.quantile(0.5), many.quantile(0.5), many.per_second, *used)
-
-
-async def _measure(ways: dict[str, Way], request: bytes) -> tuple[dict[str, list[Round]], float]:
-    """Rounds per way, and the median speed of the machine meanwhile (SHA-256, GB/s)."""
-    results: dict[str, list[Round]] = {name: [] for name in ways}
-    speeds = []
-    for number in range(ROUNDS + 1):
-        speeds.append(_sha256_speed())
-        for name, way in ways.items():
-            measured = await _round(way, request)
-            if number:  # the first round warms up
-                results[name].append(measured)
-    return results, statistics.median(speeds)
-
-
 async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
     port, bare_port, before_port = free_port(), free_port(), free_port()
     bare = Envoy(_passing_on(bare_port, port, folder / "bare-admin.sock"), folder, "bare")
@@ -131,27 +71,23 @@ async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
                 FRONT: Way(front.port, (front.envoy.pid,)),
                 WHOLE: Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,)),
             }
-            return await _measure(ways, load.request_of(load.body_of("support", 1024)))
-
-
-def _medians(rounds: list[Round]) -> Round:
-    return Round(*(statistics.median(getattr(r, f.name) for r in rounds) for f in fields(Round)))
+            return await measured(ways, load.request_of(load.body_of("support", 1024)), rounds=ROUNDS)
 
 
 def main() -> int:
     """Measure, write and print."""
     with tempfile.TemporaryDirectory(prefix="gateway-overhead-") as folder:
         results, speed = asyncio.run(_run(Path(folder)))
-    middle = {name: _medians(rounds) for name, rounds in results.items()}
+    middle = {name: medians(rounds) for name, rounds in results.items()}
     for name, m in middle.items():
         print(
             f"{name:16} p50 at 1: {m.one:.3f} ms   at 32: {m.per_second:8.0f} requests/s, p50 {m.many:.2f} ms, "
             f"Envoy CPU {m.cpu_us:.0f} us, counting {m.counting_us:.0f} us"
         )
-    added = [whole.one - direct.one for whole, direct in zip(results[WHOLE], results[DIRECT], strict=True)]
+    more = added(results[WHOLE], results[DIRECT])
     rates = [r.per_second for r in results[WHOLE]]
     figures = {
-        "added_ms_p50_1kb": statistics.median(added),
+        "added_ms_p50_1kb": statistics.median(more),
         "requests_per_second_1kb": statistics.median(rates),
         "cpu_us_per_request": middle[WHOLE].cpu_us,
         "counting_cpu_us_per_request": middle[WHOLE].counting_us,
@@ -176,7 +112,7 @@ def main() -> int:
         units,
         targets={"added_ms_p50_1kb": "<= 0.25", "requests_per_second_1kb": ">= 8000"},
         spread={
-            "added_ms_p50_1kb": f"{min(added):.3f} to {max(added):.3f}",
+            "added_ms_p50_1kb": f"{min(more):.3f} to {max(more):.3f}",
             "requests_per_second_1kb": f"{min(rates):.0f} to {max(rates):.0f}",
         },
         note="1 KB body; one worker per Envoy; client, upstream and Envoys share the cores; medians of "

@@ -1,0 +1,225 @@
+"""The whole way through Tuneyard, vllm-router and LiteLLM in front of one upstream, in one run.
+
+Each proxy has one worker: one thread of Envoy's (and one of the pod's front behind it), one of vllm-router's runtime,
+one process of LiteLLM's. So requests/s are per worker, and ratios are of those. Ours does what an installation does:
+reads and rewrites the body, splits 90/10, writes tokens and the log, and is counted by a process beside it; vllm-router
+passes on to its one worker, LiteLLM translates for one model without keys or a database.
+
+Peers run in an environment of their own (requirements/peers.txt, built once into the cache), know nothing of this
+process's environment, and talk to nobody but the upstream.
+
+python -m benchmarks.gateway_vs_peers [--seconds S] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks import load
+from benchmarks.counting import counting
+from benchmarks.report import REPORTED, write
+from benchmarks.ways import SECONDS, Round, Way, added, measured, medians
+from cluster import pythons
+from tests.contract.dying import die_with_parent
+from tests.contract.envoy import Front, Rig
+from tests.contract.ports import free_port
+from tuneyard.systems.envoy.usage import usage_log
+
+ROUNDS = 5
+SIZES = {"1kb": 1024, "100kb": 100 * 1024}
+MODEL = "support"
+DIRECT, WHOLE, ROUTER, LITELLM = "direct", "gateway + front", "vllm-router", "LiteLLM"
+PEERS = {ROUTER: "vllm_router", LITELLM: "litellm"}
+_PATIENCE = 90.0
+"""LiteLLM imports for half a minute on a slow disk."""
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    # one thread of the runtime that vllm-router is built on
+    "TOKIO_WORKER_THREADS": "1",
+    # otherwise it asks for a list of prices at its start
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_TELEMETRY": "False",
+    "LITELLM_LOG": "ERROR",
+    "NO_PROXY": "*",
+}
+
+Results = dict[str, list[Round]]
+
+
+def router(programs: Path, port: int, upstream: int) -> list[str]:
+    """The command of vllm-router."""
+    return [
+        *(str(programs / "vllm-router"), "--host", "127.0.0.1", "--port", str(port)),
+        *("--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin"),
+        *("--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port()), "--log-level", "error"),
+    ]
+
+
+def litellm(programs: Path, port: int, upstream: int, folder: Path) -> list[str]:
+    """The command of LiteLLM's proxy; writes its configuration into the folder."""
+    given = {"model": "openai/engine", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
+    config = folder / "litellm.yaml"
+    # JSON is YAML
+    config.write_text(
+        json.dumps(
+            {
+                "model_list": [{"model_name": MODEL, "litellm_params": given}],
+                "litellm_settings": {"telemetry": False},
+            }
+        )
+    )
+    address = ("--host", "127.0.0.1", "--port", str(port))
+    return [str(programs / "litellm"), "--config", str(config), *address, "--num_workers", "1"]
+
+
+@contextmanager
+def running(name: str, command: Sequence[str], port: int, folder: Path) -> Iterator[int]:
+    """A proxy that answers; gives its process's id, and ends it."""
+    log = folder / f"{PEERS[name]}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env={**_ENVIRONMENT, "HOME": str(folder)},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
+        )
+    try:
+        _wait(name, process, port, log)
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until a request of the benchmark's gets a 200; a port that is open does not say that workers are known."""
+    request = load.request_of(load.body_of(MODEL, 1024))
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            answered = load.measure(port, request, connections=1, seconds=0.0)
+            if answered.latencies and not answered.errors:
+                return
+        except (OSError, TimeoutError):
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{name} does not answer:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.2)
+
+
+async def _run(folder: Path, rounds: int, seconds: float) -> tuple[dict[str, Results], float]:
+    """Results by size and way, and the speed of the machine."""
+    programs = pythons.venv("peers").parent
+    upstream, socket, tokens = free_port(), folder / "ads.sock", usage_log(str(folder / "usage.log"))
+    with load.upstream(upstream), ExitStack() as stack:
+        ways = {DIRECT: Way(upstream)}
+        async with Front(folder, upstream) as front, Rig(folder, ads=socket, usage=tokens) as rig:
+            heard = stack.enter_context(counting(socket, [front.address]))
+            await rig.envoy.ready()
+            ways[WHOLE] = Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,))
+            ports = {name: free_port() for name in PEERS}
+            commands = {
+                ROUTER: router(programs, ports[ROUTER], upstream),
+                LITELLM: litellm(programs, ports[LITELLM], upstream, folder),
+            }
+            for name, command in commands.items():
+                process = await asyncio.to_thread(stack.enter_context, running(name, command, ports[name], folder))
+                ways[name] = Way(ports[name], (process,))
+            results, speeds = {}, []
+            for size, length in SIZES.items():
+                request = load.request_of(load.body_of(MODEL, length))
+                results[size], speed = await measured(ways, request, rounds=rounds, seconds=seconds)
+                speeds.append(speed)
+            return results, statistics.median(speeds)
+
+
+def figures_of(results: Mapping[str, Results]) -> dict[str, float]:
+    """The figures, from rounds by size and way."""
+    found: dict[str, float] = {}
+    for size, ways in results.items():
+        direct, whole = ways[DIRECT], medians(ways[WHOLE])
+        found |= {
+            f"added_ms_p50_{size}": statistics.median(added(ways[WHOLE], direct)),
+            f"requests_per_second_{size}": whole.per_second,
+            f"cpu_us_per_request_{size}": whole.cpu_us,
+            f"direct_ms_p50_{size}": medians(direct).one,
+            f"direct_requests_per_second_{size}": medians(direct).per_second,
+        }
+        for name, key in PEERS.items():
+            peer = medians(ways[name])
+            found |= {
+                f"{key}_added_ms_p50_{size}": statistics.median(added(ways[name], direct)),
+                f"{key}_requests_per_second_{size}": peer.per_second,
+                f"{key}_cpu_us_per_request_{size}": peer.cpu_us,
+            }
+    for key in PEERS.values():
+        found[f"ratio_{key}"] = found["requests_per_second_1kb"] / found[f"{key}_requests_per_second_1kb"]
+    return found
+
+
+def _spread(results: Mapping[str, Results]) -> dict[str, str]:
+    found = {}
+    for size, ways in results.items():
+        more, rates = added(ways[WHOLE], ways[DIRECT]), [r.per_second for r in ways[WHOLE]]
+        found[f"added_ms_p50_{size}"] = f"{min(more):.3f} to {max(more):.3f}"
+        found[f"requests_per_second_{size}"] = f"{min(rates):.0f} to {max(rates):.0f}"
+    return found
+
+
+def _unit(name: str) -> str:
+    if name.startswith("ratio"):
+        return "times"
+    return "us" if "cpu_us" in name else "requests/s" if "per_second" in name else "ms"
+
+
+TARGETS = {
+    "added_ms_p50_1kb": "<= 0.2",
+    "added_ms_p50_100kb": "<= 0.35",
+    "requests_per_second_1kb": ">= 10000",
+    "requests_per_second_100kb": ">= 4500",
+    "ratio_litellm": ">= 100",
+    "ratio_vllm_router": ">= 1",
+    "litellm_requests_per_second_1kb": REPORTED,
+    "vllm_router_requests_per_second_1kb": REPORTED,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway_vs_peers")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one way in one round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="gateway-vs-peers-") as folder:
+        results, speed = asyncio.run(_run(Path(folder), given.rounds, given.seconds))
+    figures = figures_of(results)
+    return write(
+        "gateway_vs_peers",
+        {**figures, "machine_sha256_gb_per_second": speed},
+        {**{name: _unit(name) for name in figures}, "machine_sha256_gb_per_second": "GB/s"},
+        targets=TARGETS,
+        spread=_spread(results),
+        note=f"One worker each; client, upstream and proxies share the cores; medians of {given.rounds} rounds in "
+        "turn; p50 at 1 connection, requests/s and CPU at 32. The gateway's part has two Envoys (its own and the pod's "
+        "front), tokens and log on, and a process that counts; peers have no front, keys, split or log.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
