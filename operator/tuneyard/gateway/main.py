@@ -319,6 +319,7 @@ class Gateway:
         """The last tokens; where no record has them, the page must be looked at once more."""
         if self.usage is not None:
             await self.usage.close()
+            _log.info("tokens are counted")
             if self._usage_export is None and self._leaving:
                 await self._looks.another()
 
