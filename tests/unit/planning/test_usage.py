@@ -12,7 +12,7 @@ from tuneyard.planning.usage import IDLE_SECONDS, LOOK_SECONDS, Tokens, UsageSum
 from tuneyard.planning.usagereport import UsageRow, usage_view
 
 RECORD: dict[str, Any] = {
-    "id": "run-0-0",
+    "id": "r1",
     "time": "2026-11-20T10:00:00.123Z",
     "requestId": "r1",
     "attempt": 1,
@@ -39,7 +39,8 @@ RECORD: dict[str, Any] = {
 
 
 def record(**change: Any) -> UsageRecord:
-    return UsageRecord.from_dict({**RECORD, **change})
+    """Another one where the request's id is another, unless `id` says something else."""
+    return UsageRecord.from_dict({**RECORD, "id": change.get("requestId", RECORD["id"]), **change})
 
 
 def added(sums: UsageSums, *records: UsageRecord, now: float = 0.0) -> UsageSums:
