@@ -1,7 +1,8 @@
 """The rule file for Prometheus, and the page of runbooks.
 
 Rules: the error budget is a series of its own, so that the chart can set it (`monitoring.rules.errorBudget`) and
-whoever loads the plain file can change one line; ratios are recorded once a minute for all windows that alerts look at.
+whoever loads the plain file can change one line; ratios are recorded once a minute for all windows that alerts look at,
+and tokens by deployment for whoever asks what they cost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import yaml
 
 from monitoring.alert import OF, Alert
 from monitoring.alerts import ALERTS, GROUPS
+from tuneyard.planning.cost import Weights
 
 Json = dict[str, Any]
 ERROR_BUDGET = 0.01
@@ -29,6 +31,25 @@ def _ratio(window: str) -> Json:
     failed = f'sum by ({OF}) (rate(tuneyard_requests_total{{outcome="error"}}[{window}]))'
     counted = f'sum by ({OF}) (rate(tuneyard_requests_total{{outcome=~"ok|error"}}[{window}]))'
     return {"record": f"tuneyard:errors:ratio_rate{window}", "expr": f"{failed} / {counted}"}
+
+
+def _tokens() -> list[Json]:
+    """Tokens a second over an hour by deployment, and the work that they are for engines, as `tuneyard cost` weighs it.
+
+    The cached ones are part of the prompt's, and have no series where there is none.
+    """
+    metric, weights = "tuneyard_usage_tokens_total", Weights()
+    by_kind = {
+        "prompt": weights.prompt,
+        "cached": round(weights.cached - weights.prompt, 6),
+        "completion": weights.completion,
+    }
+    work = " or ".join(f'rate({metric}{{kind="{kind}"}}[1h]) * {weight:g}' for kind, weight in by_kind.items())
+    renamed = f'label_replace({work}, "base_model", "$1", "base", "(.*)")'
+    return [
+        {"record": "tuneyard:tokens:rate1h", "expr": f"sum by ({OF}, kind) (rate({metric}[1h]))"},
+        {"record": "tuneyard:work:rate1h", "expr": f"sum by ({OF}, base_model) ({renamed})"},
+    ]
 
 
 def _rule(alert: Alert) -> Json:
@@ -49,8 +70,9 @@ def rules() -> Json:
     """The groups, as in a rule file and in a PrometheusRule's spec."""
     budget = {"record": "tuneyard:error_budget", "expr": f"vector({ERROR_BUDGET})"}
     recorded = {"name": "tuneyard.ratios", "interval": "1m", "rules": [budget, *map(_ratio, WINDOWS)]}
+    tokens = {"name": "tuneyard.tokens", "interval": "1m", "rules": _tokens()}
     alerts = [{"name": f"tuneyard.{name}", "rules": [_rule(a) for a in group]} for name, group in GROUPS.items()]
-    return {"groups": [recorded, *alerts]}
+    return {"groups": [recorded, tokens, *alerts]}
 
 
 def rules_file() -> str:

@@ -12,7 +12,8 @@ USAGE = (
         # only where this gateway counts at all
         f'(sum by (pod) (increase(tuneyard_requests_total{{outcome="ok"}}[{_WINDOW}])) > 0)'
         " and on (pod) tuneyard_gateway_usage_unreadable_total"
-        f" unless on (pod) ({happened('tuneyard_usage_requests_total', 'pod', _WINDOW)})",
+        f" unless on (pod) ({happened('tuneyard_usage_requests_total', 'pod', _WINDOW)})"
+        " or max by (pod) (tuneyard_gateway_usage_stopped_seconds) > 60",
         "5m",
         "warning",
         "Gateway {{ $labels.pod }} answers requests and counts no tokens.",
@@ -22,6 +23,19 @@ USAGE = (
         "memory-backed volume is full. `kubectl logs POD -c envoy`: whether it can write its log.",
         "A full volume: see what fills it (usage that waits for its bucket has an alert of its own, "
         "TuneyardUsageNotWritten), or delete the pod: it exports what it has, and another one serves.",
+    ),
+    Alert(
+        "TuneyardUsageUncounted",
+        "sum by (pod) (increase(tuneyard_gateway_usage_uncounted_files_total[15m])) > 0",
+        "",
+        "warning",
+        "Gateway {{ $labels.pod }} has lost files of usage before they were counted.",
+        "Each is some 4 MiB of lines, about 8,000 requests, that are in no sum and in no record. They had to go, for "
+        "nothing could be counted for long, and the volume may hold 64 MiB of them.",
+        "`kubectl logs POD -c gateway`: what it says before of usage that cannot be counted; TuneyardUsageStandsStill "
+        "fired earlier.",
+        "As TuneyardUsageStandsStill. What is lost is not found again at the gateway; engines' own counters "
+        "(`vllm:request_prompt_tokens_sum`) have it in sum.",
     ),
     Alert(
         "TuneyardUsageNotWritten",

@@ -180,6 +180,9 @@ CASES = {
         'tuneyard_gateway_snapshot_failures_total{pod="g-0"}', "0+1x60", "0x3 1x60", "40m", pod="g-0"
     ),
     "TuneyardUsageStandsStill": Case(answered("0+1x20 20x70"), answered("0+1x90"), "60m", {"pod": "g-0"}),
+    "TuneyardUsageUncounted": one(
+        'tuneyard_gateway_usage_uncounted_files_total{pod="g-0"}', "0x5 1x30", "3x40", "12m", pod="g-0"
+    ),
     "TuneyardUsageNotWritten": Case(
         {'tuneyard_gateway_usage_dropped_files_total{pod="g-0"}': "0x5 1x30"},
         {
@@ -264,6 +267,7 @@ def test_more_that_stands_still_or_does_not(promtool: Path, tmp_path: Path) -> N
     tests = [
         *(firing(still, series, "60m", None) for series in (elsewhere, begun, idle)),
         firing(still, never, "60m", {"pod": "g-0"}),
+        firing(still, {'tuneyard_gateway_usage_stopped_seconds{pod="g-0"}': "0x5 0+60x20"}, "20m", {"pod": "g-0"}),
         firing(stumbled, refused, "22m", None),
         firing(stumbled, {lua("rewrite"): "_x20 1x5"}, "22m", {"pod": "g-0", "script": "rewrite"}),
         firing(stumbled, {lua("mirror"): "0x20 1x5"}, "22m", {"pod": "g-0", "script": "mirror"}),
@@ -275,6 +279,50 @@ def test_more_that_stands_still_or_does_not(promtool: Path, tmp_path: Path) -> N
 def test_a_wrong_expectation_is_noticed(promtool: Path, tmp_path: Path) -> None:
     case = CASES["TuneyardDrifting"]
     assert "TuneyardDrifting" in complaints(promtool, tmp_path, [firing("TuneyardDrifting", case.fires, case.at, None)])
+
+
+def test_tokens_and_their_work_are_recorded_by_deployment(promtool: Path, tmp_path: Path) -> None:
+    """Of two gateways, two revisions and a base; those from the cache are a tenth of the work of others."""
+
+    def series(kind: str, **labels: str) -> str:
+        told = {"namespace": "team", "deployment": "chat", "base": "tiny", "instance": "a", "kind": kind, **labels}
+        return f"tuneyard_usage_tokens_total{{{','.join(f'{k}={json.dumps(v)}' for k, v in told.items())}}}"
+
+    given = {
+        series("prompt"): "0+600x120",  # ten a second
+        series("cached"): "0+300x120",
+        series("completion"): "0+60x120",
+        series("prompt", instance="b", revision="v2"): "0+600x120",
+        series("completion", instance="b", revision="v2"): "0+60x120",
+        series("prompt", deployment="plain", base="large"): "0+120x120",
+    }
+    chat, plain = 'namespace="team", deployment="chat"', 'namespace="team", deployment="plain"'
+    tokens, work = "tuneyard:tokens:rate1h", "tuneyard:work:rate1h"
+    wanted: dict[str, dict[str, float]] = {
+        tokens: {
+            f'{tokens}{{{chat}, kind="prompt"}}': 20,
+            f'{tokens}{{{chat}, kind="cached"}}': 5,
+            f'{tokens}{{{chat}, kind="completion"}}': 2,
+            f'{tokens}{{{plain}, kind="prompt"}}': 2,
+        },
+        work: {
+            f'{work}{{{chat}, base_model="tiny"}}': 15 + 5 * 0.1 + 2 * 4,
+            f'{work}{{{plain}, base_model="large"}}': 2,
+        },
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": values} for key, values in given.items()],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "2h",
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in found.items()],
+            }
+            for expr, found in wanted.items()
+        ],
+    }
+    assert not complaints(promtool, tmp_path, [test])
 
 
 def test_the_rule_file_and_the_example_of_a_configuration_are_valid(promtool: Path, tmp_path: Path) -> None:

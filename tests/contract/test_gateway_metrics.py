@@ -59,8 +59,8 @@ async def test_answers_routes_and_envoy_are_on_one_page(team: Team, gateway: Gat
         team.delete("modeldeployments", "chat")
 
         async def series() -> set[tuple[str, str]]:
-            # tokens stay counted: somebody pays for them
-            return {name for name in told(await gateway.page()) if not name[0].startswith("usage_")}
+            # whose tokens were counted has to pay for them also when he has deleted his deployment
+            return {key for key in told(await gateway.page()) if not key[0].startswith("usage_")}
 
         await becomes(series, set(), "what is gone has no series")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from prometheus_client import CollectorRegistry
 
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.fakes.upstream import Upstream
+from tuneyard.api.drill import Fault
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.api.usage import Outcome, UsageRecord
 from tuneyard.gateway import usage
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
@@ -279,6 +283,80 @@ async def test_requests_of_every_kind_are_counted(tmp_path: Path) -> None:
     assert left.prompt_tokens > 0
     assert (failed.outcome, failed.estimated, failed.completion_tokens) == (Outcome.FAILED, False, 4)
     assert embedded.endpoint == "embeddings"
+
+
+async def test_what_no_engine_got_is_no_usage(tmp_path: Path) -> None:
+    """A rehearsal's errors, what a system prompt refuses, and clients that leave while they are held."""
+    held = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        held.set()
+        await reader.read()
+        writer.close()
+
+    holding = await asyncio.start_unix_server(hold, tmp_path / "holding.sock")
+    async with Upstream("a") as pod, counted(tmp_path) as rig:
+        served = revision("v1", 100, [pod.address])
+        await rig.serve(
+            model("drill", replace(served, fault=Fault(revision="v1", errors=100))),
+            model("prompted", replace(served, prompt=SystemPrompt(text="Be kind.", apply="Always"))),
+            model("asleep", replace(served, endpoints=(), held=True)),
+            model("support", served),
+        )
+        assert (await rig.post({"model": "drill"}))[0] == 502
+        assert (await rig.post({"model": "prompted", "prompt": "hi"}, path="/v1/completions"))[0] == 400
+        leaving = asyncio.create_task(rig.post({"model": "asleep"}))
+        await held.wait()
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert len(await records(rig, 3)) == 0
+        assert (await rig.post({"model": "support"}))[0] == 200
+        (record,) = await records(rig, 4)
+        lines = [json.loads(line) for line in (rig.folder / "usage.log").read_text().splitlines()]
+    assert record.attempt == 1
+    assert [bool(line["cluster"]) for line in lines] == [True] * 4, "the route of each was known"
+    assert not pod.active
+    holding.close()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_answer_without_usage_is_an_estimate(tmp_path: Path, streams: bool) -> None:
+    """Nobody gets an engine's work for nothing because that tells no numbers."""
+    whole = b'{"choices":[{"message":{"content":"' + b"x" * 364 + b'"}}]}'
+    assert len(whole) == 404
+    answer = [choice("a"), choice("b") + choice("c"), DONE] if streams else [whole[:100], whole[100:]]
+    head = b"transfer-encoding: chunked\r\n"
+    async with saying(answer, head=head) as engine, counted(tmp_path) as rig:
+        await rig.serve(model("support", revision("v1", 100, [engine])))
+        status, _, _ = await rig.post(
+            b'{"model":"support","messages":"%s"%b}' % (b"x" * 400, b',"stream":true' * streams)
+        )
+        (record,) = await records(rig, 1)
+    assert status == 200
+    assert (record.outcome, record.estimated) == (Outcome.OK, True)
+    assert record.prompt_tokens in range(100, 125)
+    assert record.completion_tokens == (3 if streams else 101)
+
+
+async def test_a_killed_envoy_costs_the_next_ones_requests_nothing(tmp_path: Path) -> None:
+    """Killed within a write: the next one goes on behind half a line."""
+    log = tmp_path / "usage.log"
+    async with Upstream("a") as pod, counted(tmp_path) as rig:
+        await rig.serve(model("support", revision("v1", 100, [pod.address])))
+        await rig.post({"model": "support"}, headers={"x-request-id": "r0"})
+        await records(rig, 1)
+        rig.envoy.stop()
+        log.write_bytes(log.read_bytes() * 2)
+        os.truncate(log, log.stat().st_size - 30)
+        rig.envoy.start()
+        await rig.envoy.ready()
+        await rig.serve()
+        await rig.post({"model": "support"}, headers={"x-request-id": "r1"})
+        await eventually(lambda: log.read_bytes().count(b"\n") == 2, "two ends of lines")
+    found, broken = usage.records_of(log.read_bytes().split(b"\n")[:-1], "gw", run="run")
+    assert [r.request_id for r in found] == ["r0", "r1"]
+    assert broken == 1
 
 
 async def test_files_are_rotated_while_envoy_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import yaml
 from cluster.paths import cache_root
 from tests.contract.apiserver import ApiServer
 from tests.contract.chart import CHART, named, rendered
+from tests.contract.envoy import eventually
 from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
@@ -25,7 +26,12 @@ from tests.fakes.upstream import Upstream
 from tests.unit.planning.test_usage import record
 from tuneyard.api import names
 from tuneyard.cli.main import run
+from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.looks import MOST
 from tuneyard.gateway.options import options
+from tuneyard.gateway.usage import FLUSHING
+from tuneyard.gateway.usageexport import LEAVING
+from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 
 pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -153,9 +159,10 @@ async def test_a_record_says_who_asked_and_what_answered(
         await gateway.rig.post({"model": "support", "messages": "my secret"}, headers={"x-request-id": "r-1"})
         await asyncio.to_thread(gateway.kill, signal.SIGTERM)
         (record,) = exported(server, "whole/")
-        page = (gateway.folder / "usage.json").read_text()
+        page = json.dumps(KeptState(gateway.folder / "usage.json", 0).read())
     assert record.pop("time").endswith("Z")
     contents = record.pop("contents")
+    assert re.fullmatch(r"\d{8}T\d{6}Z[0-9a-f]{6}-0-0", record.pop("id"))
     assert record == {
         "requestId": "r-1",
         "attempt": 1,
@@ -179,6 +186,25 @@ async def test_a_record_says_who_asked_and_what_answered(
     }
     assert contents in page
     assert "secret" not in page + gateway.log.read_text()
+
+
+async def test_a_leaving_gateway_is_looked_at_once_more(apiserver: ApiServer, team: Team, tmp_path: Path) -> None:
+    """Where nothing is exported, that is how its last tokens come to be known."""
+    team.make_adapter("v1")
+    async with Upstream("pod-a") as pod, GatewayProcess(apiserver, tmp_path) as gateway:
+        team.make_pod(pod, "v1")
+        team.make_deployment("support", {"v1": 100})
+        await gateway.applies(f"{team.namespace}/support", {"v1": 100})
+        await gateway.page()
+        await asyncio.sleep(3)  # as Prometheus does
+        await gateway.page()
+        assert (await gateway.rig.post({"model": "support"}))[0] == 200
+        process = gateway.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        await eventually(lambda: "tokens are counted" in gateway.log.read_text(), "everything is counted")
+        assert (await sums(gateway))["requests engine"] == 1
+        assert await asyncio.to_thread(process.wait, 20) == 0
 
 
 def test_the_program_reads_what_gateways_have_written(
@@ -213,6 +239,32 @@ def test_the_chart_tells_envoy_and_the_process_the_same() -> None:
         spec = gateway_pod(**values)["spec"]
         told = [environment_of(c) for c in (spec["initContainers"][0], *spec["containers"])]
         assert [options(t).usage for t in told] == [counted, counted]
+
+
+def test_the_log_has_a_volume_of_its_own() -> None:
+    """Both find it there, it holds what the program says, and Envoy's memory is told without it."""
+    spec = gateway_pod()["spec"]
+    (bootstrap, envoy), (process,) = spec["initContainers"], spec["containers"]
+    told = [options(environment_of(c)).usage_log for c in (bootstrap, process)]
+    for container in (envoy, process):
+        mounted = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+        assert [mounted[str(path.parent)] for path in told] == ["usage-log", "usage-log"]
+    assert told[0].name == CURRENT
+    (volume,) = [v["emptyDir"] for v in spec["volumes"] if v["name"] == "usage-log"]
+    assert volume == {"medium": "Memory", "sizeLimit": f"{VOLUME_BYTES >> 20}Mi"}
+    memory = 1 << 30
+    limit = {"TUNEYARD_ENVOY_MEMORY": str(memory)}
+    assert options(environment_of(bootstrap) | limit).memory == memory - VOLUME_BYTES
+    without = gateway_pod(usage={"enabled": False})["spec"]
+    assert "usage-log" not in json.dumps(without)
+    assert options(environment_of(without["initContainers"][0]) | limit).memory == memory
+
+
+def test_a_pod_lives_until_everything_is_counted_and_written() -> None:
+    told = options(environment_of(gateway_pod()["spec"]["containers"][0]))
+    admin, counting, ends = 10, 2, 15
+    takes = told.drain_delay + told.drain_seconds + admin + FLUSHING + counting + MOST + LEAVING + ends
+    assert gateway_pod()["spec"]["terminationGracePeriodSeconds"] >= takes
 
 
 def test_the_chart_says_where_records_go() -> None:

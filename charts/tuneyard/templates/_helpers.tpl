@@ -98,6 +98,18 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{- define "tuneyard.usage" -}}
+{{- if dig "enabled" true (.Values.usage | default dict) -}}true{{- end -}}
+{{- end }}
+
+{{- define "tuneyard.usageEnvironment" -}}
+{{- if include "tuneyard.usage" . -}}
+- {name: TUNEYARD_USAGE_DIRECTORY, value: /run/tuneyard-usage}
+{{- else -}}
+- {name: TUNEYARD_USAGE, value: "false"}
+{{- end -}}
+{{- end }}
+
 {{- define "tuneyard.tlsEnvironment" -}}
 {{- if include "tuneyard.tls" . -}}
 - {name: TUNEYARD_TLS_CERTIFICATE, value: /etc/tuneyard-tls}

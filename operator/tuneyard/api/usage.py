@@ -2,8 +2,8 @@
 
 Rules:
 - records are lines of JSON, camelCase, UTF-8, each ended by a line feed; a reader ignores fields that it does not know;
-- there is no prompt and no answer in it. `requestId` is the client's own where he sent one, so that it need not be
-  unique: a record is known by `gateway`, `requestId`, `time` and `attempt` together;
+- there is no prompt and no answer in it. A record is known by `gateway` and `id`, which the gateway alone gives:
+  `requestId` is the client's own where he sent one, and who sends the same again is counted again;
 - numbers of the engine's and estimates are never in one sum: `estimated` says which a record has.
 """
 
@@ -43,12 +43,14 @@ class Outcome(StrEnum):
 class UsageRecord(ApiModel):
     """The tokens of one request to a revision."""
 
+    id: str
+    """Which of the gateway's records it is: its run, the file and the offset of the line that it was made from."""
     time: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z$")]
     """When the request came, in UTC."""
     request_id: str
     """The answer's header x-request-id, its first 200 characters."""
     attempt: int = 1
-    """How many pods were asked until one answered; 0: none could be."""
+    """How many pods were asked until one answered."""
     gateway: str
     """The gateway's pod."""
     tenant: str | None = None
@@ -78,8 +80,9 @@ class UsageRecord(ApiModel):
     """Of the prompt's, those that the engine had computed before."""
     completion_tokens: int
     estimated: bool = False
-    """The engine has not told its numbers, because the client left or the engine failed: the prompt's come from the size
-    of the request, the answer's from the number of chunks. False: they are the engine's own."""
+    """The engine has not told its numbers, because the client left, the engine failed or its answer had none: the prompt's
+    come from the size of the request, the answer's from the number of chunks or, of a whole one, from its size. False:
+    they are the engine's own."""
 
     def line(self) -> bytes:
         """The record as it is written: one line."""

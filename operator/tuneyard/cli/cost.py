@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tuneyard.cli.costhtml import cost_page
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.statusrender import section, table
 from tuneyard.cli.usage import add_source_arguments, records_of
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="YAML: the period, prices of nodes, hours of pools, prices of APIs (examples/usage/prices.yaml)",
     )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with the break-even line, which needs no other file"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,11 +40,21 @@ def run(args: argparse.Namespace) -> int:
     view = cost_view(records_of(args, prices.period.since), prices, args.by)
     from tuneyard.cli.status import console_for, machine_readable, show  # noqa: PLC0415 -- help needs no cluster's client
 
-    if args.output:
+    if args.html is not None:
+        _write(args.html, view)
+    elif args.output:
         sys.stdout.write(machine_readable(view, args.output))
     else:
         show(console_for(sys.stdout), render_cost(view))
     return 0
+
+
+def _write(path: Path, view: CostView) -> None:
+    try:
+        path.write_text(cost_page(view), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    sys.stdout.write(f"{path}\n")
 
 
 def read_prices(path: Path) -> Prices:

@@ -37,8 +37,13 @@ def page(view: ReportView) -> str:
         body.append("<p>No gate has been passed or failed yet.</p>")
     for result in view.results:
         body.extend(_result(result))
+    return document(f"Gates of {view.namespace}/{view.name}", body)
+
+
+def document(title: str, body: list[str]) -> str:
+    """A page of these parts, which are HTML; the title is text."""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Gates of {name}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 

@@ -5,9 +5,10 @@ known; keep a snapshot. While the API server is away it goes on with what it kno
 after PATIENCE seconds without complete lists it feeds Envoy from the snapshot. Not before, because an Envoy that runs
 already may know more than a snapshot does.
 On SIGTERM it says that it is not ready, waits until nobody sends new requests here, lets Envoy finish its streams,
-writes the feedback and the usage that wait, and ends. As the main container of the pod, with Envoy as native sidecar,
-it thereby decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy goes on, and the
-next process has it take requests again.
+counts what is left, lets Prometheus look once more where no record has the tokens, writes the feedback and the usage
+that wait, and ends; the chart's grace period has room for all of that. As the main container of the pod, with Envoy as
+native sidecar, it thereby decides how long Envoy lives. Where the pod stays and only this process is replaced, Envoy
+goes on, and the next process has it take requests again.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.feedback import Feedback, Given, Peers, join
 from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
 from tuneyard.gateway.holding import Holding, serve
+from tuneyard.gateway.looks import Looks
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.mirroring import Mirroring
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
@@ -143,6 +145,7 @@ class Gateway:
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self.usage, self._usage_export = self._counting()
+        self._looks = Looks(clock)
         self._certificate: Certificate | None = None
         if given.tls is not None:
             self._certificate = Certificate(
@@ -161,7 +164,8 @@ class Gateway:
         given, registry = self._given, self.metrics.registry
         if not given.usage:
             return None, None
-        files, folder = UsageFiles(given.directory), given.directory
+        folder = given.usage_folder
+        files = UsageFiles(folder)
         usage = Usage(given.name, files, folder / STATE, self.envoy.reopen_logs, UsageMetrics(registry))
         if given.usage_export is None:
             return usage, None
@@ -244,10 +248,9 @@ class Gateway:
             resuming.cancel()
             if looking is not None:
                 looking.cancel()
+            await self._count_all()
             await server.cleanup()
-            for each in (self._export, self.usage, self._usage_export):
-                if each is not None:
-                    await each.close()
+            await asyncio.gather(*(each.close() for each in (self._export, self._usage_export) if each is not None))
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()
@@ -305,12 +308,21 @@ class Gateway:
             answers=self.answer_metrics,
             evidence=self.evidence.report,
             envoy=self.envoy,
+            looks=self._looks,
             usage=self.usage.page if self.usage is not None else str,
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         await web.SockSite(runner, listening_socket(self._given.listen, self._given.observe_port)).start()
         return runner
+
+    async def _count_all(self) -> None:
+        """The last tokens; where no record has them, the page must be looked at once more."""
+        if self.usage is not None:
+            await self.usage.close()
+            _log.info("tokens are counted")
+            if self._usage_export is None and self._leaving:
+                await self._looks.another()
 
     async def _leave(self) -> None:
         """Let the streams finish before Envoy goes."""
@@ -360,7 +372,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         mirror_socket=str(given.mirror_socket),
         hold_seconds=given.hold.seconds,
         listen=given.listen,
-        memory=given.envoy_memory,
+        memory=given.memory,
         traces=settings.tracing,
         usage=usage_log(str(given.usage_log)) if given.usage else None,
         tenants=tenant_script() if given.keys else NO_TENANTS,

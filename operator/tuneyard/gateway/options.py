@@ -17,6 +17,7 @@
 | TUNEYARD_AUTH | what clients need: None, ApiKeys | None |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
+| TUNEYARD_USAGE_DIRECTORY | shared with Envoy: its log of usage, and how far it was read | the run directory |
 | TUNEYARD_TLS_… | TLS for clients: tlsoptions.py | none |
 """
 
@@ -31,7 +32,7 @@ from tuneyard.api import names
 from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
 from tuneyard.gateway.tlsoptions import tls_options
-from tuneyard.gateway.usagefiles import CURRENT
+from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.tls import Tls
@@ -56,6 +57,7 @@ class Options:
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
+    usage_directory: Path | None = None
     tls: Tls | None = None
 
     @property
@@ -81,7 +83,17 @@ class Options:
     @property
     def usage_log(self) -> Path:
         """Where Envoy writes the tokens of each request."""
-        return self.directory / CURRENT
+        return self.usage_folder / CURRENT
+
+    @property
+    def usage_folder(self) -> Path:
+        """Where that and what is known of it are."""
+        return self.usage_directory or self.directory
+
+    @property
+    def memory(self) -> int:
+        """Bytes that Envoy may use for itself: what its log of usage may hold, in memory, counts as its own."""
+        return self.envoy_memory - (VOLUME_BYTES if self.usage and self.envoy_memory else 0)
 
     @property
     def snapshot(self) -> Path:
@@ -101,16 +113,28 @@ def _needs_keys(mode: str) -> bool:
     return mode == "ApiKeys"
 
 
+def _memory_of(environment: Mapping[str, str], usage: bool) -> int:
+    """What Envoy's container may use; ValueError where the log of usage would leave it too little."""
+    memory = int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0)
+    if usage and 0 < memory < 2 * VOLUME_BYTES:
+        raise ValueError(
+            f"Envoy may use {memory >> 20} MiB of memory, and {VOLUME_BYTES >> 20} of them are for the log of usage: "
+            f"give it {2 * VOLUME_BYTES >> 20} MiB or more (gateway.envoyResources), or count none (usage.enabled)"
+        )
+    return memory
+
+
 def options(environment: Mapping[str, str]) -> Options:
     """The options that the environment gives; ValueError where one makes no sense."""
     directory = Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY)
+    usage, usage_directory = environment.get("TUNEYARD_USAGE") != "false", environment.get("TUNEYARD_USAGE_DIRECTORY")
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
         directory=directory,
         port=int(environment.get("TUNEYARD_CLIENTS_PORT") or names.GATEWAY_PORT),
         observe_port=int(environment.get("TUNEYARD_OBSERVE_PORT") or names.GATEWAY_OBSERVE_PORT),
         listen=environment.get("TUNEYARD_LISTEN") or everywhere(),
-        envoy_memory=int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0),
+        envoy_memory=_memory_of(environment, usage),
         drain_delay=float(environment.get("TUNEYARD_DRAIN_DELAY") or 5),
         drain_seconds=float(environment.get("TUNEYARD_DRAIN_SECONDS") or 600),
         hold=Limits(
@@ -121,7 +145,8 @@ def options(environment: Mapping[str, str]) -> Options:
         peers=environment.get("TUNEYARD_PEERS", ""),
         keys=_needs_keys(environment.get("TUNEYARD_AUTH", "")),
         feedback=bucket_target(environment, "FEEDBACK"),
-        usage=environment.get("TUNEYARD_USAGE", "true") != "false",
+        usage=usage,
+        usage_directory=Path(usage_directory) if usage_directory else None,
         usage_export=bucket_target(environment, "USAGE"),
         tls=tls_options(environment, directory),
     )

@@ -24,6 +24,7 @@ from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.feedback import Feedback, Given, Taken, join
+from tuneyard.gateway.looks import Looks
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.slometrics import slo_page
 
@@ -63,11 +64,12 @@ def application(
     answers: AnswerMetrics,
     evidence: Callable[[], EvidenceReport],
     envoy: EnvoyAdmin,
+    looks: Looks,
     usage: Callable[[], str] = str,
 ) -> web.Application:
     """The routes; `reports` by path, `token` is what the operator proves itself with, `evidence` what was counted.
 
-    `usage`: the tokens' metrics.
+    `usage`: the tokens' metrics; `looks` hears of each look at the page.
     """
     trusted = partial(_trusted, f"Bearer {token}")
 
@@ -81,8 +83,9 @@ def application(
         return web.Response(text="ok\n") if ready() else web.Response(status=503, text="not ready\n")
 
     async def metrics_page(_: web.Request) -> web.Response:
-        own = generate_latest(metrics.registry).decode()
-        text = own + await answers.page() + await slo_page(evidence()) + usage() + await envoy.metrics()
+        with looks.one():
+            own = generate_latest(metrics.registry).decode()
+            text = own + await answers.page() + await slo_page(evidence()) + usage() + await envoy.metrics()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     app = web.Application()

@@ -1,43 +1,43 @@
 """Tokens as this gateway has counted them: from the lines that Envoy writes, into sums for Prometheus.
 
 Rules:
-- each line counts once, whenever this process ends: sums and the place up to which they were read are one file, written
-  beside and then renamed. Numbers that are not in it are shown to nobody, so that a process that comes after a killed
-  one never shows less;
+- each line counts once, whenever this process ends: sums and the place up to which they were read are written together
+  (keptstate.py). Numbers that are not written are shown to nobody, so that a process that comes after a killed one
+  never shows less;
 - Envoy goes on writing while no process is there, and the next one reads what it missed;
 - records for the bucket come from the same lines, at their own pace (usageexport.py). A file stays until both have read
   it, and those that wait for the bucket have at most MOST_BYTES: beyond that the oldest go, and are counted;
+- files are renamed and removed whether counting works or not. While it does not, those over MOST_BYTES go uncounted,
+  and a metric tells how many: otherwise a full volume would stay full, and nothing would ever count again;
 - requests wait for none of that: reading takes a turn of the event loop for so many lines, and writing the sums so much
   of the time.
-What is lost: what Envoy has not flushed when it is killed (a second at most), and everything when the node is lost. The
-volume is memory.
+What is lost: docs/explanation/usage.md.
 All methods belong to the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from tuneyard.api.usage import UsageRecord
-from tuneyard.gateway.usagefiles import Place, UsageFiles
+from tuneyard.api.usage import Outcome, UsageRecord
+from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.usagefiles import NOWHERE, Place, UsageFiles
 from tuneyard.planning.usage import Tokens, UsageKey, UsageSums, key_of, tokens_of
-from tuneyard.systems.envoy.usage import usage_record
+from tuneyard.systems.envoy.usage import after_half, usage_record
 
 EVERY = 0.5
 SHARE = 0.05
 """Of the time, at most, is spent writing sums."""
 ROTATE_BYTES = 4 << 20
 MOST_BYTES = 64 << 20
-"""Of files that wait for the bucket: about 130,000 requests."""
+"""Of files that wait, for the bucket or for counting to work again: about 130,000 requests."""
 AT_A_TIME = 100
 """Lines without a turn for others: about two milliseconds."""
 _PIECE = 256 << 10
@@ -47,6 +47,8 @@ FLUSHING = 3.0
 """Seconds in which Envoy writes its last lines when it is asked to."""
 STATE = "usage.json"
 _VERSION = 1
+_ROOM = 1 << 20
+"""Bytes that the sums have on the volume from the start: about 2,000 of them."""
 
 TOKENS, REQUESTS = "tuneyard_usage_tokens_total", "tuneyard_usage_requests_total"
 _LABELS = ("revision", "contents", "adapter", "adapter_digest", "base", "base_digest", "endpoint")
@@ -60,6 +62,17 @@ class UsageMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         prefix = "tuneyard_gateway_usage"
         self.unreadable = Counter(f"{prefix}_unreadable", "Lines of usage that could not be read.", registry=registry)
+        self.untold = Counter(
+            f"{prefix}_untold", "Answers without an engine's numbers, whose tokens are estimates.", registry=registry
+        )
+        self.uncounted = Counter(
+            f"{prefix}_uncounted_files",
+            "Files of usage that were lost before they were counted, for want of room.",
+            registry=registry,
+        )
+        self.stopped = Gauge(
+            f"{prefix}_stopped_seconds", "How long nothing could be counted, 0 while it works.", registry=registry
+        )
 
 
 class Usage:
@@ -75,18 +88,22 @@ class Usage:
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`state`: the file of sums; `reopen` has Envoy open its log anew and says whether it was asked."""
+        """`state`: how the files of sums are called; `reopen` has Envoy open its log anew and says if it was asked."""
         self._gateway = gateway
         self.files = files
-        self._state = state
+        self._state = KeptState(state, _ROOM)
         self._reopen = reopen
         self._metrics = metrics
         self._now = now
+        self._stopped_since: float | None = None
+        self._told = ""
+        self._given_up: set[int] = set()
+        """Numbers of files that this process has dropped uncounted."""
+        metrics.stopped.set_function(self._stopped)
         self.exported: Callable[[], Place] | None = None
         """Up to where records have left, where there is an export; nobody else needs the files."""
         self._sums, self.place = self._restored()
         files.know(self.place)
-        self._written = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -94,21 +111,24 @@ class Usage:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Count everything that has ended."""
+        """Count everything that has ended; never fails."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         # Envoy writes what it has kept back just after it has opened the file anew, and has done that when it opens it
         # once more
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FLUSHING):
-                await self._flushed()
-                await self._flushed()
-        before = None
-        while self.place != before:
-            before = self.place
-            await self.count()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSHING):
+                    await self._flushed()
+                    await self._flushed()
+            before = None
+            while self.place != before:
+                before = self.place
+                await self.count()
+        except OSError as error:
+            _log.error("not everything was counted before the end of this process: %s", error)
 
     async def _flushed(self) -> None:
         self.files.rotate()
@@ -120,23 +140,36 @@ class Usage:
 
     async def _run(self) -> None:
         while True:
-            took = 0.0
-            try:
-                took = await self.count()
-                if not self.files.reopened():
-                    await self._reopen()
-                elif self.files.size() >= ROTATE_BYTES:
-                    self.files.rotate()
-                    await self._reopen()
-                self._remove()
-            except OSError as error:
-                # the volume is full, for example: what is not written now is counted later
-                _log.error("usage cannot be counted, and is tried again: %s", error)
+            took = await self.turn()
             await asyncio.sleep(max(EVERY, took / SHARE))
+
+    async def turn(self) -> float:
+        """Count, and keep the files few; returns how many seconds it took to write the sums."""
+        took, problem = 0.0, ""
+        try:
+            took = await self.count()
+        except OSError as error:
+            problem = str(error)
+        try:
+            await self._tidy(counts=not problem)
+        except OSError as error:
+            problem = problem or str(error)
+        if problem:
+            self._stopped_since = self._stopped_since or time.monotonic()
+            if problem != self._told:  # once, not at every turn
+                _log.error("usage cannot be counted, and is tried again: %s", problem)
+        elif self._told:
+            self._stopped_since = None
+            _log.info("usage is counted again")
+        self._told = problem
+        return took
+
+    def _stopped(self) -> float:
+        return 0.0 if self._stopped_since is None else time.monotonic() - self._stopped_since
 
     async def count(self) -> float:
         """Count what is there, or _PIECES of it; returns how many seconds it took to write the sums."""
-        place, sums, broken = self.place, self._sums.copy(), 0
+        place, sums, broken, untold, lost = self.place, self._sums.copy(), 0, 0, set[int]()
         for _ in range(_PIECES):
             piece = self.files.read(place, _PIECE)
             if piece.end == place:
@@ -144,47 +177,61 @@ class Usage:
             for at in range(0, len(piece.lines), AT_A_TIME):
                 fresh, bad = records_of(piece.lines[at : at + AT_A_TIME], self._gateway)
                 broken += bad
+                untold += sum(1 for r in fresh if r.estimated and r.outcome is Outcome.OK)
                 sums.add(((key_of(r), tokens_of(r)) for r in fresh), self._now())
                 await asyncio.sleep(0)
             broken += 1 if piece.broken else 0
+            if piece.lost:
+                lost.update(range(piece.begin.number, piece.end.number))
             place = piece.end
         if place == self.place:
             return 0.0
         began = time.perf_counter()
-        self._keep(sums, place)
+        self._state.write({"version": _VERSION, "place": list(place), "sums": sums.to_json()})
         self._sums, self.place = sums, place
         self.files.know(place)
+        self._metrics.untold.inc(untold)
+        self._metrics.uncounted.inc(len(lost - self._given_up))
+        self._given_up -= lost
         if broken:
             self._metrics.unreadable.inc(broken)
             _log.error("%d lines of usage could not be read", broken)
         return time.perf_counter() - began
 
-    def _remove(self) -> None:
-        """Files that everybody has read, and those that are too many."""
+    async def _tidy(self, *, counts: bool) -> None:
+        """Have Envoy begin a new file where one is large; remove those that everybody has read or that are too many."""
+        if not self.files.reopened():
+            await self._reopen()
+        elif self.files.size() >= ROTATE_BYTES:
+            self.files.rotate()
+            await self._reopen()
         exported = self.exported() if self.exported is not None else self.place
         self.files.remove_before(min(exported, self.place))
         for number in self.files.over(MOST_BYTES):
             if number < self.place.number:
                 self.files.remove_before(Place(number + 1))
+            elif not counts:
+                self._given_up.add(number)
+                if self.files.drop(number, self.place):
+                    self._metrics.uncounted.inc()
 
     # -- what outlives the process ---------------------------------------------------------------------------------
 
-    def _keep(self, sums: UsageSums, place: Place) -> None:
-        written = {"version": _VERSION, "place": list(place), "sums": sums.to_json()}
-        replace(self._state, written)
-
     def _restored(self) -> tuple[UsageSums, Place]:
+        with suppress(OSError):  # where there is no room now, it is taken with the first write
+            self._state.reserve()
         try:
-            told = json.loads(self._state.read_bytes())
-            if told["version"] != _VERSION:
-                raise ValueError(f"it has version {told['version']}")
-            number, offset = told["place"]
-            return UsageSums.from_json(told["sums"]), Place(int(number), int(offset))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if self._state.spoiled:
+                raise ValueError("they were written by something else")
+            told = self._state.read()
+            if told is not None:
+                if told["version"] != _VERSION:
+                    raise ValueError(f"they have version {told['version']}")
+                number, offset = told["place"]
+                return UsageSums.from_json(told["sums"]), Place(int(number), int(offset))
+        except (ValueError, KeyError, TypeError) as error:
             _log.error("the sums of usage cannot be read, and begin anew: %s", error)
-        return UsageSums(), Place(min(self.files.rotated(), default=0))
+        return UsageSums(), Place(min(self.files.rotated(), default=self.files.newest()))
 
     # -- for Prometheus --------------------------------------------------------------------------------------------
 
@@ -198,26 +245,28 @@ class Usage:
         return "".join(lines)
 
 
-def replace(path: Path, written: object) -> None:
-    """Write a JSON file so that a reader never sees half of it."""
-    beside = path.with_suffix(".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(written, file, separators=(",", ":"))
-    beside.replace(path)
+def records_of(
+    lines: Iterable[bytes], gateway: str, begin: Place = NOWHERE, run: str = ""
+) -> tuple[list[UsageRecord], int]:
+    """The records of the lines that begin at that place, and how many lines, or halves, were none that can be read.
 
-
-def records_of(lines: Iterable[bytes], gateway: str) -> tuple[list[UsageRecord], int]:
-    """The records of lines, and how many lines were none that can be read."""
-    found, broken = [], 0
+    A record's id says where its line is; without `run` it has none.
+    """
+    found, broken, offset = list[UsageRecord](), 0, begin.offset
     for line in lines:
-        try:
-            record = usage_record(line, gateway)
-        except (ValueError, KeyError, TypeError):
-            broken += 1
-            continue
-        if record is not None:
-            found.append(record)
+        record_id = f"{run}-{begin.number}-{offset}" if run else ""
+        offset += len(line) + 1
+        text: bytes | None = line
+        while text is not None:
+            try:
+                record = usage_record(text, gateway, record_id)
+            except (ValueError, KeyError, TypeError):
+                broken += 1
+                text = after_half(text)
+            else:
+                text = None
+                if record is not None:
+                    found.append(record)
     return found, broken
 
 

@@ -4,7 +4,8 @@ Rules:
 - an object holds the records of one stretch of one of Envoy's files (usagefiles.py), of one day (UTC), and is called
   after it: `dt=YYYY-MM-DD/<gateway>-<run>-<file>-<offset>.jsonl`. `run` is made once for the volume with the files;
 - before an object is written, the stretch is written down; so a process that comes after a killed one writes the same
-  bytes under the same key, and each record is in the bucket once;
+  bytes under the same key, and each record is in the bucket once. A record's own id is made of the same: run, file and
+  offset of its line;
 - it is written every INTERVAL seconds if there is something to write, and at once when RECORDS wait;
 - how an object gets there, and what happens while it cannot: bucketwriting.py. What waits are the files themselves;
 - no record appears in a log or in an error.
@@ -27,7 +28,8 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.gateway.bucketwriting import BucketWriting, Writer
-from tuneyard.gateway.usage import AT_A_TIME, records_of, replace
+from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.usage import AT_A_TIME, records_of
 from tuneyard.gateway.usagefiles import Place, UsageFiles
 
 INTERVAL = 60.0
@@ -39,6 +41,7 @@ _LOOK = 1.0
 _PIECE = 2 << 20
 _SHORTEST = 300
 """Bytes that a line has at least."""
+_ROOM = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -78,10 +81,10 @@ class UsageExport:
         open_writer: Callable[[], Writer],
         metrics: UsageExportMetrics,
     ) -> None:
-        """`state`: the file of how far it is; `open_writer` is called in a thread."""
+        """`state`: how the files of how far it is are called; `open_writer` is called in a thread."""
         self._gateway = gateway
         self._files = files
-        self._state = state
+        self._state = KeptState(state, _ROOM)
         self._metrics = metrics
         self._bucket = BucketWriting("usage", open_writer)
         self._run_name, self.place, self._until = self._restored()
@@ -94,7 +97,10 @@ class UsageExport:
         self._task = asyncio.create_task(self._run())
 
     async def close(self, within: float = LEAVING) -> None:
-        """Write what is there, as far as that is possible in so many seconds; the rest stays for the next process."""
+        """Write what is there, as far as that is possible in so many seconds.
+
+        The rest stays for the next process, if there is one: with the pod its volume goes, and what is on it.
+        """
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -103,7 +109,11 @@ class UsageExport:
             async with asyncio.timeout(within):
                 await self.write_all()
         except TimeoutError:
-            _log.error("not all records of usage were written before the end of this process")
+            _log.error(
+                "%d bytes of usage were not exported before the end of this process", self._files.after(self.place)
+            )
+        except OSError as error:
+            _log.error("usage was not exported before the end of this process: %s", error)
         self._bucket.close()
 
     async def _run(self) -> None:
@@ -129,7 +139,7 @@ class UsageExport:
         """Until fewer than `least` records wait."""
         while (found := self._next(least)) is not None:
             day = _day(found.lines)
-            records, body = await self._object(found.lines)
+            records, body = await self._object(found)
             if records:
                 self._keep(found.end)
                 name = f"{self._gateway}-{self._run_name}-{found.begin.number}-{found.begin.offset}.jsonl"
@@ -157,12 +167,14 @@ class UsageExport:
         end = Place(piece.begin.number, piece.begin.offset + sum(map(len, lines)) + len(lines))
         return _Stretch(piece.begin, end, lines)
 
-    async def _object(self, lines: list[bytes]) -> tuple[int, bytes]:
-        """How many records these lines make, and those."""
-        made = list[bytes]()
-        for at in range(0, len(lines), AT_A_TIME):
-            records, _ = records_of(lines[at : at + AT_A_TIME], self._gateway)
+    async def _object(self, stretch: _Stretch) -> tuple[int, bytes]:
+        """How many records its lines make, and those."""
+        made, place = list[bytes](), stretch.begin
+        for at in range(0, len(stretch.lines), AT_A_TIME):
+            lines = stretch.lines[at : at + AT_A_TIME]
+            records, _ = records_of(lines, self._gateway, place, self._run_name)
             made += [record.line() for record in records]
+            place = Place(place.number, place.offset + sum(map(len, lines)) + len(lines))
             await asyncio.sleep(0)
         return len(made), b"".join(made)
 
@@ -171,16 +183,19 @@ class UsageExport:
     def _keep(self, until: Place | None) -> None:
         self._until = until
         written = {"run": self._run_name, "place": list(self.place), "until": list(until) if until else None}
-        replace(self._state, written)
+        self._state.write(written)
 
     def _restored(self) -> tuple[str, Place, Place | None]:
+        with suppress(OSError):  # where there is no room now, it is taken with the first write
+            self._state.reserve()
         try:
-            told = json.loads(self._state.read_bytes())
-            until = Place(*map(int, told["until"])) if told["until"] else None
-            return str(told["run"]), Place(*map(int, told["place"])), until
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if self._state.spoiled:
+                raise ValueError("it was written by something else")
+            told = self._state.read()
+            if told is not None:
+                until = Place(*map(int, told["until"])) if told["until"] else None
+                return str(told["run"]), Place(*map(int, told["place"])), until
+        except (ValueError, KeyError, TypeError) as error:
             _log.error("how far usage was exported cannot be read, and what is there is exported again: %s", error)
         start = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         return f"{start}{secrets.token_hex(3)}", Place(min(self._files.rotated(), default=self._files.newest())), None

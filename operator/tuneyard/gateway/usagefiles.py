@@ -7,18 +7,22 @@ Rules:
   renamed one's. A rename changes no place;
 - only whole lines are read. What stands after the last line feed of a file that grows no more is half a line, of an
   Envoy that was killed while it wrote;
-- a file goes when everybody has read it, or when all together are over a limit: the volume is memory, and has room for
-  other things too.
+- a file goes when everybody has read it, or when all together are over a limit: the volume is memory. One that goes
+  before it was counted is emptied, which gives its room back even where Envoy still writes into it, and its name stays
+  as `usage.<n>.gone` until everybody is past it: numbers must go on after it, and Envoy be asked to open the name anew.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 CURRENT = "usage.log"
-_ROTATED = re.compile(r"usage\.(\d+)\.log")
+VOLUME_BYTES = 96 << 20
+"""What the volume with these files has room for, and so what they can ever take of the memory of Envoy's container."""
+_ROTATED = re.compile(r"usage\.(\d+)\.(log|gone)")
 
 
 class Place(NamedTuple):
@@ -26,6 +30,9 @@ class Place(NamedTuple):
 
     number: int = 0
     offset: int = 0
+
+
+NOWHERE = Place()
 
 
 class Piece(NamedTuple):
@@ -49,7 +56,10 @@ class UsageFiles:
         self._least = 0
 
     def rotated(self) -> dict[int, Path]:
-        """The renamed files by number, the oldest first."""
+        """The renamed files by number, the oldest first, without those that are gone."""
+        return {number: path for number, path in self._renamed().items() if path.suffix == ".log"}
+
+    def _renamed(self) -> dict[int, Path]:
         found = {}
         for path in self._folder.iterdir():
             match = _ROTATED.fullmatch(path.name)
@@ -63,7 +73,7 @@ class UsageFiles:
 
     def newest(self) -> int:
         """Number of the current file."""
-        return max([self._least, *(number + 1 for number in self.rotated())])
+        return max([self._least, *(number + 1 for number in self._renamed())])
 
     def rotate(self) -> None:
         """Rename the current file; Envoy has to be asked to open it anew."""
@@ -72,7 +82,7 @@ class UsageFiles:
 
     def reopened(self) -> bool:
         """Whether Envoy writes under the current name, as far as it has written at all."""
-        return self.current.exists() or not self.rotated()
+        return self.current.exists() or not self._renamed()
 
     def size(self) -> int:
         """Bytes of the current file."""
@@ -80,6 +90,12 @@ class UsageFiles:
             return self.current.stat().st_size
         except FileNotFoundError:
             return 0
+
+    def after(self, place: Place) -> int:
+        """Bytes that stand after a place."""
+        files = {**self.rotated(), self.newest(): self.current}
+        sizes = {number: path.stat().st_size for number, path in files.items() if path.exists()}
+        return sum(size - (place.offset if n == place.number else 0) for n, size in sizes.items() if n >= place.number)
 
     def _path(self, number: int) -> Path | None:
         return self.rotated().get(number, self.current if number == self.newest() else None)
@@ -110,10 +126,19 @@ class UsageFiles:
         return Piece(begin, [], begin)
 
     def remove_before(self, place: Place) -> None:
-        """Remove the files that everybody has read."""
-        for number, path in self.rotated().items():
-            if number < place.number:
+        """Remove the files that everybody has read, but never the one that Envoy may still write into."""
+        kept = None if self.current.exists() else self.newest() - 1
+        for number, path in self._renamed().items():
+            if number < place.number and number != kept:
                 path.unlink(missing_ok=True)
+
+    def drop(self, number: int, place: Place) -> int:
+        """Give a file up; returns how much of it stands after that place, which is how far it was read."""
+        path = self.rotated()[number]
+        rest = path.stat().st_size - (place.offset if place.number == number else 0)
+        os.truncate(path, 0)
+        path.rename(path.with_suffix(".gone"))
+        return rest
 
     def over(self, most: int) -> list[int]:
         """Numbers of the oldest renamed files that would have to go for all of them to have at most so many bytes."""

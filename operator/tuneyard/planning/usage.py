@@ -3,7 +3,8 @@
 Rules:
 - what engines have counted and what is estimated are summed apart;
 - the number of sums is bounded (MOST): for a new one beyond it, those go that nothing was added to for an hour, and if
-  all are in use, everything new is one sum whose labels are all `other`. Nothing is lost of the whole by that;
+  all are in use, everything new is one sum whose labels are all `other`. Nothing is lost of the whole by that. Idle
+  ones are looked for every LOOK_SECONDS at most, not with each record that finds no room;
 - sums only grow, and they can be written down and read again (`to_json`), so that the process that comes next goes on.
 """
 
@@ -16,6 +17,7 @@ from tuneyard.api.usage import UsageRecord
 
 MOST = 5_000
 IDLE_SECONDS = 3600.0
+LOOK_SECONDS = 60.0
 
 
 class UsageKey(NamedTuple):
@@ -79,6 +81,7 @@ class UsageSums:
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._sums: dict[UsageKey, tuple[Tokens, float]] = {}
+        self._looked: float | None = None
 
     def add(self, found: Iterable[tuple[UsageKey, Tokens]], now: float) -> None:
         """Add these."""
@@ -91,13 +94,15 @@ class UsageSums:
         """The key, or the one of those that have no room."""
         if key in self._sums or len(self._sums) < self._most:
             return key
-        self._sums = {k: found for k, found in self._sums.items() if now - found[1] < IDLE_SECONDS}
+        if self._looked is None or not 0 <= now - self._looked < LOOK_SECONDS:  # clocks are set back, too
+            self._looked = now
+            self._sums = {k: found for k, found in self._sums.items() if now - found[1] < IDLE_SECONDS}
         return key if len(self._sums) < self._most else _other(key)
 
     def copy(self) -> UsageSums:
         """Another one with the same sums."""
         made = UsageSums(self._most)
-        made._sums = dict(self._sums)
+        made._sums, made._looked = dict(self._sums), self._looked
         return made
 
     def __iter__(self) -> Iterator[tuple[UsageKey, Tokens]]:

@@ -1,6 +1,7 @@
 """What `tuneyard usage` shows of records: sums by one of their properties. Pure.
 
-A record counts once, however often it is read: it is known by gateway, request id, time and attempt.
+A record counts once, however often it is read: it is known by its gateway and the id that this gave it. Nothing that a
+client chose is part of that.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def once(records: Iterable[UsageRecord]) -> Iterator[UsageRecord]:
     """Each record once."""
     seen: set[int] = set()
     for record in records:
-        key = hash((record.gateway, record.request_id, record.time, record.attempt))
+        key = hash((record.gateway, record.id))
         if key not in seen:
             seen.add(key)
             yield record

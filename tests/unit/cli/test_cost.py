@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.test_report import Balanced
 from tests.unit.planning.test_usage import record
 from tuneyard.cli.main import run
 
@@ -56,6 +58,36 @@ def test_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["total"]["cost"] == pytest.approx(720 * 0.80 + 310 * 0.28)
     assert told["unpriced"] == ["models/unknown"]
+
+
+def test_a_page_with_the_break_even_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = tmp_path / "prices.yaml"
+    apis = "  - {name: <b>dear</b>, prompt: 30, completion: 120}\n"
+    prices.write_text(EXAMPLE.read_text().replace("apis:\n", f"apis:\n{apis}"))
+    page = tmp_path / "cost.html"
+    assert run(["cost", str(folder), "--prices", str(prices), "--by", "adapter", "--html", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    text = page.read_text()
+    look = Balanced()
+    look.feed(text)
+    assert (look.open, look.wrong) == ([], [])
+    assert "<b>dear" not in text and "&lt;b&gt;dear" in text
+    assert "now: 83.3k" in text
+    evens = dict(re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', text))
+    (pools,) = re.findall(r'<line x1="70.0" y1="([\d.]+)" x2="900.0" y2="([\d.]+)" stroke="#2563b0"', text)
+    assert len(evens) == 2 and {*evens.values(), *pools} == {pools[0]}, "where an API's line meets the pools'"
+    assert all(70 < float(cx) <= 900 for cx in evens)
+    assert "3,068,516" in text and "a0@sha256:aaaaaaaaaaaa" in text and "models/unknown" in text
+
+
+def test_a_page_without_anything_to_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(EXAMPLE.read_text().partition("apis:")[0])
+    assert run(["cost", str(folder), "--prices", str(prices), "--html", str(tmp_path / "cost.html")]) == 0
+    assert "<svg" not in (tmp_path / "cost.html").read_text()
+    capsys.readouterr()
+    assert run(["cost", str(folder), "--prices", str(prices), "--html", str(tmp_path / "no" / "cost.html")]) == 1
+    assert "cost.html cannot be written: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

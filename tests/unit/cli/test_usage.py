@@ -79,4 +79,4 @@ def test_what_cannot_be_read_is_said(folder: Path, capsys: pytest.CaptureFixture
     assert "is no folder" in capsys.readouterr().err
     (folder / "dt=2026-11-20" / "more.jsonl").write_text('{"time": "2026-11-20T10:00:00Z"}\n')
     assert run(["usage", str(folder)]) == 1
-    assert "more.jsonl holds no record of usage: requestId: Field required" in capsys.readouterr().err
+    assert "more.jsonl holds no record of usage: id: Field required" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from tuneyard.api.usage import Outcome
 from tuneyard.gateway import usage
-from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
+from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.usage import STATE, Usage, UsageMetrics, records_of
 from tuneyard.gateway.usagefiles import Piece, Place, UsageFiles
 from tuneyard.systems.envoy.usage import USAGE_FORMAT, usage_record
 
@@ -60,6 +61,15 @@ def line(**change: Any) -> bytes:
         ({"failed": True}, Outcome.FAILED, (7, 2, 5), False),
         ({"status": 404, "whole": None}, Outcome.REFUSED, (0, 0, 0), False),
         ({"status": 503, "flags": "UF", "whole": None}, Outcome.FAILED, (0, 0, 0), False),
+        # an engine that tells no usage has worked all the same
+        ({"whole": None, "prompt": None, "completion": None, "sent": 800}, Outcome.OK, (100, 2, 200), True),
+        ({"whole": None, "prompt": None, "completion": None, "sent": 800, "chunks": 6}, Outcome.OK, (100, 2, 6), True),
+        (
+            {"whole": None, "prompt": None, "completion": None, "sent": 800, "path": "/v1/embeddings"},
+            Outcome.OK,
+            (100, 2, 0),
+            True,
+        ),
     ],
 )
 def test_what_is_the_engines_number_and_what_an_estimate(
@@ -73,13 +83,24 @@ def test_what_is_the_engines_number_and_what_an_estimate(
 
 
 def test_whose_request_it_was() -> None:
-    record = usage_record(line(cluster="models/a~b/v1~1/c1", tenant="acme", route="gate/v1", attempt=None), "gw-0")
+    record = usage_record(line(cluster="models/a~b/v1~1/c1", tenant="acme", route="gate/v1", attempt=2), "gw-0")
     assert record is not None
     told = (record.deployment, record.revision, record.contents, record.tenant, record.gate, record.attempt)
-    assert told == ("models/a.b", "v1.1", "c1", "acme", True, 0)
+    assert told == ("models/a.b", "v1.1", "c1", "acme", True, 2)
 
 
-@pytest.mark.parametrize("change", [{"cluster": None}, {"cluster": "nowhere"}, {"path": "/v1/models"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cluster": None},
+        {"cluster": "nowhere"},
+        {"path": "/v1/models"},
+        # a route was chosen, and nobody asked: refused, spoiled by a rehearsal, or gone while it was held
+        {"attempt": None, "status": 400, "whole": None},
+        {"attempt": 0, "status": 502, "whole": None},
+        {"attempt": 0, "status": 0, "flags": "DC", "whole": None},
+    ],
+)
 def test_requests_to_no_engine_are_no_usage(change: dict[str, Any]) -> None:
     assert usage_record(line(**change), "gw") is None
 
@@ -88,6 +109,15 @@ def test_requests_to_no_engine_are_no_usage(change: dict[str, Any]) -> None:
 def test_what_is_no_line_is_an_error_of_value(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         usage_record(text, "gw")
+
+
+@pytest.mark.parametrize("half", [b'{"ti', line()[:1], line()[:40], line()[:-1]])
+def test_half_a_line_of_a_killed_envoy_costs_no_other(half: bytes) -> None:
+    whole = line(id='","attempt":1,"x":{', model='{"')
+    found, broken = records_of([line(id="r0"), half + whole, half], "gw", Place(3, 7), "run")
+    assert [r.request_id for r in found] == ["r0", '","attempt":1,"x":{']
+    assert [r.id for r in found] == ["run-3-7", f"run-3-{7 + len(line(id='r0')) + 1}"]
+    assert broken == 2
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -133,11 +163,37 @@ def test_numbers_go_on_when_files_are_gone(tmp_path: Path) -> None:
     assert files.read(Place(0, 0), 100) == Piece(Place(0, 0), [], Place(2, 0), lost=2)
     files.know(Place(3, 0))
     files.remove_before(Place(3))
+    assert list(files.rotated()) == [2], "Envoy has not opened the name anew"
     files.current.write_bytes(b"d\n")
+    files.remove_before(Place(3))
     assert files.newest() == 3
     assert files.read(Place(3, 0), 100).lines == [b"d"]
     files.rotate()
     assert list(files.rotated()) == [3]
+
+
+def test_a_file_that_is_dropped_gives_its_room_back_and_keeps_its_number(tmp_path: Path) -> None:
+    """Also where Envoy writes into it yet, and where it is the only one."""
+    files = UsageFiles(tmp_path)
+    with files.current.open("ab", buffering=0) as envoy:
+        envoy.write(b"a\nb\n")
+        files.rotate()
+        assert files.drop(0, Place(0, 2)) == 2, "bytes that were not read"
+        assert not files.rotated()
+        assert not files.reopened(), "Envoy has to be asked yet"
+        assert files.newest() == 1
+        envoy.write(b"c\n")
+        files.remove_before(Place(1))
+        assert not files.reopened()
+    assert files.read(Place(0, 2), 100) == Piece(Place(0, 2), [], Place(1, 0), lost=1)
+    files.current.write_bytes(b"d\n")
+    assert UsageFiles(tmp_path).newest() == 1, "for the next process too"
+    assert files.read(Place(1, 0), 100).lines == [b"d"]
+    assert files.after(Place(0, 2)) == files.after(Place(1, 0)) == 2
+    files.know(Place(1))
+    files.remove_before(Place(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["usage.log"]
+    assert files.newest() == 1
 
 
 # -- counting ------------------------------------------------------------------------------------------------------
@@ -191,7 +247,7 @@ async def test_what_was_not_kept_is_shown_to_nobody(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(usage, "replace", full)
+        patched.setattr(KeptState, "write", full)
         with pytest.raises(OSError, match="No space"):
             await first.count()
     assert number(first.page(), usage.REQUESTS) == 0
@@ -202,7 +258,7 @@ async def test_what_was_not_kept_is_shown_to_nobody(tmp_path: Path, monkeypatch:
 async def test_unreadable_lines_and_sums_are_told_and_stop_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / STATE).write_text("{}")
+    (tmp_path / "usage.0.json").write_text("{}")
     first, _, registry = counting(tmp_path)
     first.files.current.write_bytes(b"not a line\n" + line() + b"\n")
     await first.count()
@@ -219,6 +275,88 @@ async def test_the_end_has_what_envoy_kept_back(tmp_path: Path) -> None:
     await first.close()
     assert number(first.page(), usage.REQUESTS) == 2
     assert envoy.asked == 2
+
+
+async def test_a_full_volume_stops_counting_for_a_while_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files are renamed and go, uncounted where there is no other way; then it counts again."""
+    first, envoy, registry = counting(tmp_path)
+    size = len(line()) + 1
+    monkeypatch.setattr(usage, "ROTATE_BYTES", 10 * size)
+    monkeypatch.setattr(usage, "MOST_BYTES", 35 * size)
+    room = 40
+
+    def write(self: KeptState, value: object) -> None:
+        if first.files.after(Place()) > room * size:
+            raise OSError(28, "No space left on device")
+        kept(self, value)
+
+    kept = KeptState.write
+    monkeypatch.setattr(KeptState, "write", write)
+
+    async def turns(count: int) -> None:
+        for _ in range(count):
+            with first.files.current.open("ab") as log:
+                log.write((line() + b"\n") * 10)
+            await first.turn()
+
+    await turns(3)
+    assert number(first.page(), usage.REQUESTS) == 30
+    room = 5
+    await turns(1)
+    assert (registry.get_sample_value("tuneyard_gateway_usage_stopped_seconds") or 0) > 0
+    await turns(19)
+    assert first.files.after(Place()) <= 45 * size, "and Envoy finds room"
+    lost = registry.get_sample_value("tuneyard_gateway_usage_uncounted_files_total")
+    assert lost is not None and lost > 0
+    room = 1000
+    await first.turn()
+    assert number(first.page(), usage.REQUESTS) == (23 - lost) * 10
+    assert registry.get_sample_value("tuneyard_gateway_usage_uncounted_files_total") == lost, "each once"
+    assert registry.get_sample_value("tuneyard_gateway_usage_stopped_seconds") == 0
+    assert envoy.asked >= 20
+    await first.turn()
+    assert (first.files.rotated(), first.files.newest()) == ({}, 23)
+    assert caplog.text.count("No space left") == 1, "told once"
+
+
+async def test_what_grew_while_nobody_was_there_is_counted_and_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, registry = counting(tmp_path)
+    monkeypatch.setattr(usage, "MOST_BYTES", 1000)
+    first.files.current.write_bytes((line() + b"\n") * 20_000)
+    sizes = []
+    for _ in range(5):
+        await first.turn()
+        sizes.append(first.files.after(Place()))
+    assert sizes[-1] == 0
+    assert number(first.page(), usage.REQUESTS) == 20_000
+    assert registry.get_sample_value("tuneyard_gateway_usage_uncounted_files_total") == 0
+
+
+async def test_an_end_without_room_is_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _, _ = counting(tmp_path)
+    first.files.current.write_bytes(line() + b"\n")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(KeptState, "write", full)
+    await first.close()
+    assert "not everything was counted" in caplog.text
+
+
+async def test_answers_without_usage_are_told(tmp_path: Path) -> None:
+    first, _, registry = counting(tmp_path)
+    untold: dict[str, Any] = {"whole": None, "prompt": None, "completion": None}
+    first.files.current.write_bytes(line() + b"\n" + line(**untold) + b"\n" + line(flags="DC", **untold) + b"\n")
+    await first.count()
+    assert registry.get_sample_value("tuneyard_gateway_usage_untold_total") == 1
+    assert 'source="estimate"} 2' in first.page()
 
 
 async def test_labels_are_those_of_the_record(tmp_path: Path) -> None:

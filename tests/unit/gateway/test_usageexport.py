@@ -14,6 +14,7 @@ from tests.contract.envoy import eventually
 from tests.unit.gateway.test_feedbackexport import Bucket
 from tests.unit.gateway.test_usage import line
 from tuneyard.gateway import bucketwriting, usageexport
+from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.usageexport import STATE, UsageExport, UsageExportMetrics
 from tuneyard.gateway.usagefiles import Place, UsageFiles
 
@@ -52,6 +53,9 @@ async def test_objects_are_called_after_their_stretch(tmp_path: Path, bucket: Bu
     told = [match.groups() for name in bucket.objects if (match := shape.fullmatch(name))]
     begins = len(line(id="r0", time="2026-11-20T10:00:00.000Z")) * 2 + 2
     assert told == [("2026-11-20", "0"), ("2026-11-21", str(begins))]
+    run = next(iter(bucket.objects)).split("gw-0-")[1].split("-")[0]
+    records = [json.loads(line) for body in bucket.objects.values() for line in body.splitlines()]
+    assert [r["id"] for r in records] == [f"{run}-0-{begins // 2 * n}" for n in range(3)]
 
 
 async def test_a_thousand_leave_at_once_and_fewer_wait(tmp_path: Path, bucket: Bucket) -> None:
@@ -121,4 +125,5 @@ async def test_a_bucket_that_is_away_ends_no_process_late(
     assert "usage cannot be written, and is tried again: may not write" in caplog.text
     assert "my-secret-id" not in caplog.text
     assert (registry.get_sample_value("tuneyard_gateway_usage_failing_seconds") or 0) > 0
-    assert json.loads((tmp_path / STATE).read_text())["until"] is not None
+    assert "bytes of usage were not exported" in caplog.text
+    assert KeptState(tmp_path / STATE, 0).read()["until"] is not None

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tuneyard.api.usage import UsageRecord
-from tuneyard.planning.usage import IDLE_SECONDS, Tokens, UsageSums, key_of, tokens_of
+from tuneyard.planning.usage import IDLE_SECONDS, LOOK_SECONDS, Tokens, UsageSums, key_of, tokens_of
 from tuneyard.planning.usagereport import UsageRow, usage_view
 
 RECORD: dict[str, Any] = {
+    "id": "r1",
     "time": "2026-11-20T10:00:00.123Z",
     "requestId": "r1",
     "attempt": 1,
@@ -38,7 +39,8 @@ RECORD: dict[str, Any] = {
 
 
 def record(**change: Any) -> UsageRecord:
-    return UsageRecord.from_dict({**RECORD, **change})
+    """Another one where the request's id is another, unless `id` says something else."""
+    return UsageRecord.from_dict({**RECORD, "id": change.get("requestId", RECORD["id"]), **change})
 
 
 def added(sums: UsageSums, *records: UsageRecord, now: float = 0.0) -> UsageSums:
@@ -101,13 +103,41 @@ def test_the_number_of_sums_is_bounded_and_nothing_is_lost_of_the_whole() -> Non
     assert {key.tenant for key, _ in sums} == {"t1", "new"}, "those that were idle made room"
 
 
+def test_idle_sums_are_looked_for_once_a_minute() -> None:
+    """Each look goes through all of them."""
+
+    class Counting(dict[Any, Any]):
+        looks = 0
+
+        def items(self) -> Any:
+            self.looks += 1
+            return super().items()
+
+    sums = UsageSums(most=2)
+    added(sums, record(tenant="a"), record(tenant="b"))
+    sums._sums = told = Counting(sums._sums)
+    added(sums, record(tenant="c"), now=IDLE_SECONDS - 1)
+    assert told.looks == 1
+    sums._sums = told = Counting(sums._sums)
+    added(sums, *(record(tenant=f"t{n}") for n in range(100)), now=IDLE_SECONDS + LOOK_SECONDS - 2)
+    assert told.looks == 0, "it was a moment ago"
+    copied = sums.copy()
+    added(copied, record(tenant="new"), now=IDLE_SECONDS + LOOK_SECONDS - 2)
+    assert "new" not in {key.tenant for key, _ in copied}, "a copy knows that"
+    added(copied, record(tenant="new"), now=IDLE_SECONDS + LOOK_SECONDS - 1)
+    assert {key.tenant for key, _ in copied} == {"other", "new"}
+    added(sums, record(tenant="new"), now=10 * IDLE_SECONDS)
+    added(sums, record(tenant="newer"), record(tenant="newest"), now=IDLE_SECONDS)
+    assert sums._looked == IDLE_SECONDS, "a clock that was set back stops nothing"
+
+
 def test_a_view_sums_by_what_is_asked_and_counts_a_record_once() -> None:
     records = [
         record(),
         record(),
-        record(requestId="r2", tenant=None, deployment="models/x", promptTokens=100),
-        record(requestId="r3", estimated=True, promptTokens=5, completionTokens=2),
-        record(requestId="r4", time="2026-11-19T23:59:59.999Z"),
+        record(id="2", tenant=None, deployment="models/x", promptTokens=100),
+        record(id="3", estimated=True, promptTokens=5, completionTokens=2),
+        record(id="4", time="2026-11-19T23:59:59.999Z"),
     ]
     view = usage_view(records, "deployment", since="2026-11-20T10:00:00Z")
     assert view.rows == [
@@ -126,6 +156,13 @@ def test_a_view_sums_by_what_is_asked_and_counts_a_record_once() -> None:
     assert (view.total.requests, view.total.prompt_tokens, view.total.estimated_requests) == (2, 111, 1)
 
 
+def test_what_clients_choose_makes_no_record_another_ones_copy() -> None:
+    """The same request id, at the same time, at the same gateway: as many clients as like to may send it."""
+    same = [record(id=f"run-0-{n}", requestId="mine") for n in range(3)]
+    assert usage_view(same, "tenant").total.requests == 3
+    assert usage_view([*same, *same, record(gateway="gw-1")], "tenant").total.requests == 4
+
+
 @pytest.mark.parametrize(
     ("by", "names"),
     [
@@ -136,5 +173,5 @@ def test_a_view_sums_by_what_is_asked_and_counts_a_record_once() -> None:
     ],
 )
 def test_what_a_view_can_sum_by(by: Any, names: list[str]) -> None:
-    base = record(requestId="r2", tenant=None, revision="v2", adapter=None, adapterDigest=None, promptTokens=1)
+    base = record(id="2", tenant=None, revision="v2", adapter=None, adapterDigest=None, promptTokens=1)
     assert [row.name for row in usage_view([record(), base], by).rows] == names

@@ -3,7 +3,8 @@
 Rules:
 - a body costs almost three times its size while it is rewritten and kept for another try (22 MB of heap for 8 MiB,
   measured), so a few dozen large ones would have the kernel end Envoy, and with it everybody's streams;
-- the heap may have HEAP_SHARE of the container's limit; the rest is for the program itself, for the scripts' copies,
+- the heap may have HEAP_SHARE of the container's limit, from which what its log of usage may hold in memory is taken
+  first (gateway/options.py); the rest is for the program itself, for the scripts' copies,
   which are not counted as heap, and for what arrives before the next look (measured: 80 such bodies at once, on
   loopback, stay below 800 MiB of 1 GiB);
 - above STOP of that, new requests get 503 with retry-after, running ones go on. Those that have been let in already
@@ -35,7 +36,7 @@ def _above(value: float) -> Json:
 
 
 def overload_manager(memory: int) -> Json:
-    """The overload manager for a container that may use so many bytes; 0: nobody says how many."""
+    """The overload manager for a container that may use so many bytes for itself; 0: nobody says how many."""
     connections = extension(
         "envoy.resource_monitors.global_downstream_max_connections",
         "resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",

@@ -4,7 +4,9 @@ What Envoy 1.40 does, as seen:
 - one file is written by one thread, whichever worker answered: lines are whole, in the order in which requests ended;
 - lines wait in Envoy for the interval of --file-flush-interval-msec, or until 64 KiB have come together. An Envoy that
   is killed takes them with it; one that ends by itself writes them;
-- a file that has been renamed gets lines until /reopen_logs; then the name is opened anew, and everything goes there.
+- a file that has been renamed gets lines until /reopen_logs; then the name is opened anew, and everything goes there;
+- one that is killed within a write, or that finds no room for all of it, leaves half a line, and the next whole one
+  stands behind it (after_half).
 
 Why a file and not the gRPC access log (answers.py): that drops what nobody takes, and usage must outlive a gateway
 process that is replaced.
@@ -16,6 +18,7 @@ the engine's own numbers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -33,6 +36,8 @@ _ENDPOINTS = {
 }
 _LEFT = frozenset({"DC", "DR", "DPE"})
 """Flags of a request whose client went away."""
+_BEGIN = re.compile(rb'\{"\w+":')
+"""Of a line, and of nothing within one: there is no object in it, and the quotes of texts are escaped."""
 
 
 def _told(key: str) -> str:
@@ -61,6 +66,7 @@ USAGE_FORMAT: Json = {
     "flags": "%RESPONSE_FLAGS%",
     "failed": _told("failed"),
     "bytes": "%BYTES_RECEIVED%",
+    "sent": "%BYTES_SENT%",
     "chunks": _told("chunks"),
     "prompt": _told("usage:prompt_tokens"),
     "cached": _told("usage:cached_tokens"),
@@ -79,21 +85,33 @@ def usage_log(path: str) -> Json:
 _served_by = lru_cache(maxsize=10_000)(served_by)
 
 
-def usage_record(line: bytes, gateway: str) -> UsageRecord | None:
-    """What a line tells; None where no endpoint of a revision was asked. ValueError where it is no such line."""
+def after_half(line: bytes) -> bytes | None:
+    """The whole line that stands behind half of another one; None where there is no other."""
+    begins = [match.start() for match in _BEGIN.finditer(line)]
+    return line[begins[-1] :] if begins and begins[-1] > 0 else None
+
+
+def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord | None:
+    """What a line tells; None where no engine was asked. ValueError where it is no such line.
+
+    The cluster is known as soon as a route is chosen. Whoever leaves or is refused after that and before an engine was
+    asked (he waited for an adapter, say) has cost no tokens: nobody was tried (`attempt`).
+    """
     told = json.loads(line)
     if not isinstance(told, dict):
         raise ValueError("the line is no JSON object")
     served = _served_by(told.get("cluster") or "")
     endpoint = _ENDPOINTS.get(told.get("path") or "")
-    if served is None or endpoint is None:
+    attempt = int(told.get("attempt") or 0)
+    if served is None or endpoint is None or not attempt:
         return None
     status, outcome = int(told.get("status") or 0), _outcome(told)
-    prompt, cached, completion, exact = _tokens(told, outcome)
+    prompt, cached, completion, exact = _tokens(told, outcome, endpoint)
     return UsageRecord(
+        id=record_id,
         time=told["time"],
         request_id=told.get("id") or "",
-        attempt=int(told.get("attempt") or 0),
+        attempt=attempt,
         gateway=gateway,
         tenant=told.get("tenant"),
         model=told.get("model") or "",
@@ -128,14 +146,17 @@ def _outcome(told: Mapping[str, Any]) -> Outcome:
     return Outcome.OK if flags == "-" and 200 <= status < 400 else Outcome.FAILED
 
 
-def _tokens(told: Mapping[str, Any], outcome: Outcome) -> tuple[int, int, int, bool]:
+def _tokens(told: Mapping[str, Any], outcome: Outcome, endpoint: Endpoint) -> tuple[int, int, int, bool]:
     """Tokens of prompt, of those from the cache, generated ones, and whether these are the engine's own numbers."""
     prompt, cached, completion = (int(told.get(key) or 0) for key in ("prompt", "cached", "completion"))
     if told.get("whole"):
         return prompt, cached, completion, True
     chunks = int(told.get("chunks") or 0)
-    if outcome is Outcome.LEFT or chunks:
+    if outcome in (Outcome.LEFT, Outcome.OK) or chunks:
         # the engine has said nothing, or something for a part; each chunk holds one token or a few
-        return prompt or int(told.get("bytes") or 0) // BYTES_PER_TOKEN, cached, max(completion, chunks), False
+        generated = max(completion, chunks)
+        if outcome is Outcome.OK and not generated and endpoint is not Endpoint.EMBEDDINGS:
+            generated = int(told.get("sent") or 0) // BYTES_PER_TOKEN
+        return prompt or int(told.get("bytes") or 0) // BYTES_PER_TOKEN, cached, generated, False
     # refused, or failed before it generated anything that came here
     return 0, 0, 0, True

@@ -1,0 +1,33 @@
+"""What a pod's environment says, and what makes no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuneyard.gateway.options import options
+from tuneyard.gateway.usagefiles import VOLUME_BYTES
+
+
+def test_what_the_log_of_usage_may_hold_is_not_envoys_for_requests() -> None:
+    assert options({"TUNEYARD_ENVOY_MEMORY": str(1 << 30)}).memory == (1 << 30) - VOLUME_BYTES
+    assert options({"TUNEYARD_ENVOY_MEMORY": str(1 << 30), "TUNEYARD_USAGE": "false"}).memory == 1 << 30
+    assert options({}).memory == 0, "nobody says how much there is"
+
+
+def test_too_little_memory_is_told_and_not_divided() -> None:
+    little = {"TUNEYARD_ENVOY_MEMORY": str(128 << 20)}
+    with pytest.raises(ValueError, match=r"128 MiB of memory, and 96 .* give it 192 MiB or more .*envoyResources"):
+        options(little)
+    assert options(little | {"TUNEYARD_USAGE": "false"}).memory == 128 << 20
+
+
+def test_the_log_of_usage_is_where_envoy_is_told() -> None:
+    assert options({"TUNEYARD_RUN_DIRECTORY": "/run/a"}).usage_log == Path("/run/a/usage.log")
+    told = options({"TUNEYARD_RUN_DIRECTORY": "/run/a", "TUNEYARD_USAGE_DIRECTORY": "/run/b"})
+    assert (told.usage_log, told.usage_folder, told.ads_socket) == (
+        Path("/run/b/usage.log"),
+        Path("/run/b"),
+        Path("/run/a/ads.sock"),
+    )
