@@ -153,8 +153,7 @@ class RolloutWorld:
 
     def routes(self) -> ModelRoutes:
         """What a gateway serves that sees just this state."""
-        seen = self.situation()
-        return model_routes(self.now, seen.adapters, seen.bases, seen.pods)
+        return model_routes(self.now, self.adapters(), (_BASE,), self._pods(self.now))
 
     @property
     def traffic(self) -> dict[str, int]:
@@ -192,8 +191,7 @@ class RolloutWorld:
         for _ in range(60):
             before = (self.stored, dict(self.views), self.record, self.evidence, dict(self.gates.objects))
             self.reconcile()
-            for name in GATEWAYS:
-                self.gateway(name)
+            self.views = dict.fromkeys(GATEWAYS, self.routes())
             if before == (self.stored, self.views, self.record, self.evidence, self.gates.objects):
                 return self.status
         raise AssertionError(f"not quiet: {self.status}")
