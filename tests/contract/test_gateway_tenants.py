@@ -23,7 +23,7 @@ from tests.contract.test_gateway_process import come_back
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.api import names
-from tuneyard.gate.asking import Asker
+from tuneyard.gate.asking import Asker, MisroutedError
 from tuneyard.gate.asking import session as gate_session
 from tuneyard.systems.kube.client import MERGE, Api
 
@@ -226,13 +226,19 @@ async def test_gates_ask_their_model_and_no_other(gateway: GatewayProcess, team:
         asker = Asker(session, gateway.url, "gated", token, job="gated-gate-a")
         asker.is_at(1, 20)
         answer = await asker.ask("v2", {"messages": [{"role": "user", "content": "hello"}]})
-    assert (answer.error, answer.served) == (None, True)
+        assert (answer.error, answer.served) == (None, True)
+        with pytest.raises(MisroutedError, match="with 401: it does not know this gate"):
+            await Asker(session, gateway.url, "gated", "not yet" * 8).ask("v2", {"prompt": "hello"})
     shown = {names.GATE_TOKEN_HEADER: token, names.REVISION_HEADER: "v2"}
     answered, headers, _ = await gateway.rig.post({"model": "gated"}, headers=shown)
     assert (answered, headers["x-revision"]) == (200, "v2")
     assert (await gateway.rig.post({"model": "support"}, headers=shown))[0] == 404
+    # beside a tenant's key it is worth nothing
+    answered, headers, _ = await gateway.rig.post({"model": "support"}, headers={**shown, "x-api-key": OLD})
+    assert (answered, headers["x-revision"]) == (200, "v1")
     assert names.GATE_TOKEN_HEADER not in pod.received[-1].headers
-    assert [line["tenant"] for line in await gateway.rig.envoy.logged(3)][-3:] == [names.GATE_TENANT] * 3
+    logged = [line["tenant"] for line in await gateway.rig.envoy.logged(5)]
+    assert logged[-5:] == [names.GATE_TENANT, None, names.GATE_TENANT, names.GATE_TENANT, "acme"]
     for other in (names.gate_token(MASTER, team.namespace, "support"), "open", ""):
         assert (await gateway.rig.post({"model": "gated"}, headers={**shown, names.GATE_TOKEN_HEADER: other}))[0] == 401
     # without gates the token is worth nothing any more
