@@ -6,7 +6,7 @@ import json
 import random
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tests.contract.test_gateway_routing import assert_openai_error
 from tests.fakes.upstream import Upstream
 from tests.systemprompts import ALWAYS
 from tuneyard.api import names
+from tuneyard.api.routing import Affinity
 from tuneyard.planning.tenants import Caller, Policy
 from tuneyard.systems.envoy.tenancy import caller_text, gate_caller, shard_of, shard_resources
 from tuneyard.systems.envoy.translate import model_resources
@@ -209,6 +210,32 @@ def _words(chance: random.Random) -> Iterator[str]:
     )
     for _ in range(40):
         yield chance.choice("ab*") + "".join(chance.choices("ab-./*", k=chance.randrange(1, 6)))
+
+
+async def test_tenants_stay_on_a_revision_and_on_a_pod(tmp_path: Path) -> None:
+    """By whom their keys say they are, whichever of the keys they show, and whatever clients say of themselves."""
+    callers = {f"sk-{n:02}-{key}-0123456789ab": Caller(f"t{n}", Policy(("*",))) for n in range(16) for key in "ab"}
+    async with AsyncExitStack() as stack:
+        pods = [await stack.enter_async_context(Upstream(f"pod-{number}")) for number in range(3)]
+        rig = await stack.enter_async_context(Rig(tmp_path, keys=True))
+        put_keys(rig, callers)
+        one = model("chat", *(revision(n, 50, [p.address for p in pods]) for n in ("v1", "v2")))
+        affinity = Affinity(header="x-tenant")
+        await rig.serve(replace(one, stable="v1", sticky_by="x-tenant", affinity=affinity))
+        told: dict[str, set[str]] = {}
+        for number in range(4):
+            for key, caller in callers.items():
+                shown = bearer(key) | {"x-tenant": f"somebody-{number}"}
+                status, headers, _ = await rig.post({"model": "chat"}, headers=shown)
+                assert status == 200
+                told.setdefault(caller.tenant, set()).add(headers["x-revision"])
+        where = {
+            tenant: {p.name for p in pods for r in p.received if r.headers["x-tenant"] == tenant} for tenant in told
+        }
+    assert all(len(revisions) == 1 for revisions in told.values()), told
+    assert set().union(*told.values()) == {"v1", "v2"}
+    assert all(len(found) == 1 for found in where.values()), where
+    assert len(set().union(*where.values())) > 1
 
 
 TOKEN = "fedcba9876543210" * 4
