@@ -198,10 +198,12 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *,
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
-        told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
+        told |= {"errors": str(revision.fault.errors)}
     if revision.prompt is not None:
         always = "AlwaysInChats" if gate else "Always"
         told |= {"system": message_of(revision.prompt), "apply": always if revision.prompt.always else "IfAbsent"}
+    if "errors" in told or "system" in told:  # whose the answers are that it gives no engine
+        told |= {"cluster": cluster_name(model, revision)}
     if by_prefix(model.affinity):
         told |= {"affinity": "prefix"}
     return {
