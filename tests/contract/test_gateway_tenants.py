@@ -33,10 +33,12 @@ OLD, NEW, BETA, REVOKED = (f"sk-{name}-0123456789abcdef0123" for name in ("old",
 
 
 class Vault:
-    """Secrets and ConfigMaps of the gateways' namespace."""
+    """Secrets and ConfigMaps of tenants, in a namespace of their own beside the gateways'."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._where = api, f"/api/v1/namespaces/{namespace}"
+    def __init__(self, api: Api, gateways: str) -> None:
+        self.namespace = names.tenants_namespace(gateways)
+        api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": self.namespace}})
+        self._api, self._where = api, f"/api/v1/namespaces/{self.namespace}"
 
     def keys(self, name: str, tenant: str, **keys: str | None) -> None:
         """Make or change a Secret; None removes an entry."""
@@ -152,8 +154,8 @@ async def test_tenants_call_what_they_may(gateway: GatewayProcess, vault: Vault,
     assert_secret(gateway, await gateway.page(), OLD, BETA)
 
 
-def test_the_command_shows_tenants_and_no_key(team: Team, vault: Vault, apiserver: ApiServer) -> None:
-    arguments = ("tenants", "-n", team.namespace, "--kubeconfig", str(apiserver.kubeconfig()))
+def test_the_command_shows_tenants_and_no_key(vault: Vault, apiserver: ApiServer) -> None:
+    arguments = ("tenants", "-n", vault.namespace, "--kubeconfig", str(apiserver.kubeconfig()))
     command = [sys.executable, "-m", "tuneyard", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

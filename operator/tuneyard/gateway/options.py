@@ -53,6 +53,8 @@ class Options:
     peers: str
     keys: bool = False
     """Whether clients need keys."""
+    tenants_namespace: str = ""
+    """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
@@ -120,6 +122,7 @@ def options(environment: Mapping[str, str]) -> Options:
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
         keys=_needs_keys(environment.get("TUNEYARD_AUTH", "")),
+        tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=environment.get("TUNEYARD_USAGE", "true") != "false",
         usage_export=bucket_target(environment, "USAGE"),
