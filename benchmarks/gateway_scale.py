@@ -23,6 +23,7 @@ from benchmarks.report import percentile, write
 from tests.contract.apiserver import ApiServer
 from tests.contract.gateway_process import GatewayProcess, Team
 from tests.fakes.upstream import Upstream
+from tuneyard.api import names
 from tuneyard.api.names import LABEL_TENANT
 from tuneyard.systems.kube.client import MERGE
 
@@ -43,11 +44,13 @@ def _key() -> str:
 
 
 class World:
-    """The objects of the gateway's namespace."""
+    """Models, and tenants in a namespace of their own."""
 
     def __init__(self, team: Team) -> None:
         self._team = team
-        self._where = f"/api/v1/namespaces/{team.namespace}"
+        tenants = names.tenants_namespace(team.namespace)
+        team.api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": tenants}})
+        self._where = f"/api/v1/namespaces/{tenants}"
 
     def fill(self) -> None:
         """Models and tenants, by several hands."""

@@ -93,6 +93,7 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('imagePullPolicy="Sometimes"', "imagePullPolicy"),
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('gateway={"auth": {"mode": "apikeys"}}', "/gateway/auth/mode"),
+        ('gateway={"auth": {"namespace": "A"}}', "/gateway/auth/namespace"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('gateway={"tls": {"enabled": true}}', "/gateway/tls"),
         ('gateway={"tls": {"minVersion": "1.1"}}', "/gateway/tls/minVersion"),
@@ -172,6 +173,7 @@ def test_both_processes_of_a_gateway_know_what_clients_need() -> None:
         rules = [rule for kind in ("Role", "ClusterRole") for o in of_kind(objects, kind) for rule in o["rules"]]
         readable = [rule for rule in rules if "secrets" in rule["resources"] and "get" in rule["verbs"]]
         assert len(readable) == keys
+        assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * keys
         policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
         assert ("tuneyard-tenants" in policies) is keys
 
@@ -279,8 +281,10 @@ def test_an_existing_master_secret_is_used_and_none_is_made() -> None:
 def namespace(apiserver: ApiServer) -> Iterator[str]:
     """The release's namespace at the Pod Security level that the chart promises to fit."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
-    manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
-    install(apiserver, [manifest])
+    manifest: Object = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    # a dry run makes no namespace: that of tenants has to be there for what stands in it
+    tenants = {**manifest, "metadata": {"name": names.tenants_namespace(NAMESPACE)}}
+    install(apiserver, [manifest, tenants])
     yield NAMESPACE
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.chart import NAMESPACE, install, may, refusal, rendered
+from tests.contract.chart import CHART, NAMESPACE, helm, install, may, named, refusal, rendered
 from tests.contract.test_admission import ACCESS, until_refused
 from tests.contract.test_admission_rbac import GATEWAY, READ, VERBS
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.gateway.options import options
 from tuneyard.planning.tenants import policy_of
 from tuneyard.systems.kube.client import MERGE, Api, ApiError, Object
 
 pytestmark = pytest.mark.apiserver
 
-WHERE = f"/api/v1/namespaces/{NAMESPACE}"
+TENANTS = f"{NAMESPACE}-tenants"
+WHERE = f"/api/v1/namespaces/{TENANTS}"
+KEYS = {"auth": {"mode": "ApiKeys"}}
 READABLE: tuple[dict[str, Any], ...] = (
     {"models": "*"},
     {"models": ""},
@@ -45,8 +49,10 @@ def api() -> Iterator[Api]:
     with ApiServer() as server:
         server.namespace(NAMESPACE)
         server.namespace("other")
-        objects = rendered(gateway={"auth": {"mode": "ApiKeys"}})
-        wanted = [o for o in objects if o["kind"] in ACCESS or "tuneyard-tenants" in o["metadata"]["name"]]
+        objects = rendered(gateway=KEYS)
+        wanted = [
+            o for o in objects if o["kind"] in {"Namespace", *ACCESS} or o["metadata"]["name"] == "tuneyard-tenants"
+        ]
         install(server, wanted)
         api = server.api()
 
@@ -99,9 +105,62 @@ def test_a_label_that_names_no_tenant(plural: str, api: Api) -> None:
     api.request("PATCH", f"{WHERE}/{plural}/fine", body=nobody, content_type=MERGE)
 
 
-def test_gateways_read_secrets_of_their_own_namespace_and_write_none(api: Api) -> None:
+def test_gateways_read_secrets_of_tenants_and_no_others(api: Api) -> None:
+    """Not those beside them: the certificate's key, credentials of buckets, what Helm keeps."""
     for resource in ("secrets", "configmaps"):
         for verb in VERBS:
-            assert may(api, GATEWAY, verb, resource, namespace=NAMESPACE) == (verb in READ), verb
-            assert not may(api, GATEWAY, verb, resource, namespace="other"), verb
-            assert not may(api, GATEWAY, verb, resource), verb
+            assert may(api, GATEWAY, verb, resource, namespace=TENANTS) == (verb in READ), verb
+            for namespace in (NAMESPACE, "other", ""):
+                assert not may(api, GATEWAY, verb, resource, namespace=namespace), (verb, namespace)
+
+
+def test_a_namespace_of_ones_own_choice() -> None:
+    objects = rendered(gateway={"auth": {"mode": "ApiKeys", "namespace": "vault"}})
+    assert named(objects, "Namespace", "vault")
+    for kind in ("Role", "RoleBinding"):
+        assert named(objects, kind, "tuneyard-gateway-tenants")["metadata"]["namespace"] == "vault"
+    matched = named(objects, "ValidatingAdmissionPolicy", "tuneyard-tenants")["spec"]["matchConstraints"]
+    assert matched["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "vault"}}
+    (process,) = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]["containers"]
+    environment = {e["name"]: e["value"] for e in process["env"] if "value" in e}
+    assert options(environment).tenants_namespace == "vault"
+
+
+def test_it_is_never_the_releases() -> None:
+    own = json.dumps({"auth": {"mode": "ApiKeys", "namespace": NAMESPACE}})
+    done = helm("template", "t", str(CHART), "--namespace", NAMESPACE, f"--set-json=gateway={own}", check=False)
+    assert done.returncode != 0
+    assert "gateway.auth.namespace must not be the release's" in done.stderr
+
+
+def test_the_namespace_outlives_the_chart_and_may_be_there_before_it() -> None:
+    """With keys in it: by Helm itself, from the installation to the next one."""
+    with ApiServer() as server:
+        api, release = server.api(), ("tuneyard", "--namespace", NAMESPACE, "--kubeconfig", str(server.kubeconfig()))
+        server.namespace(TENANTS)
+        make(api, "secrets", "keys", {"first": "c2stMDEyMzQ1Njc4OWFiY2RlZg=="})
+        before = api.request("GET", WHERE)["metadata"]
+
+        def installed(*more: str) -> None:
+            keys = f"--set-json=gateway={json.dumps(KEYS)}"
+            helm("upgrade", "--install", *release, str(CHART), "--create-namespace", keys, *more)
+
+        def there() -> bool:
+            found = api.request("GET", WHERE)
+            assert found["status"]["phase"] == "Active"
+            return bool(found["metadata"]["uid"] == before["uid"] and api.request("GET", f"{WHERE}/secrets/keys"))
+
+        installed()
+        installed()
+        assert there(), "somebody's own is used"
+        helm("uninstall", *release)
+        assert there()
+        # and one that the chart has made is its own again after the next installation
+        other = f"--set-json=gateway={json.dumps({'auth': {'mode': 'ApiKeys', 'namespace': 'made'}})}"
+        for _ in range(2):
+            helm("upgrade", "--install", *release, str(CHART), other)
+            made = api.request("GET", "/api/v1/namespaces/made")["metadata"]
+            assert made["annotations"]["helm.sh/resource-policy"] == "keep"
+            helm("upgrade", "--install", *release, str(CHART), other)
+            helm("uninstall", *release)
+            assert api.request("GET", "/api/v1/namespaces/made")["metadata"]["uid"] == made["uid"]

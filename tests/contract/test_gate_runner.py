@@ -182,8 +182,12 @@ async def test_without_the_token_nobody_gets_in(gateway: GatewayProcess, team: T
     other = names.gate_token(MASTER, team.namespace, "another")
     for shown in ({}, {"tuneyard_gate": ""}, {"tuneyard_gate": "open"}, {"tuneyard_gate": other}):
         assert await answered(x_revision="v2", **shown) == (V1, "v1"), shown
-    assert await answered(tuneyard_gate=token(team)) == (V1, "v1"), "it chooses nothing by itself"
-    assert await answered(x_revision="v9", tuneyard_gate=token(team)) == (V1, "v1")
+    for shown in ({}, {names.REVISION_HEADER: "v9"}):
+        headers = {names.GATE_TOKEN_HEADER: token(team), **shown}
+        status, _, body = await gateway.rig.post({"model": "support"}, headers=headers)
+        assert (status, json.loads(body)["error"]["code"]) == (404, "revision_not_found"), (
+            "it is no way to anything else"
+        )
 
 
 async def test_stable_is_never_measured_as_its_own_candidate(
@@ -193,6 +197,17 @@ async def test_stable_is_never_measured_as_its_own_candidate(
     words = "a gateway sent a request for v2 to v1: it does not know this gate (yet)"
     for name, gate in (("a", SPEED), ("b", QUALITY)):
         report, _ = await run(tmp_path / name, gateway.url, "another token", gate, prompts=lines(PROMPTS[0]))
+        assert (report.benchmark, report.evaluation, report.cannot_run) == (None, None, words)
+
+
+async def test_a_revision_that_a_gateway_does_not_know_yet_is_not_measured(
+    gateway: GatewayProcess, team: Team, tmp_path: Path
+) -> None:
+    words = "a gateway refused a request for v3 with 404: it does not know this gate or this revision (yet)"
+    for name, gate in (("a", SPEED), ("b", QUALITY)):
+        report, _ = await run(
+            tmp_path / name, gateway.url, token(team), gate, candidate="v3", prompts=lines(PROMPTS[0])
+        )
         assert (report.benchmark, report.evaluation, report.cannot_run) == (None, None, words)
 
 

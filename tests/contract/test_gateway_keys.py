@@ -6,7 +6,8 @@ import json
 import random
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ import pytest
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.contract.test_gateway_routing import assert_openai_error
 from tests.fakes.upstream import Upstream
+from tests.systemprompts import ALWAYS
+from tuneyard.api import names
+from tuneyard.api.routing import Affinity
 from tuneyard.planning.tenants import Caller, Policy
-from tuneyard.systems.envoy.tenancy import caller_text, shard_of, shard_resources
+from tuneyard.systems.envoy.tenancy import caller_text, gate_caller, shard_of, shard_resources
+from tuneyard.systems.envoy.translate import model_resources
 
 pytestmark = pytest.mark.envoy
 
@@ -205,6 +210,77 @@ def _words(chance: random.Random) -> Iterator[str]:
     )
     for _ in range(40):
         yield chance.choice("ab*") + "".join(chance.choices("ab-./*", k=chance.randrange(1, 6)))
+
+
+async def test_tenants_stay_on_a_revision_and_on_a_pod(tmp_path: Path) -> None:
+    """By whom their keys say they are, whichever of the keys they show, and whatever clients say of themselves."""
+    callers = {f"sk-{n:02}-{key}-0123456789ab": Caller(f"t{n}", Policy(("*",))) for n in range(16) for key in "ab"}
+    async with AsyncExitStack() as stack:
+        pods = [await stack.enter_async_context(Upstream(f"pod-{number}")) for number in range(3)]
+        rig = await stack.enter_async_context(Rig(tmp_path, keys=True))
+        put_keys(rig, callers)
+        one = model("chat", *(revision(n, 50, [p.address for p in pods]) for n in ("v1", "v2")))
+        affinity = Affinity(header="x-tenant")
+        await rig.serve(replace(one, stable="v1", sticky_by="x-tenant", affinity=affinity))
+        told: dict[str, set[str]] = {}
+        for number in range(4):
+            for key, caller in callers.items():
+                shown = bearer(key) | {"x-tenant": f"somebody-{number}"}
+                status, headers, _ = await rig.post({"model": "chat"}, headers=shown)
+                assert status == 200
+                told.setdefault(caller.tenant, set()).add(headers["x-revision"])
+        where = {
+            tenant: {p.name for p in pods for r in p.received if r.headers["x-tenant"] == tenant} for tenant in told
+        }
+    assert all(len(revisions) == 1 for revisions in told.values()), told
+    assert set().union(*told.values()) == {"v1", "v2"}
+    assert all(len(found) == 1 for found in where.values()), where
+    assert len(set().union(*where.values())) > 1
+
+
+TOKEN = "fedcba9876543210" * 4
+GATE = {names.GATE_TOKEN_HEADER: TOKEN, names.REVISION_HEADER: "v2"}
+
+
+async def test_a_gates_token_is_no_key_and_no_key_a_gates_token(tmp_path: Path, pod: Upstream) -> None:
+    """It asks revisions of its model in its own header, and stands beside no tenant's key."""
+    v1, v2 = (replace(revision(n, w, [pod.address]), prompt=ALWAYS) for n, w in (("v1", 100), ("v2", 0)))
+    body = {"model": "chat", "prompt": "hi"}
+    async with serving(tmp_path, pod) as rig:
+        routes = replace(model("chat", v1, v2), gated=True)
+        rig.ads.put("chat", model_resources(routes, lambda *_: "key", lambda *_: TOKEN))
+        rig.ads.put(shard_of(TOKEN), shard_resources(shard_of(TOKEN), {TOKEN: gate_caller("chat")}))
+        rig.ads.publish()
+        await eventually(lambda: rig.ads.complete, "the gates' routes are there")
+        status, answered, _ = await rig.post(body, path="/v1/completions", headers=GATE)
+        assert (status, answered["x-revision"]) == (200, "v2")
+        asked = {names.REVISION_HEADER: "v2"}
+        for shown in (
+            bearer(TOKEN), bearer(TOKEN) | asked, bearer(TOKEN) | GATE,
+            {"x-api-key": TOKEN}, {"x-api-key": TOKEN} | asked,
+            {names.GATE_TOKEN_HEADER: TOKEN}, GATE | {names.GATE_TOKEN_HEADER: KEY}, GATE | bearer("no"),
+            GATE | {"authorization": "Basic x"},
+        ):  # fmt: skip
+            status, _, answer = await rig.post(body, headers=shown)
+            assert status == 401, shown
+            assert_openai_error(answer, code="invalid_api_key")
+        assert (await rig.get("/v1/models", headers=GATE))[0] == 401
+        assert (await rig.get("/v1/models/chat", headers=GATE))[0] == 401
+        assert (await rig.post({"request_id": "x", "score": 1}, path="/v1/feedback", headers=GATE))[0] == 401
+        status, _, answer = await rig.post(body, headers=GATE | {names.REVISION_HEADER: "v3"})
+        assert status == 404
+        assert_openai_error(answer, code="revision_not_found")
+        assert (await rig.post({"model": "support"}, headers=GATE))[0] == 404
+        # beside a tenant's key it opens nothing: neither the revision, nor a way past the model's system prompt
+        messages = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+        for shown in (bearer(KEY) | GATE, {"x-api-key": KEY} | GATE):
+            status, answered, answer = await rig.post(messages, headers=shown)
+            assert (status, answered.get("x-revision")) == (200, "v1"), answer
+            assert (await rig.post(body, path="/v1/completions", headers=shown))[0] == 400
+        logged = [line for line in await rig.envoy.logged(19) if line["status"] == 200]
+    assert [line["tenant"] for line in logged] == [names.GATE_TENANT, "acme", "acme"]
+    assert len(pod.received) == 3
+    assert not [r for r in pod.received if TOKEN in str(r.headers)]
 
 
 async def test_a_script_that_fails_lets_nobody_in(tmp_path: Path, pod: Upstream) -> None:

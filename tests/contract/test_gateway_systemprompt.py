@@ -132,6 +132,45 @@ async def test_answers_copies_and_gates_of_an_adapter_that_has_one(gateway: Gate
         assert {r.body for r in b.received if r.path == CHATS} == wanted
 
 
+@pytest.mark.apiserver
+async def test_what_a_prompt_makes_a_candidate_refuse_is_counted_as_its_refusals(
+    gateway: GatewayProcess, team: Team, pod: Upstream
+) -> None:
+    """Stable answers the same requests: so a rollout sees the difference, and Prometheus has it too."""
+    team.make_adapter("plain")
+    team.make_adapter("strict", systemPrompt={"text": TEXT, "apply": "Always"})
+    team.make_pod(pod, "plain", "strict")
+    slo = {"analysis": {"slo": {"errorRate": "1%"}}}
+    team.make_deployment("chat", {"plain": 50, "strict": 50}, rollout=slo, routing={"allowRevisionHeader": True})
+    await gateway.judges(f"{team.namespace}/chat", {"plain": 50, "strict": 50})
+    body = {"model": "chat", "prompt": "hi"}
+    told = Counter([(await gateway.rig.post(body, path="/v1/completions"))[0] for _ in range(60)])
+    assert told.keys() == {200, 400} and min(told.values()) > 10
+    assert pod.asked == {engine_name_of("plain"): told[200]}
+    # who names the revision is no random sample
+    named = {names.REVISION_HEADER: "strict"}
+    assert (await gateway.rig.post(body, path="/v1/completions", headers=named))[0] == 400
+
+    async def counted() -> dict[str, dict[str, tuple[int, int]]]:
+        found = (await gateway.evidence()).deployments[f"{team.namespace}/chat"].counts
+        sums = {r: {o: [*map(sum, zip(*t.values(), strict=True))] for o, t in by.items()} for r, by in found.items()}
+        return {r: {o: (numbers[0], numbers[1]) for o, numbers in by.items()} for r, by in sums.items()}
+
+    answered, refused = told[200], told[400]
+    expected = {
+        "plain": {
+            "errorRate": (answered, 0),
+            "unjudged": (answered, 0),
+            "clientErrors": (answered, 0),
+            "clientsLeft": (answered, 0),
+        },
+        "strict": {"unjudged": (refused, refused), "clientErrors": (refused, refused), "clientsLeft": (refused, 0)},
+    }
+    await becomes(counted, expected, "refusals are the candidate's")
+    series = f'tuneyard_requests_total{{namespace="{team.namespace}",deployment="chat",revision="strict",outcome='
+    assert f'{series}"client_error"}} {refused + 1}' in await gateway.page()
+
+
 @pytest.mark.parametrize("prompt", [IF_ABSENT, ALWAYS], ids=["IfAbsent", "Always"])
 async def test_random_bodies(tmp_path: Path, pod: Upstream, prompt: SystemPrompt) -> None:
     """Envoy's script does what its double does, which property tests hold against a JSON parser."""

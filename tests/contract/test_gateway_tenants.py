@@ -23,7 +23,7 @@ from tests.contract.test_gateway_process import come_back
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
 from tuneyard.api import names
-from tuneyard.gate.asking import Asker
+from tuneyard.gate.asking import Asker, MisroutedError
 from tuneyard.gate.asking import session as gate_session
 from tuneyard.systems.kube.client import MERGE, Api
 
@@ -33,10 +33,12 @@ OLD, NEW, BETA, REVOKED = (f"sk-{name}-0123456789abcdef0123" for name in ("old",
 
 
 class Vault:
-    """Secrets and ConfigMaps of the gateways' namespace."""
+    """Secrets and ConfigMaps of tenants, in a namespace of their own beside the gateways'."""
 
-    def __init__(self, api: Api, namespace: str) -> None:
-        self._api, self._where = api, f"/api/v1/namespaces/{namespace}"
+    def __init__(self, api: Api, gateways: str) -> None:
+        self.namespace = names.tenants_namespace(gateways)
+        api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": self.namespace}})
+        self._api, self._where = api, f"/api/v1/namespaces/{self.namespace}"
 
     def keys(self, name: str, tenant: str, **keys: str | None) -> None:
         """Make or change a Secret; None removes an entry."""
@@ -152,8 +154,8 @@ async def test_tenants_call_what_they_may(gateway: GatewayProcess, vault: Vault,
     assert_secret(gateway, await gateway.page(), OLD, BETA)
 
 
-def test_the_command_shows_tenants_and_no_key(team: Team, vault: Vault, apiserver: ApiServer) -> None:
-    arguments = ("tenants", "-n", team.namespace, "--kubeconfig", str(apiserver.kubeconfig()))
+def test_the_command_shows_tenants_and_no_key(vault: Vault, apiserver: ApiServer) -> None:
+    arguments = ("tenants", "-n", vault.namespace, "--kubeconfig", str(apiserver.kubeconfig()))
     command = [sys.executable, "-m", "tuneyard", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -226,13 +228,19 @@ async def test_gates_ask_their_model_and_no_other(gateway: GatewayProcess, team:
         asker = Asker(session, gateway.url, "gated", token, job="gated-gate-a")
         asker.is_at(1, 20)
         answer = await asker.ask("v2", {"messages": [{"role": "user", "content": "hello"}]})
-    assert (answer.error, answer.served) == (None, True)
+        assert (answer.error, answer.served) == (None, True)
+        with pytest.raises(MisroutedError, match="with 401: it does not know this gate"):
+            await Asker(session, gateway.url, "gated", "not yet" * 8).ask("v2", {"prompt": "hello"})
     shown = {names.GATE_TOKEN_HEADER: token, names.REVISION_HEADER: "v2"}
     answered, headers, _ = await gateway.rig.post({"model": "gated"}, headers=shown)
     assert (answered, headers["x-revision"]) == (200, "v2")
     assert (await gateway.rig.post({"model": "support"}, headers=shown))[0] == 404
+    # beside a tenant's key it is worth nothing
+    answered, headers, _ = await gateway.rig.post({"model": "support"}, headers={**shown, "x-api-key": OLD})
+    assert (answered, headers["x-revision"]) == (200, "v1")
     assert names.GATE_TOKEN_HEADER not in pod.received[-1].headers
-    assert [line["tenant"] for line in await gateway.rig.envoy.logged(3)][-3:] == [names.GATE_TENANT] * 3
+    logged = [line["tenant"] for line in await gateway.rig.envoy.logged(5)]
+    assert logged[-5:] == [names.GATE_TENANT, None, names.GATE_TENANT, names.GATE_TENANT, "acme"]
     for other in (names.gate_token(MASTER, team.namespace, "support"), "open", ""):
         assert (await gateway.rig.post({"model": "gated"}, headers={**shown, names.GATE_TOKEN_HEADER: other}))[0] == 401
     # without gates the token is worth nothing any more

@@ -69,6 +69,16 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100}), "routing": {"stickyBy": {"header": "X-Tuneyard-User"}}},
         "gateways remove this header from every request before it is looked at: name another one",
     ),
+    "sticky-by-a-key": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"stickyBy": {"header": "Authorization"}}},
+        "this header holds credentials, which stand for no user or session: name x-tenant",
+    ),
+    "affinity-by-a-key": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {"header": "x-api-key"}}},
+        "this header holds credentials, which stand for no user or session: name x-tenant",
+    ),
     "affinity-of-two-kinds": (
         "ModelDeployment",
         {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {"header": "x-session-id", "prefix": {}}}},
@@ -185,6 +195,13 @@ def test_a_revision_may_be_added_and_removed_and_weights_moved(apiserver: ApiSer
         spec = deployment_spec("base", weights)
         applied = apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "moved", namespace, spec))
         assert applied.returncode == 0, applied.stderr
+
+
+def test_tenants_may_be_what_stays_together(apiserver: ApiServer, namespace: str) -> None:
+    routing = {"stickyBy": {"header": "x-tenant"}, "affinity": {"header": "X-Tenant"}}
+    spec = {**deployment_spec("base", {"v0": 100}), "routing": routing}
+    applied = apiserver.kubectl("apply", "-f", "-", stdin=manifest("ModelDeployment", "together", namespace, spec))
+    assert applied.returncode == 0, applied.stderr
 
 
 def test_an_unknown_field_is_refused_by_kubectl(apiserver: ApiServer, namespace: str) -> None:

@@ -62,6 +62,14 @@ app.kubernetes.io/component: {{ .component }}
 {{- ((.Values.gateway).auth).mode | default "None" -}}
 {{- end }}
 
+{{- define "tuneyard.tenantsNamespace" -}}
+{{- $name := ((.Values.gateway).auth).namespace | default (printf "%s-tenants" .Release.Namespace) -}}
+{{- if eq $name .Release.Namespace -}}
+{{- fail "gateway.auth.namespace must not be the release's: gateways may read all Secrets of it" -}}
+{{- end -}}
+{{- $name -}}
+{{- end }}
+
 {{- define "tuneyard.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532

@@ -174,6 +174,11 @@ def gate_token(master: bytes, namespace: str, deployment: str) -> str:
     return hmac.new(master, f"gate/{namespace}/{deployment}".encode(), hashlib.sha256).hexdigest()
 
 
+def tenants_namespace(namespace: str) -> str:
+    """Where tenants' keys and policies are, unless the chart says otherwise; `namespace`: of operator and gateways."""
+    return f"{namespace}-tenants"
+
+
 def observe_token(master: bytes) -> str:
     """The bearer token with which the operator reads the gateways' observations."""
     return hmac.new(master, b"observe", hashlib.sha256).hexdigest()

@@ -3,7 +3,9 @@
 Rules:
 - stickiness chooses the revision, affinity the pod among those of the chosen revision; neither weakens the other;
 - what a request says of itself comes first: one that may name its revision (`x-revision`, a gate) gets it;
-- a header that Envoy removes from every client's request cannot be asked for.
+- a header that Envoy removes from every client's request cannot be asked for, and none that holds credentials: where
+  clients need keys those are taken off before a route is chosen, and who changes its key is the same user. There the
+  gateway itself says whose a request is (x-tenant).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from pydantic import ConfigDict, Field
 from tuneyard.api.base import ApiModel
 from tuneyard.api.schema import cel, exactly_one
 
-_REMOVED = r"^(x-model|x-prefix|x-tenant|x-tuneyard-.*|x-envoy-.*)$"
+_REMOVED = r"^(x-model|x-prefix|x-tuneyard-.*|x-envoy-.*)$"
+_CREDENTIALS = r"^(authorization|x-api-key|api-key|proxy-authorization|tuneyard-gate)$"
 
 HeaderName = Annotated[
     str,
@@ -28,7 +31,12 @@ HeaderName = Annotated[
                 cel(
                     f"!self.lowerAscii().matches('{_REMOVED}')",
                     "gateways remove this header from every request before it is looked at: name another one",
-                )
+                ),
+                cel(
+                    f"!self.lowerAscii().matches('{_CREDENTIALS}')",
+                    "this header holds credentials, which stand for no user or session: name x-tenant (set where clients "
+                    "need keys), or a header of your own",
+                ),
             ]
         },
     ),
@@ -41,8 +49,8 @@ class StickyBy(ApiModel):
     header: Annotated[
         HeaderName,
         Field(
-            description="The header whose value stands for a user, for example x-user-id. Requests without it, or with "
-            "an empty one, go by chance."
+            description="The header whose value stands for a user, for example x-user-id, or x-tenant where clients "
+            "need keys. Requests without it, or with an empty one, go by chance."
         ),
     ]
 

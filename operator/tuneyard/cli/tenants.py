@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tuneyard.api import names
 from tuneyard.api.names import LABEL_TENANT
 from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, pages
@@ -16,13 +17,13 @@ from tuneyard.cli.statusrender import duration, table
 from tuneyard.cli.tenantsview import TenantsView, TenantView, tenants_view
 from tuneyard.systems.kube.client import ApiError, Object
 
-NAMESPACE = "tuneyard-system"
+NAMESPACE = names.tenants_namespace("tuneyard-system")
 _MOST_MODELS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard tenants`."""
-    parser.add_argument("-n", "--namespace", default=NAMESPACE, help=f"of the gateways (default {NAMESPACE})")
+    parser.add_argument("-n", "--namespace", default=NAMESPACE, help=f"of tenants (default {NAMESPACE})")
     parser.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
     add_cluster_arguments(parser)
 

@@ -4,7 +4,8 @@ Rules:
 - a revision is chosen by header, with the token that allows it; both are sent to the gateway only;
 - time to the first token is that of the first chunk with text, never of the headers: engines send those at once;
 - an answer of another revision than the one that was asked is no measurement of anything: a gateway that does not know
-  the gate yet ignores the header, and stable would be measured as its own candidate. Then nothing is measured;
+  the gate yet ignores the header, and stable would be measured as its own candidate. Or it refuses the token, where
+  clients need keys, or knows no such revision yet. Then nothing is measured;
 - each request says how far the run is (GateRun): there is no other way to tell anybody before it ends;
 - whatever else goes wrong with a request is an outcome of it and no exception: what it means is for the caller to say.
 """
@@ -24,6 +25,8 @@ from tuneyard.api.gatereports import GateRun
 
 _FIRST_BYTE_SECONDS, _WHOLE_SECONDS = 120.0, 600.0
 _LINE_LIMIT = 1 << 22
+_UNKNOWN = (401, 404)
+"""By the gateway itself: what a revision answers is marked with its name."""
 _TEXT_LIMIT = 200
 
 
@@ -46,7 +49,7 @@ class Answer:
 
 
 class MisroutedError(Exception):
-    """Another revision answered than the one that was asked."""
+    """Another revision answered than the one that was asked, or a gateway knows nothing of it."""
 
 
 class Asker:
@@ -77,6 +80,11 @@ class Asker:
                 if told != revision and (told is not None or response.status == 200):
                     raise MisroutedError(
                         f"a gateway sent a request for {revision} to {told}: it does not know this gate (yet)"
+                    )
+                if told is None and response.status in _UNKNOWN:
+                    raise MisroutedError(
+                        f"a gateway refused a request for {revision} with {response.status}: "
+                        "it does not know this gate or this revision (yet)"
                     )
                 if response.status != 200:
                     said = (await response.content.read(2000)).decode(errors="replace")

@@ -8,7 +8,7 @@ What is counted as what (of the named objectives those that are not in the spec 
 | status 500 and above from a pod | bad | | | | |
 | no pod could be reached, or closed before it answered, on every try | bad | | | | |
 | broken off after the headers, an error told in the stream, silent for the idle timeout | bad | as they were | | | |
-| status 400 to 499 from a pod | | | | bad | good |
+| status 400 to 499 from a pod, or by what the revision's system prompt refuses | | | | bad | good |
 | the client left | | as they were | bad if it was over already | good | bad |
 | the gateway's own refusals: unknown model, limits, memory, a share that nobody serves, held in vain | | | | | |
 | the client chose the revision by header | | | | | |

@@ -10,7 +10,8 @@ Rules:
 - what a process has forgotten by ending cannot be rated any more: 404, once its address is no longer known;
 - Envoy tells of an answer a moment after it has ended (answers.py): who is that quick waits for PATIENCE;
 - it is the revision's as long as that has the contents that answered; afterwards it is taken, and counts for nothing;
-- where clients need keys, a tenant rates answers that it got, and no others: they are as unknown to it as none;
+- where clients need keys, a tenant rates answers that it got, and no others: they are as unknown to it as none. Ids are
+  its own too: another tenant's request with the same one takes nothing away;
 - a score below 0 is bad. Requests that named their revision are taken and not judged: they are no random sample;
 - the text is kept by nobody here: it leaves the cluster with the record (feedbackexport.py), where the chart says so.
 All methods belong to the event loop's thread.
@@ -109,8 +110,8 @@ class Feedback:
         """`rated` gets an answer and what was said of it; `ask`: the other gateways."""
         self._clock, self._rated, self._ask, self._kept = clock, rated, ask, kept
         # a plain dict looks for its oldest entry past the places of all that went before it
-        self._answers: OrderedDict[str, tuple[float, Answer | None]] = OrderedDict()
-        """By request id, the oldest first: when it ended, and what it was; None: it has been rated."""
+        self._answers: OrderedDict[tuple[str, str], tuple[float, Answer | None]] = OrderedDict()
+        """By tenant and request id, the oldest first: when it ended, and what it was; None: it has been rated."""
         self._asking = 0
 
     def answered(self, answers: Iterable[Answer]) -> None:
@@ -119,26 +120,26 @@ class Feedback:
         for answer in answers:
             if answer.outcome in (Outcome.REFUSED, Outcome.CLIENT_ERROR) or not 0 < len(answer.request_id) <= MAX_ID:
                 continue
-            self._answers.pop(answer.request_id, None)
+            known = answer.tenant, answer.request_id
+            self._answers.pop(known, None)
             # no more of it than a rating needs: there are many
             rest = Answer(
                 answer.deployment, answer.revision, answer.outcome, 0.0, answer.prompt_tokens, answer.chosen,
                 contents=answer.contents, tenant=answer.tenant,
             )  # fmt: skip
-            self._answers[answer.request_id] = (now, rest)
+            self._answers[known] = (now, rest)
             if len(self._answers) > self._kept:
                 self._answers.popitem(last=False)
 
     def take(self, given: Given) -> Taken:
         """Attach it to an answer of this process."""
-        ended, answer = self._answers.get(given.request_id, (-math.inf, None))
+        known = given.tenant, given.request_id
+        ended, answer = self._answers.get(known, (-math.inf, None))
         if self._clock() - ended > KEPT_SECONDS:
             return Taken.UNKNOWN
         if answer is None:
             return Taken.REPEATED
-        if answer.tenant != given.tenant:
-            return Taken.UNKNOWN
-        self._answers[given.request_id] = (ended, None)
+        self._answers[known] = (ended, None)
         self._rated(answer, given)
         return Taken.ACCEPTED
 

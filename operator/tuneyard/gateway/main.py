@@ -96,7 +96,7 @@ class Gateway:
         if given.keys:
             self.tenancy = Tenancy(
                 api,
-                settings.tuneyard_namespace,
+                given.tenants_namespace or names.tenants_namespace(settings.tuneyard_namespace),
                 self.publisher,
                 partial(names.gate_token, master),
                 path=given.tenants_snapshot,

@@ -54,6 +54,8 @@ class Options:
     peers: str
     keys: bool = False
     """Whether clients need keys."""
+    tenants_namespace: str = ""
+    """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
@@ -144,6 +146,7 @@ def options(environment: Mapping[str, str]) -> Options:
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
         keys=_needs_keys(environment.get("TUNEYARD_AUTH", "")),
+        tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=usage,
         usage_directory=Path(usage_directory) if usage_directory else None,

@@ -1,7 +1,8 @@
 """Keys and policies of tenants, from the API server to Envoy. Exists only where clients need keys.
 
 Rules:
-- Secrets and ConfigMaps of the gateways' own namespace with the label tuneyard.dev/tenant are watched, no others;
+- Secrets and ConfigMaps with the label tuneyard.dev/tenant are watched in the one namespace that is theirs, and no
+  others: gateways may read all that is in it, and so nothing else should be;
 - what a change touches goes to Envoy in the next turn of the event loop, together: a burst of Secrets costs one push;
 - tokens of gates are keys too, of a tenant that nobody can be: a gate asks its model with auth on as without;
 - nothing is sent before everything is known, from lists or from the snapshot: a key that is only not known yet would be
@@ -94,7 +95,7 @@ class Tenancy:
         path: Path,
         metrics: Metrics,
     ) -> None:
-        """`namespace`: the gateways' own; `path`: of the snapshot. Nothing is started yet; needs a running loop."""
+        """`namespace`: the tenants'; `path`: of the snapshot. Nothing is started yet; needs a running loop."""
         self._publisher, self._gate_token, self._path = publisher, gate_token, path
         self._loop = asyncio.get_running_loop()
         self._tenants = Tenants()

@@ -101,6 +101,15 @@ def test_whose_answer_it_was() -> None:
         assert answer_of(entry(cluster=cluster)) is None
 
 
+def test_what_the_script_answers_for_a_revision_is_the_revisions() -> None:
+    for key, status, outcome in (("refused", 400, Outcome.CLIENT_ERROR), ("spoiled", 502, Outcome.ERROR)):
+        told = {key: "team/support~chat/v2/4567"}
+        found = read(status, details="lua_response", cluster="", error="invalid_body", **told)
+        assert (found.deployment, found.revision, found.contents) == ("team/support.chat", "v2", "4567")
+        assert found.outcome is outcome
+        assert found.took == pytest.approx(2000)
+
+
 def test_an_answer_is_timed_to_its_last_byte_and_a_wait_to_its_end() -> None:
     assert read().took == pytest.approx(1500)
     assert read(200, "downstream_connection_termination").took == pytest.approx(2000)

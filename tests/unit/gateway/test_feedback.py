@@ -58,6 +58,14 @@ def test_an_answer_is_rated_once(gateway: Gateway) -> None:
     assert gateway.rated == [("v2", True), ("v2", False)]
 
 
+def test_another_tenants_request_with_the_same_id_takes_nothing_away(gateway: Gateway) -> None:
+    gateway.answers("a", tenant="acme", revision="v1")
+    gateway.answers("a", tenant="beta", revision="v2")
+    told = [gateway.feedback.take(Given("a", 1.0, tenant=t)) for t in ("acme", "beta", "beta", "gamma", "")]
+    assert told == [Taken.ACCEPTED, Taken.ACCEPTED, Taken.REPEATED, Taken.UNKNOWN, Taken.UNKNOWN]
+    assert gateway.rated == [("v1", False), ("v2", False)]
+
+
 def test_a_tenant_rates_its_own_answers(gateway: Gateway) -> None:
     gateway.answers("a", "b", tenant="acme")
     gateway.answers("c")

@@ -86,7 +86,23 @@ def test_whose_request_it_was() -> None:
     record = usage_record(line(cluster="models/a~b/v1~1/c1", tenant="acme", route="gate/v1", attempt=2), "gw-0")
     assert record is not None
     told = (record.deployment, record.revision, record.contents, record.tenant, record.gate, record.attempt)
-    assert told == ("models/a.b", "v1.1", "c1", "acme", True, 2)
+    assert told == ("models/a.b", "v1.1", "c1", "acme", False, 2)
+
+
+@pytest.mark.parametrize(
+    ("tenant", "route", "gate"),
+    [
+        (None, "gate/v1", True),
+        ("tuneyard/gate", "gate/v1", True),
+        ("acme", "gate/v1", False),
+        (None, "weights", False),
+        ("acme", "revision/v1", False),
+    ],
+)
+def test_what_is_billed_to_nobody(tenant: str | None, route: str, gate: bool) -> None:
+    record = usage_record(line(tenant=tenant, route=route), "gw", "id")
+    assert record is not None
+    assert record.gate is gate
 
 
 @pytest.mark.parametrize(

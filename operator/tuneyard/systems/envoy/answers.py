@@ -10,7 +10,8 @@ What Envoy 1.40 does, as seen:
 - an entry has no cluster where no endpoint was asked: a revision without any cannot be told from one that is unknown.
 
 Rules:
-- what a rehearsal has spoiled (rewrite.lua) is an error of its revision, though no endpoint was asked;
+- what a rehearsal has spoiled (rewrite.lua) is an error of its revision, though no endpoint was asked; what its system
+  prompt made it refuse is a client's error, as a refusal of its engine would be;
 - an entry that names no revision is no answer of one and is left out;
 - this process spends half of its time on answers at most, whatever the rate is: it rests as long as some took.
   What Envoy has to drop then is what came at a bad moment, of whichever revision.
@@ -75,6 +76,10 @@ class Outcome(StrEnum):
     """Before the answer was whole."""
     REFUSED = "refused"
     """By the gateway itself."""
+
+
+_OF_SCRIPTS = {"spoiled": Outcome.ERROR, "refused": Outcome.CLIENT_ERROR}
+"""How what `rewrite` has answered for a revision ended, by the metadata that names the revision's cluster."""
 
 
 class Answer(NamedTuple):
@@ -151,12 +156,12 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     common = entry.common_properties
     metadata, request, response = common.metadata.filter_metadata, entry.request, entry.response
     told = metadata[METADATA].fields if METADATA in metadata else {}
-    spoiled = "spoiled" in told
-    served = _served_by(told["spoiled"].string_value if spoiled else common.upstream_cluster)
+    of_script = next((key for key in _OF_SCRIPTS if key in told), None)
+    served = _served_by(told[of_script].string_value if of_script else common.upstream_cluster)
     if served is None:
         return None
-    outcome = Outcome.ERROR if spoiled else _outcome(common, response, "failed" in told)
-    whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR)
+    outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, response, "failed" in told)
+    whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR) and not of_script
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(
         deployment=served.deployment,

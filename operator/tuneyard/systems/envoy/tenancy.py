@@ -32,7 +32,8 @@ ALLOWED_HEADER = "x-tuneyard-allowed"
 def tenant_script() -> str:
     """What stands before the script `extract` where clients need keys."""
     weights = ", ".join(map(str, _BY_LAST_BYTES))
-    limits = f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
+    limits = f"local GATE_TENANT = '{names.GATE_TENANT}'\n"
+    limits += f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
     return limits + script("permits") + script("tenants")
 
 

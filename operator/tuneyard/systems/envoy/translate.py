@@ -198,10 +198,12 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *,
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
-        told |= {"errors": str(revision.fault.errors), "cluster": cluster_name(model, revision)}
+        told |= {"errors": str(revision.fault.errors)}
     if revision.prompt is not None:
         always = "AlwaysInChats" if gate else "Always"
         told |= {"system": message_of(revision.prompt), "apply": always if revision.prompt.always else "IfAbsent"}
+    if "errors" in told or "system" in told:  # whose the answers are that it gives no engine
+        told |= {"cluster": cluster_name(model, revision)}
     if by_prefix(model.affinity):
         told |= {"affinity": "prefix"}
     return {
@@ -317,19 +319,26 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
 
 def _by_header(model: ModelRoutes, key: EngineKey) -> list[Json]:
     """Routes for requests that name a revision; one that does not exist is refused rather than replaced."""
-    unknown: Json = {
+    named = {"name": names.REVISION_HEADER, "present_match": True}
+    return [*_to_named(model, key, "revision/"), _unknown_revision(named)]
+
+
+def _unknown_revision(shown: Json) -> Json:
+    return {
         "name": "revision/-",
-        "match": {"prefix": "/v1/", "headers": [{"name": names.REVISION_HEADER, "present_match": True}]},
+        "match": {"prefix": "/v1/", "headers": [shown]},
         "route": {"cluster": NOWHERE},
         "typed_per_filter_config": _rewriting(refusal="revision"),
     }
-    return [*_to_named(model, key, "revision/"), unknown]
 
 
 def _by_gate(model: ModelRoutes, key: EngineKey, token: str) -> list[Json]:
-    """Routes for gates, whose token stands for the right to name a revision; without it they do not exist."""
+    """Routes for gates, whose token stands for the right to name a revision; without it they do not exist.
+
+    It stands for nothing else: with it a request never gets what chance or a user's place would give it.
+    """
     shown = {"name": names.GATE_TOKEN_HEADER, "string_match": {"exact": token}}
-    return _to_named(model, key, GATE_ROUTES, shown)
+    return [*_to_named(model, key, GATE_ROUTES, shown), _unknown_revision(shown)]
 
 
 def _described(model: ModelRoutes) -> Json:

@@ -124,7 +124,8 @@ def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord 
         base=told.get("base"),
         base_digest=told.get("base_digest"),
         endpoint=endpoint,
-        gate=str(told.get("route") or "").startswith(GATE_ROUTES),
+        # where clients need keys, a tenant's requests are its own whatever route they took
+        gate=str(told.get("route") or "").startswith(GATE_ROUTES) and told.get("tenant") in (None, names.GATE_TENANT),
         status=status,
         outcome=outcome,
         prompt_tokens=prompt,

@@ -11,6 +11,8 @@
 --     (prefix.lua); a route that asks for neither pays for two look-ups in its context;
 --   * a rehearsal spoils a share of its candidate's requests (context `errors`, percent): they end here, and dynamic
 --     metadata says whose errors they are, since no endpoint was asked;
+--   * what a revision's system prompt makes it refuse ends here too, and is said to be that revision's in the same way: a
+--     candidate that refuses what stable answers must be seen to do so;
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 jit.off() -- as in extract.lua
 jit.flush()
@@ -75,7 +77,10 @@ function envoy_on_request(handle)
     local problem
     local path = string.match(headers:get(':path') or '', '^[^?]*')
     text, problem = put_system_prompt(text, path, system, context:get('apply'))
-    if problem then return refuse(handle, '400', problem, 'invalid_request_error', 'invalid_body', 'messages') end
+    if problem then
+      handle:streamInfo():dynamicMetadata():set('tuneyard', 'refused', context:get('cluster'))
+      return refuse(handle, '400', problem, 'invalid_request_error', 'invalid_body', 'messages')
+    end
   end
   body:setBytes(text)
   if hold then

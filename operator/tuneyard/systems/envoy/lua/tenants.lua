@@ -6,22 +6,34 @@
 --     value afterwards, and a request that ends before that leads nowhere;
 --   * a header holds no line break, and with a space in it it is no key: what is found between those two is a whole one,
 --     and nobody's key reads a piece of what stands behind it;
---   * credentials go no further than here; what shows a gate its way stays for the routes, which remove it.
--- Prepended: SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
+--   * a gate's token stands in the tables of keys and is none: it counts in its own header alone, beside no key, and for
+--     requests that name a revision. Beside a key it is removed, so that its routes, which enforce less and are billed to
+--     nobody, are no tenant's;
+--   * credentials go no further than here; the token of a gate stays for the routes, which remove it.
+-- Prepended: GATE_TENANT, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
 
+-- The key that is shown, and whether it is shown as a gate's token.
 local function key_of(headers)
-  local value = headers:get('authorization')
+  local value, other, token = headers:get('authorization'), headers:get('x-api-key'), headers:get('tuneyard-gate')
+  if not value and not other then return token, true end
+  if token then headers:remove('tuneyard-gate') end
   if value then
     headers:remove('authorization')
     local key = string.match(value, '^[Bb]earer +([^ ]+)$')
-    if key then return key end
+    if key then return key, false end
   end
-  return headers:get('x-api-key') or headers:get('tuneyard-gate')
+  return other, false
+end
+
+-- Whether a request is one that gates make.
+local function names_revision(headers)
+  return headers:get('x-revision') and headers:get(':method') == 'POST'
+    and not string.find(headers:get(':path') or '', '^/v1/feedback')
 end
 
 -- What the caller may call, as `permits` takes it; nil: the request has been refused.
 local function caller_of(handle, headers)
-  local key = key_of(headers)
+  local key, as_gate = key_of(headers)
   if not key then
     return refuse(handle, '401', 'You did not provide an API key: send it as Authorization: Bearer KEY, or as x-api-key.',
       'invalid_request_error', 'invalid_api_key')
@@ -35,10 +47,11 @@ local function caller_of(handle, headers)
     caller = last and string.match(keys, '^[^\n]*', last + 1)
     headers:remove('x-model')
   end
-  if not caller then
+  local tenant, allowed
+  if caller then tenant, allowed = string.match(caller, '^(%S+) ?(.*)$') end
+  if not caller or (tenant == GATE_TENANT) ~= as_gate or (as_gate and not names_revision(headers)) then
     return refuse(handle, '401', 'Incorrect API key provided.', 'invalid_request_error', 'invalid_api_key')
   end
-  local tenant, allowed = string.match(caller, '^(%S+) ?(.*)$')
   headers:replace('x-tenant', tenant)
   if allowed == '' then
     return refuse(handle, '403', 'The tenant ' .. tenant .. ' has no policy: it may call no model.',
