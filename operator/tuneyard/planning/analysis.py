@@ -223,7 +223,22 @@ def judged(analysis: Analysis, rules: Rules, sight: Sight) -> Judgement:
             Outcome.NO_TRAFFIC,
             f"no answer of {analysis.candidate} has been judged for {silent:.0f} s",
         )
-    return _passed(analysis, rules)
+    found = _passed(analysis, rules)
+    told = _became(analysis, [o for o in COMPARED if _worse(analysis, o)])
+    if found.outcome is not Outcome.CONTINUE or not told:
+        return found
+    return replace(found, sentence=f"{found.sentence}; {told}; it is not promoted for having waited")
+
+
+def doubtful(analysis: Analysis) -> bool:
+    """Whether it must not be promoted for having waited: what nobody names speaks against it, or nothing for it."""
+    return unjudged(analysis) or any(_worse(analysis, objective) for objective in COMPARED)
+
+
+def _worse(analysis: Analysis, objective: Objective) -> bool:
+    """Whether it is worse than tolerated by what nobody names, be it by chance."""
+    mine, other = analysis.unnamed.get(objective, Comparison()).whole.seen
+    return mine.bad > 0 and mine.rate > other.rate + _MORE[objective]
 
 
 def unjudged(analysis: Analysis) -> bool:
@@ -235,13 +250,8 @@ def unjudged(analysis: Analysis) -> bool:
 
 def _unjudged_words(analysis: Analysis, silent: float) -> str:
     ended, candidate = analysis.ended, analysis.candidate
-    became = [
-        f"{mine.bad} {_BECAME[objective]} (of {analysis.stable}'s {_part(other)})"
-        for objective, comparison in analysis.unnamed.items()
-        for mine, other in (comparison.whole.seen,)
-        if mine.bad
-    ]
-    some = f": {', '.join(became)}" if became else ""
+    became = _became(analysis, COMPARED)
+    some = f": {became}" if became else ""
     if unjudged(analysis):
         return (
             f"{candidate} is asked, but no objective could judge any of its {ended.judged} answers{some}; it is not "
@@ -250,6 +260,16 @@ def _unjudged_words(analysis: Analysis, silent: float) -> str:
     return (
         f"{candidate} is asked, but no answer of it has been judged for {silent:.0f} s; no objective could judge "
         f"{ended.bad} of {ended.judged} answers{some}"
+    )
+
+
+def _became(analysis: Analysis, objectives: Iterable[Objective]) -> str:
+    """What became of its requests that no objective judges."""
+    seen = ((o, *analysis.unnamed.get(o, Comparison()).whole.seen) for o in objectives)
+    return ", ".join(
+        f"{mine.bad} {_BECAME[objective]} (of {analysis.stable}'s {_part(other)})"
+        for objective, mine, other in seen
+        if mine.bad
     )
 
 

@@ -126,7 +126,8 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     serving = pool.serving
     surge = serving.update == "Surge"
     template = pod_template(pool, base, settings)
-    template["metadata"]["annotations"] = {names.ANNOTATION_TEMPLATE: content_hash(template)}
+    given = template["metadata"].get("annotations", {})
+    template["metadata"]["annotations"] = {**given, names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
         "replicas": serving.replicas,
         "revisionHistoryLimit": 2,

@@ -166,11 +166,13 @@ def _candidate(seen: Seen, status: RolloutStatus) -> str | None:
         # meant to get most; of equals the one listed last, which is the newest
         return max(free or others, key=lambda n: (seen.spec.weight_of(n), seen.listed.index(n)), default=None)
     climbing = [n for n in free if seen.allowed_before(n) < 100]
-    # who has all that the spec gives it for good would keep the others where they are for ever
+    # who has all that the spec gives it, and has shown what is asked for, would keep the others waiting for ever
     going = [n for n in climbing if not rests(seen, n)]
     # of two that get answers judged, one would be watched by nobody: who has traffic stays the candidate
     watched = [n for n in going if seen.allowed_before(n)] if rules_of(seen.rollout) is not None else []
-    ranked = (watched, going, climbing, free, others)
+    # of several that rest the one that climbed last stays it: with another one its evidence would begin anew
+    last = [n for n in climbing if seen.before is not None and n == seen.before.candidate]
+    ranked = (watched, going, last, climbing, free, others)
     return next((name for names in ranked for name in reversed(names)), None)
 
 
@@ -194,8 +196,8 @@ def _next_in_turn(seen: Seen, status: RolloutStatus) -> str | None:
 
 def _manual(seen: Seen, status: RolloutStatus) -> _Step:
     rejected, candidate = _rejected(seen, status), _candidate(seen, status)
-    off = {name: limit for name, limit in rejected.items() if not serves_on(seen, name, status.stable)}
-    update = {"candidate": candidate, "allowed": off or None, "paused": None}
+    limits = {name: serves_on(seen, name, status.stable) for name in rejected}
+    update = {"candidate": candidate, "allowed": limits or None, "paused": None}
     status = status.model_copy(update=update)
     if candidate in rejected:
         return _Step(status, Situation.REFUSED)
@@ -311,7 +313,7 @@ def _allowed(seen: Seen, status: RolloutStatus, held: Position | None) -> dict[s
         if name == status.stable:
             continue
         if verdict_on(seen, status, name) is not None:
-            allowed[name] = before if serves_on(seen, name, status.stable) else 0
+            allowed[name] = serves_on(seen, name, status.stable)
         elif held is not None and name == status.candidate:
             allowed[name] = held.limit
         elif was_stable(seen, status, name):
@@ -380,7 +382,12 @@ def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Prob
         return Problem(Reason.BAKING, f"{has}; {status.stable} stays the way back until {held.until}")
     if split.weights[candidate] == status.target and not held.goes_on:
         follows = _next_in_turn(seen, status)
-        return Problem(Reason.PROGRESSING, f"{has}; {follows} is next when its hold is over") if follows else None
+        if follows is None:
+            return None
+        left, why = rest_left(seen, status), taken.gate.closed
+        held_back = why is not None and left is not None and left <= 0
+        when = f"it has passed: {why.message}" if why is not None and held_back else "its hold is over"
+        return Problem(Reason.PROGRESSING, clipped(f"{has}; {follows} is next when {when}"))
     until = f", until {held.until}" if held.until else ""
     return Problem(Reason.PROGRESSING, f"{has}, step {min(held.step + 1, held.steps)} of {held.steps}{until}")
 

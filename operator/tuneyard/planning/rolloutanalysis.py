@@ -47,11 +47,11 @@ from tuneyard.planning.analysis import (
     Target,
     begun,
     broken,
+    doubtful,
     judged,
     observed,
     steady,
     stepped,
-    unjudged,
 )
 from tuneyard.planning.analysisrecord import recorded, restored
 from tuneyard.planning.evidence import (
@@ -104,9 +104,9 @@ class Look:
         return bool(self.record.broken) and not self.record.broken_before
 
     @property
-    def unjudged(self) -> bool:
-        """It was asked, and no objective could judge any of its answers."""
-        return unjudged(self.analysis)
+    def doubtful(self) -> bool:
+        """It must not be promoted for having waited."""
+        return doubtful(self.analysis)
 
     @property
     def alone(self) -> bool:

@@ -141,7 +141,7 @@ _Done = tuple[RolloutStatus, str]
 
 
 def _abort(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:
-    revision = _named(command, candidate)
+    revision = _served_beside(seen, status, command) or _named(command, candidate)
     if status.stable is None:
         raise _RefusedError(f"no revision is stable yet: nothing would serve instead of {revision}")
     if verdict_on(seen, status, revision) is not None:
@@ -204,6 +204,12 @@ def _retry(seen: Seen, status: RolloutStatus, command: Command, _candidate: str 
     left = [v for v in status.verdicts or () if v is not verdict]
     # what gates have found of it until now counts no more
     return status.model_copy(update={"verdicts": left, "gates_since": seen.stamp}), f"{revision} begins again"
+
+
+def _served_beside(seen: Seen, status: RolloutStatus, command: Command) -> str | None:
+    """The revision that is meant, where it has traffic beside stable: that one may be ended, candidate or not."""
+    revision = command.revision
+    return revision if revision != status.stable and seen.served.get(revision or "") else None
 
 
 def _must_be_progressive(seen: Seen) -> None:

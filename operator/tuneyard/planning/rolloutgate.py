@@ -109,7 +109,7 @@ def _unproven(
     started = _resumed(seen, before) or seen.stamp
     told = told.model_copy(update={"inconclusive_since": started})
     left, action = inconclusive_left(seen, told), _action(seen)
-    held = action == "Promote" and (found.unjudged or not checks.fine)
+    held = action == "Promote" and (found.doubtful or not checks.fine)
     if left is None or left > 0 or action == "Hold" or held:
         return Gate(found, opens=False, status=told)
     words = f"{told.sentence}; it has been inconclusive since {started}, longer than inconclusiveDeadline"

@@ -9,8 +9,9 @@ Rules:
   them, also one of 100 that has a hold. Below 100 that weight is held like the step below it, and what the spec gives
   later is reached by the steps that are left. What was given so is the revision's, as what it is allowed: another
   candidate that comes and goes takes nothing of it;
-- who has all that the spec gives it, less than 100, and has held that for as long as its step says, rests: it keeps
-  that, and another candidate climbs. It is the candidate again when nobody else is;
+- who has all that the spec gives it, less than 100, has held that for as long as its step says, and where answers are
+  judged has passed, rests: it keeps that, and another candidate climbs. Of several that rest the one that climbed last
+  is the candidate, and judged;
 - a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
@@ -23,6 +24,7 @@ from datetime import timedelta
 
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus, Step
 from tuneyard.api.schema import seconds
+from tuneyard.planning.analysis import Outcome
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -50,7 +52,7 @@ class Position:
     waits: bool = False
     """Its hold is over, and only the evidence is missing."""
     promoted_to: int | None = None
-    """What a command gave it: more than its step's weight, or 100."""
+    """What a command gave it: as much as its step's weight, or more."""
     completed: str = ""
     """The step that was completed just now, in words."""
 
@@ -83,7 +85,7 @@ def position(
     started = None
     if unchanged and seen.ready[candidate] and not stopped:
         started = before.step_started_at or (seen.stamp if served else None)
-    above = limit if limit > _limit(steps, step) or raised == 100 else None
+    above = limit if raised and limit == raised else None
     at = Position(step, len(steps), limit, started, served=served, promoted_to=above)
     return _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
 
@@ -95,8 +97,12 @@ def rests(seen: Seen, revision: str) -> bool:
         return False
     if before is None or before.candidate != revision:
         return True
-    left = _rest_left(seen, before)
-    return left is not None and left <= 0
+    left, told = _rest_left(seen, before), before.analysis
+    if left is None or left > 0:
+        return False
+    # who was promoted by a command needs no evidence
+    known = seen.rollout.analysis is None or bool((before.promoted_to or {}).get(revision))
+    return known or (told is not None and told.outcome == Outcome.PASS.value)
 
 
 def rest_left(seen: Seen, status: RolloutStatus) -> float | None:

@@ -68,8 +68,21 @@ class Seen:
         return [r.name for r in self.spec.revisions]
 
     def allowed_before(self, revision: str) -> int:
-        """The most that gateways might give the revision until now; 0 where nothing is known of it."""
+        """How far the revision had come; 0 where nothing is known of it, and for one that was rejected.
+
+        Such a one may serve on (verdicts.serves_on); that is no position to go on from.
+        """
+        return 0 if self.was_rejected(revision) else self.limit_before(revision)
+
+    def limit_before(self, revision: str) -> int:
+        """The most that gateways might give the revision until now."""
         return ((self.before.allowed if self.before else None) or {}).get(revision, 0)
+
+    def was_rejected(self, revision: str) -> bool:
+        """Whether the contents that the name stands for had a verdict; while they are not known, whether it had."""
+        found = self.hashes.get(revision)
+        verdicts = (self.before.verdicts if self.before else None) or ()
+        return any(v.content_hash == found if found else v.revision == revision for v in verdicts)
 
     @property
     def stamp(self) -> str:

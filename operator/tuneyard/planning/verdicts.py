@@ -62,15 +62,23 @@ def verdict_on(seen: Seen, status: RolloutStatus, revision: str) -> Verdict | No
     return next((v for v in status.verdicts or () if v.revision == revision), None)
 
 
-def serves_on(seen: Seen, revision: str, stable: str | None) -> bool:
-    """Whether a revision with a verdict keeps what it serves: nobody else could take it now.
+def serves_on(seen: Seen, revision: str, stable: str | None) -> int:
+    """What a revision with a verdict keeps, in percent: as much as it served when it was rejected, no more.
 
-    What was taken away already does not come back.
+    0 where somebody else can take that. What was taken away already does not come back, and a status that was lost, or
+    another name of the same contents, gives nothing back either.
     """
-    off = ((seen.before.allowed if seen.before else None) or {}).get(revision) == 0
-    if off or stable not in seen.listed or seen.ready[stable] or stable in seen.on_demand:
-        return False
-    return bool(seen.ready[revision] and seen.served.get(revision) and seen.spec.weight_of(revision))
+    if stable not in seen.listed or seen.ready[stable] or stable in seen.on_demand:
+        return 0
+    if not seen.spec.weight_of(revision):
+        return 0
+    known = seen.limit_before(revision)
+    if seen.was_rejected(revision):
+        return known
+    # a status that was never written gives gateways the spec's weights, in mode Manual
+    stored = seen.deployment.status.rollout is not None
+    served = seen.served.get(revision, 0) if stored else 0
+    return min(known, served) if seen.spec.progressive else served
 
 
 def new_verdict(seen: Seen, revision: str, why: Problem) -> Verdict | None:

@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from tuneyard.cli import drillend
+from tuneyard.api.drill import Fault
+from tuneyard.cli import drill, drillend
 from tuneyard.cli.drillend import ended_like_ctrl_c, removed
 from tuneyard.cli.errors import UserError
 from tuneyard.systems.kube.client import Api, ApiError
@@ -130,3 +132,32 @@ def test_outside_of_asyncio_too_and_what_nohup_ignores_stays_ignored() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+async def test_who_ends_it_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told to end has seconds, and an engine that hangs has none to spare."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await go.wait()
+        writer.close()
+
+    async def ready(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(drill, "_until_ready", ready)
+    monkeypatch.setattr(drill, "_hears", ready)
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    rehearsal = SimpleNamespace(
+        name="x", key=None, weight=5, fault=Fault(revision="drill", errors=100), rate=5.0, model="m", answers=[],
+        url=f"http://127.0.0.1:{port}",
+    )  # fmt: skip
+    running = asyncio.create_task(drill._rehearse(cast(Any, rehearsal)))
+    await asyncio.wait_for(asked.wait(), 20)
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=20)
+    assert running in done and running.cancelled(), "the answer has not come yet"
+    go.set()
+    server.close()

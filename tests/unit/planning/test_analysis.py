@@ -17,6 +17,7 @@ from tuneyard.planning.analysis import (
     Target,
     begun,
     broken,
+    doubtful,
     judged,
     observed,
     stepped,
@@ -190,6 +191,24 @@ def test_who_refuses_as_stable_does_is_asked_and_cannot_be_judged(looks):
         f"v3 is asked, but no objective could judge any of its {2 * looks} answers: {2 * looks} were refused with "
         f"status 400 to 499 (of v2's {198 * looks} of {198 * looks} (100 %)); it is not promoted for having waited"
     )
+
+
+@pytest.mark.parametrize(
+    ("objective", "mine", "other", "doubts"),
+    [
+        pytest.param(LEFT, runs(10, 9), runs(990, 0), True, id="one good answer, and then clients leave"),
+        pytest.param(REFUSED, Tally(3, 2, 2, 1), runs(990, 5), True, id="too few to reject"),
+        pytest.param(LEFT, runs(100, 24), runs(900, 180), False, id="within what is tolerated"),
+        pytest.param(REFUSED, runs(10, 0), runs(990, 300), False, id="better than stable"),
+    ],
+)
+def test_what_speaks_against_it_keeps_it_from_being_promoted_for_having_waited(objective, mine, other, doubts):
+    analysis = observed(Analysis("v3", "v2"), RULES, Sight(5.0, unanswered(mine, other, objective)))
+    assert not unjudged(analysis)
+    assert doubtful(analysis) is doubts
+    found = judged(analysis, RULES, Sight(6.0, {}))
+    assert found.outcome is Outcome.CONTINUE
+    assert ("it is not promoted for having waited" in found.sentence) is doubts
 
 
 def test_one_that_was_judged_once_and_is_not_any_more_is_asked_all_the_same():

@@ -143,6 +143,8 @@ def test_an_identity_of_the_cloud_reaches_agents_and_no_engine():
     settings = SETTINGS.model_copy(update={"agent_service_account_annotations": role})
     template = pod_template(pool, base, settings)
     assert template["metadata"]["annotations"] == {"eks.amazonaws.com/skip-containers": "engine,front"}
+    made = pool_deployment(pool, base, settings)["spec"]["template"]["metadata"]["annotations"]
+    assert made["eks.amazonaws.com/skip-containers"] == "engine,front" and made[names.ANNOTATION_TEMPLATE]
     assert "annotations" not in pod_template(pool, base, SETTINGS)["metadata"]
     (account,) = [o for o in namespace_access(NAMESPACE, [base], (), settings) if o["kind"] == "ServiceAccount"]
     assert account["metadata"]["annotations"].items() >= role.items()

@@ -233,7 +233,7 @@ def test_edited_steps_and_a_promotion():
     assert world.weights == {"v1": 60, "v2": 40}
     world.spec({"v1": 60, "v2": 40}, steps=[{"weight": 40, "hold": "1h"}, {"weight": 60}])
     world.settle()
-    assert (world.status.position, world.status.promoted_to) == ("0/2", None), "it is a step of that weight now"
+    assert (world.status.position, world.status.promoted_to) == ("0/2", {"v2": 40}), "what a command gave stays"
 
 
 def test_pause_and_resume():

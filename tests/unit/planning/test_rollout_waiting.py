@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from pydantic import ValidationError
 
-from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, finished, later, rejected
+from tests.toyworld.rollouts import WHOLE, RolloutWorld, finished, later, rejected
 from tests.unit.planning.test_rollout_analysis import GOOD, judged_world, look
 from tuneyard.api.analysis import Slo
 from tuneyard.api.reasons import Reason
@@ -20,15 +20,6 @@ BROKEN = {"v1": Tally(900, 90, 90, 9)}
 
 def line(contents: str, outcome: Literal["Stable", "Rejected"]) -> Outcome:
     return Outcome(revision="v", content_hash=contents, outcome=outcome, at="2026-01-01T00:00:00Z")
-
-
-def baking_world() -> RolloutWorld:
-    """v2 has all traffic, and bakes."""
-    world = judged_world()
-    world.spec(WHOLE, bakeTime="1h")
-    world.command("promote", "v2")
-    world.settle()
-    return world
 
 
 def test_who_has_traffic_stays_the_candidate_while_it_is_judged():
@@ -113,45 +104,50 @@ def test_who_has_all_that_the_spec_gives_it_lets_the_next_one_climb_after_its_ho
     assert world.weights == {"v1": 100}, "who rests is judged again when nobody else climbs"
 
 
-@pytest.mark.parametrize("how", ["answers", "abort", "abort in mode Manual"])
-def test_who_is_rejected_serves_on_while_stable_has_no_pod(how: str):
-    """Otherwise some bad answers would become none at all."""
-    manual = how == "abort in mode Manual"
-    world = canary({"v1": 50, "v2": 50}, mode="Manual") if manual else baking_world()
-    served = world.weights["v2"]
-    world.ready["v1"] = False
+def test_where_answers_are_judged_who_rests_has_passed():
+    world = judged_world()
+    world.ready["v3"] = True
+    world.spec({"v1": 70, "v2": 5, "v3": 25})
     world.settle()
-    if how == "answers":
-        look(world, {"v2": Tally(100, 1, 1)}, looks=20, seconds=6)
-        look(world, {"v2": Tally(100, 60, 56, 4)}, looks=8, seconds=6)
-    else:
-        world.command("abort", "v2", id_="off")
-        world.settle()
-        assert world.status.last_command is not None
-        assert "serves on until v1 has a ready pod" in world.status.last_command.message
-    assert [name for name, _ in rejected(world)] == ["v2"]
-    assert world.weights == {"v2": served}
-    assert world.conditions["Stalled"] == ("True", "CandidateRejected")
-    said = next(e.message for e in reversed(world.events) if e.reason.value == "RolledBack")
-    assert said.startswith("v2 is rejected, and it serves on until v1 has a ready pod; weight 0 stops it at once: ")
-    world.ready["v1"] = True
-    world.settle()
-    assert world.weights == {"v1": 100}
-    world.ready["v1"] = False
-    world.settle()
-    assert world.weights == {}, "what was taken away does not come back"
+    look(world, {"v1": Tally(95), "v2": Tally(2)}, looks=30, seconds=31)
+    assert (world.status.candidate, world.weights) == ("v2", {"v1": 95, "v2": 5})
+    work = next(c.message for c in world.now.status.conditions if c.type == "Reconciling")
+    assert work.startswith("v2 has 5 of 5 %; v3 is next when it has passed: ")
+    world.command("promote", "v2")
+    look(world, {"v1": Tally(95), "v2": Tally(2)}, looks=11, seconds=31)
+    assert world.weights == {"v1": 90, "v2": 5, "v3": 5}, "who is promoted needs no evidence"
 
 
-def test_weight_0_stops_who_is_rejected_and_serves_on():
-    world = baking_world()
-    world.ready["v1"] = False
-    world.command("abort", "v2", id_="off")
+def test_of_several_that_rest_one_stays_the_candidate():
+    """With each change its evidence would begin anew, and so would the promise of how seldom it is wrong."""
+    world = judged_world()
+    world.ready["v3"] = True
+    world.spec({"v1": 85, "v2": 5, "v3": 10})
     world.settle()
-    assert world.weights == {"v2": 100}
-    world.spec({"v1": 100, "v2": 0})
-    assert world.routes().weights["v2"] == 0, "gateways do that by themselves"
+    look(world, GOOD, looks=10, seconds=31)
+    look(world, {**GOOD, "v3": Tally(100)}, looks=40, seconds=31)
+    assert (world.status.candidate, world.weights) == ("v3", {"v1": 85, "v2": 5, "v3": 10})
+    since = world.status.analysis.since if world.status.analysis else None
+    for _ in range(60):
+        look(world, {**GOOD, "v3": Tally(100)}, seconds=31)
+        assert world.status.candidate == "v3" and world.conditions["Ready"] == ("True", "Ready")
+    assert world.status.analysis is not None and world.status.analysis.since == since
+
+
+def test_a_command_ends_who_rests_beside_the_candidate():
+    world = RolloutWorld()
+    world.ready |= {"v2": True, "v3": True}
+    world.spec({"v1": 85, "v2": 5, "v3": 10})
     world.settle()
-    assert world.weights == {}
+    for _ in range(3):
+        later(world, 6)
+    assert (world.status.candidate, world.weights) == ("v2", {"v1": 85, "v2": 5, "v3": 10})
+    world.command("abort", "v3")
+    world.settle()
+    assert (rejected(world), world.weights) == ([("v3", "Aborted")], {"v1": 95, "v2": 5})
+    world.command("abort", "v1", id_="two")
+    world.settle()
+    assert world.weights == {"v1": 95, "v2": 5}, "nobody ends the stable one"
 
 
 def test_each_rejection_is_told():
