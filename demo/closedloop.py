@@ -48,6 +48,11 @@ def light_step(*arguments: object) -> int:
 def repository(folder: Path) -> Path:
     """A Git repository with the sample's manifests."""
     shutil.copytree(SAMPLE / "manifests", folder / "models")
+    return committed(folder)
+
+
+def committed(folder: Path) -> Path:
+    """The folder, made a Git repository with what is in it."""
     for words in (
         ["init", "--quiet", "--initial-branch", "main"],
         ["config", "user.name", "Closed loop"],

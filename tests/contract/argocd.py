@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import socket
 import subprocess
@@ -155,19 +154,23 @@ class ArgoCd:
         What is asked for while it looks already may be dropped, or left standing until something else changes
         (argo-cd#28392), so it is asked again where nothing comes of it.
         """
-        mark, asked = f"{NAMESPACE}.{_GROUP}/refresh", -math.inf
+        mark = f"{NAMESPACE}.{_GROUP}/refresh"
+
+        def ask() -> float:
+            for value in (None, how):
+                self.patch(name, {"metadata": {"annotations": {mark: value}}})
+            return time.monotonic()
+
+        asked = ask()
 
         def looked() -> bool:
             nonlocal asked
-            found = self.get(name) if asked > -math.inf else None
-            waits = found is None or mark in (found["metadata"].get("annotations") or {})
-            sees = found is not None and ((found.get("status") or {}).get("sync") or {}).get("revision")
-            if not waits and revision in (None, sees):
+            found = self.get(name)
+            sees = ((found.get("status") or {}).get("sync") or {}).get("revision")
+            if mark not in (found["metadata"].get("annotations") or {}) and revision in (None, sees):
                 return True
             if time.monotonic() - asked > _OVERLOOKED:
-                for value in (None, how):
-                    self.patch(name, {"metadata": {"annotations": {mark: value}}})
-                asked = time.monotonic()
+                asked = ask()
             return False
 
         eventually(looked, self.said, _PATIENCE)

@@ -17,6 +17,7 @@ from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.operator_process import Object, eventually
 from tests.contract.rolloutworld import BASE, CANDIDATE, MODEL, NEXT, STABLE, RolloutWorld
 from tests.contract.test_status import environment
+from tests.statuses import judged_by
 from tuneyard.api import names
 from tuneyard.systems.kube import objects
 
@@ -32,12 +33,6 @@ def steps(**analysis: Any) -> dict[str, Any]:
         "steps": [{"weight": 20, "hold": "2s"}, {"weight": 50, "hold": "2s"}],
         "analysis": found,
     }
-
-
-def judged_by(rollout: Object) -> set[str]:
-    """The objectives by which answers of both revisions have been judged."""
-    told = (rollout.get("analysis") or {}).get("objectives") or ()
-    return {o["objective"] for o in told if o["candidateJudged"] and o["stableJudged"]}
 
 
 def failures(world: RolloutWorld) -> list[object]:

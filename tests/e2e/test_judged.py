@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from demo.kubectl import ready
 from tests.e2e.world import World, deployment
+from tests.statuses import judged_by
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -18,16 +17,10 @@ JUDGED = {
 }
 
 
-def judged_by(deployed: dict[str, Any]) -> set[str]:
-    """The objectives by which answers of both revisions have been judged."""
-    told = (deployed["status"]["rollout"].get("analysis") or {}).get("objectives") or ()
-    return {o["objective"] for o in told if o["candidateJudged"] and o["stableJudged"]}
-
-
 def test_a_candidate_that_answers_well_takes_over_by_itself(world, traffic):
     world.apply(deployment({"v1": 0, "v2": 100}, rollout=JUDGED))
     # without a token found in a stream nothing is judged by ttft, and the rest would do for a pass
-    world.wait_for(lambda d: judged_by(d) >= {"errorRate", "ttft"}, timeout=120)
+    world.wait_for(lambda d: judged_by(d["status"]["rollout"]) >= {"errorRate", "ttft"}, timeout=120)
     seen = world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d), timeout=180)
     assert not seen["status"]["rollout"].get("verdicts")
     told = traffic.summary()

@@ -246,8 +246,9 @@ class DemandReport(ApiModel):
 
 
 Counted = dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]
-"""Revision -> objective (planning/evidence.py; readers leave out those they do not know) -> length of the prompt, by `prompt_bucket` -> answers that were judged,
-those that were bad, those whose predecessor was bad, and those of them that were bad too."""
+"""Revision -> objective (planning/evidence.py; readers leave out those they do not know) -> length of the prompt, by
+`prompt_bucket` -> answers that were judged, those that were bad, those whose predecessor was bad, and those of them that
+were bad too."""
 
 
 class DeploymentEvidence(ApiModel):

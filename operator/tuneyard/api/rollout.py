@@ -244,8 +244,10 @@ class RolloutStatus(ApiModel):
         Field(max_length=MAX_COMMANDS, description="Of the last commands, the newest last: none of them acts again."),
     ] = None
 
-    def rejects(self, content_hash: str | None) -> Verdict | None:
-        """The verdict on these contents, if there is one."""
+    def rejects(self, content_hash: str | None, revision: str | None = None) -> Verdict | None:
+        """The verdict on these contents, if there is one; while they are not known, on the name of the revision."""
+        if content_hash is None:
+            return next((v for v in self.verdicts or () if v.revision == revision), None)
         return next((v for v in self.verdicts or () if v.content_hash == content_hash), None)
 
 

@@ -237,8 +237,17 @@ def doubtful(analysis: Analysis) -> bool:
 
 def _worse(analysis: Analysis, objective: Objective) -> bool:
     """Whether it is worse than tolerated by what nobody names, be it by chance."""
-    mine, other = analysis.unnamed.get(objective, Comparison()).whole.seen
-    return mine.bad > 0 and mine.rate > other.rate + _MORE[objective]
+    return _beyond(objective, _compared(analysis, objective))
+
+
+def _beyond(objective: Objective, seen: Pair) -> bool:
+    mine, other = seen
+    return mine.rate > other.rate + _MORE[objective]
+
+
+def _compared(analysis: Analysis, objective: Objective) -> Pair:
+    """What has been seen of both in the rollout."""
+    return analysis.unnamed.get(objective, Comparison()).whole.seen
 
 
 def unjudged(analysis: Analysis) -> bool:
@@ -265,7 +274,7 @@ def _unjudged_words(analysis: Analysis, silent: float) -> str:
 
 def _became(analysis: Analysis, objectives: Iterable[Objective]) -> str:
     """What became of its requests that no objective judges."""
-    seen = ((o, *analysis.unnamed.get(o, Comparison()).whole.seen) for o in objectives)
+    seen = ((o, *_compared(analysis, o)) for o in objectives)
     return ", ".join(
         f"{mine.bad} {_BECAME[objective]} (of {analysis.stable}'s {_part(other)})"
         for objective, mine, other in seen
@@ -296,7 +305,7 @@ def _refusing(analysis: Analysis, rules: Rules, objective: Objective) -> Judgeme
     for capital, since in _significant(comparison, rules.alpha * _UNNAMED_SHARE / len(COMPARED), rules):
         mine, other = capital.seen
         enough = mine.judged >= _ENOUGH and mine.bad >= _ENOUGH / 2
-        if enough and mine.rate > other.rate + _MORE[objective]:
+        if enough and _beyond(objective, capital.seen):
             return Judgement(
                 Outcome.REJECT,
                 f"{objective.value}: {_part(mine)} of the requests to {analysis.candidate} {_BECAME[objective]}, in "

@@ -47,6 +47,7 @@ from tuneyard.planning.verdicts import (
     overdue,
     paused,
     serves_on,
+    until_stable,
     verdict_on,
     waiting_since,
     with_verdict,
@@ -352,7 +353,7 @@ def _problem(seen: Seen, status: RolloutStatus, work: Problem | None) -> Problem
 def _instead(seen: Seen, status: RolloutStatus, rejected: str) -> str:
     """Who serves what a rejected revision does not get."""
     if serves_on(seen, rejected, status.stable):
-        return f"it serves on until {status.stable} has a ready pod; weight 0 stops it at once"
+        return f"it {until_stable(status.stable)}"
     return f"{status.stable} serves" if status.stable in seen.listed else "no other revision is listed to serve"
 
 

@@ -25,7 +25,7 @@ from tuneyard.planning.gates import skipped_words
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.rolloutseen import Seen
-from tuneyard.planning.verdicts import failure, new_verdict, serves_on, verdict_on, with_verdict
+from tuneyard.planning.verdicts import failure, new_verdict, serves_on, until_stable, verdict_on, with_verdict
 
 _LIMIT = 63
 
@@ -150,12 +150,8 @@ def _abort(seen: Seen, status: RolloutStatus, command: Command, candidate: str |
     if verdict is None:
         raise _RefusedError(f"{revision} names something that does not exist: it gets no traffic anyway")
     verdicts = with_verdict(list(status.verdicts or ()), verdict)
-    rejected = status.model_copy(update={"verdicts": verdicts})
-    if serves_on(seen, revision, status.stable):
-        return rejected, (
-            f"{revision} is rejected, and serves on until {status.stable} has a ready pod: weight 0 stops it at once"
-        )
-    return rejected, f"{revision} is rejected and gets no traffic"
+    gets = "gets no traffic" if not serves_on(seen, revision, status.stable) else until_stable(status.stable)
+    return status.model_copy(update={"verdicts": verdicts}), f"{revision} is rejected and {gets}"
 
 
 def _promote(seen: Seen, status: RolloutStatus, command: Command, candidate: str | None) -> _Done:

@@ -97,7 +97,7 @@ def rests(seen: Seen, revision: str) -> bool:
         return False
     if before is None or before.candidate != revision:
         return True
-    left, told = _rest_left(seen, before), before.analysis
+    left, told = rest_left(seen, before), before.analysis
     if left is None or left > 0:
         return False
     # who was promoted by a command needs no evidence
@@ -107,10 +107,6 @@ def rests(seen: Seen, revision: str) -> bool:
 
 def rest_left(seen: Seen, status: RolloutStatus) -> float | None:
     """Seconds for which the candidate holds its spec weight before another one may climb; None: not yet known."""
-    return _rest_left(seen, status) if status.candidate else None
-
-
-def _rest_left(seen: Seen, status: RolloutStatus) -> float | None:
     since = parsed_time(status.step_started_at)
     if since is None or status.step is None:
         return None

@@ -80,9 +80,7 @@ class Seen:
 
     def was_rejected(self, revision: str) -> bool:
         """Whether the contents that the name stands for had a verdict; while they are not known, whether it had."""
-        found = self.hashes.get(revision)
-        verdicts = (self.before.verdicts if self.before else None) or ()
-        return any(v.content_hash == found if found else v.revision == revision for v in verdicts)
+        return self.before is not None and self.before.rejects(self.hashes.get(revision), revision) is not None
 
     @property
     def stamp(self) -> str:

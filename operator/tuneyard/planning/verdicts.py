@@ -54,12 +54,7 @@ def kept_verdicts(seen: Seen, verdicts: list[Verdict], stable: str | None) -> li
 
 def verdict_on(seen: Seen, status: RolloutStatus, revision: str) -> Verdict | None:
     """The verdict on a revision: on its contents, or while these are not known on its name."""
-    if revision == status.stable:
-        return None
-    found = seen.hashes[revision]
-    if found is not None:
-        return status.rejects(found)
-    return next((v for v in status.verdicts or () if v.revision == revision), None)
+    return None if revision == status.stable else status.rejects(seen.hashes[revision], revision)
 
 
 def serves_on(seen: Seen, revision: str, stable: str | None) -> int:
@@ -79,6 +74,11 @@ def serves_on(seen: Seen, revision: str, stable: str | None) -> int:
     stored = seen.deployment.status.rollout is not None
     served = seen.served.get(revision, 0) if stored else 0
     return min(known, served) if seen.spec.progressive else served
+
+
+def until_stable(stable: str | None) -> str:
+    """What is said of one that serves on."""
+    return f"serves on until {stable} has a ready pod; weight 0 stops it at once"
 
 
 def new_verdict(seen: Seen, revision: str, why: Problem) -> Verdict | None:

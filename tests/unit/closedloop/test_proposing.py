@@ -35,15 +35,7 @@ def gitops(tmp_path: Path) -> Path:
     """A repository that is laid out as examples/gitops."""
     folder = tmp_path / "gitops"
     shutil.copytree(demo.ROOT / "examples" / "gitops", folder)
-    for words in (
-        ["init", "--quiet", "--initial-branch", "main"],
-        ["config", "user.name", "Closed loop"],
-        ["config", "user.email", "closed-loop@example.com"],
-        ["add", "--all"],
-        ["commit", "--quiet", "-m", "What is served"],
-    ):
-        git(folder, *words)
-    return folder
+    return demo.committed(folder)
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.envoy import model, revision
 from tests.unit.gateway.test_evidence import answer
+from tests.unit.gateway.turns import turns_beside
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.systems.envoy.answers import Answer, Outcome
 
@@ -89,16 +88,6 @@ async def test_a_page_of_thousands_of_revisions_holds_nobody_up_for_long() -> No
         metrics.routed(name, model(name, revision("v1", 90), revision("v2", 10)))
         for one in ("v1", "v2"):
             metrics.answered([Answer(f"default/md-{name}", one, Outcome.OK, 50.0, 9, streamed=True, ttft=9, itl=9)])
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    beside = asyncio.create_task(others())
-    page = await metrics.page()
-    beside.cancel()
+    page, turns = await turns_beside(metrics.page())
     assert page.count("\n") > 80_000
     assert turns > 100

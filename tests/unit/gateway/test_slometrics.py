@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.gateway.test_evidence import ERROR, SLO, answer, routes
+from tests.unit.gateway.turns import turns_beside
 from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.slometrics import SLO_ANSWERS, slo_page
 
@@ -56,16 +55,6 @@ async def test_a_page_of_thousands_gives_others_their_turn() -> None:
     report = evidence.report()
     (one,) = report.deployments.values()
     report = report.model_copy(update={"deployments": {f"default/m{n}": one for n in range(2000)}})
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    beside = asyncio.create_task(others())
-    page = await slo_page(report)
-    beside.cancel()
+    page, turns = await turns_beside(slo_page(report))
     assert page.count("\n") == 2 + 2000 * 4
     assert turns >= 40
