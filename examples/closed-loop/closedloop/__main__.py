@@ -18,11 +18,14 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from closedloop import judging
 from closedloop.collecting import feedback_lines, joined
-from closedloop.files import StepError, as_lines, lines_of, read_json, read_lines, sha256, write_json
+from closedloop.files import Json, StepError, as_lines, lines_of, read_json, read_lines, sha256, write_json
 from closedloop.selecting import select
 from closedloop.training import Hyperparameters, train
+from tuneyard.api.systemprompt import SystemPrompt
 
 NOT_THIS_TIME = 3
 
@@ -60,10 +63,26 @@ def _train(options: argparse.Namespace) -> int:
     path = run / "train.jsonl"
     content = path.read_bytes()
     given = Hyperparameters(**{field.name: getattr(options, field.name) for field in fields(Hyperparameters)})
-    record = train(options.base, options.base_name, list(lines_of(content, str(path))), run / "adapter", given)
+    examples = list(lines_of(content, str(path)))
+    out, prompt = run / "adapter", _prompt(options)
+    record = train(options.base, options.base_name, examples, out, given, prompt=prompt)
     write_json(run / "training.json", {**record, "datasetHash": sha256(content)})
     _say("train", examples=record["examples"], loss=record["loss"], digest=record["digest"])
     return 0
+
+
+def _prompt(options: argparse.Namespace) -> Json | None:
+    """The system prompt of the command line, as a LoRAAdapter has it."""
+    if options.system_prompt is None:
+        if options.always:
+            raise StepError("--always is about a system prompt: give its file by --system-prompt")
+        return None
+    try:
+        text: str = options.system_prompt.read_text().rstrip("\n")
+        prompt: Json = SystemPrompt.from_dict({"text": text, "apply": "Always" if options.always else None}).to_dict()
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise StepError(f"{options.system_prompt} is no system prompt: {error}") from None
+    return prompt
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -78,7 +97,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     heldout, taught = read_lines(run / "heldout.jsonl"), read_lines(run / "train.jsonl")
     corrected = [*heldout, *(e for e in taught if e["from"] != "previous")]
     regression = still_right(read_lines(options.regression), corrected)
-    found = evaluate(options.base, options.current, run / "adapter", heldout, regression, longest=options.longest)
+    adapters = (options.current, run / "adapter")
+    prompt = training.get("systemPrompt")
+    found = evaluate(options.base, adapters, heldout, regression, longest=options.longest, prompt=prompt)
     told = {
         "digest": digest_of(run / "adapter").digest,
         "currentDigest": digest_of(options.current).digest,
@@ -137,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     trained = step("train", "train a LoRA from the base", _train)
     trained.add_argument("--base", type=Path, required=True, help="folder of the base")
     trained.add_argument("--base-name", required=True, help="what the base is called in adapter_config.json")
+    trained.add_argument("--system-prompt", type=Path, metavar="FILE", help="what the adapter is trained under")
+    trained.add_argument("--always", action="store_true", help="in place of clients' own instructions: apply: Always")
     for field in fields(Hyperparameters):
         default = field.default
         trained.add_argument(
@@ -162,6 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     proposed.add_argument("--repo", type=Path, required=True, help="a clone of the repository with the manifests")
     proposed.add_argument("--traffic-file", help="the one with its traffic, where that is another, such as a patch")
     proposed.add_argument("--adapter-folder", help="where the adapter's manifest comes (default: beside --file)")
+    proposed.add_argument(
+        "--other-prompt", action="store_true", help="its system prompt may be another than the served adapter's"
+    )
     proposed.add_argument("--dataset", help="lineage.dataset: where train.jsonl is kept")
     proposed.add_argument("--run-url", help="lineage.run: where this run is recorded")
     proposed.add_argument("--code-commit", help="lineage.commit: commit of this pipeline")

@@ -5,6 +5,8 @@ Rules:
 - the base that was trained from is the one that the manifests pin;
 - the user's checkout is not touched: the commit is made in a worktree that goes again. Nothing is pushed: people read
   what a machine proposes, by the pull request;
+- it is served with the system prompt that it was trained under, which is the one of the adapter that it was held
+  against, unless somebody says that it is to be another;
 - lineage says what it was made from, and has no parent: it was trained from the base.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from closedloop.files import Json, StepError, read_json, sha256
 from closedloop.manifestedit import with_listed, with_resource, with_revision, with_share
 from tuneyard.api.loraadapter import LoRAAdapterSpec
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.cli.manifest import adapter_manifest
 from tuneyard.cli.sourcetext import parsed_source
 from tuneyard.systems.artifacts.folder import digest_of
@@ -53,6 +56,8 @@ class Proposal:
     """Where the adapter's manifest comes; None: beside `file`."""
     dataset: str | None = None
     """Where the dataset is kept."""
+    other_prompt: bool = False
+    """Whether its system prompt may be another than that of the adapter which it was held against."""
     run_url: str | None = None
     code_commit: str | None = None
 
@@ -79,6 +84,7 @@ def propose(wanted: Proposal) -> str | None:
         tree = Path(scratch) / "tree"
         _git(wanted.repo, "worktree", "add", "--quiet", "-b", branch, str(tree), "HEAD")
         try:
+            _same_prompt(wanted, tree, found.get("currentDigest"), training.get("systemPrompt"))
             _write(wanted, tree, manifest, training["baseDigest"])
             _git(tree, "add", "--all")
             _git(tree, "commit", "--quiet", "-m", _message(wanted, found))
@@ -117,6 +123,7 @@ def _spec(wanted: Proposal, found: Json, training: Json, digest: str) -> LoRAAda
                 "baseModel": wanted.base_model,
                 "source": parsed_source(wanted.source).to_dict(),
                 "digest": digest,
+                **({"systemPrompt": training["systemPrompt"]} if training.get("systemPrompt") else {}),
                 "lineage": {key: value for key, value in lineage.items() if value is not None},
             }
         )
@@ -177,22 +184,38 @@ def _validate(texts: Iterable[str], deployment: str) -> None:
     ModelDeploymentResource.from_dict({"metadata": {"name": deployment}, "spec": spec})
 
 
+def _same_prompt(wanted: Proposal, tree: Path, served: str | None, trained: Json | None) -> None:
+    """Raises StepError where the adapter that was held against has another system prompt in the repository."""
+    for manifest in () if wanted.other_prompt or served is None else _manifests(tree, "LoRAAdapter"):
+        spec = manifest.get("spec", {})
+        if spec.get("digest") == served and _prompt_words(spec.get("systemPrompt")) != _prompt_words(trained):
+            raise StepError(
+                f"LoRAAdapter {manifest['metadata']['name']} has another systemPrompt than this adapter was trained "
+                "under: train with --system-prompt (and --always), or propose with --other-prompt"
+            )
+
+
+def _prompt_words(prompt: Json | None) -> list[str] | None:
+    return None if prompt is None else SystemPrompt.from_dict(prompt).identity
+
+
 def _pinned_base(tree: Path, name: str) -> str | None:
     """The digest that a manifest of the repository pins the BaseModel to."""
+    for manifest in _manifests(tree, "BaseModel"):
+        if manifest.get("metadata", {}).get("name") == name:
+            digest: str | None = manifest.get("spec", {}).get("digest")
+            return digest
+    return None
+
+
+def _manifests(tree: Path, kind: str) -> Iterator[Json]:
+    """All of one kind in the repository."""
     for path in sorted(tree.rglob("*.yaml")):
         try:
             documents: list[Any] = list(yaml.safe_load_all(path.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError):
             continue  # such as a chart's templates
-        for document in documents:
-            if (
-                isinstance(document, dict)
-                and document.get("kind") == "BaseModel"
-                and document.get("metadata", {}).get("name") == name
-            ):
-                digest: str | None = document.get("spec", {}).get("digest")
-                return digest
-    return None
+        yield from (d for d in documents if isinstance(d, dict) and d.get("kind") == kind)
 
 
 def _sentence(found: Json) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from closedloop.files import Json, StepError
+from closedloop.prompting import told
 from tuneyard.systems.artifacts.folder import digest_of
 
 
@@ -35,8 +36,10 @@ class Hyperparameters:
     seed: int = 0
 
 
-def train(base: Path, base_name: str, examples: list[Json], out: Path, given: Hyperparameters) -> Json:
-    """Write the adapter into `out` and return its record; raises StepError."""
+def train(
+    base: Path, base_name: str, examples: list[Json], out: Path, given: Hyperparameters, *, prompt: Json | None = None
+) -> Json:
+    """Write the adapter into `out` and return its record; raises StepError. `prompt` is what it is served with."""
     if (base / "adapter_config.json").exists():
         raise StepError(f"{base} is an adapter: name the base that it was trained from")
     if not examples:
@@ -49,7 +52,9 @@ def train(base: Path, base_name: str, examples: list[Json], out: Path, given: Hy
     tokenizer = AutoTokenizer.from_pretrained(base)
     whole = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     whole.to("cuda" if torch.cuda.is_available() else "cpu")
-    prepared = [_prepared(whole, tokenizer, example, given.first_layer) for example in examples]
+    prepared = [
+        _prepared(whole, tokenizer, told(e["messages"], prompt), e["answer"], given.first_layer) for e in examples
+    ]
     model = get_peft_model(
         whole,
         LoraConfig(
@@ -74,6 +79,7 @@ def train(base: Path, base_name: str, examples: list[Json], out: Path, given: Hy
         "examples": len(examples),
         "loss": round(loss, 4),
         "hyperparameters": asdict(given),
+        "systemPrompt": prompt,
         "trainedAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
@@ -90,11 +96,11 @@ class Prepared(NamedTuple):
     answer: list[int]
 
 
-def _prepared(model: Any, tokenizer: Any, example: Json, first_layer: int) -> Prepared:
+def _prepared(model: Any, tokenizer: Any, messages: list[Json], answer_text: str, first_layer: int) -> Prepared:
     import torch  # noqa: PLC0415
 
-    question = tokenizer(prompt_of(tokenizer, example["messages"]), add_special_tokens=False)["input_ids"]
-    answer = [*tokenizer(example["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    question = tokenizer(prompt_of(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    answer = [*tokenizer(answer_text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     tokens = torch.tensor([question + answer], device=model.device)
     with torch.no_grad():
         out = model.model(input_ids=tokens, output_hidden_states=True, use_cache=False)

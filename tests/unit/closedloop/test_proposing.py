@@ -217,3 +217,40 @@ def test_a_part_without_traffic_says_where_that_is_to_be_looked_for(run: Path, g
         swapped = {"file": "environments/staging/traffic.yaml", "traffic_file": "deployments/acme-support.yaml"}
         propose(proposal(run, gitops, **swapped))
     assert git(gitops, "branch", "--list").split() == ["*", "main"]
+
+
+def served_with(repo: Path, run: Path, prompt: dict[str, str] | None) -> None:
+    """The repository's v3 is what the candidate was held against, with this system prompt."""
+    path = repo / "models" / "acme-support-v3.yaml"
+    spec: dict[str, Any] = {
+        "baseModel": "smollm2",
+        "source": {"s3": {"uri": "s3://models/v3/"}},
+        "digest": sha256(b"v3"),
+    }
+    if prompt:
+        spec["systemPrompt"] = prompt
+    path.write_text(yaml.safe_dump({"kind": "LoRAAdapter", "metadata": {"name": "acme-support-v3"}, "spec": spec}))
+    git(repo, "add", "--all")
+    git(repo, "commit", "--quiet", "-m", "v3")
+    change(run / "evaluation.json", currentDigest=sha256(b"v3"))
+
+
+def test_it_is_served_with_the_prompt_that_it_was_trained_under(run: Path, repo: Path) -> None:
+    served_with(repo, run, {"text": "You are Acme's agent."})
+    change(run / "training.json", systemPrompt={"text": "You are Acme's agent.", "apply": "IfAbsent"})
+    propose(proposal(run, repo))
+    text = git(repo, "show", "propose/acme-support-v4:models/acme-support-v4.yaml")
+    prompt = LoRAAdapterResource.from_dict(yaml.safe_load(text)).spec.system_prompt
+    assert prompt is not None
+    assert prompt.text == "You are Acme's agent."
+
+
+@pytest.mark.parametrize(
+    "trained", [None, {"text": "You are a pirate."}, {"text": "You are Acme's.", "apply": "Always"}]
+)
+def test_another_prompt_than_the_served_one_is_refused(run: Path, repo: Path, trained: dict[str, str] | None) -> None:
+    served_with(repo, run, {"text": "You are Acme's."})
+    change(run / "training.json", systemPrompt=trained)
+    with pytest.raises(StepError, match="acme-support-v3 has another systemPrompt"):
+        propose(proposal(run, repo))
+    assert propose(proposal(run, repo, other_prompt=True)) == "propose/acme-support-v4"
