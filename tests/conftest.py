@@ -6,21 +6,12 @@ unsteady at the end of the run, with where its first failure can be read. It is 
 
 from __future__ import annotations
 
-import gc
 import re
 from pathlib import Path
 
 import pytest
 
 _KEPT = Path(__file__).parents[1] / "build" / "unsteady"
-_GC_AFTER = 200_000
-"""Objects more than before after which the collector looks: what tests make is short-lived, and a look at all modules
-each 700 objects is a seventh of the fast tests' time."""
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.set_threshold(_GC_AFTER, 20, 20)
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
