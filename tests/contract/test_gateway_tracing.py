@@ -146,6 +146,7 @@ def test_the_collector_of_the_settings_is_in_the_configuration_that_envoy_starts
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POD_NAME", "gateway-0")
+    monkeypatch.setenv("TUNEYARD_RUN_DIRECTORY", str(tmp_path))
     told: dict[str, Any] = {}
     for name, tracing in (("with", {"otlpEndpoint": "http://collector.tracing:4317"}), ("without", {})):
         config, written = tmp_path / f"{name}.yaml", tmp_path / f"{name}.json"
