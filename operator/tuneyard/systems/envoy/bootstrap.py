@@ -26,6 +26,7 @@ from collections.abc import Mapping
 
 from tuneyard.api import names
 from tuneyard.planning.settings import TracingSettings
+from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER
 from tuneyard.systems.envoy.documents import (
     BODY_LIMIT,
     EXTENSIONS,
@@ -203,7 +204,7 @@ def _local_replies() -> Json:
             # how Envoy ends requests that are still arriving when its memory does (overload.py)
             _mapper(status_is("EQ", 500), busy, server, "unavailable", status=503, headers=soon),
             _mapper(status_is("EQ", 503), busy, server, "unavailable", headers=soon),
-            _mapper(status_is("EQ", 504), "The engine did not answer in time.", server, "timeout"),
+            _mapper(status_is("EQ", 504), "The answer did not come in time.", server, "timeout"),
             _mapper(status_is("GE", 500), "The gateway could not process the request.", server, "gateway_error"),
             _mapper(status_is("GE", 400), "The request is not valid.", invalid, "invalid_request"),
         ]
@@ -315,7 +316,7 @@ def _answers_log() -> Json:
             "buffer_flush_interval": ANSWERS_INTERVAL,
             "buffer_size_bytes": ANSWERS_BUFFER,
         },
-        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER],
+        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER, DEADLINE_HEADER],
         additional_response_headers_to_log=["content-type"],
     )
 
