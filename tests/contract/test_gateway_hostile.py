@@ -17,6 +17,7 @@ import pytest
 
 import tuneyard
 from tests.contract.envoy import Rig, eventually, model, revision
+from tests.contract.fuzzing import POST, frame, literal
 from tests.contract.test_gateway_keys import bearer, put_keys
 from tests.contract.test_gateway_overload import _highest
 from tests.contract.test_gateway_routing import assert_openai_error
@@ -321,20 +322,9 @@ async def test_more_connections_than_there_may_be(
                 await asyncio.sleep(0.01)
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One of HTTP/2's."""
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header in HPACK, as it stands."""
-    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
 PATH = b"/v1/completions"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
-HEADERS = b"\x83\x86\x41\x01x\x04" + bytes([len(PATH)]) + PATH
-"""POST, http, authority, path; by HPACK's tables."""
+HEADERS = POST + bytes([len(PATH)]) + PATH
 
 
 async def test_http2_that_http1_would_read_otherwise(rig: Rig, pods: tuple[Upstream, Upstream]) -> None:
