@@ -154,7 +154,7 @@ the request is tried on another pod.
 
 
 def _ejections() -> Json:
-    """Only pods that cannot be reached are left out for a while, and never more than half of them.
+    """Only pods whose connections fail or break are left out for a while, and never more than half of them.
 
     An engine's own errors never eject: one tenant's bad requests would take pods from the others.
     """
