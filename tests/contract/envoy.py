@@ -31,6 +31,7 @@ from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.settings import TracingSettings
 from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
+from tuneyard.systems.envoy.clientlimits import ClientLimits
 from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import front_config
 from tuneyard.systems.envoy.podtls import front_source
@@ -39,6 +40,7 @@ from tuneyard.systems.envoy.tls import Tls, sources
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
+_LIMITS = ClientLimits()
 
 
 @cache
@@ -183,6 +185,7 @@ class Rig:
         keys: bool = False,
         tls: Tls | None = None,
         authority: str = "",
+        limits: ClientLimits = _LIMITS,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
@@ -211,6 +214,7 @@ class Rig:
             traces=traces or TracingSettings(),
             usage=usage,
             tls=tls,
+            limits=limits,
         )
         for path, content in ({} if tls is None else sources(tls)).items():
             Path(path).write_text(json.dumps(content))

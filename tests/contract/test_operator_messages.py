@@ -89,6 +89,16 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {}}},
         "routing.affinity must be exactly one of header, prefix; found 0",
     ),
+    "a-deadline-of-nothing": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"timeout": "0s"}},
+        "write 1s to 24h; for no limit leave the field out",
+    ),
+    "silence-for-days": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"idleTimeout": "25h"}},
+        "write 1s to 24h; for no limit leave the field out",
+    ),
     "system-prompt-that-is-a-book": (
         "LoRAAdapter",
         {**adapter_spec("base"), "systemPrompt": {"text": "x" * 8193}},

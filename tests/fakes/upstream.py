@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
-Mode = Literal["answer", "close", "draining", "stopping", "error", "headers-then-close", "hang"]
+Mode = Literal["answer", "close", "draining", "stopping", "error", "busy", "headers-then-close", "hang"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ class Upstream:
             return _whole(503, b'{"error":{"message":"draining"}}', "x-tuneyard-draining: 1\r\n")
         if self.mode == "stopping":
             return _whole(503, b'{"error":{"message":"stopping"}}', "x-tuneyard-retry: engine-stopping\r\n")
+        if self.mode == "busy":
+            return _whole(503, b'{"error":{"message":"busy, try another instance","type":"ServiceUnavailableError"}}')
         if self.mode == "error":
             return _whole(500, b'{"error":{"message":"an error of the engine","type":"server_error"}}')
         if self.models is not None and model not in self.models:

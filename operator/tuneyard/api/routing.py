@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.schema import cel, exactly_one
+from tuneyard.api.schema import Duration, cel, exactly_one
 
 _REMOVED = r"^(x-model|x-prefix|x-tuneyard-.*|x-envoy-.*)$"
 _CREDENTIALS = r"^(authorization|x-api-key|api-key|proxy-authorization|tuneyard-gate)$"
@@ -39,6 +39,21 @@ HeaderName = Annotated[
                 ),
             ]
         },
+    ),
+]
+
+
+Patience = Annotated[
+    Duration,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "duration(self) >= duration('1s') && duration(self) <= duration('24h')",
+                    "write 1s to 24h; for no limit leave the field out",
+                )
+            ]
+        }
     ),
 ]
 
@@ -103,5 +118,20 @@ class Routing(ApiModel):
             description="Which of the chosen revision's pods is asked: the same one for the same session or prompt prefix, "
             "unless that has more than one and a half times its share of the requests under way, leaves or lacks the "
             "adapter; then another. Default: of two pods by chance the one with fewer requests."
+        ),
+    ] = None
+    timeout: Annotated[
+        Patience | None,
+        Field(
+            description="How long a request may take, from its arrival to the last byte of its answer; waiting for an "
+            "adapter to be loaded counts. Past it the client gets 504 (of a stream that has begun: no more), and the "
+            "engine stops. A client may set less by the header grpc-timeout. Default: no limit but the client's."
+        ),
+    ] = None
+    idle_timeout: Annotated[
+        Patience | None,
+        Field(
+            description="How long nothing may come from the engine: before a stream's first token, between two, and, for "
+            "an answer that does not stream, until it is there. Past it as with timeout. Default 10m."
         ),
     ] = None

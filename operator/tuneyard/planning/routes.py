@@ -23,6 +23,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.routing import Affinity
+from tuneyard.api.schema import seconds
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
@@ -105,6 +106,10 @@ class ModelRoutes:
     """The header that says whose a request is, where users stay on their revision."""
     affinity: Affinity | None = None
     """Which requests go to the same pod."""
+    timeout: int | None = None
+    """Seconds that a request may take in all, None: as many as it likes."""
+    idle_timeout: int | None = None
+    """Seconds for which its engine may be silent, None: as gateways have it."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -263,6 +268,8 @@ def model_routes(
         stable=split.stable,
         sticky_by=routing.sticky_by.header if routing and routing.sticky_by else None,
         affinity=routing.affinity if routing else None,
+        timeout=seconds(routing.timeout) if routing and routing.timeout else None,
+        idle_timeout=seconds(routing.idle_timeout) if routing and routing.idle_timeout else None,
     )
 
 

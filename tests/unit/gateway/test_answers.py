@@ -22,6 +22,7 @@ def entry(
     cluster: str = "team/support~chat/v1/0123abcd",
     route: str = "weights",
     content: str = "application/json",
+    deadline: str | None = None,
     **told: Any,
 ) -> accesslog_pb2.HTTPAccessLogEntry:
     return json_format.ParseDict(
@@ -36,7 +37,10 @@ def entry(
                 "response_flags": dict.fromkeys(flags, True),
                 "metadata": {"filter_metadata": {"tuneyard": told}} if told else {},
             },
-            "request": {"request_body_bytes": 4000},
+            "request": {
+                "request_body_bytes": 4000,
+                "request_headers": {} if deadline is None else {"grpc-timeout": deadline},
+            },
             "response": {
                 "response_code": status,
                 "response_code_details": details,
@@ -66,6 +70,16 @@ def read(*args: Any, **more: Any) -> Answer:
         (entry(200, "stream_idle_timeout", details="stream_idle_timeout"), Outcome.ERROR),
         (entry(200, "upstream_remote_reset", details="upstream_reset_after_response_started"), Outcome.ERROR),
         (entry(200, "upstream_protocol_error", details="upstream_reset_after_response_started"), Outcome.ERROR),
+        # it took 2.02 s
+        (entry(504, details="max_duration_timeout"), Outcome.ERROR),
+        (entry(200, details="max_duration_timeout"), Outcome.ERROR),
+        (entry(504, details="max_duration_timeout", deadline="1M"), Outcome.ERROR),
+        (entry(504, details="max_duration_timeout", deadline="soon"), Outcome.ERROR),
+        (entry(504, details="max_duration_timeout", deadline="123456789n"), Outcome.ERROR),
+        (entry(504, details="max_duration_timeout", deadline="2S"), Outcome.CLIENT_LEFT),
+        (entry(200, details="max_duration_timeout", deadline="2050m"), Outcome.CLIENT_LEFT),
+        (entry(504, details="max_duration_timeout", deadline="2000000u"), Outcome.CLIENT_LEFT),
+        (entry(200, deadline="1S"), Outcome.OK),
         (entry(200, failed=True), Outcome.ERROR),
         (
             entry(200, "downstream_connection_termination", details="downstream_remote_disconnect", failed=True),

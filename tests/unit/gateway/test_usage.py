@@ -58,6 +58,19 @@ def line(**change: Any) -> bytes:
             True,
         ),
         ({"flags": "UC", "whole": None, "prompt": None, "chunks": 3}, Outcome.FAILED, (100, 2, 5), True),
+        # a deadline has no flag
+        (
+            {"details": "max_duration_timeout", "whole": None, "prompt": None, "completion": None, "chunks": 4},
+            Outcome.FAILED,
+            (100, 2, 4),
+            True,
+        ),
+        (
+            {"details": "max_duration_timeout", "status": 504, "whole": None, "completion": None},
+            Outcome.FAILED,
+            (0, 0, 0),
+            False,
+        ),
         ({"failed": True}, Outcome.FAILED, (7, 2, 5), False),
         ({"status": 404, "whole": None}, Outcome.REFUSED, (0, 0, 0), False),
         ({"status": 503, "flags": "UF", "whole": None}, Outcome.FAILED, (0, 0, 0), False),

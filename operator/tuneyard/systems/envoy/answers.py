@@ -12,6 +12,7 @@ What Envoy 1.40 does, as seen:
 Rules:
 - what a rehearsal has spoiled (rewrite.lua) is an error of its revision, though no endpoint was asked; what its system
   prompt made it refuse is a client's error, as a refusal of its engine would be;
+- a client's own deadline that passes is a client that left; the deployment's is an error of the revision;
 - an entry that names no revision is no answer of one and is left out;
 - this process spends half of its time on answers at most, whatever the rate is: it rests as long as some took.
   What Envoy has to drop then is what came at a bad moment, of whichever revision.
@@ -34,6 +35,7 @@ from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from tuneyard.api import names
 from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER, PASSED, clients_own
 from tuneyard.systems.envoy.documents import GATE_ROUTES
 from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, served_by
 
@@ -160,7 +162,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     served = _served_by(told[of_script].string_value if of_script else common.upstream_cluster)
     if served is None:
         return None
-    outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, response, "failed" in told)
+    outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, request, response, "failed" in told)
     whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR) and not of_script
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(
@@ -188,7 +190,10 @@ def _run(request: accesslog_pb2.HTTPRequestProperties) -> GateRun | None:
 
 
 def _outcome(
-    common: accesslog_pb2.AccessLogCommon, response: accesslog_pb2.HTTPResponseProperties, failed: bool
+    common: accesslog_pb2.AccessLogCommon,
+    request: accesslog_pb2.HTTPRequestProperties,
+    response: accesslog_pb2.HTTPResponseProperties,
+    failed: bool,
 ) -> Outcome:
     """How it ended; `failed`: the engine said in its stream that it cannot go on."""
     status, details = response.response_code.value, response.response_code_details
@@ -200,6 +205,9 @@ def _outcome(
         return Outcome.ERROR
     if not flags.isdisjoint(_LEFT):
         return Outcome.CLIENT_LEFT
+    if details == PASSED:
+        own = clients_own(request.request_headers.get(DEADLINE_HEADER, ""), _milliseconds(common.duration))
+        return Outcome.CLIENT_LEFT if own else Outcome.ERROR
     if 400 <= status < 500:
         return Outcome.CLIENT_ERROR if details == "via_upstream" else Outcome.REFUSED
     if not flags.isdisjoint(_REFUSED):

@@ -26,6 +26,8 @@ from collections.abc import Mapping
 
 from tuneyard.api import names
 from tuneyard.planning.settings import TracingSettings
+from tuneyard.systems.envoy.clientlimits import ClientLimits, limited
+from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER
 from tuneyard.systems.envoy.documents import (
     BODY_LIMIT,
     EXTENSIONS,
@@ -89,6 +91,7 @@ DRAIN_SECONDS = 5
 NO_TENANTS = "local caller_of, permits\n"
 """Before `extract` where clients need no keys."""
 _NO_TRACES = TracingSettings()
+_LIMITS = ClientLimits()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
@@ -202,8 +205,10 @@ def _local_replies() -> Json:
             ),
             # how Envoy ends requests that are still arriving when its memory does (overload.py)
             _mapper(status_is("EQ", 500), busy, server, "unavailable", status=503, headers=soon),
+            # Envoy's word for transfer codings that it does not know: the client's mistake
+            _mapper(status_is("EQ", 501), "The request is not valid.", invalid, "invalid_request", status=400),
             _mapper(status_is("EQ", 503), busy, server, "unavailable", headers=soon),
-            _mapper(status_is("EQ", 504), "The engine did not answer in time.", server, "timeout"),
+            _mapper(status_is("EQ", 504), "The answer did not come in time.", server, "timeout"),
             _mapper(status_is("GE", 500), "The gateway could not process the request.", server, "gateway_error"),
             _mapper(status_is("GE", 400), "The request is not valid.", invalid, "invalid_request"),
         ]
@@ -250,16 +255,13 @@ LOG_FORMAT: Json = {
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 
 
-def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings) -> Json:
+def _connection_manager(
+    scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings, limits: ClientLimits
+) -> Json:
     return {
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
         "codec_type": "AUTO",
-        # over HTTP/2 a stream's window is the limit of a body, whatever the connection's buffer is
-        "http2_protocol_options": {
-            "initial_stream_window_size": BODY_LIMIT,
-            "initial_connection_window_size": 2 * BODY_LIMIT,
-        },
         "server_name": "tuneyard",
         "use_remote_address": True,
         "preserve_external_request_id": True,
@@ -267,8 +269,7 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], trac
         "normalize_path": True,
         "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
         "stream_idle_timeout": IDLE_TIMEOUT,
-        "request_timeout": "300s",
-        "request_headers_timeout": "10s",
+        **limited(limits),
         "drain_timeout": "5s",
         "early_header_mutation_extensions": [_early_removals()],
         "local_reply_config": _local_replies(),
@@ -315,7 +316,7 @@ def _answers_log() -> Json:
             "buffer_flush_interval": ANSWERS_INTERVAL,
             "buffer_size_bytes": ANSWERS_BUFFER,
         },
-        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER],
+        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER, DEADLINE_HEADER],
         additional_response_headers_to_log=["content-type"],
     )
 
@@ -351,6 +352,7 @@ def bootstrap(
     traces: TracingSettings = _NO_TRACES,
     usage: Json | None = None,
     tls: Tls | None = None,
+    limits: ClientLimits = _LIMITS,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
@@ -360,11 +362,13 @@ def bootstrap(
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
     which tokens are counted (usage.py), None where nobody counts them.
     `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
+    `limits`: what a client's connection may take (clientlimits.py).
     """
     chain = _connection_manager(
         {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
         [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
+        limits,
     )
     listener: Json = {
         "name": "clients",

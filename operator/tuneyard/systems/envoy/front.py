@@ -8,7 +8,7 @@ Rules:
   running ones finish. Health and metrics are answered until the end;
 - while the runtime key `tuneyard.unhealthy` is 100, `GET /health` is 503: the kubelet restarts an engine that is well
   by its own word only;
-- an answer that another pod could give (engine gone, engine stopping, adapter unknown) is a 503 with
+- an answer that another pod could give (engine gone, stopping or full, adapter unknown) is a 503 with
   `x-tuneyard-retry: <why>`, only ever before the first byte of an answer;
 - inference goes by the cluster `engine`, everything else by `engine_probe` (same address), so that
   `cluster.engine.upstream_rq_active` and `cluster.engine.upstream_rq_total` count users' requests alone. Requests that

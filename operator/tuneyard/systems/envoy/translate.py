@@ -25,16 +25,15 @@ from tuneyard.planning.stickiness import places, runs
 from tuneyard.planning.systemprompt import message_of
 from tuneyard.systems.envoy.balancing import balanced, balancing_mark, by_prefix, contents_in, from_users, hashed_by
 from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
+from tuneyard.systems.envoy.deadlines import tried
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
     EXTENSIONS,
     GATE_ROUTES,
-    IDLE_TIMEOUT,
     JSON_CONTENT,
     RETRY_HEADER,
     Json,
     error_text,
-    extension,
     set_header,
 )
 from tuneyard.systems.envoy.mirroring import copying
@@ -155,7 +154,7 @@ the request is tried on another pod.
 
 
 def _ejections() -> Json:
-    """Only pods that cannot be reached are left out for a while, and never more than half of them.
+    """Only pods whose connections fail or break are left out for a while, and never more than half of them.
 
     An engine's own errors never eject: one tenant's bad requests would take pods from the others.
     """
@@ -232,29 +231,6 @@ def _answering(revision: RevisionRoute) -> Json:
     return {"response_headers_to_add": added, "response_headers_to_remove": sorted(removed)}
 
 
-_TRIED_AGAIN: Json = {
-    "retry_policy": {
-        "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
-        "retriable_headers": [
-            {"name": DRAINING_HEADER, "present_match": True},
-            {"name": RETRY_HEADER, "present_match": True},
-        ],
-        "num_retries": 3,
-        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        "retry_host_predicate": [
-            extension(
-                "envoy.retry_host_predicates.previous_hosts",
-                "retry.host.previous_hosts.v3.PreviousHostsPredicate",
-            )
-        ],
-        # an idle dead pod wins three of four least-request choices against a busy one: look often
-        "host_selection_retry_max_attempts": 50,
-    },
-    "timeout": "0s",
-    "idle_timeout": IDLE_TIMEOUT,
-}
-
-
 def _by_weight(model: ModelRoutes, key: EngineKey) -> list[Json]:
     """By chance, and before that, where users stay, by user."""
     to = {r.name: _mirrored(model, r, _to_revision(model, r, key)) for r in model.revisions if r.weight}
@@ -267,26 +243,30 @@ def _by_weight(model: ModelRoutes, key: EngineKey) -> list[Json]:
         return {"name": clusters[name], "weight": weight, **to[name]}
 
     weights = [*model.weights.items(), (None, model.unserved)]
-    by_chance = _weighted([entry(name, weight) for name, weight in weights if weight])
+    by_chance = _weighted(model, [entry(name, weight) for name, weight in weights if weight])
     if model.sticky_by is None:
         return [by_chance]
     owners = runs(places(f"{model.namespace}/{model.deployment}", model.stable, model.weights))
-    return [_weighted([entry(name, weight) for name, weight in owners], model.sticky_by), by_chance]
+    return [_weighted(model, [entry(name, weight) for name, weight in owners], model.sticky_by), by_chance]
 
 
-def _weighted(clusters: list[Json], user: str | None = None) -> Json:
+def _weighted(model: ModelRoutes, clusters: list[Json], user: str | None = None) -> Json:
     """A route that chooses among these, by chance or by the header that says whose a request is."""
     if user is None:
         return {
             "name": WEIGHTS_ROUTE,
             "match": {"prefix": "/v1/"},
-            "route": {"weighted_clusters": {"clusters": clusters}, **_TRIED_AGAIN},
+            "route": {"weighted_clusters": {"clusters": clusters}, **tried(model.timeout, model.idle_timeout)},
         }
     weighted = {"clusters": clusters, "use_hash_policy": True}
     return {
         "name": WEIGHTS_ROUTE,
         "match": {"prefix": "/v1/", "headers": [from_users(user)]},
-        "route": {"weighted_clusters": weighted, "hash_policy": hashed_by(user), **_TRIED_AGAIN},
+        "route": {
+            "weighted_clusters": weighted,
+            "hash_policy": hashed_by(user),
+            **tried(model.timeout, model.idle_timeout),
+        },
     }
 
 
@@ -310,7 +290,7 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
                 "prefix": "/v1/",
                 "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
             },
-            "route": {"cluster": cluster_name(model, revision), **_TRIED_AGAIN},
+            "route": {"cluster": cluster_name(model, revision), **tried(model.timeout, model.idle_timeout)},
             **_to_revision(model, revision, key, gate=kind == GATE_ROUTES),
         }
         for revision in model.revisions

@@ -26,6 +26,7 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.usage import MAX_REQUEST_ID, Endpoint, Outcome, UsageRecord
 from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN
+from tuneyard.systems.envoy.deadlines import PASSED
 from tuneyard.systems.envoy.documents import GATE_ROUTES, Json, extension
 from tuneyard.systems.envoy.translate import served_by
 
@@ -64,6 +65,7 @@ USAGE_FORMAT: Json = {
     "base_digest": _served("base_digest"),
     "status": "%RESPONSE_CODE%",
     "flags": "%RESPONSE_FLAGS%",
+    "details": "%RESPONSE_CODE_DETAILS%",
     "failed": _told("failed"),
     "bytes": "%BYTES_RECEIVED%",
     "sent": "%BYTES_SENT%",
@@ -138,7 +140,7 @@ def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord 
 def _outcome(told: Mapping[str, Any]) -> Outcome:
     flags = str(told.get("flags") or "-")
     status = int(told.get("status") or 0)
-    if told.get("failed"):
+    if told.get("failed") or told.get("details") == PASSED:
         return Outcome.FAILED
     if not _LEFT.isdisjoint(flags.split(",")):
         return Outcome.LEFT
