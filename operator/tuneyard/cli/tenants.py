@@ -24,6 +24,7 @@ _MOST_MODELS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard tenants`."""
     parser.add_argument("-n", "--namespace", default=NAMESPACE, help=f"of tenants (default {NAMESPACE})")
+    parser.add_argument("--tokens", action="store_true", help="tenants may come with tokens: none needs a key")
     parser.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
     add_cluster_arguments(parser)
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the tenants; 1 where something is wrong with one. Raises UserError."""
     cluster = open_cluster(args.kubeconfig, args.context)
     secrets, policies = (_labelled(cluster, args.namespace, plural) for plural in ("secrets", "configmaps"))
-    view = tenants_view(args.namespace, secrets, policies, datetime.now(UTC))
+    view = tenants_view(args.namespace, secrets, policies, datetime.now(UTC), tokens=args.tokens)
     if args.output:
         sys.stdout.write(machine_readable(view, args.output))
     else:

@@ -40,9 +40,11 @@ class TenantsView(ApiModel):
     """Of objects that name no tenant."""
 
 
-def tenants_view(namespace: str, secrets: Iterable[Json], policies: Iterable[Json], now: datetime) -> TenantsView:
-    """The tenants of a namespace, by name."""
-    tenants, by_name = Tenants(), dict[str, Json]()
+def tenants_view(
+    namespace: str, secrets: Iterable[Json], policies: Iterable[Json], now: datetime, *, tokens: bool = False
+) -> TenantsView:
+    """The tenants of a namespace, by name; `tokens`: none needs a key."""
+    tenants, by_name = Tenants(tokens=tokens), dict[str, Json]()
     for secret in secrets:
         tenants.put("secret", secret)
         by_name[secret["metadata"]["name"]] = secret

@@ -21,7 +21,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
+from tuneyard.gateway.signingkeys import SigningKeys
 from tuneyard.gateway.tenancy import Tenancy
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
 from tuneyard.gateway.usageexport import STATE as EXPORT_STATE
@@ -101,6 +102,7 @@ class Gateway:
                 partial(names.gate_token, master),
                 path=given.tenants_snapshot,
                 metrics=self.metrics,
+                tokens=None if given.tokens is None else given.tokens.accepted,
             )
         self.demand = Demand(given.name, lambda: self.publisher.routed)
         loop = asyncio.get_running_loop()
@@ -228,7 +230,10 @@ class Gateway:
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
-        holding = await serve(self.holding, self._given.holding_socket, rating)
+        others: list[Callable[[web.Application], None]] = [rating]
+        if self._given.tokens is not None and self._given.tokens.jwks is not None:
+            others.append(SigningKeys(self._given.tokens.jwks, self.metrics.registry).join)
+        holding = await serve(self.holding, self._given.holding_socket, *others)
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
         for each in (self._export, self.usage, self._usage_export):
             if each is not None:
@@ -363,6 +368,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
     except (ConfigurationError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    tokens = None if given.tokens is None else given.tokens.accepted
     document = bootstrap(
         given.name,
         ads_socket=str(given.ads_socket),
@@ -375,8 +381,9 @@ def write_bootstrap(config: Path, path: Path) -> int:
         memory=given.memory,
         traces=settings.tracing,
         usage=usage_log(str(given.usage_log)) if given.usage else None,
-        tenants=tenant_script() if given.keys else NO_TENANTS,
+        tenants=tenant_script(tokens) if given.keys else NO_TENANTS,
         tls=given.tls,
+        tokens=tokens,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for source, content in ({} if given.tls is None else sources(given.tls)).items():

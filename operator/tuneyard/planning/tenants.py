@@ -32,6 +32,8 @@ SHORTEST_KEY, LONGEST_KEY = 16, 512
 """Characters. A shorter one can be guessed."""
 LONGEST_POLICY = 16 * 1024
 """Characters of `models`: Envoy holds it once for each of the tenant's keys."""
+NAME_MARK = "   "
+"""Before a tenant's name where it stands among keys, for those who come with a token. No key holds a space."""
 MODELS = "models"
 """The entry of a policy that lists models."""
 
@@ -162,7 +164,9 @@ def _key_of(value: object) -> str | None:
 class Tenants:
     """All tenants, fed object by object."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tokens: bool = False) -> None:
+        """`tokens`: tenants may come without a key; then their names stand among the keys."""
+        self._tokens = tokens
         self._secrets: dict[str, _Keys] = {}
         self._policies: dict[str, _Policies] = {}
         self._secrets_of: dict[str, set[str]] = {}
@@ -258,7 +262,10 @@ class Tenants:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def caller(self, key: str) -> Caller | None:
-        """Whom a key stands for; None: for nobody."""
+        """Whom a key, or a marked name, stands for; None: for nobody."""
+        if key.startswith(NAME_MARK):
+            policy = self.policy(key.removeprefix(NAME_MARK))
+            return Caller(key.removeprefix(NAME_MARK), policy) if policy is not None else None
         tenants = {tenant for tenant, _, _ in self._owners.get(key, ())}
         if len(tenants) != 1:
             return None
@@ -288,8 +295,9 @@ class Tenants:
         return self._secrets_of.keys() | self._policies_of.keys() | {f.tenant for f in self._all_wrong() if f.tenant}
 
     def keys_of(self, tenant: str) -> set[str]:
-        """The keys in a tenant's Secrets."""
-        return {key for name in self._secrets_of.get(tenant, ()) for key in self._secrets[name].keys.values()}
+        """The keys in a tenant's Secrets, and its marked name where tenants come with tokens."""
+        keys = {key for name in self._secrets_of.get(tenant, ()) for key in self._secrets[name].keys.values()}
+        return keys | {NAME_MARK + tenant} if self._tokens else keys
 
     @property
     def keys(self) -> int:
@@ -312,7 +320,7 @@ class Tenants:
         for tenant in with_keys - self._policies_of.keys():
             words = f"no ConfigMap with the label {LABEL_TENANT}={tenant} lists models: it may call none"
             found.append(Found(Problem.NO_POLICY, tenant, words))
-        for tenant in self._policies_of.keys() - with_keys:
+        for tenant in () if self._tokens else self._policies_of.keys() - with_keys:
             words = f"no Secret with the label {LABEL_TENANT}={tenant} holds a key"
             found.append(Found(Problem.NO_KEY, tenant, words))
         for tenant, names in self._policies_of.items():

@@ -4,7 +4,8 @@ Rules of the chain, in its order:
 1. Envoy itself removes from every request what only the gateway may say (x-model, x-tuneyard-*, x-envoy-*), before any
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
-   where clients need keys, it finds whose the request is and sets x-tenant (tenancy.py);
+   where clients need keys, it finds whose the request is and sets x-tenant (tenancy.py); where they may have tokens,
+   a filter before it has proven those (tokens.py);
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
    which hands a copy of the request to the gateway process (mirroring.py);
@@ -46,6 +47,7 @@ from tuneyard.systems.envoy.documents import (
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
 from tuneyard.systems.envoy.tls import Tls, listeners
+from tuneyard.systems.envoy.tokens import Tokens, token_clusters, token_filter
 from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
 
 RUN_DIRECTORY = "/run/tuneyard"
@@ -250,7 +252,9 @@ LOG_FORMAT: Json = {
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 
 
-def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings) -> Json:
+def _connection_manager(
+    scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings, tokens: Tokens | None
+) -> Json:
     return {
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
@@ -282,6 +286,7 @@ def _connection_manager(scripts: Mapping[str, str], access_log: list[Json], trac
             "scoped_rds": {"scoped_rds_config_source": _ADS_SOURCE},
         },
         "http_filters": [
+            *([] if tokens is None else [token_filter(tokens, HOLDING_CLUSTER)]),
             lua("extract", scripts["extract"]),
             # does nothing but where a route says so (a rehearsal)
             extension("fault", "filters.http.fault.v3.HTTPFault"),
@@ -351,6 +356,7 @@ def bootstrap(
     traces: TracingSettings = _NO_TRACES,
     usage: Json | None = None,
     tls: Tls | None = None,
+    tokens: Tokens | None = None,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
@@ -360,11 +366,13 @@ def bootstrap(
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
     which tokens are counted (usage.py), None where nobody counts them.
     `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
+    `tokens`: which are taken in the place of keys.
     """
     chain = _connection_manager(
         {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
         [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
+        tokens,
     )
     listener: Json = {
         "name": "clients",
@@ -383,6 +391,7 @@ def bootstrap(
             "clusters": [
                 *(_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere),
                 *tracing_clusters(traces),
+                *token_clusters(tokens),
             ],
         },
         "cluster_manager": {
