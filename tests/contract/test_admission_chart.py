@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.contract.apiserver import ApiServer
+from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
 from tuneyard.api import names
 from tuneyard.api.crds import rendered as crd_files
@@ -210,6 +210,13 @@ def test_both_processes_of_a_gateway_know_what_clients_need(auth: dict[str, Any]
     assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * tenants
     policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
     assert ("tuneyard-tenants" in policies) is tenants
+
+
+def test_the_example_of_tokens_is_what_the_chart_takes() -> None:
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "tokens.yaml").read_text())
+    spec = named(rendered(**values), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    given = options({e["name"]: e["value"] for e in spec["containers"][0]["env"] if "value" in e}).tokens
+    assert given is not None and given.accepted.jwks_uri.startswith(given.accepted.issuer)
 
 
 def assert_mounted(spec: dict[str, Any], given: GivenTokens, jwt: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from monitoring import outside
 from tests.contract.certificates import Authority
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.contract.gateway_process import becomes
@@ -122,6 +123,8 @@ async def test_who_gets_in(tmp_path: Path, pod: Upstream, issuer: JwksServer) ->
             assert status == (403 if code.startswith("no_") else 401), (token, answer)
             error = assert_openai_error(answer, code=code)
             assert words in str(error["message"]), token
+        measured = await rig.envoy.admin("/stats/prometheus")
+        assert {line.partition("{")[0] for line in measured.splitlines()} >= outside.ENVOY_TOKENS
         # what a policy says holds for tokens too
         assert await asked(rig, bearer(RSA.token()), "support") == 404
         listed = await rig.get("/v1/models", headers=bearer(RSA.token()))

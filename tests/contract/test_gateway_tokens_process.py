@@ -51,26 +51,27 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mounted:
     return Mounted(tmp_path / "jwks", {"jwks.json": jwks(FIRST).encode()})
 
 
-Run = Callable[[str], AbstractAsyncContextManager[GatewayProcess]]
+Run = Callable[..., AbstractAsyncContextManager[GatewayProcess]]
 
 
 @pytest.fixture
 def run(apiserver: ApiServer, team: Team, pod: Upstream, mounted: Mounted, tmp_path: Path) -> Run:
-    """Runs a gateway in that mode."""
+    """Runs a gateway in that mode; `more`: what else its environment says."""
 
     @asynccontextmanager
-    async def running(mode: str) -> AsyncIterator[GatewayProcess]:
+    async def running(mode: str, **more: str) -> AsyncIterator[GatewayProcess]:
         environment = {
             "TUNEYARD_AUTH": mode,
             "TUNEYARD_JWT_ISSUER": ISSUER,
             "TUNEYARD_JWT_AUDIENCES": json.dumps([AUDIENCE]),
             "TUNEYARD_JWT_JWKS_FILE": str(mounted.path / "jwks.json"),
+            **more,
         }
         given = token_options(environment)
         assert given is not None
         settings = {"watchNamespaces": [team.namespace], "tuneyardNamespace": team.namespace}
-        more: dict[str, Any] = {"environment": environment, "tokens": given.accepted}
-        async with GatewayProcess(apiserver, tmp_path, settings=settings, **more) as gateway:
+        told: dict[str, Any] = {"environment": environment, "tokens": given.accepted}
+        async with GatewayProcess(apiserver, tmp_path, settings=settings, **told) as gateway:
             await gateway.applies(f"{team.namespace}/support", {"v1": 100})
             assert pod.port
             yield gateway
@@ -139,3 +140,27 @@ async def test_signing_keys_come_from_a_file_that_may_change_and_break(run: Run,
         await gets(gateway, FIRST.token(), 200)
         await eventually(lambda: "a key that is not public" in gateway.log.read_text(), "it is logged")
         assert "c2VjcmV0" not in gateway.log.read_text()
+
+
+async def test_a_cluster_is_an_issuer_and_its_namespaces_are_tenants(
+    run: Run, vault: Vault, team: Team, mounted: Mounted
+) -> None:
+    """With tokens that a real API server gives to service accounts."""
+    issuer = team.api.request("GET", "/.well-known/openid-configuration")["issuer"]
+    shown = team.api.request("GET", "/openid/v1/jwks", accept="application/jwk-set+json")
+    mounted.put({"jwks.json": json.dumps(shown).encode()})
+    accounts = f"/api/v1/namespaces/{team.namespace}/serviceaccounts"
+    team.api.request("POST", accounts, body={"metadata": {"name": "asker"}})
+
+    def token(audience: str) -> str:
+        body = {"spec": {"audiences": [audience], "expirationSeconds": 600}}
+        return str(team.api.request("POST", f"{accounts}/asker/token", body=body)["status"]["token"])
+
+    more = {"TUNEYARD_JWT_ISSUER": issuer, "TUNEYARD_JWT_CLAIM": "kubernetes.io.namespace"}
+    async with run("ApiKeysAndJwt", **more) as gateway:
+        await gets(gateway, token(AUDIENCE), 403)
+        vault.policy("of-the-namespace", team.namespace, models="*")
+        await gets(gateway, token(AUDIENCE), 200)
+        assert await status(gateway, token("another-service")) == 401
+        logged, tenant = gateway.rig.envoy.access_log, f'"tenant":"{team.namespace}"'
+        await eventually(lambda: tenant in logged.read_text(), "whose requests they were is logged")
