@@ -185,11 +185,13 @@ class Rig:
         tls: Tls | None = None,
         authority: str = "",
         tokens: Tokens | None = None,
+        priorities: bool = False,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
         `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
         need keys. `authority`: who signs pods' certificates. `tokens`: which are taken, in the place of keys.
+        `priorities`: full pools refuse who may wait.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -208,12 +210,13 @@ class Rig:
             mirror_socket=str(folder / "mirror.sock"),
             listen="127.0.0.1",
             memory=memory,
-            tenants=tenant_script(tokens) if keys or tokens else NO_TENANTS,
+            tenants=tenant_script(tokens, priorities=priorities) if keys or tokens else NO_TENANTS,
             scripts=scripts,
             traces=traces or TracingSettings(),
             usage=usage,
             tls=tls,
             tokens=tokens,
+            priorities=priorities,
         )
         for path, content in ({} if tls is None else sources(tls)).items():
             Path(path).write_text(json.dumps(content))

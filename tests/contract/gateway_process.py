@@ -201,8 +201,9 @@ class GatewayProcess:
         keys: bool = False,
         tls: Tls | None = None,
         tokens: Tokens | None = None,
+        priorities: bool = False,
     ) -> None:
-        """`keys`: clients need keys. `tokens`: what the environment says of tokens, for Envoy."""
+        """`keys`: clients need keys. `tokens`, `priorities`: for Envoy, as the environment says."""
         self.folder = folder / name
         self.folder.mkdir(parents=True)
         self.name = name
@@ -215,6 +216,7 @@ class GatewayProcess:
             keys=keys,
             tls=tls,
             tokens=tokens,
+            priorities=priorities,
         )
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))

@@ -18,6 +18,7 @@ from tuneyard.api.crds import rendered as crd_files
 from tuneyard.gateway.options import options
 from tuneyard.gateway.tokenoptions import GivenTokens
 from tuneyard.handlers.main import HEALTH_PORT
+from tuneyard.planning.priorities import PoolLimits
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import envoy_arguments
 from tuneyard.systems.kube.client import Object
@@ -102,6 +103,13 @@ def test_values_and_schema_agree_on_every_key() -> None:
             'gateway={"auth": {"mode": "Jwt", "jwt": '
             '{"issuer": "i", "audiences": ["a"], "jwksUri": "http://i", "jwks": "{}"}}}',
             "needs one of jwksUri",
+        ),
+        ('gateway={"priorities": {"requestsPerPod": 8}}', "needs gateway.auth.mode"),
+        ('gateway={"priorities": {"pools": {"chat": 8}}}', "invalid propertyName 'chat'"),
+        ('gateway={"priorities": {"shares": {"Urgent": 8}}}', "/gateway/priorities/shares"),
+        (
+            'gateway={"auth": {"mode": "ApiKeys"}, "priorities": {"requestsPerPod": 8, "shares": {"Low": 95}}}',
+            "Low may fill no more than Normal",
         ),
         ('gateway={"auth": {"jwt": {"tenantClaim": "a\'b"}}}', "/gateway/auth/jwt/tenantClaim"),
         ('gateway={"auth": {"jwt": {"jwksUri": "https://a:b@c/"}}}', "/gateway/auth/jwt/jwksUri"),
@@ -210,6 +218,16 @@ def test_both_processes_of_a_gateway_know_what_clients_need(auth: dict[str, Any]
     assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * tenants
     policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
     assert ("tuneyard-tenants" in policies) is tenants
+
+
+def test_both_processes_of_a_gateway_know_how_much_pools_hold() -> None:
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "priorities.yaml").read_text())
+    for more, limits in ((values["gateway"], PoolLimits(64, {"models/large-base": 16})), ({}, None)):
+        spec = named(rendered(gateway=more), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+        for container in containers(spec):
+            if container["name"] != "envoy":
+                environment = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+                assert options(environment).priorities == limits
 
 
 def test_the_example_of_tokens_is_what_the_chart_takes() -> None:

@@ -98,6 +98,25 @@ true
 {{- end -}}
 {{- end }}
 
+{{- define "tuneyard.priorityEnvironment" -}}
+{{- $given := .Values.gateway.priorities | default dict -}}
+{{- if $given.requestsPerPod -}}
+{{- if not (include "tuneyard.tenants" .) -}}
+{{- fail "gateway.priorities needs gateway.auth.mode: without tenants nobody has a priority" -}}
+{{- end -}}
+{{- $shares := $given.shares | default dict -}}
+{{- $low := $shares.Low | default 70 | int -}}
+{{- $normal := $shares.Normal | default 90 | int -}}
+{{- $high := $shares.High | default 100 | int -}}
+{{- if or (gt $low $normal) (gt $normal $high) -}}
+{{- fail "gateway.priorities.shares: Low may fill no more than Normal, and that no more than High" -}}
+{{- end -}}
+{{- $shares = dict "Low" $low "Normal" $normal "High" $high -}}
+{{- $limits := dict "requestsPerPod" ($given.requestsPerPod | int) "pools" ($given.pools | default dict) "shares" $shares -}}
+- {name: TUNEYARD_PRIORITIES, value: {{ $limits | toJson | quote }}}
+{{- end -}}
+{{- end }}
+
 {{- define "tuneyard.tenantsNamespace" -}}
 {{- $name := ((.Values.gateway).auth).namespace | default (printf "%s-tenants" .Release.Namespace) -}}
 {{- if eq $name .Release.Namespace -}}

@@ -53,12 +53,12 @@ def render(view: TenantsView) -> RenderableType:
     """The tenants as a table for a terminal, and below it what is wrong."""
     if not view.tenants and not view.problems:
         return Text(f"no Secret or ConfigMap of {view.namespace} has the label {LABEL_TENANT}")
-    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PROBLEMS")
+    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", "PROBLEMS")
     for tenant in view.tenants:
         keys = "\n".join(f"{key.secret}/{key.entry}" for key in tenant.keys)
         ages = "\n".join(duration(key.age_seconds) for key in tenant.keys)
         wrong = Text(str(len(tenant.problems)), style="red") if tenant.problems else Text("-", style="dim")
-        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), wrong)
+        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), tenant.priority or "-", wrong)
     told = [(tenant.name, words) for tenant in view.tenants for words in tenant.problems]
     told += [("", words) for words in view.problems]
     return Group(rows, *(Text(f"{name}: {words}" if name else words, style="red") for name, words in told))

@@ -28,6 +28,8 @@ class TenantView(ApiModel):
     keys: list[KeyView]
     models: list[str] | None = None
     """Names and patterns; None where it has no policy."""
+    priority: str | None = None
+    """Of its requests where pools are full; None where it has no policy."""
     problems: list[str] = []
 
 
@@ -62,7 +64,11 @@ def tenants_view(
             for secret, entry in tenants.entries_of(name)
         ]
         return TenantView(
-            name=name, keys=keys, models=list(policy.models) if policy is not None else None, problems=told(name)
+            name=name,
+            keys=keys,
+            models=list(policy.models) if policy is not None else None,
+            priority=policy.priority if policy is not None else None,
+            problems=told(name),
         )
 
     found = [view(name) for name in sorted(tenants.names())]

@@ -15,6 +15,7 @@
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
 | TUNEYARD_AUTH | what clients need: None, ApiKeys, Jwt, ApiKeysAndJwt | None |
+| TUNEYARD_PRIORITIES | whom full pools refuse: priorityoptions.py | nobody |
 | TUNEYARD_JWT_… | which tokens are taken: tokenoptions.py | none |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
@@ -32,9 +33,11 @@ from pathlib import Path
 from tuneyard.api import names
 from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
+from tuneyard.gateway.priorityoptions import priority_options
 from tuneyard.gateway.tlsoptions import tls_options
 from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
 from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
+from tuneyard.planning.priorities import PoolLimits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.tls import Tls
@@ -59,6 +62,7 @@ class Options:
     tokens: GivenTokens | None = None
     tenants_namespace: str = ""
     """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
+    priorities: PoolLimits | None = None
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
@@ -143,6 +147,7 @@ def options(environment: Mapping[str, str]) -> Options:
         peers=environment.get("TUNEYARD_PEERS", ""),
         keys=environment.get("TUNEYARD_AUTH", "") not in NOBODY,
         tokens=token_options(environment),
+        priorities=priority_options(environment),
         tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=usage,

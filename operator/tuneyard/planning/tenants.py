@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.planning.priorities import PRIORITY, Priority, priority_of
 
 Json = Mapping[str, Any]
 Kind = Literal["secret", "policy"]
@@ -77,6 +78,7 @@ class Policy:
 
     models: tuple[str, ...] = ()
     """Names of models; `*` stands for any characters."""
+    priority: Priority = Priority.NORMAL
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -126,9 +128,9 @@ class _Policies:
 
 def policy_of(data: Json) -> Policy:
     """The policy that a ConfigMap's data are; ValueError says what is wrong with them."""
-    unknown = sorted(set(data) - {MODELS})
+    unknown = sorted(set(data) - {MODELS, PRIORITY})
     if unknown:
-        raise ValueError(f"unknown entries {', '.join(unknown)}: a policy has {MODELS}")
+        raise ValueError(f"unknown entries {', '.join(unknown)}: a policy has {MODELS} and {PRIORITY}")
     if not isinstance(data.get(MODELS), str):
         raise ValueError(f"it has no {MODELS}: list names of models, or * for all")
     text = data[MODELS]
@@ -138,7 +140,7 @@ def policy_of(data: Json) -> Policy:
     wrong = [word for word in models if not _PATTERN.fullmatch(word)]
     if wrong:
         raise ValueError(f"{wrong[0][:64]!r} is no name of a model, and no pattern of one")
-    return Policy(tuple(dict.fromkeys(models)))
+    return Policy(tuple(dict.fromkeys(models)), priority_of(data))
 
 
 def tenant_of(raw: Json) -> str | None:

@@ -46,6 +46,7 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
+from tuneyard.systems.envoy.priorities import priority_script
 from tuneyard.systems.envoy.tls import Tls, listeners
 from tuneyard.systems.envoy.tokens import Tokens, token_clusters, token_filter
 from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
@@ -99,12 +100,16 @@ _ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
 
 
 def gateway_scripts(
-    hold_seconds: float = HOLD_SECONDS, tenants: str = NO_TENANTS, *, count_usage: bool = False
+    hold_seconds: float = HOLD_SECONDS,
+    tenants: str = NO_TENANTS,
+    *,
+    count_usage: bool = False,
+    priorities: bool = False,
 ) -> dict[str, str]:
     """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter.
 
     `tenants`: how `extract` finds whose a request is (tenancy.tenant_script). `count_usage`: every stream is asked for
-    its usage.
+    its usage. `priorities`: full pools refuse who may wait.
     """
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     asking = script("usage_request")
@@ -116,7 +121,13 @@ def gateway_scripts(
         + script("extract"),
         "mirror": mirror_script(),
         "rewrite": "".join(
-            (refusals, asking, f"local HOLD_MILLISECONDS = {patience}\n", *map(script, (*_ON_THE_WAY, "rewrite")))
+            (
+                refusals,
+                priority_script(priorities),
+                asking,
+                f"local HOLD_MILLISECONDS = {patience}\n",
+                *map(script, (*_ON_THE_WAY, "rewrite")),
+            )
         ),
         "answer": script("usage_answer") + script("answer"),
     }
@@ -357,6 +368,7 @@ def bootstrap(
     usage: Json | None = None,
     tls: Tls | None = None,
     tokens: Tokens | None = None,
+    priorities: bool = False,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
@@ -366,10 +378,13 @@ def bootstrap(
     `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
     which tokens are counted (usage.py), None where nobody counts them.
     `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
-    `tokens`: which are taken in the place of keys.
+    `tokens`: which are taken in the place of keys. `priorities`: full pools refuse who may wait.
     """
     chain = _connection_manager(
-        {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
+        {
+            **gateway_scripts(hold_seconds, tenants, count_usage=usage is not None, priorities=priorities),
+            **(scripts or {}),
+        },
         [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
         tokens,

@@ -21,6 +21,7 @@ from tuneyard.api import names
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.tenants import NAME_MARK, SHORTEST_KEY, Caller
 from tuneyard.systems.envoy.documents import EXTENSIONS, JSON_CONTENT, Json, error_text, script
+from tuneyard.systems.envoy.priorities import flag, priority_switch
 from tuneyard.systems.envoy.tokens import Tokens, token_script
 from tuneyard.systems.envoy.translate import LIST, ModelResources, list_resources
 
@@ -31,11 +32,17 @@ ALLOWED_HEADER = "x-tuneyard-allowed"
 """From `extract` to what answers the list of models: what the caller may see of it."""
 
 
-def tenant_script(tokens: Tokens | None = None) -> str:
-    """What stands before the script `extract` where clients need keys, or `tokens`."""
+def tenant_script(tokens: Tokens | None = None, *, priorities: bool = False) -> str:
+    """What stands before the script `extract` where clients need keys, or `tokens`.
+
+    `priorities`: full pools refuse who may wait.
+    """
     weights = ", ".join(map(str, _BY_LAST_BYTES))
     limits = f"local GATE_TENANT, NAME_MARK = '{names.GATE_TENANT}', '{NAME_MARK}'\n"
-    limits += f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
+    limits += (
+        priority_switch(priorities)
+        + f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
+    )
     return limits + script("permits") + script("tenants") + (token_script(tokens) if tokens is not None else "")
 
 
@@ -46,10 +53,14 @@ def shard_of(key: str) -> str:
 
 
 def caller_text(caller: Caller) -> str:
-    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern."""
+    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern.
+
+    Behind the tenant's name stands its priority, if it is not the usual one (priorities.py).
+    """
     if caller.policy is None:
         return caller.tenant
-    return f"{caller.tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
+    tenant = caller.tenant + flag(caller.policy.priority)
+    return f"{tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
 
 
 def shard_resources(shard: str, callers: Mapping[str, str]) -> ModelResources:

@@ -10,7 +10,7 @@
 --     requests that name a revision. Beside a key it is removed, so that its routes, which enforce less and are billed to
 --     nobody, are no tenant's;
 --   * credentials go no further than here; the token of a gate stays for the routes, which remove it.
--- Prepended: GATE_TENANT, NAME_MARK, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
+-- Prepended: GATE_TENANT, NAME_MARK, PRIORITIES, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
 
 -- The key that is shown, and whether it is shown as a gate's token.
 local function key_of(headers)
@@ -48,8 +48,12 @@ end
 
 -- From here on the request is that tenant's; what it may call.
 local function let_in(handle, headers, line)
-  local tenant, allowed = string.match(line, '^(%S+) ?(.*)$')
+  local tenant, flag, allowed = string.match(line, '^([^%s;]+);?(%S*) ?(.*)$')
   headers:replace('x-tenant', tenant)
+  if PRIORITIES then
+    local priority = (flag == 'h' or tenant == GATE_TENANT) and 'High' or flag == 'l' and 'Low'
+    if priority then headers:replace('x-tuneyard-priority', priority) end
+  end
   if allowed == '' then return without_policy(handle, tenant) end
   return allowed
 end
