@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -151,51 +151,81 @@ async def test_where_priorities_are_not_used_nobody_asks(tmp_path: Path, pod: Up
         assert [r.headers["x-tenant"] for r in pod.received] == ["high", "normal", "low"]
 
 
-@pytest.mark.apiserver
-async def test_a_pool_is_full_by_what_is_under_way(
-    apiserver: ApiServer, team: Team, pod: Upstream, tmp_path: Path
-) -> None:
+@pytest.fixture
+async def gateways(
+    apiserver: ApiServer, team: Team, vault: Vault, pod: Upstream, tmp_path: Path
+) -> AsyncIterator[list[GatewayProcess]]:
+    """Two of them before one pod, which holds ten requests; only the second one is known as the other gateway."""
+    team.make_adapter("v1")
+    team.make_pod(pod, "v1")
+    team.make_deployment("support", {"v1": 100})
+    limits = {"requestsPerPod": 100, "pools": {f"{team.namespace}/tiny": 10}, "shares": {"Normal": 90, "Low": 70}}
+    settings = {"watchNamespaces": [team.namespace], "tuneyardNamespace": vault.namespace.removesuffix("-tenants")}
+
+    def gateway(name: str, **more: str) -> GatewayProcess:
+        environment = {"TUNEYARD_PRIORITIES": json.dumps(limits), **more}
+        told: dict[str, Any] = {"settings": settings, "environment": environment, "keys": True, "priorities": True}
+        return GatewayProcess(apiserver, tmp_path, name=name, **told)
+
+    async with (
+        gateway("gateway-1") as second,
+        gateway("gateway-0", TUNEYARD_PEERS=f"localhost:{second.port}") as first,
+    ):
+        for one in (first, second):
+            await one.applies(f"{team.namespace}/support", {"v1": 100})
+        yield [first, second]
+
+
+@pytest.fixture
+def vault(team: Team) -> Vault:
     vault = Vault(team.api, team.namespace)
     for name, key in (("High", HIGH), ("Normal", NORMAL), ("Low", LOW)):
         vault.keys(f"{name.lower()}-keys", name.lower(), key=key)
         vault.policy(name.lower(), name.lower(), models="*", priority=name)
-    team.make_adapter("v1")
-    team.make_pod(pod, "v1")
-    team.make_deployment("support", {"v1": 100})
-    settings = {"watchNamespaces": [team.namespace], "tuneyardNamespace": team.namespace}
-    limits = {"requestsPerPod": 100, "pools": {f"{team.namespace}/tiny": 10}, "shares": {"Normal": 90, "Low": 70}}
-    environment = {"TUNEYARD_PRIORITIES": json.dumps(limits)}
-    async with (
-        GatewayProcess(
-            apiserver, tmp_path, settings=settings, keys=True, environment=environment, priorities=True
-        ) as gateway,
-        AsyncExitStack() as under_way,
-    ):
-        await gateway.applies(f"{team.namespace}/support", {"v1": 100})
+    return vault
 
-        async def told() -> list[int]:
-            return await statuses(gateway.rig, "support")
 
-        async def stream(key: str) -> aiohttp.ClientResponse:
+@pytest.mark.apiserver
+async def test_a_pool_is_full_by_what_is_under_way_through_all_gateways(
+    gateways: list[GatewayProcess], team: Team, vault: Vault
+) -> None:
+    first, second = gateways
+
+    async def told() -> list[int]:
+        return await statuses(first.rig, "support")
+
+    async with AsyncExitStack() as under_way:
+
+        async def streams(gateway: GatewayProcess, number: int) -> None:
             body = {"model": "support", "stream": True, "chunks": 4000, "delay": 0.05}
-            asked = gateway.rig.session.post("/v1/chat/completions", json=body, headers={"x-api-key": key})
-            return await under_way.enter_async_context(asked)
+            for _ in range(number):
+                asked = gateway.rig.session.post("/v1/chat/completions", json=body, headers={"x-api-key": HIGH})
+                assert (await under_way.enter_async_context(asked)).status == 200
 
         await becomes(told, [200, 200, 200], "there is room")
-        for more, expected in ((7, [200, 200, 429]), (2, [200, 429, 429]), (1, [429, 429, 429])):
-            for _ in range(more):
-                assert (await stream(HIGH)).status == 200
+        for gateway, more, expected in (
+            (first, 7, [200, 200, 429]),
+            (second, 2, [200, 429, 429]),
+            (second, 1, [429, 429, 429]),
+        ):
+            await streams(gateway, more)
             await becomes(told, expected, "it is as full as that")
-        page = await gateway.page()
         filled = f'tuneyard_gateway_pool_filled_percent{{namespace="{team.namespace}",pool="tiny"}} 100.0'
-        assert filled in page
-        # a tenant goes before others as soon as its policy says so
+
+        async def shown() -> bool:
+            return filled in await first.page()
+
+        await becomes(shown, True, "it is to be seen")
         await under_way.aclose()
         await becomes(told, [200, 200, 200], "there is room")
-        for _ in range(8):
-            assert (await stream(HIGH)).status == 200
+
+        await streams(second, 8)
         await becomes(told, [200, 200, 429], "it is full for some")
+        # a tenant goes before others as soon as its policy says so
         vault.policy("low", "low", models="*", priority="Normal")
         await becomes(told, [200, 200, 200], "it has another priority")
-        vault.policy("low", "low", models="*", priority="Urgent")
-        await becomes(told, [200, 200, 200], "what cannot be read changes nothing")
+        vault.policy("low", "low", models="*", priority="Low")
+        await becomes(told, [200, 200, 429], "and back")
+        # nobody is refused for long for what only a gateway knew that is gone
+        second.kill()
+        await becomes(told, [200, 200, 200], "it is forgotten")

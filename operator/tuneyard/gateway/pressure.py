@@ -170,6 +170,7 @@ class Pressure:
             now = asyncio.get_running_loop().time()
             self._others |= {r.gateway: (now, r.under_way) for r in said if r is not None and r.gateway != self._name}
             self._others = {name: one for name, one in self._others.items() if one[0] >= now - FORGET}
+            self._show()
             await asyncio.sleep(INTERVAL)
 
     async def _ask(self, session: aiohttp.ClientSession, address: str) -> PoolsReport | None:
