@@ -16,6 +16,9 @@ ENVOY = frozenset(
 )
 """Envoy 1.40, at the gateways."""
 
+ENVOY_TOKENS = frozenset({"envoy_http_jwt_authn_jwks_fetch_failed", "envoy_http_jwt_authn_jwks_fetch_success"})
+"""The same, where clients may have tokens in the place of keys."""
+
 VLLM = frozenset(
     {
         "vllm:generation_tokens_total",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from monitoring.alert import Alert, happened
 
 _WINDOW = "15m"
+_FETCHES = "envoy_http_jwt_authn_jwks_fetch"
+_GATEWAY = '{envoy_http_conn_manager_prefix="gateway"}'
 
 USAGE = (
     Alert(
@@ -73,5 +75,20 @@ USAGE = (
         "have, a tenant with keys and no policy or the other way round, one that cannot be read.",
         "`tuneyard tenants` names the tenants and says what to do.",
         "docs/howto/tenants-and-keys.md has a table of all problems.",
+    ),
+    Alert(
+        "TuneyardSigningKeysNotFetched",
+        f"sum by (pod) (increase({_FETCHES}_failed{_GATEWAY}[10m])) > 0"
+        f" unless sum by (pod) (increase({_FETCHES}_success{_GATEWAY}[10m])) > 0",
+        "5m",
+        "warning",
+        "Gateway {{ $labels.pod }} has not got the signing keys of tokens for ten minutes.",
+        "It goes on with those that it has; but a gateway that starts now answers tokens with 503, and a token that a "
+        "new key has signed gets 401. Tenants with keys are served as ever.",
+        "`gateway.auth.jwt.jwksUri`: whether it answers from within the cluster, with a list of keys, and with a "
+        "certificate of the authority that is expected. With `jwks` or `jwksConfigMap` the gateway process logs what "
+        "is wrong with them (`tuneyard_gateway_signing_keys_unreadable`).",
+        "Mend the issuer, the way to it, or the ConfigMap (docs/howto/tokens-in-place-of-keys.md). Envoy asks again "
+        "every second; nothing is to be restarted.",
     ),
 )

@@ -37,6 +37,7 @@ from tuneyard.systems.envoy.front import front_config
 from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import Tls, sources
+from tuneyard.systems.envoy.tokens import Tokens
 from tuneyard.systems.envoy.translate import LIST, list_resources, model_resources
 
 _PATIENCE = 30.0
@@ -186,11 +187,14 @@ class Rig:
         tls: Tls | None = None,
         authority: str = "",
         limits: ClientLimits = _LIMITS,
+        tokens: Tokens | None = None,
+        priorities: bool = False,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
         `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
-        need keys. `authority`: who signs pods' certificates.
+        need keys. `authority`: who signs pods' certificates. `tokens`: which are taken, in the place of keys.
+        `priorities`: full pools refuse who may wait.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -209,17 +213,19 @@ class Rig:
             mirror_socket=str(folder / "mirror.sock"),
             listen="127.0.0.1",
             memory=memory,
-            tenants=tenant_script() if keys else NO_TENANTS,
+            tenants=tenant_script(tokens, priorities=priorities) if keys or tokens else NO_TENANTS,
             scripts=scripts,
             traces=traces or TracingSettings(),
             usage=usage,
             tls=tls,
             limits=limits,
+            tokens=tokens,
+            priorities=priorities,
         )
         for path, content in ({} if tls is None else sources(tls)).items():
             Path(path).write_text(json.dumps(content))
         self.envoy = Envoy(config, folder, concurrency=concurrency)
-        self._listing = tenants_list_resources if keys else list_resources
+        self._listing = tenants_list_resources if keys or tokens else list_resources
         self._models: dict[str, ModelRoutes] = {}
         self.session: aiohttp.ClientSession
 

@@ -25,6 +25,7 @@ from tuneyard.api.documents import AppliedDeployment, AppliedReport, DemandRepor
 from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
 from tuneyard.systems.envoy.tls import Tls
+from tuneyard.systems.envoy.tokens import Tokens
 from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
@@ -199,8 +200,10 @@ class GatewayProcess:
         environment: Mapping[str, str] | None = None,
         keys: bool = False,
         tls: Tls | None = None,
+        tokens: Tokens | None = None,
+        priorities: bool = False,
     ) -> None:
-        """`keys`: clients need keys."""
+        """`keys`: clients need keys. `tokens`, `priorities`: for Envoy, as the environment says."""
         self.folder = folder / name
         self.folder.mkdir(parents=True)
         self.name = name
@@ -212,6 +215,8 @@ class GatewayProcess:
             usage=usage_log(str(self.folder / "usage.log")),
             keys=keys,
             tls=tls,
+            tokens=tokens,
+            priorities=priorities,
         )
         self._config, master = self.folder / "config.yaml", self.folder / "master"
         self._config.write_text(yaml.safe_dump(settings or {}))

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.contract.apiserver import ApiServer
+from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
 from tuneyard.api import names
 from tuneyard.api.crds import rendered as crd_files
 from tuneyard.gateway.options import options
+from tuneyard.gateway.tokenoptions import GivenTokens
 from tuneyard.handlers.main import HEALTH_PORT
+from tuneyard.planning.priorities import PoolLimits
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.bootstrap import envoy_arguments
 from tuneyard.systems.kube.client import Object
@@ -94,6 +96,23 @@ def test_values_and_schema_agree_on_every_key() -> None:
         ('engineEnv={"A-B": "c"}', "A-B"),
         ('gateway={"auth": {"mode": "apikeys"}}', "/gateway/auth/mode"),
         ('gateway={"auth": {"namespace": "A"}}', "/gateway/auth/namespace"),
+        ('gateway={"auth": {"mode": "Jwt"}}', "/gateway/auth/jwt"),
+        ('gateway={"auth": {"mode": "Jwt", "jwt": {"issuer": "i", "audiences": []}}}', "/gateway/auth/jwt/audiences"),
+        ('gateway={"auth": {"mode": "Jwt", "jwt": {"issuer": "i", "audiences": ["a"]}}}', "needs one of jwksUri"),
+        (
+            'gateway={"auth": {"mode": "Jwt", "jwt": '
+            '{"issuer": "i", "audiences": ["a"], "jwksUri": "http://i", "jwks": "{}"}}}',
+            "needs one of jwksUri",
+        ),
+        ('gateway={"priorities": {"requestsPerPod": 8}}', "needs gateway.auth.mode"),
+        ('gateway={"priorities": {"pools": {"chat": 8}}}', "invalid propertyName 'chat'"),
+        ('gateway={"priorities": {"shares": {"Urgent": 8}}}', "/gateway/priorities/shares"),
+        (
+            'gateway={"auth": {"mode": "ApiKeys"}, "priorities": {"requestsPerPod": 8, "shares": {"Low": 95}}}',
+            "Low may fill no more than Normal",
+        ),
+        ('gateway={"auth": {"jwt": {"tenantClaim": "a\'b"}}}', "/gateway/auth/jwt/tenantClaim"),
+        ('gateway={"auth": {"jwt": {"jwksUri": "https://a:b@c/"}}}', "/gateway/auth/jwt/jwksUri"),
         ('agentMemoryLimit="much"', "agentMemoryLimit"),
         ('gateway={"tls": {"enabled": true}}', "/gateway/tls"),
         ('gateway={"tls": {"minVersion": "1.1"}}', "/gateway/tls/minVersion"),
@@ -162,20 +181,73 @@ def test_a_leaving_gateway_has_the_time_that_it_was_promised() -> None:
     assert spec["terminationGracePeriodSeconds"] >= given.drain_seconds + given.drain_delay + 20
 
 
-def test_both_processes_of_a_gateway_know_what_clients_need() -> None:
+JWT = {"issuer": "https://login.example.com", "audiences": ["a", "b,c"], "tenantClaim": "org.tenant"}
+BY_URI = {**JWT, "jwksUri": "https://login.example.com/keys", "caConfigMap": "ca"}
+
+
+@pytest.mark.parametrize(
+    ("auth", "readable"),
+    [
+        ({}, []),
+        ({"mode": "ApiKeys"}, ["secrets", "configmaps"]),
+        ({"mode": "Jwt", "jwt": BY_URI}, ["configmaps"]),
+        ({"mode": "ApiKeysAndJwt", "jwt": {**JWT, "jwks": '{"keys": []}'}}, ["secrets", "configmaps"]),
+        ({"mode": "Jwt", "jwt": {**JWT, "jwksConfigMap": "own"}}, ["configmaps"]),
+    ],
+)
+def test_both_processes_of_a_gateway_know_what_clients_need(auth: dict[str, Any], readable: list[str]) -> None:
     """And gateways may read Secrets only where that is keys."""
-    for values, keys in (({}, False), ({"gateway": {"auth": {"mode": "ApiKeys"}}}, True)):
-        objects = rendered(**values)
-        spec = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    objects, tenants = rendered(gateway={"auth": auth}), bool(readable)
+    spec = named(objects, "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    jwt = auth.get("jwt")
+    for container in containers(spec):
+        if container["name"] == "envoy":
+            continue
+        given = options({e["name"]: e["value"] for e in container.get("env", ()) if "value" in e})
+        assert given.keys is tenants
+        assert (given.tokens is not None) is (jwt is not None)
+        if given.tokens is not None and jwt is not None:
+            accepted = given.tokens.accepted
+            assert (accepted.issuer, accepted.audiences, accepted.claim) == (JWT["issuer"], ("a", "b,c"), "org.tenant")
+            assert accepted.keys_too is ("secrets" in readable)
+            assert_mounted(spec, given.tokens, jwt)
+    rules = [rule for o in of_kind(objects, "Role") for rule in o["rules"] if "configmaps" in rule["resources"]]
+    assert [r["resources"] for r in rules if r["verbs"] == ["get", "list", "watch"]] == [readable] * tenants
+    rules = [rule for kind in ("Role", "ClusterRole") for o in of_kind(objects, kind) for rule in o["rules"]]
+    assert len([r for r in rules if "secrets" in r["resources"] and "get" in r["verbs"]]) == ("secrets" in readable)
+    assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * tenants
+    policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
+    assert ("tuneyard-tenants" in policies) is tenants
+
+
+def test_both_processes_of_a_gateway_know_how_much_pools_hold() -> None:
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "priorities.yaml").read_text())
+    for more, limits in ((values["gateway"], PoolLimits(64, {"models/large-base": 16})), ({}, None)):
+        spec = named(rendered(gateway=more), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
         for container in containers(spec):
-            environment = {e["name"]: e["value"] for e in container.get("env", ()) if "value" in e}
-            assert container["name"] == "envoy" or options(environment).keys is keys
-        rules = [rule for kind in ("Role", "ClusterRole") for o in of_kind(objects, kind) for rule in o["rules"]]
-        readable = [rule for rule in rules if "secrets" in rule["resources"] and "get" in rule["verbs"]]
-        assert len(readable) == keys
-        assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * keys
-        policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
-        assert ("tuneyard-tenants" in policies) is keys
+            if container["name"] != "envoy":
+                environment = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+                assert options(environment).priorities == limits
+
+
+def test_the_example_of_tokens_is_what_the_chart_takes() -> None:
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "tokens.yaml").read_text())
+    spec = named(rendered(**values), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
+    given = options({e["name"]: e["value"] for e in spec["containers"][0]["env"] if "value" in e}).tokens
+    assert given is not None and given.accepted.jwks_uri.startswith(given.accepted.issuer)
+
+
+def assert_mounted(spec: dict[str, Any], given: GivenTokens, jwt: dict[str, Any]) -> None:
+    """What signing keys are proven or come with is where the process, or Envoy, is told that it is."""
+    mounts = {c["name"]: {m["mountPath"]: m["name"] for m in c["volumeMounts"]} for c in containers(spec)}
+    volumes = {v["name"]: v for v in spec["volumes"]}
+    if "jwksUri" in jwt:
+        path, where, name = Path(given.accepted.ca), "envoy", "ca"
+    else:
+        assert given.jwks is not None
+        path, where, name = given.jwks, "gateway", jwt.get("jwksConfigMap", "tuneyard-gateway-jwks")
+    volume = volumes[mounts[where][str(path.parent)]]["configMap"]
+    assert (volume["name"], [i["path"] for i in volume["items"]]) == (name, [path.name])
 
 
 def test_ports_are_those_that_the_processes_listen_on() -> None:

@@ -29,11 +29,14 @@ READABLE: tuple[dict[str, Any], ...] = (
     {"models": "\n  chat,\n\tteam-*\r\n,, org/big.model:8b_x\n"},
     {"models": ",".join(f"model-{number}" for number in range(1000))},
     {"models": "a" * 253},
+    *({"models": "*", "priority": priority} for priority in ("High", "Normal", "Low")),
 )
 UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({}, "needs models"),
     ({"model": "*"}, "needs models"),
     ({"models": "*", "requestPerMinute": "1"}, "not requestPerMinute"),
+    ({"models": "*", "priority": "high"}, "priority is High"),
+    ({"models": "*", "priority": ""}, "priority is High"),
     ({"models": "chat;support"}, "no name of a model"),
     ({"models": 'ch"at'}, "no name of a model"),
     ({"models": "chat -x"}, "no name of a model"),

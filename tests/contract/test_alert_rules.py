@@ -58,6 +58,10 @@ def lua(script: str) -> str:
     return f'envoy_http_lua_{script}_errors{{envoy_http_conn_manager_prefix="gateway",pod="g-0"}}'
 
 
+def fetches(outcome: str) -> str:
+    return f'envoy_http_jwt_authn_jwks_fetch_{outcome}{{envoy_http_conn_manager_prefix="gateway",pod="g-0"}}'
+
+
 def answered(counted: str) -> dict[str, str]:
     """A gateway that answers a request a minute and counts this many of them, by minute."""
     labels = f'{CHAT},revision="v1",pod="g-0"'
@@ -200,6 +204,13 @@ CASES = {
         {'tuneyard_gateway_tenant_problems{problem="NoPolicy",pod="g-0"}': "0x3 1x3 0x20"},
         "15m",
         {"problem": "NoPolicy"},
+    ),
+    "TuneyardSigningKeysNotFetched": Case(
+        {fetches("failed"): "0x2 60+60x60"},
+        # one that fails now and then
+        {fetches("failed"): "0x2 60+60x60", fetches("success"): "0 1+1x60"},
+        "30m",
+        {"pod": "g-0"},
     ),
     # a replica that waits for the lease is no leader
     "TuneyardNoLeader": one('tuneyard_leader{pod="o-0"}', "1x3 0x9", "1x20", "8m"),

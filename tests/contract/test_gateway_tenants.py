@@ -161,7 +161,7 @@ def test_the_command_shows_tenants_and_no_key(vault: Vault, apiserver: ApiServer
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["acme", "acme-keys/old", lines[1][2], "supp*", "-"] in lines
+    assert ["acme", "acme-keys/old", lines[1][2], "supp*", "Normal", "-"] in lines
     assert "beta: NoPolicy" in done.stdout
     assert OLD not in done.stdout and BETA not in done.stdout
     vault.policy("beta", "beta", models="*")

@@ -62,6 +62,61 @@ app.kubernetes.io/component: {{ .component }}
 {{- ((.Values.gateway).auth).mode | default "None" -}}
 {{- end }}
 
+{{/* Whether clients must say who they are, in any way; by keys; by tokens. */}}
+{{- define "tuneyard.tenants" -}}
+{{- if ne (include "tuneyard.authMode" .) "None" -}}true{{- end -}}
+{{- end }}
+
+{{- define "tuneyard.apiKeys" -}}
+{{- if has (include "tuneyard.authMode" .) (list "ApiKeys" "ApiKeysAndJwt") -}}true{{- end -}}
+{{- end }}
+
+{{- define "tuneyard.tokens" -}}
+{{- if has (include "tuneyard.authMode" .) (list "Jwt" "ApiKeysAndJwt") -}}
+{{- $jwt := .Values.gateway.auth.jwt -}}
+{{- if ne 1 (len (compact (list $jwt.jwksUri $jwt.jwks $jwt.jwksConfigMap))) -}}
+{{- fail "gateway.auth.jwt needs one of jwksUri, jwks and jwksConfigMap: without signing keys no token can be proven" -}}
+{{- end -}}
+true
+{{- end -}}
+{{- end }}
+
+{{- define "tuneyard.tokenEnvironment" -}}
+{{- if include "tuneyard.tokens" . -}}
+{{- $jwt := .Values.gateway.auth.jwt -}}
+- {name: TUNEYARD_JWT_ISSUER, value: {{ $jwt.issuer | quote }}}
+- {name: TUNEYARD_JWT_AUDIENCES, value: {{ $jwt.audiences | toJson | quote }}}
+- {name: TUNEYARD_JWT_CLAIM, value: {{ $jwt.tenantClaim | default "tenant" | quote }}}
+{{- if $jwt.jwksUri }}
+- {name: TUNEYARD_JWT_JWKS_URI, value: {{ $jwt.jwksUri | quote }}}
+{{- if $jwt.caConfigMap }}
+- {name: TUNEYARD_JWT_CA, value: /etc/tuneyard-jwks-ca/ca.crt}
+{{- end }}
+{{- else }}
+- {name: TUNEYARD_JWT_JWKS_FILE, value: /etc/tuneyard-jwks/jwks.json}
+{{- end }}
+{{- end -}}
+{{- end }}
+
+{{- define "tuneyard.priorityEnvironment" -}}
+{{- $given := .Values.gateway.priorities | default dict -}}
+{{- if $given.requestsPerPod -}}
+{{- if not (include "tuneyard.tenants" .) -}}
+{{- fail "gateway.priorities needs gateway.auth.mode: without tenants nobody has a priority" -}}
+{{- end -}}
+{{- $shares := $given.shares | default dict -}}
+{{- $low := $shares.Low | default 70 | int -}}
+{{- $normal := $shares.Normal | default 90 | int -}}
+{{- $high := $shares.High | default 100 | int -}}
+{{- if or (gt $low $normal) (gt $normal $high) -}}
+{{- fail "gateway.priorities.shares: Low may fill no more than Normal, and that no more than High" -}}
+{{- end -}}
+{{- $shares = dict "Low" $low "Normal" $normal "High" $high -}}
+{{- $limits := dict "requestsPerPod" ($given.requestsPerPod | int) "pools" ($given.pools | default dict) "shares" $shares -}}
+- {name: TUNEYARD_PRIORITIES, value: {{ $limits | toJson | quote }}}
+{{- end -}}
+{{- end }}
+
 {{- define "tuneyard.tenantsNamespace" -}}
 {{- $name := ((.Values.gateway).auth).namespace | default (printf "%s-tenants" .Release.Namespace) -}}
 {{- if eq $name .Release.Namespace -}}

@@ -24,6 +24,7 @@ _MOST_MODELS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `tuneyard tenants`."""
     parser.add_argument("-n", "--namespace", default=NAMESPACE, help=f"of tenants (default {NAMESPACE})")
+    parser.add_argument("--tokens", action="store_true", help="tenants may come with tokens: none needs a key")
     parser.add_argument("-o", "--output", choices=("json", "yaml"), help="for programs instead of people")
     add_cluster_arguments(parser)
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the tenants; 1 where something is wrong with one. Raises UserError."""
     cluster = open_cluster(args.kubeconfig, args.context)
     secrets, policies = (_labelled(cluster, args.namespace, plural) for plural in ("secrets", "configmaps"))
-    view = tenants_view(args.namespace, secrets, policies, datetime.now(UTC))
+    view = tenants_view(args.namespace, secrets, policies, datetime.now(UTC), tokens=args.tokens)
     if args.output:
         sys.stdout.write(machine_readable(view, args.output))
     else:
@@ -52,12 +53,12 @@ def render(view: TenantsView) -> RenderableType:
     """The tenants as a table for a terminal, and below it what is wrong."""
     if not view.tenants and not view.problems:
         return Text(f"no Secret or ConfigMap of {view.namespace} has the label {LABEL_TENANT}")
-    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PROBLEMS")
+    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", "PROBLEMS")
     for tenant in view.tenants:
         keys = "\n".join(f"{key.secret}/{key.entry}" for key in tenant.keys)
         ages = "\n".join(duration(key.age_seconds) for key in tenant.keys)
         wrong = Text(str(len(tenant.problems)), style="red") if tenant.problems else Text("-", style="dim")
-        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), wrong)
+        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), tenant.priority or "-", wrong)
     told = [(tenant.name, words) for tenant in view.tenants for words in tenant.problems]
     told += [("", words) for words in view.problems]
     return Group(rows, *(Text(f"{name}: {words}" if name else words, style="red") for name, words in told))

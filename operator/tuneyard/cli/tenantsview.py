@@ -28,6 +28,8 @@ class TenantView(ApiModel):
     keys: list[KeyView]
     models: list[str] | None = None
     """Names and patterns; None where it has no policy."""
+    priority: str | None = None
+    """Of its requests where pools are full; None where it has no policy."""
     problems: list[str] = []
 
 
@@ -40,9 +42,11 @@ class TenantsView(ApiModel):
     """Of objects that name no tenant."""
 
 
-def tenants_view(namespace: str, secrets: Iterable[Json], policies: Iterable[Json], now: datetime) -> TenantsView:
-    """The tenants of a namespace, by name."""
-    tenants, by_name = Tenants(), dict[str, Json]()
+def tenants_view(
+    namespace: str, secrets: Iterable[Json], policies: Iterable[Json], now: datetime, *, tokens: bool = False
+) -> TenantsView:
+    """The tenants of a namespace, by name; `tokens`: none needs a key."""
+    tenants, by_name = Tenants(tokens=tokens), dict[str, Json]()
     for secret in secrets:
         tenants.put("secret", secret)
         by_name[secret["metadata"]["name"]] = secret
@@ -60,7 +64,11 @@ def tenants_view(namespace: str, secrets: Iterable[Json], policies: Iterable[Jso
             for secret, entry in tenants.entries_of(name)
         ]
         return TenantView(
-            name=name, keys=keys, models=list(policy.models) if policy is not None else None, problems=told(name)
+            name=name,
+            keys=keys,
+            models=list(policy.models) if policy is not None else None,
+            priority=policy.priority if policy is not None else None,
+            problems=told(name),
         )
 
     found = [view(name) for name in sorted(tenants.names())]

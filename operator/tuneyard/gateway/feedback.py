@@ -207,14 +207,17 @@ class Peers:
         """Have the one that knows the answer take it."""
         if not self._host:
             return Taken.UNKNOWN
-        addresses = await self._addresses()
+        addresses = await self.addresses()
         if addresses is None:
             return Taken.UNAVAILABLE
         said = await asyncio.gather(*(self._post(address, given) for address in addresses))
         known = [taken for taken in said if taken in (Taken.ACCEPTED, Taken.REPEATED)]
         return max(known, default=Taken.UNAVAILABLE if Taken.UNAVAILABLE in said else Taken.UNKNOWN)
 
-    async def _addresses(self) -> list[str] | None:
+    async def addresses(self) -> list[str] | None:
+        """Where they are, host:port; None where that cannot be found."""
+        if not self._host:
+            return []
         loop = asyncio.get_running_loop()
         async with self._resolving:
             if loop.time() >= self._until:

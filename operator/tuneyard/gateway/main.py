@@ -21,7 +21,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -44,9 +44,11 @@ from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.mirroring import Mirroring
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.options import Options, options
+from tuneyard.gateway.pressure import POOLS_PATH, Pressure, PressureMetrics
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
+from tuneyard.gateway.signingkeys import SigningKeys
 from tuneyard.gateway.tenancy import Tenancy
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
 from tuneyard.gateway.usageexport import STATE as EXPORT_STATE
@@ -60,7 +62,7 @@ from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
-from tuneyard.systems.envoy.loads import LoadReports
+from tuneyard.systems.envoy.loads import Load, LoadReports
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import sources
 from tuneyard.systems.envoy.translate import list_resources
@@ -101,13 +103,12 @@ class Gateway:
                 partial(names.gate_token, master),
                 path=given.tenants_snapshot,
                 metrics=self.metrics,
+                tokens=None if given.tokens is None else given.tokens.accepted,
             )
         self.demand = Demand(given.name, lambda: self.publisher.routed)
         loop = asyncio.get_running_loop()
         clock = loop.time
-        self._loads = LoadReports(
-            lambda: self.demand.begin(clock()), lambda loads: self.demand.reported(clock(), loads)
-        )
+        self._loads = LoadReports(lambda: self.demand.begin(clock()), lambda loads: self._loaded(clock(), loads))
         self._answers = AnswerReports(self._answered)
         self.answer_metrics = AnswerMetrics()
         # Envoy opens its streams of answers with the first one: until then its other stream says that it is there
@@ -120,6 +121,7 @@ class Gateway:
         )
         self._token = names.observe_token(master)
         self._peers = Peers(given.peers, self._token)
+        self.pressure = self._pressing()
         self.feedback = Feedback(clock, self._rated, self._peers.ask)
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
@@ -159,6 +161,14 @@ class Gateway:
         self._resumed = False
         self._was_ready = False
 
+    def _pressing(self) -> Pressure | None:
+        """What knows how full pools are, where that decides something."""
+        limits = self._given.priorities
+        if limits is None:
+            return None
+        metrics = PressureMetrics(self.metrics.registry)
+        return Pressure(self._given.name, limits, self._peers.addresses, self._token, metrics)
+
     def _counting(self) -> tuple[Usage | None, UsageExport | None]:
         """What counts tokens, and what writes them away, where they are wanted."""
         given, registry = self._given, self.metrics.registry
@@ -184,8 +194,14 @@ class Gateway:
         self.answer_metrics.routed(model, routes)
         self.holding.changed(model)
         self.mirroring.changed(model)
-        if self.tenancy is not None:
-            self.tenancy.routed(model, routes)
+        for each in (self.tenancy, self.pressure):
+            if each is not None:
+                each.routed(model, routes)
+
+    def _loaded(self, now: float, loads: Mapping[str, Load]) -> None:
+        self.demand.reported(now, loads)
+        if self.pressure is not None:
+            self.pressure.reported(loads)
 
     def _answered(self, answers: Sequence[Answer]) -> None:
         self.evidence.answered(answers)
@@ -227,10 +243,9 @@ class Gateway:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
-        rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
-        holding = await serve(self.holding, self._given.holding_socket, rating)
+        holding = await serve(self.holding, self._given.holding_socket, *self._asked_beside())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export):
+        for each in (self._export, self.usage, self._usage_export, self.pressure):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -250,7 +265,9 @@ class Gateway:
                 looking.cancel()
             await self._count_all()
             await server.cleanup()
-            await asyncio.gather(*(each.close() for each in (self._export, self._usage_export) if each is not None))
+            await asyncio.gather(
+                *(each.close() for each in (self._export, self._usage_export, self.pressure) if each is not None)
+            )
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()
@@ -260,6 +277,17 @@ class Gateway:
             if self.tenancy is not None:
                 await self.tenancy.stop()
             await self.publisher.ads.stop()
+
+    def _asked_beside(self) -> list[Callable[[web.Application], None]]:
+        """What Envoy asks over the socket of requests that are held, besides."""
+        asked: list[Callable[[web.Application], None]] = [
+            partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
+        ]
+        if self._given.tokens is not None and self._given.tokens.jwks is not None:
+            asked.append(SigningKeys(self._given.tokens.jwks, self.metrics.registry).join)
+        if self.pressure is not None:
+            asked.append(self.pressure.join)
+        return asked
 
     def _restore(self) -> bool:
         """Take what the process before knew; returns whether there was anything."""
@@ -299,6 +327,7 @@ class Gateway:
                 "/v1/demand": self.demand.report_after,
                 "/v1/evidence": self.evidence.report_after,
                 "/v1/mirror": self.mirroring.report_after,
+                **({} if self.pressure is None else {POOLS_PATH: self.pressure.report_after}),
             },
             self.feedback,
             self._token,
@@ -363,6 +392,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
     except (ConfigurationError, ValueError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    tokens = None if given.tokens is None else given.tokens.accepted
     document = bootstrap(
         given.name,
         ads_socket=str(given.ads_socket),
@@ -375,8 +405,10 @@ def write_bootstrap(config: Path, path: Path) -> int:
         memory=given.memory,
         traces=settings.tracing,
         usage=usage_log(str(given.usage_log)) if given.usage else None,
-        tenants=tenant_script() if given.keys else NO_TENANTS,
+        tenants=tenant_script(tokens, priorities=given.priorities is not None) if given.keys else NO_TENANTS,
         tls=given.tls,
+        tokens=tokens,
+        priorities=given.priorities is not None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     for source, content in ({} if given.tls is None else sources(given.tls)).items():

@@ -14,7 +14,9 @@
 | TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
-| TUNEYARD_AUTH | what clients need: None, ApiKeys | None |
+| TUNEYARD_AUTH | what clients need: None, ApiKeys, Jwt, ApiKeysAndJwt | None |
+| TUNEYARD_PRIORITIES | whom full pools refuse: priorityoptions.py | nobody |
+| TUNEYARD_JWT_… | which tokens are taken: tokenoptions.py | none |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
 | TUNEYARD_USAGE_DIRECTORY | shared with Envoy: its log of usage, and how far it was read | the run directory |
@@ -31,8 +33,11 @@ from pathlib import Path
 from tuneyard.api import names
 from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
+from tuneyard.gateway.priorityoptions import priority_options
 from tuneyard.gateway.tlsoptions import tls_options
+from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
 from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
+from tuneyard.planning.priorities import PoolLimits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.tls import Tls
@@ -53,9 +58,11 @@ class Options:
     hold: Limits
     peers: str
     keys: bool = False
-    """Whether clients need keys."""
+    """Whether clients need keys, or tokens."""
+    tokens: GivenTokens | None = None
     tenants_namespace: str = ""
     """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
+    priorities: PoolLimits | None = None
     feedback: BucketTarget | None = None
     usage: bool = True
     usage_export: BucketTarget | None = None
@@ -108,13 +115,6 @@ class Options:
         return self.directory / "tenants.jsonl"
 
 
-def _needs_keys(mode: str) -> bool:
-    """Whether clients need keys. A mode that is none must not become `everybody may`."""
-    if mode not in ("", "None", "ApiKeys"):
-        raise ValueError(f"TUNEYARD_AUTH is None or ApiKeys, not {mode}")
-    return mode == "ApiKeys"
-
-
 def _memory_of(environment: Mapping[str, str], usage: bool) -> int:
     """What Envoy's container may use; ValueError where the log of usage would leave it too little."""
     memory = int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0)
@@ -145,7 +145,9 @@ def options(environment: Mapping[str, str]) -> Options:
             of_one_deployment=int(environment.get("TUNEYARD_HOLD_PER_DEPLOYMENT") or Limits.of_one_deployment),
         ),
         peers=environment.get("TUNEYARD_PEERS", ""),
-        keys=_needs_keys(environment.get("TUNEYARD_AUTH", "")),
+        keys=environment.get("TUNEYARD_AUTH", "") not in NOBODY,
+        tokens=token_options(environment),
+        priorities=priority_options(environment),
         tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
         usage=usage,

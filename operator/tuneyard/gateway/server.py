@@ -5,6 +5,7 @@
 - GET /v1/evidence?after=N  what has been counted of answers, in the same way
 - POST /v1/feedback         what a user of another gateway thought of an answer of this one, with the same token
 - GET /v1/mirror            what mirrors have seen, with the same token, at once
+- GET /v1/pools             what is under way to pools through this gateway, with the same token, at once
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, those of answers and of usage, then Envoy's
@@ -19,8 +20,8 @@ from functools import partial
 from aiohttp import web
 from prometheus_client.exposition import generate_latest
 
-from tuneyard.api.documents import AppliedReport, DemandReport, EvidenceReport
-from tuneyard.api.mirror import MirrorReport
+from tuneyard.api.base import ApiModel
+from tuneyard.api.documents import EvidenceReport
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.feedback import Feedback, Given, Taken, join
@@ -29,7 +30,7 @@ from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.slometrics import slo_page
 
 WAIT = 20.0
-ReportAfter = Callable[[int, float], Awaitable[AppliedReport | DemandReport | EvidenceReport | MirrorReport]]
+ReportAfter = Callable[[int, float], Awaitable[ApiModel]]
 """A report as soon as its version is another, or after so many seconds."""
 
 

@@ -1,4 +1,4 @@
-"""Keys and policies of tenants, from the API server to Envoy. Exists only where clients need keys.
+"""Keys and policies of tenants, from the API server to Envoy. Exists only where clients need keys, or tokens.
 
 Rules:
 - Secrets and ConfigMaps with the label tuneyard.dev/tenant are watched in the one namespace that is theirs, and no
@@ -32,6 +32,7 @@ from tuneyard.gateway.watches import STALE
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.tenants import Found, Kind, Problem, Tenants
 from tuneyard.systems.envoy.tenancy import caller_text, gate_caller, shard_of, shard_resources
+from tuneyard.systems.envoy.tokens import Tokens
 from tuneyard.systems.envoy.translate import GateToken
 from tuneyard.systems.kube.client import Api, Object
 from tuneyard.systems.kube.informers import Informer, on_loop
@@ -94,11 +95,16 @@ class Tenancy:
         *,
         path: Path,
         metrics: Metrics,
+        tokens: Tokens | None = None,
     ) -> None:
-        """`namespace`: the tenants'; `path`: of the snapshot. Nothing is started yet; needs a running loop."""
+        """`namespace`: the tenants'; `path`: of the snapshot. Nothing is started yet; needs a running loop.
+
+        `tokens`: those with which tenants may come; where keys are not taken beside them, no Secret is asked for.
+        """
         self._publisher, self._gate_token, self._path = publisher, gate_token, path
         self._loop = asyncio.get_running_loop()
-        self._tenants = Tenants()
+        self._by_token = tokens is not None
+        self._tenants = Tenants(tokens=self._by_token)
         self._tables = KeyTables()
         self._touched: set[str] = set()
         self._gates: dict[str, tuple[str, str]] = {}
@@ -121,6 +127,7 @@ class Tenancy:
                 trim=_trim,
             )
             for kind, plural in _PLURALS.items()
+            if kind == "policy" or tokens is None or tokens.keys_too
         }
         for kind, informer in self._informers.items():
             metrics.age(f"tenant-{_PLURALS[kind]}", informer.age)
@@ -155,11 +162,12 @@ class Tenancy:
         try:
             for line in lines:
                 told = json.loads(line)
-                self._put(told["kind"], told["object"])
+                if told["kind"] in self._informers:
+                    self._put(told["kind"], told["object"])
         except (ValueError, KeyError, TypeError):
             # what is wrong would have to be said without saying what is in it
             _log.error("the snapshot of tenants cannot be read and is left aside")
-            self._tenants, self._lines = Tenants(), {}
+            self._tenants, self._lines = Tenants(tokens=self._by_token), {}
             return False
         self._mark(())
         return True

@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.planning.priorities import PRIORITY, Priority, priority_of
 
 Json = Mapping[str, Any]
 Kind = Literal["secret", "policy"]
@@ -32,6 +33,8 @@ SHORTEST_KEY, LONGEST_KEY = 16, 512
 """Characters. A shorter one can be guessed."""
 LONGEST_POLICY = 16 * 1024
 """Characters of `models`: Envoy holds it once for each of the tenant's keys."""
+NAME_MARK = "   "
+"""Before a tenant's name where it stands among keys, for those who come with a token. No key holds a space."""
 MODELS = "models"
 """The entry of a policy that lists models."""
 
@@ -75,6 +78,7 @@ class Policy:
 
     models: tuple[str, ...] = ()
     """Names of models; `*` stands for any characters."""
+    priority: Priority = Priority.NORMAL
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -124,9 +128,9 @@ class _Policies:
 
 def policy_of(data: Json) -> Policy:
     """The policy that a ConfigMap's data are; ValueError says what is wrong with them."""
-    unknown = sorted(set(data) - {MODELS})
+    unknown = sorted(set(data) - {MODELS, PRIORITY})
     if unknown:
-        raise ValueError(f"unknown entries {', '.join(unknown)}: a policy has {MODELS}")
+        raise ValueError(f"unknown entries {', '.join(unknown)}: a policy has {MODELS} and {PRIORITY}")
     if not isinstance(data.get(MODELS), str):
         raise ValueError(f"it has no {MODELS}: list names of models, or * for all")
     text = data[MODELS]
@@ -136,7 +140,7 @@ def policy_of(data: Json) -> Policy:
     wrong = [word for word in models if not _PATTERN.fullmatch(word)]
     if wrong:
         raise ValueError(f"{wrong[0][:64]!r} is no name of a model, and no pattern of one")
-    return Policy(tuple(dict.fromkeys(models)))
+    return Policy(tuple(dict.fromkeys(models)), priority_of(data))
 
 
 def tenant_of(raw: Json) -> str | None:
@@ -162,7 +166,9 @@ def _key_of(value: object) -> str | None:
 class Tenants:
     """All tenants, fed object by object."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tokens: bool = False) -> None:
+        """`tokens`: tenants may come without a key; then their names stand among the keys."""
+        self._tokens = tokens
         self._secrets: dict[str, _Keys] = {}
         self._policies: dict[str, _Policies] = {}
         self._secrets_of: dict[str, set[str]] = {}
@@ -258,7 +264,10 @@ class Tenants:
     # -- answers -------------------------------------------------------------------------------------------------
 
     def caller(self, key: str) -> Caller | None:
-        """Whom a key stands for; None: for nobody."""
+        """Whom a key, or a marked name, stands for; None: for nobody."""
+        if key.startswith(NAME_MARK):
+            policy = self.policy(key.removeprefix(NAME_MARK))
+            return Caller(key.removeprefix(NAME_MARK), policy) if policy is not None else None
         tenants = {tenant for tenant, _, _ in self._owners.get(key, ())}
         if len(tenants) != 1:
             return None
@@ -288,8 +297,9 @@ class Tenants:
         return self._secrets_of.keys() | self._policies_of.keys() | {f.tenant for f in self._all_wrong() if f.tenant}
 
     def keys_of(self, tenant: str) -> set[str]:
-        """The keys in a tenant's Secrets."""
-        return {key for name in self._secrets_of.get(tenant, ()) for key in self._secrets[name].keys.values()}
+        """The keys in a tenant's Secrets, and its marked name where tenants come with tokens."""
+        keys = {key for name in self._secrets_of.get(tenant, ()) for key in self._secrets[name].keys.values()}
+        return keys | {NAME_MARK + tenant} if self._tokens else keys
 
     @property
     def keys(self) -> int:
@@ -312,7 +322,7 @@ class Tenants:
         for tenant in with_keys - self._policies_of.keys():
             words = f"no ConfigMap with the label {LABEL_TENANT}={tenant} lists models: it may call none"
             found.append(Found(Problem.NO_POLICY, tenant, words))
-        for tenant in self._policies_of.keys() - with_keys:
+        for tenant in () if self._tokens else self._policies_of.keys() - with_keys:
             words = f"no Secret with the label {LABEL_TENANT}={tenant} holds a key"
             found.append(Found(Problem.NO_KEY, tenant, words))
         for tenant, names in self._policies_of.items():

@@ -50,11 +50,11 @@ def shown(view: TenantsView) -> str:
 def test_a_table_of_tenants_and_what_is_wrong() -> None:
     words = shown(everything())
     assert [line.split() for line in words.splitlines()[:6]] == [
-        ["TENANT", "KEYS", "AGE", "MODELS", "PROBLEMS"],
-        ["acme", "acme-keys/new", "2h", "chat", "-"],
+        ["TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", "PROBLEMS"],
+        ["acme", "acme-keys/new", "2h", "chat", "Normal", "-"],
         ["acme-keys/old", "10d", "team-*"],
-        ["beta", "beta-keys/key", "10d", "none", "2"],
-        ["delta", "delta-keys/key", "10d", "m0", "1"],
+        ["beta", "beta-keys/key", "10d", "none", "-", "2"],
+        ["delta", "delta-keys/key", "10d", "m0", "Normal", "1"],
         ["m1"],
     ]
     assert "and 2 more" in words

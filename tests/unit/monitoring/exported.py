@@ -21,6 +21,8 @@ from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
+from tuneyard.gateway.pressure import PressureMetrics
+from tuneyard.gateway.signingkeys import SigningKeys
 from tuneyard.gateway.slometrics import slo_page
 from tuneyard.gateway.tenancy import TenantMetrics
 from tuneyard.gateway.usage import UsageMetrics
@@ -52,6 +54,8 @@ def gateway() -> GatewayMetrics:
     MirrorMetrics(metrics.registry)
     FeedbackMetrics(metrics.registry)
     TenantMetrics(metrics.registry).problems.labels(problem="NoPolicy").set(0)
+    PressureMetrics(metrics.registry).filled.labels("team", "chat").set(0)
+    SigningKeys(Path(), metrics.registry)
     Certificate(_nothing, lambda: 0.0, metrics.registry, folder="", secret="")
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)

@@ -32,7 +32,7 @@ def series_in(query: str) -> set[str]:
     return {word for word in words if word.lower() not in OPERATORS and not re.fullmatch(r"\d+[smhd]", word)}
 
 
-KNOWN = exported.names() | outside.ENVOY | outside.VLLM | outside.DCGM | outside.PROMETHEUS
+KNOWN = exported.names() | outside.ENVOY | outside.ENVOY_TOKENS | outside.VLLM | outside.DCGM | outside.PROMETHEUS
 QUERIES = [(f"dashboard {d.name}", query) for d in DASHBOARDS for query in d.queries]
 RULES = [
     (f"rule {rule.get('alert') or rule['record']}", rule["expr"])
@@ -56,7 +56,7 @@ def test_every_series_that_is_asked_for_exists(where: str, query: str) -> None:
 
 def test_nothing_of_other_programs_is_listed_that_nobody_looks_at() -> None:
     asked = set[str]().union(*(series_in(query) for _, query in [*QUERIES, *RULES]))
-    assert asked >= outside.ENVOY | outside.VLLM | outside.DCGM
+    assert asked >= outside.ENVOY | outside.ENVOY_TOKENS | outside.VLLM | outside.DCGM
     cost = (ROOT / "docs" / "howto" / "what-tokens-cost.md").read_text()
     assert all(record in asked or record in cost for record in RECORDED)
 

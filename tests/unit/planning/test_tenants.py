@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneyard.api.names import LABEL_TENANT
-from tuneyard.planning.tenants import Caller, Kind, Policy, Problem, Tenants, policy_of
+from tuneyard.planning.tenants import NAME_MARK, Caller, Kind, Policy, Problem, Tenants, policy_of
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
 ALL = Policy(("*",))
@@ -214,3 +214,19 @@ def test_whatever_changes_it_says_whose_keys(changes: list[Any]) -> None:
     for key in (KEY, OTHER, "sk-aaaaaaaaaaaaaaaaaa"):
         assert told.get(key) == tenants.caller(key) == fresh.caller(key)
     assert tenants.keys == fresh.keys and tenants.names() >= fresh.names()
+
+
+def test_where_tenants_come_with_tokens_their_names_stand_among_the_keys() -> None:
+    """And nobody needs a key. What changes is told by the same name."""
+    tenants, name = Tenants(tokens=True), NAME_MARK + "acme"
+    assert tenants.put("policy", policy("acme", "acme")) == {name}
+    assert tenants.caller(name) == Caller("acme", ALL)
+    assert kinds(tenants) == []
+    assert tenants.put("secret", secret("keys", "acme", a=KEY)) == {KEY}
+    assert tenants.put("policy", policy("acme", "acme", "chat")) == {KEY, name}
+    assert tenants.keys == 1
+    assert tenants.remove("policy", "acme") == {KEY, name}
+    assert tenants.caller(name) is None
+    assert kinds(tenants) == [(Problem.NO_POLICY, "acme")]
+    # no key of a Secret can be a name
+    assert tenants.put("secret", secret("keys", "acme", a="   somebody-else-0123")) == {KEY, "somebody-else-0123"}

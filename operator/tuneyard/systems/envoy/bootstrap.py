@@ -4,7 +4,8 @@ Rules of the chain, in its order:
 1. Envoy itself removes from every request what only the gateway may say (x-model, x-tuneyard-*, x-envoy-*), before any
    filter runs and before a route is looked for;
 2. `extract` refuses what a gateway has sent (HOP_HEADER): an endpoint that is a gateway would make a loop without end;
-   where clients need keys, it finds whose the request is and sets x-tenant (tenancy.py);
+   where clients need keys, it finds whose the request is and sets x-tenant (tenancy.py); where they may have tokens,
+   a filter before it has proven those (tokens.py);
    then it finds the model in the body and sets x-model, which chooses the model's own small route table (SRDS);
 3. `fault` does nothing but where a route says so: what a rehearsal puts into answers (api/drill.py); nor does `mirror`,
    which hands a copy of the request to the gateway process (mirroring.py);
@@ -47,7 +48,9 @@ from tuneyard.systems.envoy.documents import (
 )
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
+from tuneyard.systems.envoy.priorities import priority_script
 from tuneyard.systems.envoy.tls import Tls, listeners
+from tuneyard.systems.envoy.tokens import Tokens, token_clusters, token_filter
 from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
 
 RUN_DIRECTORY = "/run/tuneyard"
@@ -100,12 +103,16 @@ _ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
 
 
 def gateway_scripts(
-    hold_seconds: float = HOLD_SECONDS, tenants: str = NO_TENANTS, *, count_usage: bool = False
+    hold_seconds: float = HOLD_SECONDS,
+    tenants: str = NO_TENANTS,
+    *,
+    count_usage: bool = False,
+    priorities: bool = False,
 ) -> dict[str, str]:
     """The gateway's Lua, by filter name; `hold_seconds`: how long a request may wait for an adapter.
 
     `tenants`: how `extract` finds whose a request is (tenancy.tenant_script). `count_usage`: every stream is asked for
-    its usage.
+    its usage. `priorities`: full pools refuse who may wait.
     """
     refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
     asking = script("usage_request")
@@ -117,7 +124,13 @@ def gateway_scripts(
         + script("extract"),
         "mirror": mirror_script(),
         "rewrite": "".join(
-            (refusals, asking, f"local HOLD_MILLISECONDS = {patience}\n", *map(script, (*_ON_THE_WAY, "rewrite")))
+            (
+                refusals,
+                priority_script(priorities),
+                asking,
+                f"local HOLD_MILLISECONDS = {patience}\n",
+                *map(script, (*_ON_THE_WAY, "rewrite")),
+            )
         ),
         "answer": script("usage_answer") + script("answer"),
     }
@@ -256,7 +269,11 @@ LOG_FORMAT: Json = {
 
 
 def _connection_manager(
-    scripts: Mapping[str, str], access_log: list[Json], traces: TracingSettings, limits: ClientLimits
+    scripts: Mapping[str, str],
+    access_log: list[Json],
+    traces: TracingSettings,
+    limits: ClientLimits,
+    tokens: Tokens | None,
 ) -> Json:
     return {
         "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -283,6 +300,7 @@ def _connection_manager(
             "scoped_rds": {"scoped_rds_config_source": _ADS_SOURCE},
         },
         "http_filters": [
+            *([] if tokens is None else [token_filter(tokens, HOLDING_CLUSTER)]),
             lua("extract", scripts["extract"]),
             # does nothing but where a route says so (a rehearsal)
             extension("fault", "filters.http.fault.v3.HTTPFault"),
@@ -353,6 +371,8 @@ def bootstrap(
     usage: Json | None = None,
     tls: Tls | None = None,
     limits: ClientLimits = _LIMITS,
+    tokens: Tokens | None = None,
+    priorities: bool = False,
 ) -> Json:
     """The whole bootstrap, as `envoy -c` reads it (JSON or YAML).
 
@@ -363,12 +383,17 @@ def bootstrap(
     which tokens are counted (usage.py), None where nobody counts them.
     `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
     `limits`: what a client's connection may take (clientlimits.py).
+    `tokens`: which are taken in the place of keys. `priorities`: full pools refuse who may wait.
     """
     chain = _connection_manager(
-        {**gateway_scripts(hold_seconds, tenants, count_usage=usage is not None), **(scripts or {})},
+        {
+            **gateway_scripts(hold_seconds, tenants, count_usage=usage is not None, priorities=priorities),
+            **(scripts or {}),
+        },
         [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
         traces,
         limits,
+        tokens,
     )
     listener: Json = {
         "name": "clients",
@@ -387,6 +412,7 @@ def bootstrap(
             "clusters": [
                 *(_ads_cluster(ads_socket), holding, mirror_cluster(mirror_socket), nowhere),
                 *tracing_clusters(traces),
+                *token_clusters(tokens),
             ],
         },
         "cluster_manager": {

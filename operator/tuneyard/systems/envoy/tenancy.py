@@ -6,6 +6,7 @@ Rules:
   one small table, like a change of a weight: Envoy's own filter for keys (api_key_auth) has them all in one
   configuration, and took 150 ms for a change at 10,000 keys, for each of which it writes two lines of log;
 - beside the key stands what its tenant may call, so that no request looks anything up a second time;
+- where tokens say whose a request is (tokens.py), tenants stand there too, each under its name behind NAME_MARK;
 - a table is one text, a line per key: Lua is given a copy of all metadata, and forty entries cost 30 µs to copy;
 - no name of a model begins with `~`: the tables are out of reach of clients, and what their route answers is an error.
 The tables hold keys in the clear, as others hold those of engines: both are in Envoy and on its Unix sockets only.
@@ -18,8 +19,10 @@ from collections.abc import Iterable, Mapping
 
 from tuneyard.api import names
 from tuneyard.planning.routes import ModelRoutes
-from tuneyard.planning.tenants import SHORTEST_KEY, Caller
+from tuneyard.planning.tenants import NAME_MARK, SHORTEST_KEY, Caller
 from tuneyard.systems.envoy.documents import EXTENSIONS, JSON_CONTENT, Json, error_text, script
+from tuneyard.systems.envoy.priorities import flag, priority_switch
+from tuneyard.systems.envoy.tokens import Tokens, token_script
 from tuneyard.systems.envoy.translate import LIST, ModelResources, list_resources
 
 SHARDS = 512
@@ -29,12 +32,18 @@ ALLOWED_HEADER = "x-tuneyard-allowed"
 """From `extract` to what answers the list of models: what the caller may see of it."""
 
 
-def tenant_script() -> str:
-    """What stands before the script `extract` where clients need keys."""
+def tenant_script(tokens: Tokens | None = None, *, priorities: bool = False) -> str:
+    """What stands before the script `extract` where clients need keys, or `tokens`.
+
+    `priorities`: full pools refuse who may wait.
+    """
     weights = ", ".join(map(str, _BY_LAST_BYTES))
-    limits = f"local GATE_TENANT = '{names.GATE_TENANT}'\n"
-    limits += f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
-    return limits + script("permits") + script("tenants")
+    limits = f"local GATE_TENANT, NAME_MARK = '{names.GATE_TENANT}', '{NAME_MARK}'\n"
+    limits += (
+        priority_switch(priorities)
+        + f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
+    )
+    return limits + script("permits") + script("tenants") + (token_script(tokens) if tokens is not None else "")
 
 
 def shard_of(key: str) -> str:
@@ -44,10 +53,14 @@ def shard_of(key: str) -> str:
 
 
 def caller_text(caller: Caller) -> str:
-    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern."""
+    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern.
+
+    Behind the tenant's name stands its priority, if it is not the usual one (priorities.py).
+    """
     if caller.policy is None:
         return caller.tenant
-    return f"{caller.tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
+    tenant = caller.tenant + flag(caller.policy.priority)
+    return f"{tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
 
 
 def shard_resources(shard: str, callers: Mapping[str, str]) -> ModelResources:

@@ -152,12 +152,13 @@ def _for_gates(manager: Json) -> Json:
         "body_format_override": {"json_format": error_body(message, "invalid_request_error", "https_required")},
     }
     mappers: Sequence[Json] = manager["local_reply_config"]["mappers"]
-    extract, *rest = manager["http_filters"]
+    filters: list[Json] = manager["http_filters"]
+    known = next(n for n, one in enumerate(filters, 1) if one["name"] == "extract")
     return {
         **manager,
         # behind the scripts' own refusals, before what the gateway says of 403 elsewhere
         "local_reply_config": {"mappers": [mappers[0], refusal, *mappers[1:]]},
-        "http_filters": [_gate_paths(), extract, _gate_routes(), *rest],
+        "http_filters": [_gate_paths(), *filters[:known], _gate_routes(), *filters[known:]],
     }
 
 

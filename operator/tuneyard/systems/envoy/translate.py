@@ -206,7 +206,10 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *,
     if by_prefix(model.affinity):
         told |= {"affinity": "prefix"}
     return {
-        "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **told), **_faulty(revision.fault)},
+        "typed_per_filter_config": {
+            **_rewriting(engine=revision.engine_name, pool=f"{model.namespace}/{revision.pool}", **told),
+            **_faulty(revision.fault),
+        },
         "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
         **_answering(revision),
     }

@@ -5,7 +5,7 @@
 local function refuse(handle, status, message, kind, code, param, logged)
   handle:streamInfo():dynamicMetadata():set('tuneyard', 'error', logged or code)
   local headers = { [':status'] = status, ['content-type'] = 'application/json' }
-  if status == '503' then headers['retry-after'] = '5' end
+  if status == '503' or status == '429' then headers['retry-after'] = '5' end
   handle:respond(headers, '{"error":{"message":"' .. message .. '","type":"' .. kind .. '","param":'
     .. (param and '"' .. param .. '"' or 'null') .. ',"code":"' .. code .. '"}}')
 end

@@ -9,6 +9,7 @@
 --     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
 --   * where pods are chosen by how prompts begin (context `affinity`), that is noted here, as the client wrote it
 --     (prefix.lua); a route that asks for neither pays for two look-ups in its context;
+--   * where priorities are in use, a full pool refuses here who may wait (priority.lua);
 --   * a rehearsal spoils a share of its candidate's requests (context `errors`, percent): they end here, and dynamic
 --     metadata says whose errors they are, since no endpoint was asked;
 --   * what a revision's system prompt makes it refuse ends here too, and is said to be that revision's in the same way: a
@@ -60,6 +61,15 @@ function envoy_on_request(handle)
     end
     return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error',
       'model_not_found', 'model')
+  end
+  if PRIORITIES then
+    local full = is_full(handle, headers, context:get('pool'))
+    if full then
+      return refuse(handle, '429', 'This model has as much to do as it can: try again.', 'rate_limit_error', 'pool_full',
+        'model')
+    end
+    -- those from before are dead if somebody was asked
+    body, headers, context = handle:body(true), handle:headers(), handle:filterContext()
   end
   local errors = context:get('errors')
   if errors and math.random(100) <= tonumber(errors) then

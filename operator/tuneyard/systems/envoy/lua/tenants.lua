@@ -10,7 +10,7 @@
 --     requests that name a revision. Beside a key it is removed, so that its routes, which enforce less and are billed to
 --     nobody, are no tenant's;
 --   * credentials go no further than here; the token of a gate stays for the routes, which remove it.
--- Prepended: GATE_TENANT, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
+-- Prepended: GATE_TENANT, NAME_MARK, PRIORITIES, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
 
 -- The key that is shown, and whether it is shown as a gate's token.
 local function key_of(headers)
@@ -31,6 +31,33 @@ local function names_revision(headers)
     and not string.find(headers:get(':path') or '', '^/v1/feedback')
 end
 
+-- What the tables say of a key, or of a tenant's name behind NAME_MARK: the tenant, and what it may call; nil: nothing.
+local function line_of(handle, headers, key)
+  local a, b, c, d = string.byte(key, -4, -1)
+  headers:replace('x-model', '~' .. (W1 * a + W2 * b + W3 * c + W4 * d) % SHARDS)
+  local keys = handle:metadata():get('keys')
+  local _, last = string.find(keys or '', '\n' .. key .. ' ', 1, true)
+  headers:remove('x-model')
+  return last and string.match(keys, '^[^\n]*', last + 1)
+end
+
+local function without_policy(handle, tenant)
+  return refuse(handle, '403', 'The tenant ' .. tenant .. ' has no policy: it may call no model.',
+    'invalid_request_error', 'no_policy')
+end
+
+-- From here on the request is that tenant's; what it may call.
+local function let_in(handle, headers, line)
+  local tenant, flag, allowed = string.match(line, '^([^%s;]+);?(%S*) ?(.*)$')
+  headers:replace('x-tenant', tenant)
+  if PRIORITIES then
+    local priority = (flag == 'h' or tenant == GATE_TENANT) and 'High' or flag == 'l' and 'Low'
+    if priority then headers:replace('x-tuneyard-priority', priority) end
+  end
+  if allowed == '' then return without_policy(handle, tenant) end
+  return allowed
+end
+
 -- What the caller may call, as `permits` takes it; nil: the request has been refused.
 local function caller_of(handle, headers)
   local key, as_gate = key_of(headers)
@@ -38,25 +65,12 @@ local function caller_of(handle, headers)
     return refuse(handle, '401', 'You did not provide an API key: send it as Authorization: Bearer KEY, or as x-api-key.',
       'invalid_request_error', 'invalid_api_key')
   end
-  local caller
-  if #key >= SHORTEST_KEY and not string.find(key, ' ', 1, true) then
-    local a, b, c, d = string.byte(key, -4, -1)
-    headers:replace('x-model', '~' .. (W1 * a + W2 * b + W3 * c + W4 * d) % SHARDS)
-    local keys = handle:metadata():get('keys')
-    local _, last = string.find(keys or '', '\n' .. key .. ' ', 1, true)
-    caller = last and string.match(keys, '^[^\n]*', last + 1)
-    headers:remove('x-model')
-  end
-  local tenant, allowed
-  if caller then tenant, allowed = string.match(caller, '^(%S+) ?(.*)$') end
-  if not caller or (tenant == GATE_TENANT) ~= as_gate or (as_gate and not names_revision(headers)) then
+  local line
+  if #key >= SHORTEST_KEY and not string.find(key, ' ', 1, true) then line = line_of(handle, headers, key) end
+  local gates = line and string.match(line, '^%S+') == GATE_TENANT
+  if not line or gates ~= as_gate or (as_gate and not names_revision(headers)) then
     return refuse(handle, '401', 'Incorrect API key provided.', 'invalid_request_error', 'invalid_api_key')
   end
-  headers:replace('x-tenant', tenant)
-  if allowed == '' then
-    return refuse(handle, '403', 'The tenant ' .. tenant .. ' has no policy: it may call no model.',
-      'invalid_request_error', 'no_policy')
-  end
-  return allowed
+  return let_in(handle, headers, line)
 end
 
