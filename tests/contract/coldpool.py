@@ -28,6 +28,7 @@ from tests.contract.operator_process import (
 from tests.contract.ports import PODS_ON_LOOPBACK
 from tests.fakes.upstream import Upstream
 from tuneyard.api import names
+from tuneyard.systems.kube.client import ApiError
 
 TIMEOUT = 3
 """Seconds."""
@@ -109,7 +110,7 @@ class ColdPool:
         while True:
             try:
                 wanted = await asyncio.to_thread(lambda: self.wanted)
-            except HTTPError:
+            except (ApiError, HTTPError):
                 wanted = None  # nobody knows while the API server is away
             if wanted and not has and self.starts.is_set():
                 await asyncio.to_thread(self._start)
