@@ -23,7 +23,7 @@ async def test_from_nothing_and_back_also_while_the_operator_is_away(
             assert (await world.ask(model))[0] == 200
         await world.asleep()
         told = world.cluster.status("BaseModel", BASE)
-        assert (told["replicas"], told["progress"]) == ("0/0", "asleep; the next request starts 1 pods")
+        assert (told["replicas"], told["progress"]) == ("0/0", "asleep; the next request starts its pods")
         assert world.cluster.condition("BaseModel", BASE, "Available") == ("True", "Asleep")
         assert world.cluster.condition("LoRAAdapter", "tuned", "Ready") == ("True", "Idle")
 

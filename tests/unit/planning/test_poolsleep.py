@@ -112,7 +112,7 @@ def test_it_says_that_it_sleeps_and_then_its_pods_go() -> None:
         "Available": ("True", "Asleep"),
         "Resolved": None,
     }
-    assert (told.status.replicas, told.status.progress) == ("0/0", "asleep; the next request starts 2 pods")
+    assert (told.status.replicas, told.status.progress) == ("0/0", "asleep; the next request starts its pods")
     assert (pool_of(told.status).replicas, replicas(told), told.events) == (0, [], ())
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_may_need_it_but_wakes_nothing() -> None:
 
 def asleep_base(**serving: Any) -> BaseModelResource:
     (pool,) = pools_of(sleepy(), [resting()])
-    told = [PoolStatus(name=pool.name, asleep_since=stamp(0), progress="asleep; the next request starts 2 pods")]
+    told = [PoolStatus(name=pool.name, asleep_since=stamp(0), progress="asleep; the next request starts its pods")]
     return sleepy(BaseModelStatus(observed_generation=1, pools=told), **serving)
 
 
