@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -72,7 +73,7 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, request: bytes, until: float, latencies: list[float], done: asyncio.Event) -> None:
         self._request, self._until, self._latencies, self._done = request, until, latencies, done
-        self._buffer, self._wanted, self._sent, self.errors = b"", 0, 0.0, 0
+        self._buffer, self._wanted, self.sent, self.errors = b"", 0, 0.0, 0
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -80,7 +81,7 @@ class _Client(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
-        self._sent = time.perf_counter()
+        self.sent = time.perf_counter()
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -93,7 +94,7 @@ class _Client(asyncio.Protocol):
         if len(self._buffer) < self._wanted:
             return
         now = time.perf_counter()
-        self._latencies.append((now - self._sent) * 1000)
+        self._latencies.append((now - self.sent) * 1000)
         self.errors += not self._buffer.startswith(b"HTTP/1.1 200")
         self._buffer, self._wanted = b"", 0
         if now >= self._until:
@@ -180,6 +181,25 @@ def measure(port: int, request: bytes, *, connections: int, seconds: float) -> M
     """Send the request over and over to 127.0.0.1:port."""
     measured: Measured = uvloop.run(_load(port, request, connections, seconds))
     return measured
+
+
+async def once(port: int, request: bytes, connections: int, within: float, told: Path) -> None:
+    """Send the request once over each of so many connections; writes when each answer had come, by `time.perf_counter`,
+    and how many errors there were, as JSON to `told`.
+    """
+    loop, clients = asyncio.get_running_loop(), list[tuple[_Client, list[float], asyncio.Event]]()
+    for _ in range(connections):
+        latencies, done = list[float](), asyncio.Event()
+        client = _Client(request, 0.0, latencies, done)
+        await loop.create_connection(lambda c=client: c, "127.0.0.1", port)  # type: ignore[misc]
+        clients.append((client, latencies, done))
+    async with asyncio.timeout(within):
+        for _, _, done in clients:
+            await done.wait()
+    ends = [client.sent + latency / 1000 for client, latencies, _ in clients for latency in latencies]
+    errors = sum(client.errors for client, _, _ in clients) + connections - len(ends)
+    told.with_suffix(".new").write_text(json.dumps({"ends": ends, "errors": errors}))
+    told.with_suffix(".new").rename(told)
 
 
 def cores() -> int:

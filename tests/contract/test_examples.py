@@ -49,6 +49,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
             "own-pods",
             "remote-sources",
             "idle-adapters",
+            "scale-to-zero",
             "gates",
             "drift",
             "routing",

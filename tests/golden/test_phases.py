@@ -32,6 +32,7 @@ HEALTH: dict[str, dict[str, tuple[str, str]]] = {
         "starting": ("Progressing", "Reconciling"),
         "ready": ("Healthy", "Ready"),
         "crashing": ("Degraded", "Stalled"),
+        "asleep": ("Healthy", "Ready"),
     },
     "LoRAAdapter": {
         "new": ("Progressing", "the operator has not seen generation 1 yet"),

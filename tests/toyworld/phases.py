@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.builders import (
+    VOLUME,
     Situation,
     adapter,
     base_model,
@@ -23,7 +24,8 @@ from tests.builders import (
 from tests.toyworld.drifting import run, watched
 from tests.toyworld.gates import SPEED
 from tests.toyworld.rollouts import PROGRESSIVE, RolloutWorld, canary, finished
-from tests.unit.planning.sleepers import QUIET, base, chat, planned
+from tests.unit.planning.basemodels import applied_to
+from tests.unit.planning.sleepers import QUIET, TIMEOUT, base, chat, planned
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.crds import NEW_STATUS
 from tuneyard.api.documents import AdapterReport
@@ -32,6 +34,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.names import API_VERSION
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutSpec
+from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.modeldeployment import plan_modeldeployment
@@ -175,7 +178,23 @@ def _base_models() -> dict[str, BaseModelResource]:
         "starting": _base(),
         "ready": ready,
         "crashing": _base(pods=(pod("a", engine="Starting", problem=crashed),)),
+        "asleep": _sleeping_base(),
     }
+
+
+def _sleeping_base() -> BaseModelResource:
+    """Nobody asks for the only deployment of its pool: it goes to sleep, and then its pod goes."""
+    serving = ServingSpec(artifact_volumes=[VOLUME], scale_to_zero_after=TIMEOUT)
+    idle = chat(planned(chat(), QUIET)[0])
+    seen = Situation(
+        bases=(base_model(serving=serving),),
+        adapters=(pinned("v1"), pinned("v2")),
+        deployments=(idle,),
+        pods=(pod("a", "v1", "v2"),),
+        demand=QUIET,
+    )
+    (found,) = applied_to(replace(applied_to(applied_to(seen)), pods=())).bases
+    return found
 
 
 def _base(**fields: Any) -> BaseModelResource:

@@ -61,6 +61,10 @@ class PoolStatus(ApiModel):
     replicas: int = 0
     ready_replicas: int = 0
     progress: Text | None = None
+    asleep_since: Annotated[
+        str | None,
+        Field(description="Since when it has no pods because nobody asks (serving.scaleToZeroAfter); none: awake."),
+    ] = None
     makes_room: Annotated[
         list[str] | None,
         Field(description="ModelDeployments that go idle early, because requests wait for adapters without a place."),

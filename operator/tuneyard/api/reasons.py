@@ -32,7 +32,12 @@ class Reason(StrEnum):
     NOT_USED = ("NotUsed", "No ModelDeployment refers to the object, so nothing runs for it.")
     IDLE = (
         "Idle",
-        "Nobody has asked for it for serving.lora.idleTimeout, or its pool is full: the next request loads it.",
+        "Nobody has asked for it for serving.lora.idleTimeout or scaleToZeroAfter, or its pool is full: the next request "
+        "loads it.",
+    )
+    ASLEEP = (
+        "Asleep",
+        "Nobody has asked for the pool for serving.scaleToZeroAfter, so it has no pods: the next request starts them.",
     )
 
     # still going on
@@ -217,6 +222,7 @@ class Reason(StrEnum):
     ADAPTER_LOADED = ("AdapterLoaded", "A pod has loaded an adapter and proven that it answers.")
     ADAPTER_LOAD_FAILED = ("AdapterLoadFailed", "A pod could not load an adapter; it is tried again.")
     ADAPTER_SPREAD = ("AdapterSpread", "More pods get an adapter, because many requests to it are under way.")
+    WOKEN = ("Woken", "Somebody asks for a pool that has slept: its pods start.")
     POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
     POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")

@@ -97,6 +97,39 @@ class Affinity(ApiModel):
     ] = None
 
 
+class ColdStart(ApiModel):
+    """How requests wait for what is not loaded, or has no pod, because nobody asked for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.holdTimeout) || duration(self.holdTimeout) <= duration('9m')",
+                    "coldStart.holdTimeout may be 9m at most: gateways end what is silent for longer. Clients that are told "
+                    "503 may ask again after retry-after seconds",
+                )
+            ]
+        }
+    )
+
+    hold_timeout: Annotated[
+        Duration | None,
+        Field(
+            description="How long a request waits at the gateway before it gets 503, 9m at most; 0s: it gets that at once, "
+            "and starts what it asked for all the same. Default: the chart's gateway.hold.seconds."
+        ),
+    ] = None
+    max_held: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100_000,
+            description="How many requests wait at each gateway, within the chart's gateway.hold.requests for all "
+            "ModelDeployments together. Default: the chart's gateway.hold.perDeployment.",
+        ),
+    ] = None
+
+
 class Routing(ApiModel):
     """How requests find a revision, beyond the weights."""
 
@@ -110,6 +143,12 @@ class Routing(ApiModel):
             description="Keeps each user on one revision: as a candidate's weight grows users join it and none leaves, and "
             "at a rollback all go back. It chooses the revision only. A revision that a request may name by x-revision "
             "comes before it. Default: each request by chance."
+        ),
+    ] = None
+    cold_start: Annotated[
+        ColdStart | None,
+        Field(
+            description="How requests wait for what nobody asked for (serving.lora.idleTimeout, serving.scaleToZeroAfter)."
         ),
     ] = None
     affinity: Annotated[

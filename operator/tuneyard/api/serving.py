@@ -207,6 +207,14 @@ class ServingSpec(ApiModel):
         Field(ge=1, le=64, description="GPUs one replica spans; must divide the attention heads. Default 1."),
     ] = None
     replicas: Annotated[int | None, Field(ge=0, le=1000, description="Pods of the pool. Default 1.")] = None
+    scale_to_zero_after: Annotated[
+        Duration | None,
+        Field(
+            description="How long nobody has to ask for any ModelDeployment of the pool, 10s at least, until its pods go; "
+            "the next request is held while they start again. It is lora.idleTimeout, too, where that is not set. "
+            "Default: never."
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None, Field(ge=16, description="Context length in tokens; default: the model's own.")
     ] = None

@@ -7,6 +7,8 @@ Rules:
   requests than the limits allow. A pool counts as full only after ROOM_GRACE, in which room may be made in it;
 - who waits for what is told (`waiting`) with every request that comes or goes: the first one is the signal that wakes.
   A client that leaves frees its place;
+- each ModelDeployment may have limits of its own (`routing.coldStart`), but for how many wait at this gateway in all;
+- who is told to ask again is told when, by how long the pool's last start took (coldstarts.py);
 - nothing is kept: when this process ends, Envoy answers those who waited with 503, and they may ask again.
 All methods belong to the event loop's thread.
 """
@@ -22,13 +24,15 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tuneyard.gateway.coldstarts import ColdStarts
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.unixserver import serve_unix
-from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.bootstrap import (
     HOLD_MODEL_HEADER,
     HOLD_PATH,
     HOLD_REFUSAL_HEADER,
+    HOLD_RETRY_HEADER,
     HOLD_REVISION_HEADER,
     HOLD_SECONDS,
 )
@@ -94,6 +98,7 @@ class Holding:
         self._full_since: dict[str, float] = {}
         """Models that wait for room in a pool."""
         self._looking = False
+        self._starts = ColdStarts()
 
     @property
     def held(self) -> int:
@@ -106,7 +111,8 @@ class Holding:
         outcome = self._outcome(model, revision)
         routes = self._routes(model)
         if outcome is None and routes is not None:
-            outcome = await self._wait(f"{routes.namespace}/{routes.deployment}", model, revision)
+            self._note_start(routes, revision)
+            outcome = await self._wait(routes, revision)
         outcome = outcome or Outcome.NOT_LOADABLE
         self._metrics.holds.labels(outcome.value).inc()
         return outcome
@@ -114,14 +120,22 @@ class Holding:
     def changed(self, model: str) -> None:
         """The model's routes are others, or have come into force."""
         self._look_for_room(model)
+        self._note_ends(model)
         for waiter in list(self._waiters.get(model, ())):
             outcome = self._outcome(model, waiter.revision)
             if outcome is not None and not waiter.answer.done():
                 waiter.answer.set_result(outcome)
 
-    async def _wait(self, deployment: str, model: str, revision: str) -> Outcome:
-        limits = self._limits
-        if self.held >= limits.requests or self._held[deployment] >= limits.of_one_deployment:
+    def retry_after(self, model: str, revision: str) -> int:
+        """Seconds after which who was refused may ask again."""
+        routes, found = self._routes(model), self._revision(model, revision)
+        pool = (routes.namespace if routes else "", found.pool if found else "")
+        return self._starts.retry_after(pool, asyncio.get_running_loop().time())
+
+    async def _wait(self, routes: ModelRoutes, revision: str) -> Outcome:
+        limits, model, deployment = self._limits, routes.model, f"{routes.namespace}/{routes.deployment}"
+        most = limits.of_one_deployment if routes.most_held is None else routes.most_held
+        if self.held >= limits.requests or self._held[deployment] >= most:
             return Outcome.TOO_MANY
         waiter = _Waiter(model, revision, asyncio.get_running_loop().create_future())
         self._waiters.setdefault(model, set()).add(waiter)
@@ -129,7 +143,7 @@ class Holding:
         if not self._looking:
             self._look()
         try:
-            async with asyncio.timeout(limits.seconds):
+            async with asyncio.timeout(limits.seconds if routes.hold_seconds is None else routes.hold_seconds):
                 return await waiter.answer
         except TimeoutError:
             return Outcome.TIMEOUT
@@ -154,8 +168,7 @@ class Holding:
 
     def _outcome(self, model: str, revision: str) -> Outcome | None:
         """What is to be answered now; None: to be waited for."""
-        routes = self._routes(model)
-        found = next((r for r in routes.revisions if r.name == revision), None) if routes else None
+        found = self._revision(model, revision)
         if found is None:
             return Outcome.NOT_LOADABLE
         if found.endpoints:
@@ -165,6 +178,23 @@ class Holding:
         since = self._full_since.get(model)
         full = since is not None and asyncio.get_running_loop().time() - since >= ROOM_GRACE
         return Outcome.NO_ROOM if full else None
+
+    def _revision(self, model: str, revision: str) -> RevisionRoute | None:
+        routes = self._routes(model)
+        return next((r for r in routes.revisions if r.name == revision), None) if routes else None
+
+    def _note_start(self, routes: ModelRoutes, revision: str) -> None:
+        found = self._revision(routes.model, revision)
+        if found is not None and found.starting:
+            self._starts.waits((routes.namespace, found.pool), asyncio.get_running_loop().time())
+
+    def _note_ends(self, model: str) -> None:
+        routes = self._routes(model)
+        if routes is None:
+            return
+        now = asyncio.get_running_loop().time()
+        for pool in {r.pool for r in routes.revisions if r.endpoints}:
+            self._starts.serves((routes.namespace, pool), now)
 
     def _look_for_room(self, model: str) -> None:
         routes, loop = self._routes(model), asyncio.get_running_loop()
@@ -183,7 +213,8 @@ def application(holding: Holding) -> web.Application:
         outcome = await holding.hold(model, revision)
         if outcome is Outcome.READY:
             return web.Response()
-        return web.Response(status=503, headers={HOLD_REFUSAL_HEADER: outcome.value})
+        told = {HOLD_REFUSAL_HEADER: outcome.value, HOLD_RETRY_HEADER: str(holding.retry_after(model, revision))}
+        return web.Response(status=503, headers=told)
 
     app = web.Application()
     app.router.add_get(HOLD_PATH, hold)

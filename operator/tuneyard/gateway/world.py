@@ -27,7 +27,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.modelnames import owners
-from tuneyard.planning.pools import pool_of
+from tuneyard.planning.pools import pool_of, resolved_serving
 from tuneyard.planning.routes import (
     GRACE,
     Key,
@@ -379,9 +379,10 @@ def _served(adapter: LoRAAdapterResource) -> tuple[object, ...]:
     return files_of(adapter), adapter.spec.system_prompt, adapter.status.digest
 
 
-def _read(base: BaseModelResource) -> tuple[object, str | None, str | None]:
+def _read(base: BaseModelResource) -> tuple[object, ...]:
     """The same of a base."""
-    return base.spec.source, base.spec.digest, base.pinned_digest
+    sleeps = resolved_serving(base.spec.serving).scale_to_zero_after
+    return base.spec.source, base.spec.digest, base.pinned_digest, sleeps
 
 
 def _line(kind: Kind, raw: Json) -> str:

@@ -26,6 +26,7 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import WantedPlan, wanted_plan
 from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
+from tuneyard.planning.poolsleep import PoolSleep, next_pool_sleep
 from tuneyard.planning.prewarm import prewarm_state
 from tuneyard.planning.readiness import stalled_event
 from tuneyard.planning.timestamps import remaining, rfc3339
@@ -53,7 +54,8 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         steps, wanted = _pool_actions(obs, base, state, mine)
         shared = wanted.plan.adapters if wanted and pool.deployment is None else shared
         actions += steps
-        waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ())]
+        waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ()), *state.waits]
+        events += _sleep_events(state, about)
         events += _growth_events(obs, wanted)
         if state.deployment is None and any(_is_deployment(a) for a in steps):
             message = f"created pool {pool.name} of {pool.serving.replicas} pods"
@@ -112,6 +114,7 @@ def _state(
 ) -> PoolState:
     violation = servingchecks.violation(base, pool.serving, obs.settings)
     wanted = None if violation else children.pool_deployment(pool, base, obs.settings)
+    sleep = PoolSleep() if violation else next_pool_sleep(obs, pool)
     return PoolState(
         pool=pool,
         violation=violation,
@@ -119,6 +122,8 @@ def _state(
         deployment=_found(mine, "Deployment", names.pool_deployment(pool.name)),
         pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
         makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
+        sleep=sleep,
+        was_asleep=any(p.name == pool.name and p.asleep_since for p in base.status.pools or ()),
     )
 
 
@@ -138,6 +143,15 @@ def _pool_actions(
     companions = children.pool_companions(pool, base, obs.keys, obs.settings, obs.now)
     steps = actions + _unless_there((plan, *companions, state.wanted), mine)
     return steps, wanted
+
+
+def _sleep_events(state: PoolState, about: ObjectReference) -> list[Event]:
+    """Told when a pool goes to sleep, and when it has its pods again."""
+    name, asleep = state.pool.name, bool(state.sleep.asleep_since)
+    if asleep == state.was_asleep:
+        return []
+    words = f"pool {name} has no pods until somebody asks" if asleep else f"starts the pods of pool {name}"
+    return [Event("Normal", Reason.ASLEEP if asleep else Reason.WOKEN, words, about)]
 
 
 def _growth_events(obs: BaseModelObservation, wanted: WantedPlan | None) -> list[Event]:

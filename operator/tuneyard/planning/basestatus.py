@@ -22,6 +22,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
+from tuneyard.planning.poolsleep import PoolSleep
 from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
@@ -30,6 +31,7 @@ from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 _USERS_LISTED = 50
+_AWAKE = PoolSleep()
 _PROGRESS_LIMIT = 200
 
 
@@ -47,25 +49,36 @@ class PoolState:
     """Those that are not leaving."""
     makes_room: tuple[str, ...] = ()
     """ModelDeployments that go idle early."""
+    sleep: PoolSleep = _AWAKE
+    was_asleep: bool = False
+
+    @property
+    def waits(self) -> tuple[float, ...]:
+        """After how many seconds it may have to sleep."""
+        return () if self.sleep.wait is None else (self.sleep.wait,)
 
     @property
     def serving(self) -> int:
         """Pods that serve, at most as many as are wanted: in a surge there are more."""
-        return min(self.pool.serving.replicas, sum(1 for p in self.pods if serves(p)))
+        return min(self.pool.pods, sum(1 for p in self.pods if serves(p)))
 
     @property
     def rolled_out(self) -> bool:
         """Whether all pods run what is wanted now."""
         child, wanted = self.deployment, self.wanted
-        if child is None or wanted is None or child.deleted or not child.observed:
+        if child is None or wanted is None or child.deleted:
             return False
-        whole = child.updated_replicas >= self.pool.serving.replicas and not child.old_replicas
+        if self.pool.asleep_since:
+            return as_applied(child, wanted)
+        if not child.observed:
+            return False
+        whole = child.updated_replicas >= self.pool.pods and not child.old_replicas
         return as_applied(child, wanted) and whole
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do or to wait for."""
-        return self.rolled_out and self.serving >= self.pool.serving.replicas
+        return self.rolled_out and self.serving >= self.pool.pods
 
     @property
     def problem(self) -> Problem | None:
@@ -80,7 +93,9 @@ class PoolState:
         if self.problem:
             kept = "; the pods go on as they were" if self.violation and self.deployment else ""
             return clipped(named(self.problem), _PROGRESS_LIMIT) + kept
-        replicas = self.pool.serving.replicas
+        replicas = self.pool.pods
+        if self.pool.asleep_since:
+            return "asleep; the next request starts its pods"
         if self.complete:
             return "serving" if replicas else "scaled to 0"
         if self.pods and not self.serving and not any(p.base_report for p in self.pods):
@@ -146,7 +161,7 @@ def basemodel_status(
         architecture=(facts.architecture if facts else None) or base.status.architecture,
         engine=shared.engine,
         tensor_parallel_size=shared.tensor_parallel_size,
-        replicas=f"{sum(s.serving for s in pools)}/{sum(s.pool.serving.replicas for s in pools)}",
+        replicas=f"{sum(s.serving for s in pools)}/{sum(s.pool.pods for s in pools)}",
         progress=_progress(pools),
         prewarmed=prewarming.prewarmed,
         prewarm_progress=prewarming.progress,
@@ -193,7 +208,9 @@ def _work(pools: Sequence[PoolState], digest: str | None) -> Problem | None:
 def _done(pools: Sequence[PoolState]) -> Problem:
     if not pools:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
-    total = sum(s.pool.serving.replicas for s in pools)
+    total = sum(s.pool.pods for s in pools)
+    if all(s.pool.asleep_since for s in pools):
+        return Problem(Reason.ASLEEP, Reason.ASLEEP.doc)
     return Problem(Reason.READY, f"{total} of {total} pods serve")
 
 
@@ -212,7 +229,7 @@ def _resolved(
 
 
 def _available(pools: Sequence[PoolState], problem: Problem | None) -> Finding:
-    serving, total = sum(s.serving for s in pools), sum(s.pool.serving.replicas for s in pools)
+    serving, total = sum(s.serving for s in pools), sum(s.pool.pods for s in pools)
     counted = f"{serving} of {total} pods serve"
     if serving:
         return Finding(type="Available", status="True", reason=Reason.AVAILABLE, message=counted)
@@ -220,6 +237,8 @@ def _available(pools: Sequence[PoolState], problem: Problem | None) -> Finding:
         return Finding(type="Available", status="False", reason=Reason.NOT_USED, message=Reason.NOT_USED.doc)
     if problem:
         return Finding(type="Available", status="False", reason=problem.reason, message=problem.message)
+    if all(s.pool.asleep_since for s in pools):
+        return Finding(type="Available", status="True", reason=Reason.ASLEEP, message=Reason.ASLEEP.doc)
     reason = Reason.STARTING if total else Reason.NO_READY_ENDPOINT
     return Finding(type="Available", status="False", reason=reason, message=counted)
 
@@ -235,9 +254,10 @@ def _used_status(state: PoolState) -> PoolStatus:
     return PoolStatus(
         name=state.pool.name,
         deployment=state.pool.deployment,
-        replicas=state.pool.serving.replicas,
+        replicas=state.pool.pods,
         ready_replicas=state.serving,
         progress=state.progress,
+        asleep_since=state.sleep.asleep_since,
         makes_room=list(state.makes_room) or None,
     )
 

@@ -129,7 +129,7 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     given = template["metadata"].get("annotations", {})
     template["metadata"]["annotations"] = {**given, names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
-        "replicas": serving.replicas,
+        "replicas": pool.pods,
         "revisionHistoryLimit": 2,
         "progressDeadlineSeconds": serving.startup_timeout + 600,
         "strategy": {

@@ -2,11 +2,12 @@
 
 Rules:
 - what goes idle is a deployment as a whole, never one adapter of it: while it has traffic, its previous version stays
-  loaded. Revisions that serve a base have nothing to unload and stay as they are;
+  loaded. Revisions that serve a base have nothing to unload: they go idle where their pool may sleep (poolsleep.py),
+  and serve for as long as it does not;
 - its state stands in its status: `idleSince`, then `wakingSince` until its adapters are loaded, then neither. A status
   that is lost means that everything is loaded again;
-- half knowledge never idles anything: every gateway has to say that nobody asked for `lora.idleTimeout`. Of the pools
-  that a deployment uses the longest counts; one without keeps it awake;
+- half knowledge never idles anything: every gateway has to say that nobody asked for `lora.idleTimeout`, or without
+  one for `scaleToZeroAfter`. Of the pools that a deployment uses the longest counts; one without keeps it awake;
 - what is being loaded, changed or rolled out is not idled, and a changed spec wakes: what Git says is loaded and proven
   once, whether somebody asks for it or not;
 - where its pool is full, a deployment of which nothing serves is idle at once, so that it takes a place only when
@@ -23,14 +24,14 @@ from dataclasses import dataclass
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import is_true
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
-from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
+from tuneyard.planning.pools import Pool, Serving, holders, placement, plan_of, pool_of, serving_of
 from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work, says_full
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 from tuneyard.planning.traffic import effective
@@ -45,10 +46,12 @@ LOAD_SECONDS = 120.0
 """How long requests for one revision wait for it to be loaded while stable serves."""
 LOOK = 5.0
 """Seconds between two looks at what no change tells of: how long nobody has asked, and whether anybody still waits."""
+NODE_SECONDS = 900.0
+"""How long the pods of a pool that wakes may wait for a node: one may have to be started for them."""
 _LONGEST_LOOK = 60.0
 _IDLE_LOOK = 300.0
 """The same for what is idle: requests that wait are told at once, and thousands may be idle."""
-_UNDER_WAY = frozenset({"Progressing", "Paused", "Baking"})
+_UNDER_WAY = frozenset({"Gating", "Progressing", "Inconclusive", "Paused", "Baking"})
 """Phases of a rollout by steps that somebody waits for. In mode Manual a lasting split is called Progressing too."""
 _OLDEST_REPORT = 25.0
 """Seconds: a gateway that has nothing new to tell is heard every 20 s."""
@@ -80,17 +83,27 @@ class Asked:
         return not self.waiting and self.quiet is not None and self.quiet >= needed
 
 
-def held_on_demand(deployment: ModelDeploymentResource) -> frozenset[str]:
+def held_on_demand(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource] = ()) -> frozenset[str]:
     """The revisions whose requests are held while no pod serves them, by what the deployment's status says."""
     status = deployment.status
     if not (status.idle_since or status.waking_since):
         return frozenset()
-    return with_adapters(deployment)
+    return sleepers(deployment, bases)
 
 
-def with_adapters(deployment: ModelDeploymentResource) -> frozenset[str]:
-    """The revisions that serve an adapter."""
-    return frozenset(r.name for r in deployment.spec.revisions if r.adapter)
+def sleepers(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> frozenset[str]:
+    """The revisions that no pod need serve while nobody asks: those with an adapter, and those whose pool may sleep."""
+    known = _bases_of(deployment, bases)
+
+    def sleeps(revision: Revision) -> bool:
+        base = known.get(revision.base_model)
+        return base is not None and serving_of(base, deployment, revision).scale_to_zero_after is not None
+
+    return frozenset(r.name for r in deployment.spec.revisions if r.adapter or sleeps(r))
+
+
+def _bases_of(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> dict[str, BaseModelResource]:
+    return {b.metadata.name: b for b in bases if b.metadata.namespace == deployment.metadata.namespace}
 
 
 def has_no_room(deployment: ModelDeploymentResource) -> bool:
@@ -105,15 +118,20 @@ def has_no_room(deployment: ModelDeploymentResource) -> bool:
 
 def idle_timeout(deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource]) -> float | None:
     """Seconds after which it goes idle; None: never."""
-    known = {b.metadata.name: b for b in bases if b.metadata.namespace == deployment.metadata.namespace}
+    known = _bases_of(deployment, bases)
     timeouts: list[float] = []
     for revision in deployment.spec.revisions:
         base = known.get(revision.base_model)
-        text = serving_of(base, deployment, revision).lora.idle_timeout if base and revision.adapter else None
-        if revision.adapter and text is None:
+        after = _unasked_for(serving_of(base, deployment, revision), revision) if base else None
+        if revision.adapter and after is None:
             return None
-        timeouts += [max(LEAST_IDLE, float(seconds(text)))] if text else []
+        timeouts += [] if after is None else [max(LEAST_IDLE, float(after))]
     return max(timeouts, default=None)
+
+
+def _unasked_for(serving: Serving, revision: Revision) -> int | None:
+    text = serving.lora.idle_timeout if revision.adapter else None
+    return seconds(text) if text else serving.scale_to_zero_after
 
 
 def asked(demand: DemandView, deployment: ModelDeploymentResource) -> Asked:
@@ -143,12 +161,14 @@ def next_sleep(
         wanted = (
             timeout is None or _changed(deployment) or found.waiting > 0 or _used_since(status.idle_since, found, obs)
         )
-        return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=_IDLE_LOOK)
+        # what still has pods is asked without anybody waiting
+        look = _LONGEST_LOOK if any(ready.values()) else _IDLE_LOOK
+        return Sleep(waking_since=now, wait=LOOK) if wanted else Sleep(idle_since=status.idle_since, wait=look)
     if timeout is None and not status.waking_since:
         return Sleep()
-    kept = warm(deployment)
-    missing = [s for s in states if s.revision.adapter and s.revision.name in kept and not ready[s.revision.name]]
-    unloaded = {s.revision.name: cause(s) for s in missing}
+    kept = warm(deployment) & sleepers(deployment, obs.base_models)
+    missing = [s for s in states if s.revision.name in kept and not ready[s.revision.name]]
+    unloaded = {s.revision.name: _cause(s, status, obs) for s in missing}
     serves = _serves(deployment, ready)
     full = any(c.reason is Reason.POOL_FULL for c in unloaded.values())
     without_room = timeout is not None and full and not serves
@@ -177,9 +197,18 @@ def look_again(sleep: Sleep, deployment: ModelDeploymentResource, status: ModelD
     return min(sleep.wait, LOOK) if sleep.wait is not None and rests else sleep.wait
 
 
-def idle_words(sleep: Sleep) -> Problem:
+def idle_words(sleep: Sleep, deployment: ModelDeploymentResource, bases: Iterable[BaseModelResource] = ()) -> Problem:
     """What is said of a deployment that is idle."""
-    return Problem(Reason.IDLE, f"its adapters are not loaded since {sleep.idle_since}; the next request loads them")
+    mine = {pool_of(deployment, r) for r in deployment.spec.revisions}
+    pools = (p for b in _bases_of(deployment, bases).values() for p in b.status.pools or ())
+    asleep = next((p for p in pools if p.name in mine and p.asleep_since), None)
+    if asleep:
+        words = f"pool {asleep.name} has no pods since {asleep.asleep_since}; the next request starts them"
+    elif any(r.adapter for r in deployment.spec.revisions):
+        words = f"its adapters are not loaded since {sleep.idle_since}; the next request loads them"
+    else:
+        words = f"nobody asks for it, as of {sleep.idle_since}; its pool may go to sleep"
+    return Problem(Reason.IDLE, words)
 
 
 def making_room(
@@ -223,6 +252,15 @@ def _holds_place(deployment: ModelDeploymentResource, pool: Pool, refused: Mappi
         return False
     mine = {r.adapter for r in deployment.spec.revisions if r.adapter and pool_of(deployment, r) == pool.name}
     return bool((mine & pool.adapter_names) - refused.keys())
+
+
+def _cause(state: RevisionState, status: ModelDeploymentStatus, obs: ModelDeploymentObservation) -> Problem:
+    """Why no pod serves the revision; that a pool which wakes finds no node for its pods is waited for."""
+    found, since = cause(state), parsed_time(status.waking_since)
+    may_sleep = state.serving is not None and state.serving.scale_to_zero_after is not None
+    if found.reason is Reason.UNSCHEDULABLE and since and may_sleep and remaining(since, NODE_SECONDS, obs.now) > 0:
+        return Problem(Reason.STARTING, found.message)
+    return found
 
 
 def _changed(deployment: ModelDeploymentResource) -> bool:

@@ -28,7 +28,7 @@ from tuneyard.planning.drift import Drift, plan_drift
 from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.evidencerecord import evidence_actions, evidence_of
 from tuneyard.planning.gates import under_way
-from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, with_adapters
+from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, sleepers
 from tuneyard.planning.mirror import mirror_status
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.observations import ModelDeploymentObservation, Problem
@@ -86,8 +86,7 @@ class Serving:
         }
         if not self.sleep.idle_since:
             return found
-        unloaded = with_adapters(seen.deployment)
-        return {r: c for r, c in found.items() if r not in unloaded or is_obstacle(c)}
+        return {r: c for r, c in found.items() if r not in seen.on_demand or is_obstacle(c)}
 
 
 def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
@@ -106,7 +105,7 @@ def plan_modeldeployment(obs: ModelDeploymentObservation) -> Plan:
     unapplied = _unapplied(obs, serving)
     work = next(iter(causes.values()), None) or unapplied or decision.work
     done = Problem(Reason.READY, "every revision gets its weight")
-    done = idle_words(serving.sleep) if serving.sleep.idle_since else done
+    done = idle_words(serving.sleep, deployment, obs.base_models) if serving.sleep.idle_since else done
     findings = [
         *readiness(problem, work, done),
         _accepted(rejected),
@@ -168,7 +167,7 @@ def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResourc
     ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
     states = revision_states(obs, deployment)
     sleep = next_sleep(obs, deployment, states, ready)
-    on_demand = with_adapters(deployment) if sleep.idle_since or sleep.waking_since else ()
+    on_demand = sleepers(deployment, obs.base_models) if sleep.idle_since or sleep.waking_since else ()
     seen = _seen(obs, deployment, states, ready, frozenset(on_demand))
     decision = decide(seen)
     split = decision.split
@@ -373,8 +372,6 @@ def _events(serving: Serving, status: ModelDeploymentStatus, problem: Problem | 
         events += [Event(kind, reason, words, about) for kind, reason, words in serving.decision.told]
     if status.idle_since and not before.idle_since and is_true(before.conditions, "Ready"):
         # one that only found no room has said so: it was asked for, and each retry would tell this again
-        events.append(
-            Event("Normal", Reason.IDLE, "nobody asks for it: its adapters are unloaded until somebody does", about)
-        )
+        events.append(Event("Normal", Reason.IDLE, "nobody asks for it: what it needs goes until somebody does", about))
     events += stalled_event(before.conditions, problem, about)
     return tuple(events)

@@ -7,6 +7,7 @@ Rules:
 - all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded.
   Those that only idle ModelDeployments name (idling.py) are not, until somebody asks for them, nor those beyond
   `rollout.keepWarm` (keepwarm.py);
+- a pool that sleeps by its status has no pods while every ModelDeployment that uses it is idle (poolsleep.py);
 - a pod holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
   gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
   while do not make a pool smaller: nobody loses his place by that;
@@ -59,6 +60,7 @@ class Serving:
     image: str | None
     tensor_parallel_size: int
     replicas: int
+    scale_to_zero_after: int | None
     max_model_len: int | None
     lora: LoRASettings
     resources: Resources
@@ -95,6 +97,13 @@ class Pool:
     """Those that only idle ModelDeployments name, or revisions that need not be loaded."""
     waking: frozenset[str] = frozenset()
     """Those that requests wait for."""
+    asleep_since: str | None = None
+    """Since when it has no pods because nobody asks; None: it is awake."""
+
+    @property
+    def pods(self) -> int:
+        """How many pods it should have now."""
+        return 0 if self.asleep_since else self.serving.replicas
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,7 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         image=spec.image,
         tensor_parallel_size=tensor_parallel_size,
         replicas=1 if spec.replicas is None else spec.replicas,
+        scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
         resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
@@ -181,6 +191,8 @@ def pool_for(base: BaseModelResource, deployment: ModelDeploymentResource, revis
 
 def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeploymentResource, Revision]]) -> Pool:
     deployment, revision = uses[0]
+    serving = serving_of(base, deployment, revision)
+    may_sleep = serving.scale_to_zero_after is not None and all(d.status.idle_since for d, _ in uses)
     named = frozenset(r.adapter for _, r in uses if r.adapter)
     wanted = frozenset(r.adapter for d, r in uses if r.adapter and not d.status.idle_since and r.name in warm(d))
     return Pool(
@@ -188,12 +200,17 @@ def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeployme
         name=name,
         base_model=base.metadata.name,
         deployment=own_pool_of(deployment, revision),
-        serving=serving_of(base, deployment, revision),
+        serving=serving,
         used_by=tuple(dict.fromkeys(d.metadata.name for d, _ in uses)),
         adapter_names=wanted,
         idle=named - wanted,
         waking=frozenset(r.adapter for d, r in uses if r.adapter in wanted and d.status.waking_since),
+        asleep_since=_asleep_since(base, name) if may_sleep else None,
     )
+
+
+def _asleep_since(base: BaseModelResource, name: str) -> str | None:
+    return next((p.asleep_since for p in base.status.pools or () if p.name == name), None)
 
 
 def plan_of(config_map: ChildObservation | None) -> PoolPlan | None:

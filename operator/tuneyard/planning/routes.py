@@ -61,6 +61,8 @@ class RevisionRoute:
     """The digest of the adapter, or without one of the base, as far as it is known."""
     held: bool = False
     """No pod has it, and one will when somebody asks for it: requests are held until then."""
+    starting: bool = False
+    """It is held, and its pool has no pod that serves anything."""
     fault: Fault | None = None
     """What a rehearsal puts into its answers."""
     base_digest: str | None = None
@@ -110,6 +112,10 @@ class ModelRoutes:
     """Seconds that a request may take in all, None: as many as it likes."""
     idle_timeout: int | None = None
     """Seconds for which its engine may be silent, None: as gateways have it."""
+    hold_seconds: int | None = None
+    """How long its requests wait for what is loaded on demand; None: as long as the gateway says."""
+    most_held: int | None = None
+    """How many of them may wait at each gateway; None: as many as the gateway says."""
 
     @property
     def weights(self) -> dict[str, int]:
@@ -206,9 +212,9 @@ def model_routes(
     pods: Iterable[ReportingPod],
 ) -> ModelRoutes:
     """The routes of one deployment, as if it owned its model name."""
-    known, bases = list(adapters), list(base_models)
-    ready = ready_pods(deployment, known, bases, pods)
-    on_demand = held_on_demand(deployment)
+    known, bases, reporting = list(adapters), list(base_models), list(pods)
+    ready = ready_pods(deployment, known, bases, reporting)
+    on_demand = held_on_demand(deployment, bases)
     pods_of = {revision: len(endpoints) for revision, endpoints in ready.items()}
     takers = {revision for revision, number in pods_of.items() if number} | on_demand
     rollout = in_force(
@@ -229,6 +235,7 @@ def model_routes(
     base_digests = {
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
+    waits = deployment.spec.routing and deployment.spec.routing.cold_start
     routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
     analysis = deployment.spec.analysis
     return ModelRoutes(
@@ -252,6 +259,8 @@ def model_routes(
                     else base_digests.get(revision.base_model)
                 ),
                 held=revision.name in on_demand and not ready[revision.name],
+                starting=revision.name in on_demand
+                and not any(p.pool == pool_of(deployment, revision) and _runs(p) for p in reporting),
                 fault=fault if fault and fault.revision == revision.name else None,
                 base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
                 base_model=revision.base_model,
@@ -270,7 +279,13 @@ def model_routes(
         affinity=routing.affinity if routing else None,
         timeout=seconds(routing.timeout) if routing and routing.timeout else None,
         idle_timeout=seconds(routing.idle_timeout) if routing and routing.idle_timeout else None,
+        hold_seconds=seconds(waits.hold_timeout) if waits and waits.hold_timeout else None,
+        most_held=waits.max_held if waits else None,
     )
+
+
+def _runs(pod: ReportingPod) -> bool:
+    return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
 
 
 def _hashes(

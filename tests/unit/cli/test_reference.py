@@ -56,6 +56,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "Applied",
         "NotUsed",
         "Idle",
+        "Asleep",
         "Steady",
     )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
@@ -71,6 +72,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "DigestPinned",
         "Promoted",
         "AdapterSpread",
+        "Woken",
         "DriftEnded",
     )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]

@@ -115,3 +115,33 @@ async def test_limits_and_who_leaves() -> None:
     assert {await second, await third} == {Outcome.TIMEOUT}
     assert gateway.holding.held == 0
     assert gateway.told[-1][1] == 0
+
+
+async def test_a_deployment_may_have_limits_of_its_own() -> None:
+    gateway = Gateway(Limits(seconds=5, requests=4, of_one_deployment=1))
+    gateway.route(replace(model("chat", ASLEEP), most_held=3, hold_seconds=0))
+    assert await (await gateway.asked()) is Outcome.TIMEOUT
+    assert gateway.told == [("default/md-chat", 1), ("default/md-chat", 0)], "it wakes what it does not wait for"
+    gateway.route(replace(model("chat", ASLEEP), most_held=6))
+    waiting = [await gateway.asked() for _ in range(4)]
+    assert await (await gateway.asked()) is Outcome.TOO_MANY, "all deployments together have one bound"
+    gateway.route(model("chat", AWAKE))
+    assert set(await asyncio.gather(*waiting)) == {Outcome.READY}
+
+
+async def test_who_is_refused_is_told_what_is_left_of_the_start(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a start from nothing, not of an adapter that comes into pods that run."""
+    now = [100.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+    starting = replace(model("chat", replace(ASLEEP, starting=True)), hold_seconds=0)
+    told = []
+    for routes, took in ((starting, 90.0), (model("chat", ASLEEP), 1.0), (starting, 20.0)):
+        gateway.route(routes)
+        waiting = await gateway.asked()
+        now[0] += took
+        told.append(gateway.holding.retry_after("chat", "v1"))
+        gateway.route(model("chat", AWAKE))
+        await asyncio.wait([waiting])
+    assert told == [5, 5, 70]

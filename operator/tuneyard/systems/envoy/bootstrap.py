@@ -46,6 +46,7 @@ from tuneyard.systems.envoy.documents import (
     status_is,
     tcp,
 )
+from tuneyard.systems.envoy.holding import hold_milliseconds
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
 from tuneyard.systems.envoy.priorities import priority_script
@@ -64,15 +65,14 @@ ADS_CLUSTER = "xds"
 HOLDING_CLUSTER = "holding"
 HOLD_PATH = "/hold"
 HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revision"
-HOLD_REFUSAL_HEADER = "x-tuneyard-refusal"
-"""How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not."""
+HOLD_REFUSAL_HEADER, HOLD_RETRY_HEADER = "x-tuneyard-refusal", "x-tuneyard-retry"
+"""How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not, and after how
+many seconds another one may be answered."""
 FEEDBACK_PATH = "/feedback"
 FEEDBACK_TENANT_HEADER = "x-tuneyard-tenant"
 """How `extract` passes on to the same process what users thought of answers, and whose users they are."""
 HOLD_SECONDS = 60.0
 """How long a request may wait for its adapter where nobody says otherwise."""
-_HOLD_MARGIN = 5.0
-"""Seconds that Envoy waits longer than the process should: one that hangs must hold nobody for ever."""
 NOWHERE = "nowhere"
 """A cluster without endpoints, for shares of traffic that nobody may serve: `rewrite` refuses before it is asked."""
 STAT_PREFIX = "gateway"
@@ -114,7 +114,7 @@ def gateway_scripts(
     `tenants`: how `extract` finds whose a request is (tenancy.tenant_script). `count_usage`: every stream is asked for
     its usage. `priorities`: full pools refuse who may wait.
     """
-    refusals, patience = script("refusals"), int((hold_seconds + _HOLD_MARGIN) * 1000)
+    refusals, patience = script("refusals"), hold_milliseconds(hold_seconds)
     asking = script("usage_request")
     return {
         "extract": refusals

@@ -36,6 +36,7 @@ from tuneyard.systems.envoy.documents import (
     error_text,
     set_header,
 )
+from tuneyard.systems.envoy.holding import held
 from tuneyard.systems.envoy.mirroring import copying
 from tuneyard.systems.envoy.podtls import spoken_to, to_pods
 
@@ -193,7 +194,7 @@ def _rewriting(**context: str) -> Json:
 
 def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *, gate: bool = False) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
-    told = {"hold": model.model, "revision": revision.name} if revision.held else {}
+    told = held(model, revision)
     if revision.engine_name is None:
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:

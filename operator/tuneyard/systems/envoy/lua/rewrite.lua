@@ -6,7 +6,8 @@
 --   * the name comes from the route that was chosen (LuaPerRoute.filter_context), so body and pod always agree;
 --   * the gate is opened only after the body was rewritten: a request that this script failed on is refused (rbac);
 --   * where the revision's adapter is loaded only when somebody asks (context `hold`), the request waits here for the
---     gateway process, at most HOLD_MILLISECONDS; whatever is not a clear yes is a refusal;
+--     gateway process, at most HOLD_MILLISECONDS or what the route says (context `patience`); whatever is not a clear yes
+--     is a refusal, which says when to ask again as far as the process knows;
 --   * where pods are chosen by how prompts begin (context `affinity`), that is noted here, as the client wrote it
 --     (prefix.lua); a route that asks for neither pays for two look-ups in its context;
 --   * where priorities are in use, a full pool refuses here who may wait (priority.lua);
@@ -25,17 +26,25 @@ local WAITED_IN_VAIN = {
   ['not-loadable'] = 'This model cannot be loaded at the moment.',
 }
 
--- Why a request may not go on after it has waited for its revision's adapter; nil: it may.
-local function wait_for_adapter(handle, model, revision)
+-- Why a request may not go on after it has waited for its revision's adapter, and after how many seconds another may be
+-- answered; nil: it may.
+local function wait_for_adapter(handle, model, context)
+  local patience = context:get('patience')
   local answer = handle:httpCall('holding', {
     [':method'] = 'GET',
     [':path'] = '/hold',
     [':authority'] = 'holding',
     ['x-tuneyard-model'] = model,
-    ['x-tuneyard-revision'] = revision,
-  }, nil, HOLD_MILLISECONDS)
+    ['x-tuneyard-revision'] = context:get('revision'),
+  }, nil, patience and tonumber(patience) or HOLD_MILLISECONDS)
   if answer[':status'] == '200' then return nil end
-  return WAITED_IN_VAIN[answer['x-tuneyard-refusal']] or 'This model was about to be loaded; try again.'
+  local why = WAITED_IN_VAIN[answer['x-tuneyard-refusal']]
+  if why then return why, answer['x-tuneyard-retry'] end
+  return 'This model was about to be loaded; try again.'
+end
+
+local function not_ready(handle, message, after)
+  return refuse(handle, '503', message, 'server_error', 'model_not_ready', 'model', nil, after)
 end
 
 function envoy_on_request(handle)
@@ -48,13 +57,13 @@ function envoy_on_request(handle)
   local engine, hold = context:get('engine'), context:get('hold')
   if not engine then
     -- nobody has ever read the adapter, so that only the routes after that know its name
-    local waited = hold and (wait_for_adapter(handle, hold, context:get('revision'))
-      or 'This model has just been loaded for the first time; try again.')
-    if waited then return refuse(handle, '503', waited, 'server_error', 'model_not_ready', 'model') end
+    if hold then
+      local waited, after = wait_for_adapter(handle, hold, context)
+      return not_ready(handle, waited or 'This model has just been loaded for the first time; try again.', after)
+    end
     local refusal = context:get('refusal')
     if refusal == 'unserved' then
-      return refuse(handle, '503', 'This model is not ready: no pod serves it at the moment.', 'server_error',
-        'model_not_ready', 'model')
+      return not_ready(handle, 'This model is not ready: no pod serves it at the moment.')
     elseif refusal == 'revision' then
       return refuse(handle, '404', 'The model has no revision of that name.', 'invalid_request_error',
         'revision_not_found')
@@ -94,8 +103,8 @@ function envoy_on_request(handle)
   end
   body:setBytes(text)
   if hold then
-    local waited = wait_for_adapter(handle, hold, context:get('revision'))
-    if waited then return refuse(handle, '503', waited, 'server_error', 'model_not_ready', 'model') end
+    local waited, after = wait_for_adapter(handle, hold, context)
+    if waited then return not_ready(handle, waited, after) end
     headers = handle:headers() -- the wrapper from before the wait is dead
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'held', true)
   end
