@@ -21,16 +21,17 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
+from envoy.data.accesslog.v3 import accesslog_pb2
 
 from tuneyard.api import names
-from tuneyard.gateway import mirrorserver, snapshot
+from tuneyard.gateway import mirrorserver, quotafleet, quotarefusals, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
@@ -45,6 +46,9 @@ from tuneyard.gateway.mirroring import Mirroring
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.publisher import Publisher
+from tuneyard.gateway.quotafleet import Fleet
+from tuneyard.gateway.quotamonths import Months
+from tuneyard.gateway.quotas import Quotas, quotas_of
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.tenancy import Tenancy
@@ -56,11 +60,13 @@ from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
 from tuneyard.planning.podcertificates import authority
+from tuneyard.planning.quotas import Ledger
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import LoadReports
+from tuneyard.systems.envoy.quotas import spent_of
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import sources
 from tuneyard.systems.envoy.translate import list_resources
@@ -108,7 +114,7 @@ class Gateway:
         self._loads = LoadReports(
             lambda: self.demand.begin(clock()), lambda loads: self.demand.reported(clock(), loads)
         )
-        self._answers = AnswerReports(self._answered)
+        self._answers = AnswerReports(self._answered, self._ended if given.keys else None)
         self.answer_metrics = AnswerMetrics()
         # Envoy opens its streams of answers with the first one: until then its other stream says that it is there
         self.evidence = Evidence(
@@ -145,6 +151,7 @@ class Gateway:
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self.usage, self._usage_export = self._counting()
+        self.quotas = self._limiting(api, settings.tuneyard_namespace)
         self._looks = Looks(clock)
         self._certificate: Certificate | None = None
         if given.tls is not None:
@@ -174,6 +181,16 @@ class Gateway:
         usage.exported = lambda: export.place
         return usage, export
 
+    def _limiting(self, api: Api, namespace: str) -> Quotas | None:
+        """What keeps tenants within their limits, where clients need keys."""
+        if self.tenancy is None:
+            return None
+        given, limits = self._given, self.tenancy.limited
+        fleet = Fleet(
+            Ledger(f"{given.name}-{secrets.token_hex(4)}"), limits, self._peers.addresses, self._token, time.time
+        )
+        return quotas_of(fleet, limits, given.directory, Months(api, namespace), self.metrics.registry)
+
     def _touched(self, models: set[str]) -> None:
         self.publisher.mark(models)
         self._writer.mark()
@@ -192,6 +209,12 @@ class Gateway:
         self.answer_metrics.answered(answers)
         self.feedback.answered(answers)
         self.demand.answered(answers)
+
+    def _ended(self, entries: Sequence[accesslog_pb2.HTTPAccessLogEntry]) -> None:
+        if self.quotas is not None:
+            spent = spent_of(entries)
+            if spent:
+                self.quotas.ended(spent)
 
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)
@@ -227,10 +250,9 @@ class Gateway:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
-        rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
-        holding = await serve(self.holding, self._given.holding_socket, rating)
+        holding = await serve(self.holding, self._given.holding_socket, *self._asked())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export):
+        for each in (self._export, self.usage, self._usage_export, self.quotas):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -250,7 +272,8 @@ class Gateway:
                 looking.cancel()
             await self._count_all()
             await server.cleanup()
-            await asyncio.gather(*(each.close() for each in (self._export, self._usage_export) if each is not None))
+            writing = (self._export, self._usage_export, self.quotas)
+            await asyncio.gather(*(each.close() for each in writing if each is not None))
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()
@@ -260,6 +283,11 @@ class Gateway:
             if self.tenancy is not None:
                 await self.tenancy.stop()
             await self.publisher.ads.stop()
+
+    def _asked(self) -> list[Callable[[web.Application], None]]:
+        """What Envoy's scripts ask besides."""
+        rating = partial(join, path=FEEDBACK_PATH, take=self.feedback.take_anywhere)
+        return [rating] if self.quotas is None else [rating, partial(quotarefusals.join, self.quotas.admit)]
 
     def _restore(self) -> bool:
         """Take what the process before knew; returns whether there was anything."""
@@ -310,6 +338,7 @@ class Gateway:
             envoy=self.envoy,
             looks=self._looks,
             usage=self.usage.page if self.usage is not None else str,
+            quotas=None if self.quotas is None else partial(quotafleet.join, self.quotas.fleet),
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()

@@ -20,11 +20,14 @@ from tuneyard.api import names
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.tenants import SHORTEST_KEY, Caller
 from tuneyard.systems.envoy.documents import EXTENSIONS, JSON_CONTENT, Json, error_text, script
+from tuneyard.systems.envoy.quotas import quota_script
 from tuneyard.systems.envoy.translate import LIST, ModelResources, list_resources
 
 SHARDS = 512
 _BY_LAST_BYTES = (1, 17, 37, 59)
 """What a key's last four bytes count: digits of whatever alphabet come to all tables alike."""
+LIMITED = "!"
+"""Behind a tenant's name, which cannot hold it."""
 ALLOWED_HEADER = "x-tuneyard-allowed"
 """From `extract` to what answers the list of models: what the caller may see of it."""
 
@@ -34,7 +37,7 @@ def tenant_script() -> str:
     weights = ", ".join(map(str, _BY_LAST_BYTES))
     limits = f"local GATE_TENANT = '{names.GATE_TENANT}'\n"
     limits += f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
-    return limits + script("permits") + script("tenants")
+    return limits + script("permits") + script("tenants") + quota_script()
 
 
 def shard_of(key: str) -> str:
@@ -44,10 +47,14 @@ def shard_of(key: str) -> str:
 
 
 def caller_text(caller: Caller) -> str:
-    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern."""
+    """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern.
+
+    A tenant that has limits is marked.
+    """
     if caller.policy is None:
         return caller.tenant
-    return f"{caller.tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
+    mark = LIMITED if caller.policy.limits else ""
+    return f"{caller.tenant}{mark} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
 
 
 def shard_resources(shard: str, callers: Mapping[str, str]) -> ModelResources:

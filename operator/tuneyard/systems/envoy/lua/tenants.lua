@@ -9,6 +9,7 @@
 --   * a gate's token stands in the tables of keys and is none: it counts in its own header alone, beside no key, and for
 --     requests that name a revision. Beside a key it is removed, so that its routes, which enforce less and are billed to
 --     nobody, are no tenant's;
+--   * a tenant that has limits is marked in the tables (`!` behind its name): only of those the process is asked (quota.lua);
 --   * credentials go no further than here; the token of a gate stays for the routes, which remove it.
 -- Prepended: GATE_TENANT, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
 
@@ -31,7 +32,7 @@ local function names_revision(headers)
     and not string.find(headers:get(':path') or '', '^/v1/feedback')
 end
 
--- What the caller may call, as `permits` takes it; nil: the request has been refused.
+-- What the caller may call, as `permits` takes it, and whether it has limits; nil: the request has been refused.
 local function caller_of(handle, headers)
   local key, as_gate = key_of(headers)
   if not key then
@@ -52,11 +53,13 @@ local function caller_of(handle, headers)
   if not caller or (tenant == GATE_TENANT) ~= as_gate or (as_gate and not names_revision(headers)) then
     return refuse(handle, '401', 'Incorrect API key provided.', 'invalid_request_error', 'invalid_api_key')
   end
+  local limited = string.byte(tenant, -1) == 33
+  if limited then tenant = string.sub(tenant, 1, -2) end
   headers:replace('x-tenant', tenant)
   if allowed == '' then
     return refuse(handle, '403', 'The tenant ' .. tenant .. ' has no policy: it may call no model.',
       'invalid_request_error', 'no_policy')
   end
-  return allowed
+  return allowed, limited
 end
 
