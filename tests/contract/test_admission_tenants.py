@@ -29,11 +29,18 @@ READABLE: tuple[dict[str, Any], ...] = (
     {"models": "\n  chat,\n\tteam-*\r\n,, org/big.model:8b_x\n"},
     {"models": ",".join(f"model-{number}" for number in range(1000))},
     {"models": "a" * 253},
+    {"models": "*", "requestsPerMinute": "1", "concurrentRequests": "20", "tokensPerMinute": "9" * 15},
+    {"models": "*", "tokensPerMonth": "500000000"},
 )
 UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({}, "needs models"),
     ({"model": "*"}, "needs models"),
     ({"models": "*", "requestPerMinute": "1"}, "not requestPerMinute"),
+    *(
+        ({"models": "*", "tokensPerMonth": text}, "whole number")
+        for text in ("0", "-1", "1.5", "1e3", "", " 5", "1" * 16)
+    ),
+    ({"models": "*", "concurrentRequests": "many"}, "whole number"),
     ({"models": "chat;support"}, "no name of a model"),
     ({"models": 'ch"at'}, "no name of a model"),
     ({"models": "chat -x"}, "no name of a model"),

@@ -28,6 +28,8 @@ class TenantView(ApiModel):
     keys: list[KeyView]
     models: list[str] | None = None
     """Names and patterns; None where it has no policy."""
+    limits: dict[str, int] = {}
+    """By their names in the policy."""
     problems: list[str] = []
 
 
@@ -60,7 +62,11 @@ def tenants_view(namespace: str, secrets: Iterable[Json], policies: Iterable[Jso
             for secret, entry in tenants.entries_of(name)
         ]
         return TenantView(
-            name=name, keys=keys, models=list(policy.models) if policy is not None else None, problems=told(name)
+            name=name,
+            keys=keys,
+            models=list(policy.models) if policy is not None else None,
+            limits={str(kind): limit for kind, limit in tenants.limits(name).items()},
+            problems=told(name),
         )
 
     found = [view(name) for name in sorted(tenants.names())]

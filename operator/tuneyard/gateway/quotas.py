@@ -177,7 +177,7 @@ class Quotas:
     def _ask(self, tenant: str, kind: Kind, need: int, now: float) -> Ask:
         account = self._ledger.account(tenant, kind, now)
         want = 0 if kind is Kind.CONCURRENT else self._waiting[tenant, kind] - need + 2 * account.pace
-        return Ask(tenant, kind, account.period, need, want)
+        return self._ledger.ask(tenant, kind, need, want, now)
 
     def _left(self, tenant: str, kind: Kind, now: float) -> int:
         return self._ledger.account(tenant, kind, now).left or 0

@@ -266,6 +266,11 @@ class Ledger:
             found.append(Grant(ask.tenant, ask.kind, account.period, share.allowed, left))
         return found
 
+    def ask(self, tenant: str, kind: Kind, need: int, want: int, now: float) -> Ask:
+        """What to ask the owner for. The share is to be told again after that: what is given may never come here."""
+        self._changes.mark((tenant, kind))
+        return Ask(tenant, kind, self.account(tenant, kind, now).period, need, want)
+
     def granted(self, grants: Iterable[Grant], now: float) -> None:
         """As one who asked."""
         for grant in grants:
