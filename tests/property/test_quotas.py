@@ -118,7 +118,7 @@ class Toy:
 @settings(max_examples=EXAMPLES)
 @given(STEPS, st.integers(1, 200))
 def test_no_order_of_messages_passes_a_limit(steps: list[tuple[int, int, int]], limit: int) -> None:
-    toy = Toy({kind: limit for kind in Kind})
+    toy = Toy(dict.fromkeys(Kind, limit))
     for gateway, what, number in steps:
         toy.step(GATEWAYS[gateway], what, number)
         toy.check()
@@ -164,7 +164,7 @@ def test_what_is_left_is_found_by_whoever_asks_last(asking: list[tuple[int, int]
 @given(STEPS, st.integers(1, 200), st.integers(0, 2))
 def test_who_takes_over_gives_nothing_away_twice(steps: list[tuple[int, int, int]], limit: int, dead: int) -> None:
     """The owner ends after it has told the others; they go on with one of them."""
-    toy = Toy({kind: limit for kind in (Kind.REQUESTS, Kind.TOKENS, Kind.MONTH)})
+    toy = Toy(dict.fromkeys((Kind.REQUESTS, Kind.TOKENS, Kind.MONTH), limit))
     for gateway, what, number in steps:
         toy.step(GATEWAYS[gateway], what, number)
     before = {kind: toy.used(kind) for kind in toy.limits}

@@ -21,6 +21,7 @@ from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
+from tuneyard.gateway.quotas import QuotaMetrics
 from tuneyard.gateway.slometrics import slo_page
 from tuneyard.gateway.tenancy import TenantMetrics
 from tuneyard.gateway.usage import UsageMetrics
@@ -52,6 +53,9 @@ def gateway() -> GatewayMetrics:
     MirrorMetrics(metrics.registry)
     FeedbackMetrics(metrics.registry)
     TenantMetrics(metrics.registry).problems.labels(problem="NoPolicy").set(0)
+    quotas = QuotaMetrics(metrics.registry)
+    quotas.limited.labels("acme", "requestsPerMinute").inc(0)
+    quotas.left.labels("acme").set(0)
     Certificate(_nothing, lambda: 0.0, metrics.registry, folder="", secret="")
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)

@@ -225,7 +225,7 @@ def test_whatever_changes_it_says_whose_keys(changes: list[Any]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "1e3", "", " 5", "5 ", "many", "1" * 16, "٣"])
 def test_a_limit_is_a_positive_whole_number(text: str) -> None:
-    with pytest.raises(ValueError, match="tokensPerMonth is .*: a positive whole number"):
+    with pytest.raises(ValueError, match=r"tokensPerMonth is .*: a positive whole number"):
         policy_of({"models": "*", "tokensPerMonth": text})
 
 
