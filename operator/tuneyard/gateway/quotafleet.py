@@ -29,8 +29,8 @@ from tuneyard.planning.quotas import Ask, Away, Grant, Ledger, Row, owner_of
 
 PATH = "/v1/quotas"
 EVERY = 0.5
-PATIENCE = 0.5
-"""Seconds until a gateway counts as silent."""
+PATIENCE = 1.0
+"""Seconds until a gateway counts as silent: one that is only busy must not."""
 LEASE = 5.0
 """Seconds after which requests of a run that nobody hears of count as ended."""
 _GONE = (errno.ECONNREFUSED, errno.ECONNRESET)

@@ -32,7 +32,7 @@ from tuneyard.gateway.quotafleet import EVERY, Fleet
 from tuneyard.gateway.quotamonths import EVERY as MONTHS_EVERY
 from tuneyard.gateway.quotamonths import Months
 from tuneyard.gateway.quotarefusals import Refusal, refusal, too_large
-from tuneyard.planning.limits import Kind, Limits
+from tuneyard.planning.limits import Kind, Limits, period_of
 from tuneyard.planning.quotas import Ask, Row
 from tuneyard.planning.tokenguess import Guess
 from tuneyard.systems.envoy.quotas import UNASKED, Spent
@@ -104,8 +104,8 @@ class Quotas:
         self._guesses: dict[str, Guess] = {}
         self._waiting: Counter[tuple[str, Kind]] = Counter()
         """What requests that ask the owner need together."""
-        self._dry: dict[tuple[str, Kind], tuple[int, float]] = {}
-        """How much the owner has last refused, and until when it counts."""
+        self._dry: dict[tuple[str, Kind], tuple[int, int, float]] = {}
+        """How much the owner has last refused, in which period, and until when it counts."""
         self._freed = asyncio.Event()
         self._written: dict[str, tuple[int, int]] = {}
         self._shown: set[str] = set()
@@ -157,11 +157,11 @@ class Quotas:
 
     async def _obtain(self, tenant: str, needs: Mapping[Kind, int], lacking: Mapping[Kind, int]) -> Kind | None:
         """Ask the owner for what is lacking; returns what it refuses."""
-        for kind, need in lacking.items():
-            least, until = self._dry.get((tenant, kind), (0, 0.0))
-            if least and need >= least and self._clock() < until:
-                return kind
         now = self._wall()
+        for kind, need in lacking.items():
+            least, period, until = self._dry.get((tenant, kind), (need + 1, 0, 0.0))
+            if need >= least and period == period_of(kind, now) and self._clock() < until:
+                return kind
         for kind, need in lacking.items():
             self._waiting[tenant, kind] += need
         try:
@@ -169,10 +169,14 @@ class Quotas:
         finally:
             for kind, need in lacking.items():
                 self._waiting[tenant, kind] -= need
-        refused = next(iter(self._ledger.lacking(tenant, needs, self._wall())), None)
-        if refused is not None and refused is not Kind.CONCURRENT:
-            self._dry[tenant, refused] = needs[refused], self._clock() + DRY_SECONDS
-        return refused
+        now = self._wall()
+        for kind, need in self._ledger.lacking(tenant, needs, now).items():
+            # where the owner has enough left, another request here was quicker with what it gave: ask again
+            if self._left(tenant, kind, now) < need:
+                if kind is not Kind.CONCURRENT:
+                    self._dry[tenant, kind] = need, period_of(kind, now), self._clock() + DRY_SECONDS
+                return kind
+        return None
 
     def _ask(self, tenant: str, kind: Kind, need: int, now: float) -> Ask:
         account = self._ledger.account(tenant, kind, now)
