@@ -204,8 +204,8 @@ async def test_a_month_outlives_all_gateways(gateways: list[GatewayProcess], tea
         gateway.start()
     for gateway in gateways:
         await gateway.ready()
-    path = f"/api/v1/namespaces/{team.namespace}/configmaps/{NAME}"
-    stored = int(team.api.request("GET", path)["data"]["month"].split()[1])
+    months = f"/api/v1/namespaces/{team.namespace}/configmaps/{NAME}"
+    stored = int(team.api.request("GET", months)["data"]["month"].split()[1])
     assert 1200 <= stored < 1300
     served = 0
     for _ in range(5):

@@ -4,6 +4,7 @@ Rules:
 - every gateway tells every other one each EVERY seconds what has changed in its own shares (planning/quotas.py), and
   who owns a tenant besides at once, when it asks for more. Both are one message, POST /v1/quotas on the port where the
   operator asks too, with the token that only gateways and operator can derive: clients cannot reach it;
+- an owner's answer says what it knows of the account, so that whoever has just asked can go on in its place;
 - who answers is there. Who refuses the connection has ended: the next one owns its tenants, at once. Who says nothing
   is silent: it may serve on, somewhere, with its part of the limits;
 - gateways go by their address, and one finds out which is its own by the run that answers there;
@@ -244,7 +245,7 @@ class Fleet:
         if peer is not None and taken:  # who has just begun says so by himself
             self._hear(peer, run, owns=bool(message["owns"]))
         grants = ledger.grant(run, asks, self._limits(), self.away(), now) if taken else []
-        told = ledger.rows() if message["all"] else []
+        told = ledger.rows() if message["all"] else ledger.rows_of(asks, now)
         return {"run": ledger.me, "taken": taken, "owns": self.knows, "rows": told, "grants": grants}
 
     async def close(self) -> None:

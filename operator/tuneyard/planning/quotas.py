@@ -345,6 +345,19 @@ class Ledger:
             for run, share in account.shares.items()
         ]
 
+    def rows_of(self, asks: Iterable[Ask], now: float) -> list[Row]:
+        """What is known of everybody in the accounts that are asked about: who asks may be the next owner.
+
+        Not of requests under way: what others tell of a run is only ever added to, and these accounts never end.
+        """
+        return [
+            Row(run, ask.tenant, ask.kind, account.period, *share)
+            for ask in asks
+            if ask.kind is not Kind.CONCURRENT
+            for account in (self.account(ask.tenant, ask.kind, now),)
+            for run, share in account.shares.items()
+        ]
+
     def hear(self, run: str, seq: int, rows: Iterable[Row], now: float) -> bool:
         """A run tells of itself; False: what is newer has been heard before."""
         if seq <= self._seqs.get(run, -1):

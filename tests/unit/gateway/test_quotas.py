@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from tuneyard.gateway import quotafleet
 from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.quotafleet import Fleet
+from tuneyard.gateway.quotamonths import Months
 from tuneyard.gateway.quotarefusals import Refusal
 from tuneyard.gateway.quotas import QuotaMetrics, Quotas
 from tuneyard.planning.limits import Kind, Limits, month_number
@@ -24,7 +25,7 @@ NOW = 1_800_000_000.0  # 2027-01-15 08:00 UTC
 MONTH = month_number("2027-01")
 
 
-class Stored:
+class Stored(Months):
     """The ConfigMap."""
 
     def __init__(self, **totals: int) -> None:
@@ -80,7 +81,7 @@ class Gateways:
             lambda: self.now,
             kept=kept,
             months=self.stored,
-            metrics=metrics,  # type: ignore[arg-type]
+            metrics=metrics,
         )
 
     async def start(self) -> None:
@@ -195,12 +196,24 @@ async def test_a_dead_owners_tenants_go_to_the_next_one_who_knows_what_was_used(
     assert gateways.all[left[0]].fleet.away().heard == 2
 
 
+async def test_whoever_has_just_asked_knows_what_its_owner_knew(make: Make) -> None:
+    """Before any of them has looked around: all of it within one burst."""
+    gateways = await make({"acme": {Kind.REQUESTS: 30}})
+    owner = gateways.all[0].fleet.owner("acme") or gateways.addresses[0]
+    assert await ask_all(gateways, 15, "acme") == 30
+    gateways.down[owner] = ConnectionRefusedError(111, "refused")
+    left = [n for n, address in enumerate(gateways.addresses) if address != owner]
+    gateways.now += 0.5
+    await asyncio.sleep(0.11)
+    assert all([await ask(gateways, left[n % 2], "acme", f"l{n}") for n in range(10)])
+
+
 async def test_who_says_nothing_keeps_its_part(make: Make) -> None:
     gateways = await make({"acme": {Kind.REQUESTS: 30}})
     for address in gateways.addresses[1:]:
         gateways.down[address] = TimeoutError()
-    for one in gateways.all[1:]:  # and nothing comes from there either
-        one.fleet.down = dict.fromkeys(gateways.addresses[:1], TimeoutError())
+    for address in gateways.addresses[1:]:  # and nothing comes from there either
+        gateways.network[address].down = dict.fromkeys(gateways.addresses[:1], TimeoutError())
     await asyncio.gather(*(one.fleet.look() for one in gateways.all))
     alone = [await ask(gateways, 0, "acme", f"a{n}") for n in range(40)]
     others = [await ask(gateways, 1 + n % 2, "acme", f"o{n}") for n in range(40)]
