@@ -237,6 +237,10 @@ class GatewayProcess:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
+    def knows(self, *gateways: GatewayProcess) -> None:
+        """Before it starts: these are all gateways."""
+        self._environment["TUNEYARD_PEERS"] = ",".join(f"127.0.0.1:{one.port}" for one in gateways)
+
     def start(self) -> None:
         """The process alone."""
         command = [sys.executable, "-c", _TUNEYARD, "gateway", "--config", str(self._config)]

@@ -13,6 +13,7 @@ from tests.contract.chart import CHART, NAMESPACE, helm, install, may, named, re
 from tests.contract.test_admission import ACCESS, until_refused
 from tests.contract.test_admission_rbac import GATEWAY, READ, VERBS
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.gateway import quotamonths
 from tuneyard.gateway.options import options
 from tuneyard.planning.tenants import policy_of
 from tuneyard.systems.kube.client import MERGE, Api, ApiError, Object
@@ -30,6 +31,8 @@ READABLE: tuple[dict[str, Any], ...] = (
     {"models": ",".join(f"model-{number}" for number in range(1000))},
     {"models": "a" * 253},
     *({"models": "*", "priority": priority} for priority in ("High", "Normal", "Low")),
+    {"models": "*", "requestsPerMinute": "1", "concurrentRequests": "20", "tokensPerMinute": "9" * 15},
+    {"models": "*", "tokensPerMonth": "500000000"},
 )
 UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({}, "needs models"),
@@ -37,6 +40,11 @@ UNREADABLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"models": "*", "requestPerMinute": "1"}, "not requestPerMinute"),
     ({"models": "*", "priority": "high"}, "priority is High"),
     ({"models": "*", "priority": ""}, "priority is High"),
+    *(
+        ({"models": "*", "tokensPerMonth": text}, "whole number")
+        for text in ("0", "-1", "1.5", "1e3", "", " 5", "1" * 16)
+    ),
+    ({"models": "*", "concurrentRequests": "many"}, "whole number"),
     ({"models": "chat;support"}, "no name of a model"),
     ({"models": 'ch"at'}, "no name of a model"),
     ({"models": "chat -x"}, "no name of a model"),
@@ -115,6 +123,18 @@ def test_gateways_read_secrets_of_tenants_and_no_others(api: Api) -> None:
             assert may(api, GATEWAY, verb, resource, namespace=TENANTS) == (verb in READ), verb
             for namespace in (NAMESPACE, "other", ""):
                 assert not may(api, GATEWAY, verb, resource, namespace=namespace), (verb, namespace)
+
+
+def test_gateways_write_tokens_of_the_month_and_nothing_else(api: Api) -> None:
+    months = quotamonths.NAME
+    assert [verb for verb in VERBS if may(api, GATEWAY, verb, "configmaps", name=months, namespace=NAMESPACE)] == [
+        verb for verb in VERBS if verb in ("get", "patch")
+    ]
+    assert not may(api, GATEWAY, "patch", "configmaps", name="tuneyard-config", namespace=NAMESPACE)
+    assert not may(api, GATEWAY, "patch", "configmaps", name=months, namespace=TENANTS)
+    # an upgrade must find nothing in it that it would put back
+    assert "data" not in named(rendered(gateway=KEYS), "ConfigMap", months)
+    assert months not in {o["metadata"]["name"] for o in rendered()}
 
 
 def test_a_namespace_of_ones_own_choice() -> None:

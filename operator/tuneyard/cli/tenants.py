@@ -15,10 +15,17 @@ from tuneyard.cli.status import add_cluster_arguments, console_for, machine_read
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, pages
 from tuneyard.cli.statusrender import duration, table
 from tuneyard.cli.tenantsview import TenantsView, TenantView, tenants_view
+from tuneyard.planning.limits import Kind
 from tuneyard.systems.kube.client import ApiError, Object
 
 NAMESPACE = names.tenants_namespace("tuneyard-system")
 _MOST_MODELS = 8
+_UNITS = {
+    Kind.REQUESTS: "requests/min",
+    Kind.CONCURRENT: "at once",
+    Kind.TOKENS: "tokens/min",
+    Kind.MONTH: "tokens/month",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,15 +60,23 @@ def render(view: TenantsView) -> RenderableType:
     """The tenants as a table for a terminal, and below it what is wrong."""
     if not view.tenants and not view.problems:
         return Text(f"no Secret or ConfigMap of {view.namespace} has the label {LABEL_TENANT}")
-    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", "PROBLEMS")
+    limited = ["LIMITS"] if any(tenant.limits for tenant in view.tenants) else []
+    rows = table("TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", *limited, "PROBLEMS")
     for tenant in view.tenants:
         keys = "\n".join(f"{key.secret}/{key.entry}" for key in tenant.keys)
         ages = "\n".join(duration(key.age_seconds) for key in tenant.keys)
         wrong = Text(str(len(tenant.problems)), style="red") if tenant.problems else Text("-", style="dim")
-        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), tenant.priority or "-", wrong)
+        limits = [_limits(tenant)] if limited else []
+        rows.add_row(tenant.name, keys or "-", ages or "-", _models(tenant), tenant.priority or "-", *limits, wrong)
     told = [(tenant.name, words) for tenant in view.tenants for words in tenant.problems]
     told += [("", words) for words in view.problems]
     return Group(rows, *(Text(f"{name}: {words}" if name else words, style="red") for name, words in told))
+
+
+def _limits(tenant: TenantView) -> Text:
+    if not tenant.limits:
+        return Text("-", style="dim")
+    return Text("\n".join(f"{tenant.limits[kind]} {words}" for kind, words in _UNITS.items() if kind in tenant.limits))
 
 
 def _models(tenant: TenantView) -> Text:

@@ -30,6 +30,8 @@ class TenantView(ApiModel):
     """Names and patterns; None where it has no policy."""
     priority: str | None = None
     """Of its requests where pools are full; None where it has no policy."""
+    limits: dict[str, int] = {}
+    """By their names in the policy."""
     problems: list[str] = []
 
 
@@ -68,6 +70,7 @@ def tenants_view(
             keys=keys,
             models=list(policy.models) if policy is not None else None,
             priority=policy.priority if policy is not None else None,
+            limits={str(kind): limit for kind, limit in tenants.limits(name).items()},
             problems=told(name),
         )
 

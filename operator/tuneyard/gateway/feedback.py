@@ -193,9 +193,11 @@ class Peers:
     """The other gateways, by a name that resolves to all of them (this one among them: it says again what it said)."""
 
     def __init__(self, name: str, token: str) -> None:
-        """`name`: host:port, empty where there are no others; `token` is what gateways prove themselves with."""
-        self._host, _, port = name.rpartition(":")
-        self._port = int(port or 0)
+        """`name`: host:port, several with commas between them, empty where there are no others.
+
+        `token` is what gateways prove themselves with.
+        """
+        self._names = [one for one in name.split(",") if one]
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
         self._resolving = asyncio.Lock()
@@ -205,7 +207,7 @@ class Peers:
 
     async def ask(self, given: Given) -> Taken:
         """Have the one that knows the answer take it."""
-        if not self._host:
+        if not self._names:
             return Taken.UNKNOWN
         addresses = await self.addresses()
         if addresses is None:
@@ -215,8 +217,8 @@ class Peers:
         return max(known, default=Taken.UNAVAILABLE if Taken.UNAVAILABLE in said else Taken.UNKNOWN)
 
     async def addresses(self) -> list[str] | None:
-        """Where they are, host:port; None where that cannot be found."""
-        if not self._host:
+        """Those of all gateways, this one's among them, host:port; None where they cannot be found."""
+        if not self._names:
             return []
         loop = asyncio.get_running_loop()
         async with self._resolving:
@@ -226,15 +228,20 @@ class Peers:
             return self._found
 
     async def _resolve(self) -> list[str] | None:
+        found = await asyncio.gather(*map(self._addresses_of, self._names))
+        return sorted({a for addresses in found for a in addresses or ()}) if None not in found else None
+
+    async def _addresses_of(self, name: str) -> list[str] | None:
+        host, _, port = name.rpartition(":")
         try:
             async with asyncio.timeout(PEER_SECONDS):
-                found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                found = await asyncio.get_running_loop().getaddrinfo(host, int(port or 0), type=socket.SOCK_STREAM)
         except OSError as error:
             why = str(error) or "no answer in time"
-            _log.warning("the other gateways cannot be found under %s: %s", self._host, why)
+            _log.warning("the other gateways cannot be found under %s: %s", host, why)
             return None
         hosts = {str(address[0]) for _, _, _, _, address in found}
-        return [f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}" for host in sorted(hosts)]
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts]
 
     async def _post(self, address: str, given: Given) -> Taken:
         if self._session is None:

@@ -28,9 +28,10 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import web
+from envoy.data.accesslog.v3 import accesslog_pb2
 
 from tuneyard.api import names
-from tuneyard.gateway import mirrorserver, snapshot
+from tuneyard.gateway import mirrorserver, quotafleet, quotarefusals, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
@@ -46,6 +47,9 @@ from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.options import Options, options
 from tuneyard.gateway.pressure import POOLS_PATH, Pressure, PressureMetrics
 from tuneyard.gateway.publisher import Publisher
+from tuneyard.gateway.quotafleet import Fleet
+from tuneyard.gateway.quotamonths import Months
+from tuneyard.gateway.quotas import Quotas, quotas_of
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.signingkeys import SigningKeys
@@ -58,11 +62,13 @@ from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
 from tuneyard.planning.podcertificates import authority
+from tuneyard.planning.quotas import Ledger
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import Load, LoadReports
+from tuneyard.systems.envoy.quotas import spent_of
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import sources
 from tuneyard.systems.envoy.translate import list_resources
@@ -109,7 +115,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         clock = loop.time
         self._loads = LoadReports(lambda: self.demand.begin(clock()), lambda loads: self._loaded(clock(), loads))
-        self._answers = AnswerReports(self._answered)
+        self._answers = AnswerReports(self._answered, self._ended if given.keys else None)
         self.answer_metrics = AnswerMetrics()
         # Envoy opens its streams of answers with the first one: until then its other stream says that it is there
         self.evidence = Evidence(
@@ -140,13 +146,12 @@ class Gateway:
             api, self.world, self._touched, namespaces=settings.watch_namespaces, metrics=self.metrics
         )
         self.envoy = EnvoyAdmin(str(given.admin_socket))
-        self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
-        self.metrics.models.set_function(lambda: float(self.publisher.models))
-        self.metrics.held.set_function(lambda: float(self.holding.held))
+        self._show()
         self._export: FeedbackExport | None = None
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
         self.usage, self._usage_export = self._counting()
+        self.quotas = self._limiting(api, settings.tuneyard_namespace)
         self._looks = Looks(clock)
         self._certificate: Certificate | None = None
         if given.tls is not None:
@@ -160,6 +165,12 @@ class Gateway:
         self._leaving = False
         self._resumed = False
         self._was_ready = False
+
+    def _show(self) -> None:
+        """What metrics look up when they are asked for."""
+        self.metrics.connected.set_function(lambda: float(self.publisher.ads.connected))
+        self.metrics.models.set_function(lambda: float(self.publisher.models))
+        self.metrics.held.set_function(lambda: float(self.holding.held))
 
     def _pressing(self) -> Pressure | None:
         """What knows how full pools are, where that decides something."""
@@ -183,6 +194,16 @@ class Gateway:
         export = UsageExport(given.name, files, folder / EXPORT_STATE, given.usage_export.open, metrics)
         usage.exported = lambda: export.place
         return usage, export
+
+    def _limiting(self, api: Api, namespace: str) -> Quotas | None:
+        """What keeps tenants within their limits, where clients need keys."""
+        if self.tenancy is None:
+            return None
+        given, limits = self._given, self.tenancy.limited
+        fleet = Fleet(
+            Ledger(f"{given.name}-{secrets.token_hex(4)}"), limits, self._peers.addresses, self._token, time.time
+        )
+        return quotas_of(fleet, limits, given.directory, Months(api, namespace), self.metrics.registry)
 
     def _touched(self, models: set[str]) -> None:
         self.publisher.mark(models)
@@ -208,6 +229,12 @@ class Gateway:
         self.answer_metrics.answered(answers)
         self.feedback.answered(answers)
         self.demand.answered(answers)
+
+    def _ended(self, entries: Sequence[accesslog_pb2.HTTPAccessLogEntry]) -> None:
+        if self.quotas is not None:
+            spent = spent_of(entries)
+            if spent:
+                self.quotas.ended(spent)
 
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)
@@ -245,7 +272,7 @@ class Gateway:
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         holding = await serve(self.holding, self._given.holding_socket, *self._asked_beside())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export, self.pressure):
+        for each in (self._export, self.usage, self._usage_export, self.pressure, self.quotas):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -265,9 +292,8 @@ class Gateway:
                 looking.cancel()
             await self._count_all()
             await server.cleanup()
-            await asyncio.gather(
-                *(each.close() for each in (self._export, self._usage_export, self.pressure) if each is not None)
-            )
+            writing = (self._export, self._usage_export, self.pressure, self.quotas)
+            await asyncio.gather(*(each.close() for each in writing if each is not None))
             await holding.cleanup()
             await self._peers.close()
             await mirror.cleanup()
@@ -287,6 +313,8 @@ class Gateway:
             asked.append(SigningKeys(self._given.tokens.jwks, self.metrics.registry).join)
         if self.pressure is not None:
             asked.append(self.pressure.join)
+        if self.quotas is not None:
+            asked.append(partial(quotarefusals.join, self.quotas.admit))
         return asked
 
     def _restore(self) -> bool:
@@ -339,6 +367,7 @@ class Gateway:
             envoy=self.envoy,
             looks=self._looks,
             usage=self.usage.page if self.usage is not None else str,
+            quotas=None if self.quotas is None else partial(quotafleet.join, self.quotas.fleet),
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()

@@ -11,7 +11,7 @@
 | TUNEYARD_HOLD_SECONDS | how long a request waits for an adapter to be loaded | 60 |
 | TUNEYARD_HOLD_REQUESTS | how many may wait at this gateway | 1000 |
 | TUNEYARD_HOLD_PER_DEPLOYMENT | how many of them for one ModelDeployment | 100 |
-| TUNEYARD_PEERS | host:port under which all gateways' processes are found, for feedback | none |
+| TUNEYARD_PEERS | host:port under which all gateways' processes are found, several with commas | none |
 | TUNEYARD_DRAIN_DELAY | seconds between not being ready and closing the listener | 5 |
 | TUNEYARD_DRAIN_SECONDS | seconds that running streams may take to finish | 600 |
 | TUNEYARD_AUTH | what clients need: None, ApiKeys, Jwt, ApiKeysAndJwt | None |

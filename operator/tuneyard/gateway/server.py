@@ -6,6 +6,7 @@
 - POST /v1/feedback         what a user of another gateway thought of an answer of this one, with the same token
 - GET /v1/mirror            what mirrors have seen, with the same token, at once
 - GET /v1/pools             what is under way to pools through this gateway, with the same token, at once
+- POST /v1/quotas           what gateways tell each other of tenants' limits, with the same token (quotafleet.py)
 - GET /healthz              fails when the API server answers but a watch has been silent for too long
 - GET /readyz               Envoy works with what this process knows, and nobody is leaving
 - GET /metrics              this process's metrics, those of answers and of usage, then Envoy's
@@ -67,10 +68,11 @@ def application(
     envoy: EnvoyAdmin,
     looks: Looks,
     usage: Callable[[], str] = str,
+    quotas: Callable[[web.Application, Callable[[web.Request], bool]], None] | None = None,
 ) -> web.Application:
     """The routes; `reports` by path, `token` is what the operator proves itself with, `evidence` what was counted.
 
-    `usage`: the tokens' metrics; `looks` hears of each look at the page.
+    `usage`: the tokens' metrics; `looks` hears of each look at the page; `quotas` adds what gateways tell of limits.
     """
     trusted = partial(_trusted, f"Bearer {token}")
 
@@ -93,6 +95,8 @@ def application(
     for path, report_after in reports.items():
         app.router.add_get(path, partial(_report, report_after, trusted))
     join(app, "/v1/feedback", rated, trusted)
+    if quotas is not None:
+        quotas(app, trusted)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics_page)

@@ -29,6 +29,7 @@ from tuneyard.gateway import snapshot
 from tuneyard.gateway.metrics import Metrics
 from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.watches import STALE
+from tuneyard.planning.limits import Limits
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.tenants import Found, Kind, Problem, Tenants
 from tuneyard.systems.envoy.tenancy import caller_text, gate_caller, shard_of, shard_resources
@@ -111,6 +112,7 @@ class Tenancy:
         """By model: the token of its gates, and what it stands for."""
         self._lines: dict[tuple[Kind, str], str] = {}
         self._problems: set[Found] = set()
+        self._limited: dict[str, Limits] | None = None
         self._scheduled = False
         self._telling: asyncio.TimerHandle | None = None
         self._metrics = TenantMetrics(metrics.registry)
@@ -172,6 +174,12 @@ class Tenancy:
         self._mark(())
         return True
 
+    def limited(self) -> dict[str, Limits]:
+        """The tenants that have limits, and theirs."""
+        if self._limited is None:
+            self._limited = self._tenants.limited()
+        return self._limited
+
     # -- changes -------------------------------------------------------------------------------------------------
 
     def routed(self, model: str, routes: ModelRoutes | None) -> None:
@@ -220,6 +228,7 @@ class Tenancy:
         return touched
 
     def _mark(self, touched: Iterable[str]) -> None:
+        self._limited = None
         self._touched.update(touched)
         self._writer.mark()
         if not self._scheduled:

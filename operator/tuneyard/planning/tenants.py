@@ -23,6 +23,8 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.planning.limits import Kind as Limit
+from tuneyard.planning.limits import Limits, limits_of
 from tuneyard.planning.priorities import PRIORITY, Priority, priority_of
 
 Json = Mapping[str, Any]
@@ -79,6 +81,8 @@ class Policy:
     models: tuple[str, ...] = ()
     """Names of models; `*` stands for any characters."""
     priority: Priority = Priority.NORMAL
+    limits: Limits = field(default_factory=dict)
+    """How much it may ask for."""
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -128,9 +132,11 @@ class _Policies:
 
 def policy_of(data: Json) -> Policy:
     """The policy that a ConfigMap's data are; ValueError says what is wrong with them."""
-    unknown = sorted(set(data) - {MODELS, PRIORITY})
+    unknown = sorted(set(data) - {MODELS, PRIORITY, *Limit})
     if unknown:
-        raise ValueError(f"unknown entries {', '.join(unknown)}: a policy has {MODELS} and {PRIORITY}")
+        raise ValueError(
+            f"unknown entries {', '.join(unknown)}: a policy has {MODELS}, and may have {PRIORITY}, {', '.join(Limit)}"
+        )
     if not isinstance(data.get(MODELS), str):
         raise ValueError(f"it has no {MODELS}: list names of models, or * for all")
     text = data[MODELS]
@@ -140,7 +146,7 @@ def policy_of(data: Json) -> Policy:
     wrong = [word for word in models if not _PATTERN.fullmatch(word)]
     if wrong:
         raise ValueError(f"{wrong[0][:64]!r} is no name of a model, and no pattern of one")
-    return Policy(tuple(dict.fromkeys(models)), priority_of(data))
+    return Policy(tuple(dict.fromkeys(models)), priority_of(data), limits_of(data))
 
 
 def tenant_of(raw: Json) -> str | None:
@@ -278,6 +284,16 @@ class Tenants:
         """The policy that counts, None where there is none."""
         names = self._ordered(tenant)
         return self._policies[names[0]].policy if names else None
+
+    def limits(self, tenant: str) -> Limits:
+        """How much a tenant may ask for; empty where nothing limits it."""
+        policy = self.policy(tenant)
+        return policy.limits if policy is not None else {}
+
+    def limited(self) -> dict[str, Limits]:
+        """The tenants that have limits, and theirs."""
+        found = {tenant: self.limits(tenant) for tenant in self._policies_of}
+        return {tenant: limits for tenant, limits in found.items() if limits}
 
     def _ordered(self, tenant: str) -> list[str]:
         """The tenant's policies, the one that counts first."""

@@ -64,6 +64,20 @@ def test_a_table_of_tenants_and_what_is_wrong() -> None:
     assert "InvalidTenant: Secret stray: the label" in words
 
 
+def test_limits_are_shown_where_somebody_has_some() -> None:
+    policies = [
+        labelled("a", "acme", {"models": "*", "tokensPerMonth": "5000", "concurrentRequests": "8"}),
+        labelled("b", "beta", {"models": "*", "requestsPerMinute": "60"}),
+        labelled("c", "free", {"models": "*"}),
+    ]
+    view = tenants_view("tuneyard-system", [], policies, NOW)
+    lines = [line.split() for line in shown(view).splitlines()[:5]]
+    assert lines[0] == ["TENANT", "KEYS", "AGE", "MODELS", "LIMITS", "PROBLEMS"]
+    assert lines[1:3] == [["acme", "-", "-", "*", "8", "at", "once", "1"], ["5000", "tokens/month"]]
+    assert lines[3:5] == [["beta", "-", "-", "*", "60", "requests/min", "1"], ["free", "-", "-", "*", "-", "1"]]
+    assert '"tokensPerMonth": 5000' in machine_readable(view, "json")
+
+
 def test_no_key_is_shown_in_any_form() -> None:
     view = everything()
     texts = shown(view) + machine_readable(view, "json") + machine_readable(view, "yaml") + repr(view)

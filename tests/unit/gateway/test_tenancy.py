@@ -9,6 +9,8 @@ import pytest
 
 from tuneyard.gateway.options import options
 from tuneyard.gateway.tenancy import KeyTables
+from tuneyard.planning.limits import Kind
+from tuneyard.planning.priorities import Priority
 from tuneyard.planning.tenants import Caller, Policy
 from tuneyard.systems.envoy.tenancy import SHARDS, caller_text, gate_caller, shard_of
 
@@ -20,6 +22,8 @@ from tuneyard.systems.envoy.tenancy import SHARDS, caller_text, gate_caller, sha
         (Caller("acme", Policy(())), "acme ,, "),
         (Caller("acme", Policy(("chat", "team-*", "a/b"))), "acme ,chat,a/b, team-*"),
         (Caller("acme", Policy(("*",))), "acme ,, *"),
+        (Caller("acme", Policy(("*",), limits={Kind.MONTH: 5})), "acme! ,, *"),
+        (Caller("acme", Policy(("*",), Priority.LOW, {Kind.MONTH: 5})), "acme;l! ,, *"),
     ],
 )
 def test_what_a_table_says(caller: Caller, text: str) -> None:

@@ -22,6 +22,7 @@ from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
 from tuneyard.gateway.pressure import PressureMetrics
+from tuneyard.gateway.quotas import QuotaMetrics
 from tuneyard.gateway.signingkeys import SigningKeys
 from tuneyard.gateway.slometrics import slo_page
 from tuneyard.gateway.tenancy import TenantMetrics
@@ -56,6 +57,9 @@ def gateway() -> GatewayMetrics:
     TenantMetrics(metrics.registry).problems.labels(problem="NoPolicy").set(0)
     PressureMetrics(metrics.registry).filled.labels("team", "chat").set(0)
     SigningKeys(Path(), metrics.registry)
+    quotas = QuotaMetrics(metrics.registry)
+    quotas.limited.labels("acme", "requestsPerMinute").inc(0)
+    quotas.left.labels("acme").set(0)
     Certificate(_nothing, lambda: 0.0, metrics.registry, folder="", secret="")
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)

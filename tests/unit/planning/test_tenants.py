@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneyard.api.names import LABEL_TENANT
+from tuneyard.planning.limits import Kind as Limit
 from tuneyard.planning.tenants import NAME_MARK, Caller, Kind, Policy, Problem, Tenants, policy_of
 
 KEY, OTHER = "sk-0123456789abcdef", "sk-fedcba9876543210"
@@ -173,7 +174,14 @@ def test_the_example_lets_nobody_in_as_it_stands() -> None:
         (Problem.NO_KEY, "platform"),
         (Problem.UNREADABLE_KEY, "acme"),
     ]
-    assert (tenants.policy("acme"), tenants.policy("platform")) == (Policy(("acme-*", "shared-chat")), ALL)
+    limits = {
+        Limit.REQUESTS: 600,
+        Limit.CONCURRENT: 20,
+        Limit.TOKENS: 200_000,
+        Limit.MONTH: 500_000_000,
+    }
+    assert tenants.policy("acme") == Policy(("acme-*", "shared-chat"), limits=limits)
+    assert tenants.policy("platform") == ALL
 
 
 def test_no_key_is_in_a_repr() -> None:
@@ -230,3 +238,23 @@ def test_where_tenants_come_with_tokens_their_names_stand_among_the_keys() -> No
     assert kinds(tenants) == [(Problem.NO_POLICY, "acme")]
     # no key of a Secret can be a name
     assert tenants.put("secret", secret("keys", "acme", a="   somebody-else-0123")) == {KEY, "somebody-else-0123"}
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "1e3", "", " 5", "5 ", "many", "1" * 16, "٣"])
+def test_a_limit_is_a_positive_whole_number(text: str) -> None:
+    with pytest.raises(ValueError, match=r"tokensPerMonth is .*: a positive whole number"):
+        policy_of({"models": "*", "tokensPerMonth": text})
+
+
+def test_limits_follow_the_policy_and_one_that_cannot_be_read_leaves_the_last() -> None:
+    tenants = tenants_of(secret("keys", "acme", a=KEY), policy("p", "acme"), policy("q", "beta"))
+    assert tenants.limited() == {}
+    assert tenants.put("policy", policy("p", "acme", requestsPerMinute="60", tokensPerMinute="1000")) == {KEY}
+    limits = {Limit.REQUESTS: 60, Limit.TOKENS: 1000}
+    assert tenants.limited() == {"acme": limits}
+    assert tenants.caller(KEY) == Caller("acme", Policy(("*",), limits=limits))
+    assert tenants.put("policy", policy("p", "acme", requestsPerMinute="none")) == set()
+    assert tenants.limits("acme") == limits
+    assert "requestsPerMinute is 'none'" in next(f.words for f in tenants.problems() if f.tenant == "acme")
+    assert tenants.put("policy", policy("p", "acme")) == {KEY}
+    assert tenants.limits("acme") == tenants.limits("nobody") == {}

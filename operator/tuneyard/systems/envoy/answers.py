@@ -119,9 +119,13 @@ class Answer(NamedTuple):
 class AnswerReports:
     """Hears what becomes of requests, from all workers of Envoy."""
 
-    def __init__(self, answered: Callable[[Sequence[Answer]], None]) -> None:
-        """`answered` gets some at a time, in the order in which they ended."""
-        self._answered = answered
+    def __init__(
+        self,
+        answered: Callable[[Sequence[Answer]], None],
+        ended: Callable[[Sequence[accesslog_pb2.HTTPAccessLogEntry]], None] | None = None,
+    ) -> None:
+        """`answered` gets some at a time, in the order in which they ended; `ended` all entries, before that."""
+        self._answered, self._ended = answered, ended
         self._turn = asyncio.Lock()
         self.streams = 0
         """How many there are now."""
@@ -140,8 +144,10 @@ class AnswerReports:
                 entries = message.http_logs.log_entry
                 for at in range(0, len(entries), AT_A_TIME):
                     async with self._turn:
-                        began = clock()
-                        self._answered(answers_of(entries[at : at + AT_A_TIME]))
+                        began, some = clock(), entries[at : at + AT_A_TIME]
+                        if self._ended is not None:
+                            self._ended(some)
+                        self._answered(answers_of(some))
                         await asyncio.sleep(clock() - began)
         finally:
             self.streams -= 1

@@ -91,7 +91,7 @@ The bytes are also what it keeps while the process takes nothing: some 1,700 req
 
 DRAIN_SECONDS = 5
 
-NO_TENANTS = "local caller_of, permits\n"
+NO_TENANTS = "local caller_of, permits, within_limits, SPENDS\n"
 """Before `extract` where clients need no keys."""
 _NO_TRACES = TracingSettings()
 _LIMITS = ClientLimits()

@@ -22,12 +22,15 @@ from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.tenants import NAME_MARK, SHORTEST_KEY, Caller
 from tuneyard.systems.envoy.documents import EXTENSIONS, JSON_CONTENT, Json, error_text, script
 from tuneyard.systems.envoy.priorities import flag, priority_switch
+from tuneyard.systems.envoy.quotas import quota_script
 from tuneyard.systems.envoy.tokens import Tokens, token_script
 from tuneyard.systems.envoy.translate import LIST, ModelResources, list_resources
 
 SHARDS = 512
 _BY_LAST_BYTES = (1, 17, 37, 59)
 """What a key's last four bytes count: digits of whatever alphabet come to all tables alike."""
+LIMITED = "!"
+"""Behind a tenant's name, which cannot hold it."""
 ALLOWED_HEADER = "x-tuneyard-allowed"
 """From `extract` to what answers the list of models: what the caller may see of it."""
 
@@ -43,7 +46,13 @@ def tenant_script(tokens: Tokens | None = None, *, priorities: bool = False) -> 
         priority_switch(priorities)
         + f"local SHORTEST_KEY, SHARDS = {SHORTEST_KEY}, {SHARDS}\nlocal W1, W2, W3, W4 = {weights}\n"
     )
-    return limits + script("permits") + script("tenants") + (token_script(tokens) if tokens is not None else "")
+    return (
+        limits
+        + script("permits")
+        + script("tenants")
+        + quota_script()
+        + (token_script(tokens) if tokens is not None else "")
+    )
 
 
 def shard_of(key: str) -> str:
@@ -55,11 +64,12 @@ def shard_of(key: str) -> str:
 def caller_text(caller: Caller) -> str:
     """What a table says of a key: the tenant, and where it has a policy the models by name and those by pattern.
 
-    Behind the tenant's name stands its priority, if it is not the usual one (priorities.py).
+    Behind the tenant's name stands its priority, if it is not the usual one (priorities.py), and a mark where it has
+    limits.
     """
     if caller.policy is None:
         return caller.tenant
-    tenant = caller.tenant + flag(caller.policy.priority)
+    tenant = caller.tenant + flag(caller.policy.priority) + (LIMITED if caller.policy.limits else "")
     return f"{tenant} ,{','.join(caller.policy.exact)}, {','.join(caller.policy.globs)}"
 
 

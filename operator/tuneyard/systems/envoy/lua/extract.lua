@@ -2,7 +2,8 @@
 --
 -- Rules:
 --   * what comes from a gateway (tuneyard-hop) is refused before anything else: it would come again for ever;
---   * where clients need keys, `caller_of` and `permits` stand before this script (tenants.lua), else they are nil. A model
+--   * where clients need keys, `caller_of`, `permits` and `within_limits` stand before this script (tenants.lua, quota.lua),
+--     else they are nil. A model
 --     that the caller may not call is refused in the words for one that does not exist: nobody learns others' names;
 --   * it knows the paths that are served; every other one is refused here;
 --   * what a JSON parser behind us could read differently is refused: duplicate or escaped top-level keys, NUL bytes
@@ -42,8 +43,8 @@ local function string_end(text, from)
 end
 
 -- First and last byte of the value of the top-level key "model", and where the values of "stream" and "stream_options"
--- begin, where they are there; or nil and what is wrong.
-local function locate(text)
+-- begin, where they are there; or nil and what is wrong. Into `asked`, where it is given, go the numbers of SPENDS.
+local function locate(text, asked)
   local at = find(text, '%S')
   if not at or byte(text, at) ~= 123 then return nil, 'The body must be a JSON object.' end
   if find(text, '\0', 1, true) then return nil, 'The body must be JSON in UTF-8.' end
@@ -74,6 +75,8 @@ local function locate(text)
           elseif key == 'stream_options' then
             if options then return nil, 'The body has the key stream_options twice.' end
             options = colon + 1
+          elseif asked and SPENDS[key] then
+            asked[key] = math.max(asked[key] or 0, tonumber(string.match(text, '^[%d.eE+-]+', colon + 1) or '') or 0)
           end
         end
       end
@@ -154,9 +157,9 @@ function envoy_on_request(handle)
   if headers:get('tuneyard-hop') then
     return refuse(handle, '508', 'A gateway sent this request to a gateway.', 'server_error', 'loop_detected')
   end
-  local allowed
+  local allowed, limited
   if caller_of then
-    allowed = caller_of(handle, headers)
+    allowed, limited = caller_of(handle, headers)
     if not allowed then return end
   end
   local path = headers:get(':path') or ''
@@ -176,7 +179,8 @@ function envoy_on_request(handle)
   end
   local body = handle:body(true)
   local text = body:getBytes(0, body:length())
-  local first, last, stream, options = locate(text)
+  local asked = limited and {} or nil
+  local first, last, stream, options = locate(text, asked)
   if not first then return refuse(handle, '400', last, 'invalid_request_error', 'invalid_body', 'model') end
   local streams, usage = usage_place(text, stream, options)
   if streams == nil then return refuse(handle, '400', usage, 'invalid_request_error', 'invalid_body', 'stream') end
@@ -187,6 +191,7 @@ function envoy_on_request(handle)
     return refuse(handle, '404', 'The model `' .. name .. '` does not exist.', 'invalid_request_error', 'model_not_found',
       'model', 'model_not_allowed')
   end
+  if limited and not within_limits(handle, handle:headers(), #text, asked) then return end
   headers = handle:headers() -- the wrapper from before body() is dead after the yield
   if streams then
     local metadata = handle:streamInfo():dynamicMetadata()

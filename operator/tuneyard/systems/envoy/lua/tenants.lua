@@ -9,6 +9,7 @@
 --   * a gate's token stands in the tables of keys and is none: it counts in its own header alone, beside no key, and for
 --     requests that name a revision. Beside a key it is removed, so that its routes, which enforce less and are billed to
 --     nobody, are no tenant's;
+--   * a tenant that has limits is marked in the tables (`!` behind its name): only of those the process is asked (quota.lua);
 --   * credentials go no further than here; the token of a gate stays for the routes, which remove it.
 -- Prepended: GATE_TENANT, NAME_MARK, PRIORITIES, SHORTEST_KEY, SHARDS, W1 to W4 (how a key's last bytes choose its table).
 
@@ -46,19 +47,19 @@ local function without_policy(handle, tenant)
     'invalid_request_error', 'no_policy')
 end
 
--- From here on the request is that tenant's; what it may call.
+-- From here on the request is that tenant's; what it may call, and whether it has limits.
 local function let_in(handle, headers, line)
-  local tenant, flag, allowed = string.match(line, '^([^%s;]+);?(%S*) ?(.*)$')
+  local tenant, flag, limited, allowed = string.match(line, '^([^%s;!]+);?([^%s!]*)(!?) ?(.*)$')
   headers:replace('x-tenant', tenant)
   if PRIORITIES then
     local priority = (flag == 'h' or tenant == GATE_TENANT) and 'High' or flag == 'l' and 'Low'
     if priority then headers:replace('x-tuneyard-priority', priority) end
   end
   if allowed == '' then return without_policy(handle, tenant) end
-  return allowed
+  return allowed, limited ~= ''
 end
 
--- What the caller may call, as `permits` takes it; nil: the request has been refused.
+-- What the caller may call, as `permits` takes it, and whether it has limits; nil: the request has been refused.
 local function caller_of(handle, headers)
   local key, as_gate = key_of(headers)
   if not key then

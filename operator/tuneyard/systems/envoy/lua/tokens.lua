@@ -50,7 +50,7 @@ local function refuse_token(handle, found)
   return refuse(handle, '401', wrong[1], 'invalid_request_error', wrong[2] or 'invalid_token')
 end
 
--- What the caller may call, as `permits` takes it; nil: the request has been refused.
+-- What the caller may call, as `permits` takes it, and whether it has limits; nil: the request has been refused.
 local function caller_of(handle, headers)
   local value = headers:get('authorization')
   if not value then
