@@ -28,7 +28,7 @@ import uvloop
 
 from benchmarks.report import REPORTED, percentile, write
 from tests.contract.apiserver import ApiServer
-from tests.contract.gateway_process import GatewayProcess, Team
+from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.contract.test_gateway_tenants import Vault
 from tests.fakes.upstream import Upstream
 from tuneyard.gateway.quotamonths import NAME
@@ -154,6 +154,10 @@ def _overshoot(used: int, limit: int, one: int) -> float:
     return max(0.0, 100 * (used - limit) / limit) if used - limit > one else 0.0
 
 
+async def _knows_all(gateway: GatewayProcess) -> bool:
+    return "tuneyard_gateway_quota_gateways 3.0" in await gateway.page()
+
+
 async def _gateways(server: ApiServer, folder: Path, team: Team, stack: AsyncExitStack) -> list[GatewayProcess]:
     settings = {"watchNamespaces": [team.namespace], "tuneyardNamespace": team.namespace}
     found = [GatewayProcess(server, folder, name=f"gateway-{n}", settings=settings, keys=True) for n in range(3)]
@@ -163,6 +167,7 @@ async def _gateways(server: ApiServer, folder: Path, team: Team, stack: AsyncExi
     for gateway in found:
         for tenant in LIMITS:
             await gateway.applies(f"{team.namespace}/{tenant}", {tenant: 100})
+        await becomes(lambda one=gateway: _knows_all(one), True, "the gateways know each other")
     return found
 
 

@@ -272,7 +272,7 @@ class Gateway:
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         holding = await serve(self.holding, self._given.holding_socket, *self._asked_beside())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export, self.pressure, self.quotas):
+        for each in (self._export, self.usage, self._usage_export, self.pressure):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -372,6 +372,8 @@ class Gateway:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         await web.SockSite(runner, listening_socket(self._given.listen, self._given.observe_port)).start()
+        if self.quotas is not None:
+            self.quotas.start()  # it finds itself among the others by asking here
         return runner
 
     async def _count_all(self) -> None:

@@ -117,6 +117,12 @@ class Fleet:
     def _here(self) -> str:
         return next((a for a, p in self._peers.items() if p.state is State.HERE), "")
 
+    @property
+    def settled(self) -> bool:
+        """Whether it knows its own address, and that whoever it hears may own tenants."""
+        own = all(peer.owns for peer in self._peers.values() if peer.state is State.HEARD)
+        return own and self.knows and (bool(self._here) or not self._peers)
+
     async def look(self) -> None:
         """Tell everybody what is new, hear who is there, and forget requests of those that are not."""
         found = await self._addresses()

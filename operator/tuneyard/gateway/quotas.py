@@ -66,6 +66,11 @@ class QuotaMetrics:
             ["tenant"],
             registry=registry,
         )
+        self.gateways = Gauge(
+            "tuneyard_gateway_quota_gateways",
+            "Gateways that share limits as this one sees it, itself among them; 0 while there are none.",
+            registry=registry,
+        )
         self.alone = Count(
             "tuneyard_gateway_quota_alone",
             "Requests decided while another gateway said nothing: with this one's part of the limits.",
@@ -259,6 +264,7 @@ class Quotas:
             if self._limits():
                 pause = max(EVERY, self._turn() / _SHARE)
                 await self.fleet.look()
+                self._metrics.gateways.set(self.fleet.away().heard if self.fleet.settled else 0)
             await asyncio.sleep(pause)
 
     def _turn(self) -> float:

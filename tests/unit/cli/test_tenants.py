@@ -72,9 +72,12 @@ def test_limits_are_shown_where_somebody_has_some() -> None:
     ]
     view = tenants_view("tuneyard-system", [], policies, NOW)
     lines = [line.split() for line in shown(view).splitlines()[:5]]
-    assert lines[0] == ["TENANT", "KEYS", "AGE", "MODELS", "LIMITS", "PROBLEMS"]
-    assert lines[1:3] == [["acme", "-", "-", "*", "8", "at", "once", "1"], ["5000", "tokens/month"]]
-    assert lines[3:5] == [["beta", "-", "-", "*", "60", "requests/min", "1"], ["free", "-", "-", "*", "-", "1"]]
+    assert lines[0] == ["TENANT", "KEYS", "AGE", "MODELS", "PRIORITY", "LIMITS", "PROBLEMS"]
+    assert lines[1:3] == [["acme", "-", "-", "*", "Normal", "8", "at", "once", "1"], ["5000", "tokens/month"]]
+    assert lines[3:5] == [
+        ["beta", "-", "-", "*", "Normal", "60", "requests/min", "1"],
+        ["free", "-", "-", "*", "Normal", "-", "1"],
+    ]
     assert '"tokensPerMonth": 5000' in machine_readable(view, "json")
 
 
