@@ -89,6 +89,11 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100}), "routing": {"affinity": {}}},
         "routing.affinity must be exactly one of header, prefix; found 0",
     ),
+    "held-for-longer-than-gateways-hold": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"coldStart": {"holdTimeout": "10m"}}},
+        "coldStart.holdTimeout may be 9m at most: gateways end what is silent for longer",
+    ),
     "system-prompt-that-is-a-book": (
         "LoRAAdapter",
         {**adapter_spec("base"), "systemPrompt": {"text": "x" * 8193}},

@@ -95,7 +95,7 @@ class PoolState:
             return clipped(named(self.problem), _PROGRESS_LIMIT) + kept
         replicas = self.pool.pods
         if self.pool.asleep_since:
-            return f"asleep; the next request starts its pods"
+            return "asleep; the next request starts its pods"
         if self.complete:
             return "serving" if replicas else "scaled to 0"
         if self.pods and not self.serving and not any(p.base_report for p in self.pods):
