@@ -99,6 +99,11 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**deployment_spec("base", {"v0": 100}), "routing": {"idleTimeout": "25h"}},
         "write 1s to 24h; for no limit leave the field out",
     ),
+    "held-for-longer-than-gateways-hold": (
+        "ModelDeployment",
+        {**deployment_spec("base", {"v0": 100}), "routing": {"coldStart": {"holdTimeout": "10m"}}},
+        "coldStart.holdTimeout may be 9m at most: gateways end what is silent for longer",
+    ),
     "system-prompt-that-is-a-book": (
         "LoRAAdapter",
         {**adapter_spec("base"), "systemPrompt": {"text": "x" * 8193}},

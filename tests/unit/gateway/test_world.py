@@ -16,6 +16,7 @@ from tuneyard.api.documents import AdapterReport, Transfer
 from tuneyard.api.modeldeployment import ModelDeploymentStatus
 from tuneyard.api.rollout import Outcome, RolloutSpec, RolloutStatus
 from tuneyard.api.routing import Routing
+from tuneyard.api.serving import ServingSpec
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.gateway.world import World
 from tuneyard.planning.contents import hash_of
@@ -97,6 +98,9 @@ def test_a_change_touches_the_models_that_it_can_change() -> None:
     assert world.put("adapter", raw(pinned("nobodys")), 0) == set()
     assert world.put("base", raw(base_model()), 0) == {"chat"}
     assert world.put("base", raw(base_model()), 0) == set()
+    sleepy = base_model(serving=ServingSpec(scale_to_zero_after="1h"))
+    assert world.put("base", raw(sleepy), 0) == {"chat"}, "its requests may have to wait from now on"
+    assert world.put("base", raw(sleepy), 0) == set()
     assert world.put("pod", raw_pod(pod("a", "v1")), 0) == {"chat"}
     assert world.put("pod", raw_pod(pod("a", "v1")), 0) == set()
     assert world.put("pod", raw_pod(pod("b", pool="big", base="big")), 0) == {"other"}
