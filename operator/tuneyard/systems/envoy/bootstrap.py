@@ -92,7 +92,7 @@ _NO_TRACES = TracingSettings()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-_ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
+_ON_THE_WAY = ("jsontext", "prefix", "systemprompt", "external")
 """What `rewrite` does where a route asks for it."""
 
 
@@ -116,7 +116,7 @@ def gateway_scripts(
         "rewrite": "".join(
             (refusals, asking, f"local HOLD_MILLISECONDS = {patience}\n", *map(script, (*_ON_THE_WAY, "rewrite")))
         ),
-        "answer": script("usage_answer") + script("answer"),
+        "answer": script("usage_answer") + script("external_answer") + script("answer"),
     }
 
 
@@ -237,6 +237,7 @@ LOG_FORMAT: Json = {
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
     "error": _metadata("error"),
+    "out": _metadata("out"),
     "bytes_in": "%BYTES_RECEIVED%",
     "bytes_out": "%BYTES_SENT%",
     "duration_ms": "%DURATION%",
