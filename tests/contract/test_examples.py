@@ -53,6 +53,7 @@ def test_the_quickstart_in_its_order(apiserver: ApiServer) -> None:
             "drift",
             "routing",
             "system-prompt",
+            "hosted-to-own",
         ),
         "tenants",
     ],

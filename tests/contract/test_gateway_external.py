@@ -78,7 +78,8 @@ async def test_what_goes_out_and_what_does_not(tmp_path: Path, authority: Author
         "x-user-id": "u-1", "cookie": "session=1", "x-api-key": KEY, "forwarded": "for=1.2.3.4",
         "traceparent": "00-1-1-01",
         "x-forwarded-for": "1.2.3.4", "proxy-authorization": "Basic abc", "x-stainless-os": "Linux",
-        "openai-beta": "x=1", "accept-encoding": "gzip", "x-request-id": "req-1", "openai-organization": "org-of-the-client",
+        "openai-beta": "x=1", "accept-encoding": "gzip", "x-request-id": "req-1",
+        "openai-organization": "org-of-the-client",
     }  # fmt: skip
     async with rig:
         put_keys(rig, CALLERS)

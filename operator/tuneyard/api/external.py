@@ -1,8 +1,8 @@
 """A revision that somebody else serves: any API that speaks as OpenAI's does (OpenAI, Together, Fireworks, endpoints of
 Hugging Face).
 
-What it is, is where it is asked and under which name; those never change under a revision's name. Whose key is sent and
-what its tokens cost may: neither decides what answers.
+What it is, is where it is asked and under which name; those never change under a revision's name. Whose key is sent
+may: it does not decide what answers.
 """
 
 from __future__ import annotations
@@ -35,20 +35,6 @@ class ApiKeyReference(ApiModel):
     def field(self) -> str:
         """The key that holds it."""
         return self.key or DEFAULT_KEY
-
-
-TokenPrice = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
-
-
-class ExternalPricing(ApiModel):
-    """What the API asks for a million tokens; `tuneyard cost` reads it."""
-
-    input_per_million: TokenPrice
-    cached_input_per_million: Annotated[
-        TokenPrice | None, Field(description="Of a prompt's tokens that came from its cache; default: as the others.")
-    ] = None
-    output_per_million: TokenPrice
-    currency: Annotated[str | None, Field(max_length=8, pattern=r"^[A-Z]{3,8}$", description="Default: USD.")] = None
 
 
 class ExternalSpec(ApiModel):
@@ -89,7 +75,6 @@ class ExternalSpec(ApiModel):
     system_prompt: Annotated[
         SystemPrompt | None, Field(description="The system message that it was fine-tuned with.")
     ] = None
-    pricing: Annotated[ExternalPricing | None, Field(description="What its tokens cost; it may change.")] = None
 
     @property
     def host(self) -> str:

@@ -29,7 +29,7 @@ def hash_of(
     """The same of what a revision names, as far as that exists."""
     parts: dict[str, object]
     if revision.external is not None:
-        parts = {"external": revision.external.identity}  # neither whose key is sent nor what it costs
+        parts = {"external": revision.external.identity}  # not whose key is sent
     elif base is None or (adapter is None and revision.adapter is not None):
         return None
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tuneyard.api.external import ApiKeyReference, ExternalPricing, ExternalSpec
+from tuneyard.api.external import ApiKeyReference, ExternalSpec
 from tuneyard.api.modeldeployment import Revision
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
@@ -52,13 +52,12 @@ def test_what_is_no_model(model: str) -> None:
         ExternalSpec(url="https://api.example/v1", model=model)
 
 
-def test_whose_key_is_sent_and_what_it_costs_is_no_part_of_it() -> None:
+def test_whose_key_is_sent_is_no_part_of_it() -> None:
     def hashed(**more: object) -> str | None:
         given = {"url": "https://api.example/v1", "model": "m", **more}
         return hash_of(Revision(name="r", external=ExternalSpec.model_validate(given)), None, None, None)
 
-    prices = ExternalPricing(input_per_million=1, output_per_million=2)
-    same = [hashed(), hashed(credentials=ApiKeyReference(name="s")), hashed(pricing=prices)]
+    same = [hashed(), hashed(credentials=ApiKeyReference(name="s"))]
     assert same[0] is not None and set(same) == {same[0]}
     others = [
         hashed(url="https://api.example/v2"),
