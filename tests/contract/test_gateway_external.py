@@ -220,7 +220,7 @@ async def test_from_hosted_to_own_and_back_under_traffic(
                 await asyncio.sleep(0.5)
             api.keys = {OURS, "sk-hosted-2"}  # as APIs let keys overlap
             change_secret(team.api, team.namespace, "hosted-api", "sk-hosted-2")
-            await eventually(lambda: "Bearer sk-hosted-2" in api.shown[-5:], "the new key is in force")
+            await eventually(lambda: "Bearer sk-hosted-2" in api.shown[-5:], "the new key is in force", within=9)
             await eventually(lambda: set(api.shown[-20:]) == {"Bearer sk-hosted-2"}, "and no other")
             api.keys = {"sk-hosted-2"}
             seen = len(api.shown)
@@ -267,6 +267,7 @@ async def test_a_secret_that_gateways_may_not_read(
     async with gateway:
         make_deployment(team, [hosted_revision(api)], {"hosted": 100})
         make_secret(team.api, team.namespace, "hosted-api", OURS)
+        await gateway.ready()
         report = await gateway.serves(deployment, lambda found: bool(found.lacking))
         told = report.deployments[deployment]
         assert told.weights == {"hosted": 0}
@@ -274,7 +275,6 @@ async def test_a_secret_that_gateways_may_not_read(
             f"Secret {team.namespace}/hosted-api may not be read by the gateways: list it in gateway.externalSecrets "
             "of the chart"
         )
-        await gateway.ready()
         await gateway.rig.envoy.ready()
         assert (await gateway.rig.post({"model": "chat"}))[0] == 503
         grant(team.api, team.namespace, "hosted-api")

@@ -44,6 +44,9 @@ _ASKED = (2.0, 5.0)
 _FITS = re.compile(r"[\x21-\x7e]{1,4096}")
 """What may stand in a header."""
 
+_Mark = tuple[str, str, str, str]
+"""Namespace, ModelDeployment, revision, URL."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,7 +79,8 @@ class ExternalKeys:
         self._api, self._path, self._touched, self._on_settled = api, path, touched, settled
         self._loop = asyncio.get_running_loop()
         self._secrets: dict[Key, _Secret] = {}
-        self._settled: set[tuple[str, str, str, str]] = set()
+        self._settled: dict[str, set[_Mark]] = {}
+        """By model: external revisions whose hosts Envoy has looked up."""
         self._feeding = False
         self._wanted = asyncio.Event()
         self._running: list[asyncio.Task[None]] = []
@@ -121,7 +125,8 @@ class ExternalKeys:
             key = found.keys.get(external.credentials.field)
             if key is None:
                 return Access(problem=f"Secret {namespace}/{name} has no usable key {external.credentials.field}")
-        if self._feeding and (*deployment.metadata.key, revision.name, external.url) not in self._settled:
+        mark = (*deployment.metadata.key, revision.name, external.url)
+        if self._feeding and mark not in self._settled.get(deployment.model_name, ()):
             return Access(key, "its host is being looked up", soon=True)
         return Access(key)
 
@@ -138,24 +143,26 @@ class ExternalKeys:
 
     def routed(self, model: str, routes: ModelRoutes | None) -> None:
         """What Envoy is sent of a model."""
-        for revision in routes.revisions if routes is not None else ():
-            if routes is None or revision.external is None:
-                continue
-            mark = (routes.namespace, routes.deployment, revision.name, revision.external.url)
-            if mark in self._settled:
-                continue
-            if self._feeding:
-                self._loop.call_later(SETTLING, self._settle, mark, model)
-            else:  # Envoy opens its listener when it has looked up the hosts that it got first
-                self._settled.add(mark)
+        sent: set[_Mark] = set()
+        if routes is not None:
+            of = routes.namespace, routes.deployment
+            sent = {(*of, r.name, r.external.url) for r in routes.revisions if r.external is not None}
+        settled = self._settled.pop(model, set()) & sent
+        if not self._feeding:  # Envoy opens its listener when it has looked up the hosts that it got first
+            settled = sent
+        for mark in sent - settled:
+            self._loop.call_later(SETTLING, self._settle, mark, model)
+        if sent:
+            self._settled[model] = settled
 
     def feeding(self) -> None:
         """Envoy has been sent all that was known."""
         self._feeding = True
 
-    def _settle(self, mark: tuple[str, str, str, str], model: str) -> None:
-        if mark not in self._settled:
-            self._settled.add(mark)
+    def _settle(self, mark: _Mark, model: str) -> None:
+        settled = self._settled.get(model)
+        if settled is not None and mark not in settled:
+            settled.add(mark)
             self._on_settled(model)
 
     # -- looking -------------------------------------------------------------------------------------------------
