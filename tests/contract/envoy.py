@@ -33,6 +33,7 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
 from tuneyard.systems.envoy.documents import Json
+from tuneyard.systems.envoy.external import SYSTEM_CA
 from tuneyard.systems.envoy.front import front_config
 from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
@@ -189,18 +190,19 @@ class Rig:
         limits: ClientLimits = _LIMITS,
         tokens: Tokens | None = None,
         priorities: bool = False,
+        authorities: str = SYSTEM_CA,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
 
         `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
-        need keys. `authority`: who signs pods' certificates. `tokens`: which are taken, in the place of keys.
-        `priorities`: full pools refuse who may wait.
+        need keys. `authority`: who signs pods' certificates; `authorities`: file of who signs those of external APIs.
+        `tokens`: which are taken, in the place of keys. `priorities`: full pools refuse who may wait.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.ads = AdsServer()
         self.folder = folder
-        self.authority = authority
+        self.authority, self.authorities = authority, authorities
         self._own_ads = ads is None
         self._services = services
         self._socket = ads or folder / "ads.sock"
@@ -258,7 +260,10 @@ class Rig:
         added = {m.model for m in models} - self._models.keys()
         for one in models:
             self._models[one.model] = one
-            self.ads.put(one.model, model_resources(one, engine_key, authority=self.authority))
+            self.ads.put(
+                one.model,
+                model_resources(one, engine_key, authority=self.authority, authorities=self.authorities),
+            )
         if added or not models:
             self.ads.put(LIST, self._listing(self._models.values()))
         self.ads.publish()

@@ -120,6 +120,10 @@ class Team:
             "modeldeployments", "ModelDeployment", name, {"revisions": revisions, "traffic": targets, **spec}
         )
 
+    def create_deployment(self, name: str, spec: Json) -> Json:
+        """Of revisions that are no adapters."""
+        return self._create("modeldeployments", "ModelDeployment", name, spec)
+
     def sleep(self, name: str, **told: object) -> None:
         """What the operator says of idleness: idleSince, wakingSince, reason, traffic."""
         self._status("modeldeployments", name, {"idleSince": None, "wakingSince": None, "reason": None, **told})

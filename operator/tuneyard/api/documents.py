@@ -197,6 +197,8 @@ class AppliedDeployment(ApiModel):
     """What each revision is (served.py); an older gateway does not say it."""
     held: list[str] = []
     """Revisions whose requests are held until a pod has loaded their adapter."""
+    lacking: dict[str, str] = {}
+    """External revisions that this gateway cannot send anything to, and why."""
 
 
 class AppliedReport(ApiModel):

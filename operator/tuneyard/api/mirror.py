@@ -106,4 +106,9 @@ def mirror_rules() -> list[dict[str, Any]]:
             "mirror.revision has all the traffic, so that there is nothing to copy: remove spec.mirror",
             field_path=".mirror",
         ),
+        cel(
+            "!has(self.mirror) || !self.revisions.exists(r, r.name == self.mirror.revision && has(r.external))",
+            "mirror.revision is external: copies of users' requests are sent to pods of this cluster only",
+            field_path=".mirror",
+        ),
     ]

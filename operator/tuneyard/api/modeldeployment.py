@@ -10,13 +10,15 @@ from tuneyard.api.analysis import AnalysisSpec
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.drift import DriftStatus
+from tuneyard.api.external import ExternalSpec
 from tuneyard.api.lineage import Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.mirror import MirrorSpec, MirrorStatus, mirror_rules
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
 from tuneyard.api.routing import Routing
-from tuneyard.api.schema import ObjectName, RevisionName, Text, cel
+from tuneyard.api.schema import ObjectName, RevisionName, Text, cel, exactly_one, unchanged
 from tuneyard.api.serving import ServingSpec
+from tuneyard.api.systemprompt import SystemPrompt
 
 
 class Revision(ApiModel):
@@ -26,19 +28,36 @@ class Revision(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "self == oldSelf",
+                    # an external one's own rule says what of it may change
+                    unchanged("baseModel", "adapter", "serving") + " && has(self.external) == has(oldSelf.external)",
                     "a revision's contents are immutable; add a revision under a new name and move traffic to it",
                     message_expression="'revision ' + self.name + ' is immutable: add a revision under a new name and move "
                     "traffic to it'",
-                )
+                ),
+                exactly_one("a revision", "baseModel", "external"),
+                cel(
+                    "!has(self.external) || (!has(self.adapter) && !has(self.serving))",
+                    "an external revision has no pods: remove adapter and serving from it",
+                ),
             ]
         }
     )
 
     name: RevisionName
-    base_model: ObjectName
+    base_model: Annotated[
+        ObjectName, Field(exclude_if=lambda name: not name, description="The BaseModel, unless it is served elsewhere.")
+    ] = ""
+    """Empty for an external one."""
     adapter: Annotated[ObjectName | None, Field(description="A LoRAAdapter; none: the base itself.")] = None
     serving: Annotated[ServingSpec | None, Field(description="Pods of its own for this revision.")] = None
+    external: Annotated[
+        ExternalSpec | None, Field(description="An API that serves it, in place of pods of this cluster.")
+    ] = None
+
+    @property
+    def system_prompt_of_its_own(self) -> SystemPrompt | None:
+        """The one of an external revision; others have their adapter's."""
+        return self.external.system_prompt if self.external else None
 
 
 class TrafficTarget(ApiModel):

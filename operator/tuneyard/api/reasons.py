@@ -100,7 +100,7 @@ class Reason(StrEnum):
     )
     CREDENTIALS_MISSING = (
         "CredentialsMissing",
-        "The Secret that the source names does not exist, lacks a key, or may not be read.",
+        "The Secret that the source, or an external revision, names does not exist, lacks a key, or may not be read.",
     )
     SOURCE_UNREACHABLE = (
         "SourceUnreachable",

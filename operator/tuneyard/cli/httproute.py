@@ -114,6 +114,12 @@ def to_pools(
     """Straight to model pods. `operator`: the namespace of Tuneyard, whose pods alone NetworkPolicies let in."""
     shares, named = weights(deployment), {a.metadata.name: a for a in adapters}
     served = [r for r in deployment.spec.revisions if r.name in shares]
+    for revision in served:
+        if revision.external is not None:
+            raise UserError(
+                f"revision {revision.name} has no pods, {revision.external.host} serves it: export a route to the "
+                "gateways instead (--to gateway)"
+            )
     name = _one_name(served, named)
     pools: dict[str, int] = {}
     for revision in served:

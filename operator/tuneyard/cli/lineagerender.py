@@ -128,6 +128,15 @@ def _revision_line(revision: ServedRevision, name: str) -> Text:
     return _headline("revision", name, _gets(revision), role)
 
 
+def _made_of(branch: Tree, revision: ServedRevision, width: int) -> None:
+    if revision.external is not None:
+        branch.add(_headline("external", revision.external.model, revision.external.url))
+    if revision.adapter is not None:
+        branch = _link(branch, "adapter", revision.adapter, 1, width)
+    if revision.base is not None:
+        _link(branch, "base", revision.base, 2 if revision.adapter else 1, width)
+
+
 def render_lineage(view: LineageView, width: int) -> Tree:
     """The whole tree, its words folded at `width`; to be printed UNFOLDED."""
     word = {"ModelDeployment": "deployment", "LoRAAdapter": "adapter", "BaseModel": "base"}[view.kind]
@@ -135,9 +144,7 @@ def render_lineage(view: LineageView, width: int) -> Tree:
     if view.kind == "ModelDeployment":
         for revision in view.revisions:
             branch = tree.add(_revision_line(revision, revision.name))
-            if revision.adapter is not None:
-                branch = _link(branch, "adapter", revision.adapter, 1, width)
-            _link(branch, "base", revision.base, 2 if revision.adapter else 1, width)
+            _made_of(branch, revision, width)
         return tree
     for revision in view.revisions:
         if view.adapter is not None or revision.adapter is None:

@@ -14,6 +14,7 @@ from typing import Literal
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import find
+from tuneyard.api.external import ExternalSpec
 from tuneyard.api.lineage import Lineage
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
@@ -62,7 +63,9 @@ class ServedRevision(ApiModel):
     weight: int | None = None
     stable_since: str | None = None
     adapter: MadeAdapter | None = None
-    base: Made
+    base: Made | None = None
+    external: ExternalSpec | None = None
+    """Where it is served, if it has no base here. What it was made of, only its API knows."""
 
 
 class LineageView(ApiModel):
@@ -137,7 +140,8 @@ def _revision(deployment: ModelDeploymentResource, revision: Revision, read: Rea
         weight=told.weight if told else None,
         stable_since=rollout.stable_since if rollout and stable else None,
         adapter=_adapter(revision.adapter, read) if revision.adapter else None,
-        base=_base(revision.base_model, read),
+        base=_base(revision.base_model, read) if revision.external is None else None,
+        external=revision.external,
     )
 
 

@@ -164,7 +164,8 @@ def read_one(cluster: Cluster, namespace: str, name: str) -> Read:
     deployment = read_deployment(cluster, namespace, name)
     about = {("ModelDeployment", name): None}
     for revision in deployment.spec.revisions:
-        about[("BaseModel", revision.base_model)] = None
+        if revision.external is None:
+            about[("BaseModel", revision.base_model)] = None
         if revision.adapter:
             about[("LoRAAdapter", revision.adapter)] = None
     return Read(

@@ -127,6 +127,8 @@ def _remarks(view: DeploymentView) -> list[Text]:
 
 
 def _serves(revision: RevisionView) -> str:
+    if revision.external:
+        return f"{revision.external_model} at {revision.external}"
     return f"{revision.adapter} on {revision.base_model}" if revision.adapter else revision.base_model
 
 

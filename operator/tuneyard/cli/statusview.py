@@ -46,7 +46,11 @@ class RevisionView(ApiModel):
 
     name: str
     base_model: str
+    """Empty for an external one."""
     adapter: str | None = None
+    external: str | None = None
+    """The host that serves it, if no pods do."""
+    external_model: str | None = None
     role: str = ""
     """stable, candidate or nothing."""
     spec_weight: int
@@ -223,6 +227,8 @@ def _revision_view(deployment: ModelDeploymentResource, revision: Revision) -> R
         name=revision.name,
         base_model=revision.base_model,
         adapter=revision.adapter,
+        external=revision.external.authority if revision.external else None,
+        external_model=revision.external.model if revision.external else None,
         role=role,
         spec_weight=deployment.spec.weight_of(revision.name),
         weight=told.weight if told else None,
@@ -278,7 +284,7 @@ def _pods_of(deployment: ModelDeploymentResource, pods: Iterable[PodObservation]
     A pod that has its share of the pool's adapters, and none of these, is left out, unless it serves the base itself.
     """
     wanted: dict[str, dict[str | None, None]] = {}
-    for revision in deployment.spec.revisions:
+    for revision in (r for r in deployment.spec.revisions if r.external is None):
         wanted.setdefault(pool_of(deployment, revision), {})[revision.adapter] = None
     mine = [p for p in pods if p.namespace == deployment.metadata.namespace and p.pool in wanted]
     views = []

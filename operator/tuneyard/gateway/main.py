@@ -37,6 +37,7 @@ from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
+from tuneyard.gateway.externalkeys import ExternalKeys
 from tuneyard.gateway.feedback import Feedback, Given, Peers, join
 from tuneyard.gateway.feedbackexport import FeedbackExport, FeedbackMetrics
 from tuneyard.gateway.holding import Holding, serve
@@ -99,7 +100,9 @@ class Gateway:
             listing=tenants_list_resources if given.keys else list_resources,
             authority=authority(master),
             tls_expected=settings.pod_tls,
+            authorities=given.external_authorities,
         )
+        self.external = self._keys_of_apis(api)
         self.tenancy: Tenancy | None = None
         if given.keys:
             self.tenancy = Tenancy(
@@ -205,7 +208,17 @@ class Gateway:
         )
         return quotas_of(fleet, limits, given.directory, Months(api, namespace), self.metrics.registry)
 
+    def _keys_of_apis(self, api: Api) -> ExternalKeys:
+        """What there is for external revisions."""
+        mark, reading = self.publisher.mark, self.world.reading
+        keys = ExternalKeys(
+            api, self._given.external_snapshot, self.metrics, lambda secret: mark(reading(secret)), lambda m: mark((m,))
+        )
+        self.world.accesses = keys.access
+        return keys
+
     def _touched(self, models: set[str]) -> None:
+        self.external.follow(self.world.secrets())
         self.publisher.mark(models)
         self._writer.mark()
 
@@ -215,6 +228,7 @@ class Gateway:
         self.answer_metrics.routed(model, routes)
         self.holding.changed(model)
         self.mirroring.changed(model)
+        self.external.routed(model, routes)
         for each in (self.tenancy, self.pressure):
             if each is not None:
                 each.routed(model, routes)
@@ -300,6 +314,7 @@ class Gateway:
             await self.mirroring.stop()
             await self._pods.close()
             await self.watches.stop()
+            await self.external.stop()
             if self.tenancy is not None:
                 await self.tenancy.stop()
             await self.publisher.ads.stop()
@@ -327,6 +342,8 @@ class Gateway:
         except (ValueError, KeyError, TypeError) as error:
             _log.error("the snapshot cannot be read and is left aside: %s", error)
             return False
+        self.external.restore()
+        self.external.follow(self.world.secrets())
         _log.info("restored %d models from the snapshot", len(models))
         return self.tenancy is None or self.tenancy.restore()
 
@@ -339,7 +356,10 @@ class Gateway:
                     await self.tenancy.completed.wait()
         except TimeoutError:
             _log.warning("the API server does not tell everything; serving from the snapshot")
+        await self.external.first_look(PATIENCE)
         self.publisher.open()
+        self.external.feeding()
+        self.external.start()
         self._writer.mark()
         _log.info("serving %d models", self.publisher.models)
         await self._writer.run()

@@ -20,6 +20,7 @@
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
 | TUNEYARD_USAGE_DIRECTORY | shared with Envoy: its log of usage, and how far it was read | the run directory |
+| TUNEYARD_EXTERNAL_CA | file of Envoy's container: who signs certificates of external APIs | the system's bundle |
 | TUNEYARD_TLS_… | TLS for clients: tlsoptions.py | none |
 """
 
@@ -39,6 +40,7 @@ from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
 from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 from tuneyard.planning.priorities import PoolLimits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
+from tuneyard.systems.envoy.external import SYSTEM_CA
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.tls import Tls
 
@@ -68,6 +70,8 @@ class Options:
     usage_export: BucketTarget | None = None
     usage_directory: Path | None = None
     tls: Tls | None = None
+    external_authorities: str = SYSTEM_CA
+    """File of Envoy's container with those who sign certificates of external APIs."""
 
     @property
     def ads_socket(self) -> Path:
@@ -114,6 +118,11 @@ class Options:
         """What it knew of tenants, their keys among it."""
         return self.directory / "tenants.jsonl"
 
+    @property
+    def external_snapshot(self) -> Path:
+        """Keys of external APIs."""
+        return self.directory / "external.jsonl"
+
 
 def _memory_of(environment: Mapping[str, str], usage: bool) -> int:
     """What Envoy's container may use; ValueError where the log of usage would leave it too little."""
@@ -154,4 +163,5 @@ def options(environment: Mapping[str, str]) -> Options:
         usage_directory=Path(usage_directory) if usage_directory else None,
         usage_export=bucket_target(environment, "USAGE"),
         tls=tls_options(environment, directory),
+        external_authorities=environment.get("TUNEYARD_EXTERNAL_CA") or SYSTEM_CA,
     )

@@ -23,6 +23,7 @@ from tuneyard.gateway.versions import Version
 from tuneyard.gateway.world import World
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.ads import AdsServer
+from tuneyard.systems.envoy.external import SYSTEM_CA
 from tuneyard.systems.envoy.translate import (
     LIST,
     EngineKey,
@@ -51,17 +52,23 @@ class Publisher:
         listing: Listing = list_resources,
         authority: str = "",
         tls_expected: bool = False,
+        authorities: str = SYSTEM_CA,
     ) -> None:
         """`name`: the gateway's, for its report; `key` derives engine keys, `gate_token` the tokens of gates.
 
         `listing` makes the answer to GET /v1/models; `authority`: who signs the certificates of pods, in PEM;
-        `tls_expected`: pods are to take TLS.
+        `tls_expected`: pods are to take TLS; `authorities`: a file of Envoy's, who signs for external APIs.
         """
         self._name = name
         self._world = world
         self._listing = listing
         self._resources = partial(
-            model_resources, key=key, gate_token=gate_token, authority=authority, tls_expected=tls_expected
+            model_resources,
+            key=key,
+            gate_token=gate_token,
+            authority=authority,
+            tls_expected=tls_expected,
+            authorities=authorities,
         )
         self._metrics = metrics
         self.ads = AdsServer(self._acknowledged)
@@ -150,6 +157,7 @@ class Publisher:
                     weights=routes.weights,
                     contents=routes.contents,
                     held=held,
+                    lacking={r.name: r.external.lacks for r in routes.revisions if r.external and r.external.lacks},
                 )
                 self._applied[model] = (f"{routes.namespace}/{routes.deployment}", applied)
             self.on_change(model)

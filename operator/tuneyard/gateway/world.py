@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -25,6 +25,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PodReport
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.planning.external import Accesses, nothing_asked, secrets_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.modelnames import owners
 from tuneyard.planning.pools import pool_of, resolved_serving
@@ -163,6 +164,10 @@ class World:
         """Adapters that go by the digest of their predecessor: as they really are, and since when."""
         self._users: dict[tuple[str, str, str], set[Key]] = {}
         """Deployments by what they refer to: (adapter | base | pool, namespace, name)."""
+        self._secrets: dict[Key, set[Key]] = {}
+        """Deployments by the Secrets that their external revisions name."""
+        self.accesses: Accesses = nothing_asked
+        """What there is for external revisions."""
         self._claims: dict[str, set[Key]] = {}
         """Deployments by model name."""
         self._lines: dict[Kind, dict[Key, str]] = {kind: {} for kind in KINDS}
@@ -311,11 +316,17 @@ class World:
         self._claims.setdefault(deployment.model_name, set()).add(key)
         for reference in self._references(key, deployment):
             self._users.setdefault(reference, set()).add(key)
+        for secret in secrets_of(deployment):
+            self._secrets.setdefault(secret, set()).add(key)
 
     def _unindex(self, key: Key, deployment: ModelDeploymentResource) -> None:
         self._claims.get(deployment.model_name, set()).discard(key)
         for reference in self._references(key, deployment):
             self._users.get(reference, set()).discard(key)
+        for secret in secrets_of(deployment):
+            self._secrets[secret].discard(key)
+            if not self._secrets[secret]:
+                del self._secrets[secret]
 
     def _touching(self, what: str, key: Key) -> set[str]:
         return self._models_of(self._users.get((what, *key), ()))
@@ -347,7 +358,15 @@ class World:
             for pool in sorted({pool_of(deployment, r) for r in revisions})
             for pod in self._pools.get((namespace, pool), {}).values()
         ]
-        return model_routes(deployment, [a for a in adapters if a], [b for b in bases if b], pods)
+        return model_routes(deployment, [a for a in adapters if a], [b for b in bases if b], pods, self.accesses)
+
+    def secrets(self) -> Set[Key]:
+        """The Secrets, by namespace and name, that external revisions name."""
+        return self._secrets.keys()
+
+    def reading(self, secret: Key) -> set[str]:
+        """The models that depend on such a Secret."""
+        return self._models_of(self._secrets.get(secret, ()))
 
     def models(self) -> set[str]:
         """Every model name that is claimed."""

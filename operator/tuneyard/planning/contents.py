@@ -27,13 +27,19 @@ def hash_of(
     revision: Revision, base: BaseModelResource | None, adapter: LoRAAdapterResource | None, fault: Fault | None
 ) -> str | None:
     """The same of what a revision names, as far as that exists."""
-    if base is None or (adapter is None and revision.adapter is not None):
+    parts: dict[str, object]
+    if revision.external is not None:
+        parts = {"external": revision.external.identity}  # not whose key is sent
+    elif base is None or (adapter is None and revision.adapter is not None):
         return None
-    parts: dict[str, object] = {
-        "revision": revision.to_dict() | {"name": None},
-        "base": [base.spec.source.to_dict(), base.spec.digest],
-        "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest] if adapter else None,
-    }
+    else:
+        parts = {
+            "revision": revision.to_dict() | {"name": None},
+            "base": [base.spec.source.to_dict(), base.spec.digest],
+            "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest]
+            if adapter
+            else None,
+        }
     if adapter is not None and adapter.spec.system_prompt is not None:  # without one the hash is what it always was
         parts["system prompt"] = adapter.spec.system_prompt.identity
     if fault is not None and fault.revision == revision.name:

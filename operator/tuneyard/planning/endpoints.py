@@ -6,6 +6,7 @@ Rules:
 - with an adapter it counts only when it says Loaded under exactly the engine name that the adapter's known digest
   gives: while nobody knows the digest, or after it changed under the same name, no pod counts;
 - pods count for nothing while the BaseModel or the LoRAAdapter object is missing, or the adapter is another base's;
+- an external revision has one, its API's host, unless its credentials are missing (external.py);
 - a report is a tenant's pod's own word: an address that cannot be another pod's front is not an endpoint. Otherwise a
   forged report could have gateways call themselves, or whatever else listens on their nodes.
 """
@@ -13,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,7 +72,9 @@ def adapter_digest(revision: Revision, adapter: LoRAAdapterResource | None) -> s
 
 
 def engine_name(revision: Revision, adapter: LoRAAdapterResource | None) -> str | None:
-    """What the engine is asked for, or None while that is not known or must not be asked for."""
+    """What the engine, or somebody else's API, is asked for; None while that is not known or must not be asked for."""
+    if revision.external is not None:
+        return revision.external.model
     if revision.adapter is None:
         return revision.base_model
     digest = adapter_digest(revision, adapter)
@@ -116,10 +119,12 @@ def ready_pods(
     adapters: Iterable[LoRAAdapterResource],
     base_models: Iterable[BaseModelResource],
     pods: Iterable[ReportingPod],
+    lacking: Collection[str] = (),
 ) -> dict[str, tuple[Endpoint, ...]]:
     """Endpoints per revision of the deployment, sorted by address.
 
-    The arguments may hold objects of other namespaces and pools; those are left out.
+    The arguments may hold objects of other namespaces and pools; those are left out. `lacking`: the external revisions
+    that nothing can be sent to.
     """
     namespace = deployment.metadata.namespace
     known = {a.metadata.name: a for a in adapters if a.metadata.namespace == namespace}
@@ -128,6 +133,10 @@ def ready_pods(
     alive, leaving = [p for p in there if not p.deleted], [p for p in there if p.deleted and p.hands_over]
     result: dict[str, tuple[Endpoint, ...]] = {}
     for revision in deployment.spec.revisions:
+        if (external := revision.external) is not None:
+            there_is = revision.name not in lacking
+            result[revision.name] = (Endpoint(f"{external.host}:{external.port}", external.host),) if there_is else ()
+            continue
         asked_for = engine_name(revision, known.get(revision.adapter or ""))
         pool = pool_of(deployment, revision)
         if asked_for is None or revision.base_model not in bases:
@@ -155,7 +164,8 @@ def ready_endpoints(
     adapters: Iterable[LoRAAdapterResource],
     base_models: Iterable[BaseModelResource],
     pod_reports: Iterable[ReportingPod],
+    lacking: Collection[str] = (),
 ) -> dict[str, list[str]]:
     """Addresses (ip:port) per revision of the deployment, sorted; every revision has an entry."""
-    found = ready_pods(deployment, adapters, base_models, pod_reports)
+    found = ready_pods(deployment, adapters, base_models, pod_reports, lacking)
     return {revision: [e.address for e in endpoints] for revision, endpoints in found.items()}

@@ -104,7 +104,7 @@ def pool_loads(deployments: Iterable[ModelDeploymentResource], demand: DemandVie
         namespace, name = deployment.metadata.namespace, deployment.metadata.name
         for revision in deployment.spec.revisions:
             in_flight = demand.in_flight(namespace, name, revision.name)
-            if in_flight > 0:
+            if in_flight > 0 and revision.external is None:
                 found.setdefault((namespace, pool_of(deployment, revision)), Loads()).add(revision.adapter, in_flight)
     return found
 

@@ -27,6 +27,7 @@ from tuneyard.planning.contents import content_hashes
 from tuneyard.planning.drift import Drift, plan_drift
 from tuneyard.planning.endpoints import ready_endpoints
 from tuneyard.planning.evidencerecord import evidence_actions, evidence_of
+from tuneyard.planning.external import told_lacking
 from tuneyard.planning.gates import under_way
 from tuneyard.planning.idling import Sleep, idle_words, look_again, next_sleep, sleepers
 from tuneyard.planning.mirror import mirror_status
@@ -163,7 +164,9 @@ def _drift(obs: ModelDeploymentObservation, serving: Serving, rollout: RolloutSt
 
 
 def _serving(obs: ModelDeploymentObservation, deployment: ModelDeploymentResource) -> Serving:
-    endpoints = ready_endpoints(deployment, obs.adapters, obs.base_models, obs.pods)
+    endpoints = ready_endpoints(
+        deployment, obs.adapters, obs.base_models, obs.pods, told_lacking(deployment, obs.applied)
+    )
     ready = {revision: len(addresses) for revision, addresses in endpoints.items()}
     states = revision_states(obs, deployment)
     sleep = next_sleep(obs, deployment, states, ready)

@@ -148,7 +148,9 @@ def own_pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str 
 
 
 def pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str:
-    """Name of the pool that serves a revision."""
+    """Name of the pool that serves a revision; empty for an external one."""
+    if revision.external:
+        return ""
     if revision.serving:
         return names.pool_name(revision.base_model, deployment.metadata.name, revision.name)
     if deployment.spec.serving:

@@ -18,6 +18,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning import servingchecks
+from tuneyard.planning.external import told_lacking
 from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.podreport import failed_with
 from tuneyard.planning.pools import Serving, pool_of, serving_of, volume_not_declared
@@ -46,11 +47,13 @@ class RevisionState:
     base: BaseModelResource | None
     adapter: LoRAAdapterResource | None
     serving: Serving | None
-    """None while the base is missing."""
+    """None while the base is missing, and of an external one."""
     pool: str
     pods: tuple[PodObservation, ...]
     violation: Problem | None
     """Why its pool is not made or changed."""
+    lacking: str = ""
+    """Why nothing can be sent to an external one."""
 
 
 def is_work(problem: Problem) -> bool:
@@ -68,7 +71,7 @@ def revision_states(obs: ModelDeploymentObservation, deployment: ModelDeployment
     namespace = deployment.metadata.namespace
     bases = {b.metadata.name: b for b in obs.base_models if b.metadata.namespace == namespace}
     adapters = {a.metadata.name: a for a in obs.adapters if a.metadata.namespace == namespace}
-    states = []
+    states, lacking = [], told_lacking(deployment, obs.applied)
     for revision in deployment.spec.revisions:
         base = bases.get(revision.base_model)
         pool = pool_of(deployment, revision)
@@ -83,6 +86,7 @@ def revision_states(obs: ModelDeploymentObservation, deployment: ModelDeployment
                 pool=pool,
                 pods=tuple(sorted(pods, key=lambda p: (p.created, p.name))),
                 violation=servingchecks.violation(base, serving, obs.settings) if base and serving else None,
+                lacking=lacking.get(revision.name, ""),
             )
         )
     return tuple(states)
@@ -91,6 +95,8 @@ def revision_states(obs: ModelDeploymentObservation, deployment: ModelDeployment
 def wrong_reference(state: RevisionState) -> Problem | None:
     """What the revision names and is not there, or is another base's."""
     revision = state.revision
+    if revision.external is not None:
+        return None
     if state.base is None:
         words = f"revision {revision.name}: BaseModel {revision.base_model} does not exist"
         return Problem(Reason.BASE_MODEL_NOT_FOUND, words)
@@ -110,6 +116,8 @@ def wrong_reference(state: RevisionState) -> Problem | None:
 
 def cause(state: RevisionState) -> Problem:
     """Why no pod serves the revision; to be asked only while none does."""
+    if state.revision.external is not None:
+        return Problem(Reason.CREDENTIALS_MISSING, state.lacking)
     return (
         wrong_reference(state)
         or state.violation

@@ -27,6 +27,7 @@ from tuneyard.api.schema import seconds
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
+from tuneyard.planning.external import Accesses, ExternalRoute, accesses_of, external_route, lacking_of, nothing_asked
 from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
@@ -71,11 +72,13 @@ class RevisionRoute:
     """The BaseModel that it serves, or whose adapter."""
     prompt: SystemPrompt | None = None
     """What its chats begin with."""
+    external: ExternalRoute | None = None
+    """Where it is served, if not by pods of this cluster."""
 
     @property
     def contents(self) -> str:
         """What answers, as a hash: answers are known by it (served.py)."""
-        base_digest = self.base_digest if self.adapter else self.digest
+        base_digest = self.external.url if self.external else self.base_digest if self.adapter else self.digest
         return served_contents(self.pool, self.engine_name, base_digest, self.fault, self.prompt)
 
 
@@ -210,10 +213,12 @@ def model_routes(
     adapters: Iterable[LoRAAdapterResource],
     base_models: Iterable[BaseModelResource],
     pods: Iterable[ReportingPod],
+    accesses: Accesses = nothing_asked,
 ) -> ModelRoutes:
-    """The routes of one deployment, as if it owned its model name."""
+    """The routes of one deployment, as if it owned its model name; `accesses`: what there is for external revisions."""
     known, bases, reporting = list(adapters), list(base_models), list(pods)
-    ready = ready_pods(deployment, known, bases, reporting)
+    outside = accesses_of(deployment, accesses)
+    ready = ready_pods(deployment, known, bases, reporting, lacking_of(outside))
     on_demand = held_on_demand(deployment, bases)
     pods_of = {revision: len(endpoints) for revision, endpoints in ready.items()}
     takers = {revision for revision, number in pods_of.items() if number} | on_demand
@@ -264,7 +269,8 @@ def model_routes(
                 fault=fault if fault and fault.revision == revision.name else None,
                 base_digest=base_digests.get(revision.base_model) if revision.adapter else None,
                 base_model=revision.base_model,
-                prompt=prompts.get(revision.adapter or ""),
+                prompt=prompts.get(revision.adapter or "", revision.system_prompt_of_its_own),
+                external=external_route(revision.external, outside.get(revision.name)),
             )
             for revision in deployment.spec.revisions
         ),

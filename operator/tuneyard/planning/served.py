@@ -25,7 +25,7 @@ def served_contents(
     prompt: SystemPrompt | None = None,
 ) -> str:
     """Hash of a pool, what its engines are asked for (an adapter's digest is in that name), their base, and what
-    happens on the way: a fault, a system prompt.
+    happens on the way: a fault, a system prompt. Of an external revision: no pool, and the URL for the base.
     """
     spoiled = [] if fault is None else [json.dumps(fault.mark, sort_keys=True)]
     prompted = [] if prompt is None else [json.dumps(prompt.identity)]
@@ -38,9 +38,9 @@ def served_of(states: Iterable[RevisionState], fault: Fault | None) -> dict[str,
         s.revision.name: served_contents(
             s.pool,
             engine_name(s.revision, s.adapter),
-            s.base.pinned_digest if s.base else None,
+            s.revision.external.url if s.revision.external else s.base.pinned_digest if s.base else None,
             fault if fault and fault.revision == s.revision.name else None,
-            s.adapter.spec.system_prompt if s.adapter else None,
+            s.adapter.spec.system_prompt if s.adapter else s.revision.system_prompt_of_its_own,
         )
         for s in states
     }

@@ -105,7 +105,7 @@ def with_verdict(verdicts: list[Verdict], verdict: Verdict) -> list[Verdict]:
 def failure(seen: Seen, revision: str, stable: str) -> Problem | None:
     """What shows at once that the revision cannot serve."""
     state = seen.states[revision]
-    if seen.ready[revision]:
+    if seen.ready[revision] or state.revision.external is not None:
         return None
     shared = state.pool in (names.pool_name(state.revision.base_model), seen.states[stable].pool)
     crashing = None if shared else problem_of(_own_pods(seen, state))

@@ -345,7 +345,7 @@ def gather_modeldeployment(
     namespace = key.namespace
     deployment = reads.deployment(namespace, key.name)
     revisions = deployment.spec.revisions if deployment else []
-    bases = sorted({r.base_model for r in revisions})
+    bases = sorted({r.base_model for r in revisions if r.base_model})
     found_bases = (reads.base_model(namespace, base) for base in bases)
     found_adapters = (reads.adapter(namespace, name) for name in sorted({r.adapter for r in revisions if r.adapter}))
     return ModelDeploymentObservation(

@@ -128,6 +128,8 @@ class Wakes:
         elif change != "DELETED" and found is not None:
             groups.append(claim(found.model_name))
             for revision in found.spec.revisions:
+                if revision.external is not None:
+                    continue
                 groups.append(Key(BASE_MODEL, key.namespace, revision.base_model))
                 groups.append(pool_users(key.namespace, pool_of(found, revision)))
                 if revision.adapter:
@@ -270,7 +272,7 @@ class Wakes:
         if found is None or rollout is None or not rollout.stable_since:
             return []
         now = self._promoted[key] = (rollout.stable, rollout.stable_since)
-        stable = (r for r in found.spec.revisions if r.name == rollout.stable)
+        stable = (r for r in found.spec.revisions if r.name == rollout.stable and not r.external)
         served = ((LORA_ADAPTER, r.adapter) if r.adapter else (BASE_MODEL, r.base_model) for r in stable)
         return [] if now == before else [Key(kind, key.namespace, name) for kind, name in served]
 

@@ -89,7 +89,9 @@ def test_a_system_prompt_is_shown_whole_and_commands_no_terminal() -> None:
 def test_what_is_named_and_does_not_exist_is_in_the_chain() -> None:
     read = replace(registry(), adapters=[], base_models=[])
     view = lineage_view("ModelDeployment", "acme-support", read)
-    assert [(r.adapter.missing if r.adapter else None, r.base.missing) for r in view.revisions] == [(True, True)] * 2
+    assert [(r.adapter.missing if r.adapter else None, r.base and r.base.missing) for r in view.revisions] == [
+        (True, True)
+    ] * 2
     assert shown(render_lineage(view, 80), 80).count("it is named and does not exist") == 4
 
 

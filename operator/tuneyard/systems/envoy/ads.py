@@ -59,7 +59,7 @@ _NAMED_INSIDE_ANY = (
 )
 """Imported so that their types can be packed by name."""
 
-_OWN_TO_EACH_CLUSTER = ("name", "metadata", "transport_socket_matches")
+_OWN_TO_EACH_CLUSTER = ("name", "metadata", "transport_socket_matches", "load_assignment", "transport_socket")
 _COMMON = 64
 """Kinds of clusters: by how their pods are chosen."""
 
@@ -97,7 +97,8 @@ def packed(type_url: str, document: Json, needs: frozenset[str] = frozenset()) -
     body = any_pb2.Any()
     body.Pack(_message(type_url, document), "type.googleapis.com/", deterministic=True)
     version = hashlib.sha256(body.value).hexdigest()[:16]
-    return Resource(version, body, needs, empty=type_url == ENDPOINTS and not document["endpoints"])
+    empty = type_url == ENDPOINTS and not document["endpoints"]
+    return Resource(version, body, needs, empty, whole=type_url == CLUSTER and "load_assignment" in document)
 
 
 class AdsServer:

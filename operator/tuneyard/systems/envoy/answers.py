@@ -13,6 +13,7 @@ Rules:
 - what a rehearsal has spoiled (rewrite.lua) is an error of its revision, though no endpoint was asked; what its system
   prompt made it refuse is a client's error, as a refusal of its engine would be;
 - a client's own deadline that passes is a client that left; the deployment's is an error of the revision;
+- what went to an external API has lost its headers when it ended: metadata tells of them (lua/external.lua);
 - an entry that names no revision is no answer of one and is left out;
 - this process spends half of its time on answers at most, whatever the rate is: it rests as long as some took.
   What Envoy has to drop then is what came at a bad moment, of whichever revision.
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -80,6 +81,9 @@ class Outcome(StrEnum):
     """By the gateway itself."""
 
 
+_OF_THE_ACCOUNT = frozenset({401, 402, 403, 429})
+"""Statuses that an external API gives because of whose key is sent: no client could do anything about it, so that they
+count against the revision. Pods that say the same speak of the request."""
 _OF_SCRIPTS = {"spoiled": Outcome.ERROR, "refused": Outcome.CLIENT_ERROR}
 """How what `rewrite` has answered for a revision ended, by the metadata that names the revision's cluster."""
 
@@ -169,6 +173,9 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     if served is None:
         return None
     outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, request, response, "failed" in told)
+    out = told["out"].string_value if "out" in told else ""
+    if out and response.response_code.value in _OF_THE_ACCOUNT:
+        outcome = Outcome.ERROR
     whole = outcome in (Outcome.OK, Outcome.CLIENT_ERROR) and not of_script
     ended = common.time_to_last_upstream_rx_byte if whole else common.duration
     return Answer(
@@ -185,13 +192,15 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         request_id=request.request_id,
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
         contents=served.contents,
-        run=_run(request) if common.route_name.startswith(GATE_ROUTES) else None,
-        tenant=request.request_headers.get(names.TENANT_HEADER, ""),
+        run=_run(request, told) if common.route_name.startswith(GATE_ROUTES) else None,
+        tenant=out.split(" ")[0].strip("-") if out else request.request_headers.get(names.TENANT_HEADER, ""),
     )
 
 
-def _run(request: accesslog_pb2.HTTPRequestProperties) -> GateRun | None:
+def _run(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> GateRun | None:
     """What a request with a gate's token says of its gate; of others the header says nothing."""
+    if "run" in told:
+        return GateRun.of_header(told["run"].string_value)
     return GateRun.of_header(request.request_headers.get(names.GATE_RUN_HEADER, ""))
 
 

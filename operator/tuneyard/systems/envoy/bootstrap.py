@@ -98,7 +98,7 @@ _LIMITS = ClientLimits()
 _ADS_SOURCE: Json = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
 
-_ON_THE_WAY = ("jsontext", "prefix", "systemprompt")
+_ON_THE_WAY = ("jsontext", "prefix", "systemprompt", "external")
 """What `rewrite` does where a route asks for it."""
 
 
@@ -132,7 +132,7 @@ def gateway_scripts(
                 *map(script, (*_ON_THE_WAY, "rewrite")),
             )
         ),
-        "answer": script("usage_answer") + script("answer"),
+        "answer": script("usage_answer") + script("external_answer") + script("answer"),
     }
 
 
@@ -255,6 +255,7 @@ LOG_FORMAT: Json = {
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
     "error": _metadata("error"),
+    "out": _metadata("out"),
     "bytes_in": "%BYTES_RECEIVED%",
     "bytes_out": "%BYTES_SENT%",
     "duration_ms": "%DURATION%",

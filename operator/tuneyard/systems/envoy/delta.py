@@ -45,6 +45,8 @@ class Resource:
     needs: frozenset[str] = frozenset()
     empty: bool = False
     """Of endpoints: whether there are none."""
+    whole: bool = False
+    """Of a cluster: it says itself where it leads, and gets no endpoints."""
 
 
 Store = Mapping[str, Mapping[str, Resource]]
@@ -212,7 +214,12 @@ class Session:
     def is_warm(self, cluster: str) -> bool:
         """Whether this Envoy has the cluster and its endpoints."""
         clusters, endpoints = self._known.get(CLUSTER), self._known.get(ENDPOINTS)
-        return bool(clusters and endpoints and cluster in clusters.acknowledged and cluster in endpoints.acknowledged)
+        if not clusters or cluster not in clusters.acknowledged:
+            return False
+        resource = self._store.get(CLUSTER, {}).get(cluster)
+        if resource is not None and resource.whole:
+            return True
+        return bool(endpoints and cluster in endpoints.acknowledged)
 
     def _removable(self, type_url: str, known: _Known, store: Mapping[str, Resource]) -> list[str]:
         if type_url == CLUSTER:

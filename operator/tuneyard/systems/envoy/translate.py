@@ -36,6 +36,7 @@ from tuneyard.systems.envoy.documents import (
     error_text,
     set_header,
 )
+from tuneyard.systems.envoy.external import SYSTEM_CA, TELLTALES, credentials, external_cluster, sent_out
 from tuneyard.systems.envoy.holding import held
 from tuneyard.systems.envoy.mirroring import copying
 from tuneyard.systems.envoy.podtls import spoken_to, to_pods
@@ -88,7 +89,7 @@ def served_by(cluster: str) -> Served | None:
     return Served(f"{parts[0]}/{parts[1]}", parts[2], contents_in(parts[3])) if len(parts) == 4 else None
 
 
-def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json) -> Json:
+def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json, authorities: str) -> Json:
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options": {"idle_timeout": "60s"},
@@ -100,7 +101,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json) 
         "max_requests": 100_000,
         "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 100},
     }
-    return {
+    cluster = {
         "name": name,
         "type": "EDS",
         "connect_timeout": "1s",
@@ -113,11 +114,18 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json) 
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "metadata": {"filter_metadata": {METADATA: _told_of(model, revision)}},
     }
+    if revision.external is None:
+        return cluster
+    of_pods = ("eds_cluster_config", "load_balancing_policy", "outlier_detection", "transport_socket_matches")
+    common = {field: value for field, value in cluster.items() if field not in of_pods}
+    return common | external_cluster(name, revision.external, authorities)
 
 
 def _told_of(model: ModelRoutes, revision: RevisionRoute) -> Json:
     """What the access log says of a request to this cluster."""
     told = {"deployment": f"{model.namespace}/{model.deployment}", "revision": revision.name, "pool": revision.pool}
+    if revision.external is not None:
+        return {"deployment": told["deployment"], "revision": revision.name, "external": revision.external.authority}
     if revision.digest and revision.adapter:
         told |= {"adapter": revision.adapter, "adapter_digest": revision.digest}
         if revision.base_model and revision.base_digest:
@@ -194,8 +202,8 @@ def _rewriting(**context: str) -> Json:
 
 def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *, gate: bool = False) -> Json:
     """What is done to a request that goes to this revision, on a weighted cluster or on a route."""
-    told = held(model, revision)
-    if revision.engine_name is None:
+    told, external = held(model, revision), revision.external
+    if revision.engine_name is None or (external is not None and external.access.problem):
         return {"typed_per_filter_config": _rewriting(refusal="unserved", **told)}
     if revision.fault is not None and revision.fault.errors:
         told |= {"errors": str(revision.fault.errors)}
@@ -204,14 +212,17 @@ def _to_revision(model: ModelRoutes, revision: RevisionRoute, key: EngineKey, *,
         told |= {"system": message_of(revision.prompt), "apply": always if revision.prompt.always else "IfAbsent"}
     if "errors" in told or "system" in told:  # whose the answers are that it gives no engine
         told |= {"cluster": cluster_name(model, revision)}
-    if by_prefix(model.affinity):
+    if by_prefix(model.affinity) and external is None:
         told |= {"affinity": "prefix"}
+    if external is not None:
+        told |= sent_out(external)
+        identifies = credentials(external)
+    else:
+        told |= {"pool": f"{model.namespace}/{revision.pool}"}
+        identifies = [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))]
     return {
-        "typed_per_filter_config": {
-            **_rewriting(engine=revision.engine_name, pool=f"{model.namespace}/{revision.pool}", **told),
-            **_faulty(revision.fault),
-        },
-        "request_headers_to_add": [set_header("authorization", "Bearer " + key(model.namespace, revision.pool))],
+        "typed_per_filter_config": {**_rewriting(engine=revision.engine_name, **told), **_faulty(revision.fault)},
+        "request_headers_to_add": identifies,
         **_answering(revision),
     }
 
@@ -227,7 +238,7 @@ def _faulty(fault: Fault | None) -> Json:
 def _answering(revision: RevisionRoute) -> Json:
     """Headers by which an answer can be traced; what no bytes are known for, no engine may say of itself."""
     added = [set_header(names.REVISION_HEADER, revision.name)]
-    removed = {names.ADAPTER_HEADER, names.BASE_HEADER}
+    removed = {names.ADAPTER_HEADER, names.BASE_HEADER, *(TELLTALES if revision.external else ())}
     if revision.digest:
         header = names.ADAPTER_HEADER if revision.adapter else names.BASE_HEADER
         added.append(set_header(header, f"{revision.adapter or revision.engine_name}@{revision.digest}"))
@@ -365,8 +376,12 @@ def model_resources(
     *,
     authority: str = "",
     tls_expected: bool = False,
+    authorities: str = SYSTEM_CA,
 ) -> ModelResources:
-    """The resources of one model; `authority` in PEM: who has signed the certificates of its pods, if they take TLS."""
+    """The resources of one model; `authority` in PEM: who has signed the certificates of its pods, if they take TLS.
+
+    `authorities`: the file with those who sign certificates of external APIs.
+    """
 
     def tls(revision: RevisionRoute) -> Json:
         return to_pods(model.namespace, revision.pool, revision.endpoints, authority, tls_expected)
@@ -382,8 +397,8 @@ def model_resources(
     return ModelResources(
         scopes={model.model: _scope(model.model)},
         routes={model.model: _route_configuration(model.model, routes)},
-        clusters={name: _cluster(name, model, r, tls(r)) for name, r in clusters.items()},
-        assignments={name: _assignment(name, r.endpoints) for name, r in clusters.items()},
+        clusters={name: _cluster(name, model, r, tls(r), authorities) for name, r in clusters.items()},
+        assignments={name: _assignment(name, r.endpoints) for name, r in clusters.items() if r.external is None},
         needs=frozenset(clusters),
     )
 

@@ -56,6 +56,7 @@ USAGE_FORMAT: Json = {
     "tenant": f"%REQ({names.TENANT_HEADER})%",
     "model": f"%REQ({names.MODEL_HEADER})%",
     "path": "%PATH(NQ:PATH)%",
+    "out": _told("out"),
     "route": "%ROUTE_NAME%",
     "cluster": "%UPSTREAM_CLUSTER_RAW%",
     "pool": _served("pool"),
@@ -102,6 +103,7 @@ def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord 
     told = json.loads(line)
     if not isinstance(told, dict):
         raise ValueError("the line is no JSON object")
+    told |= _before_it_left(told)
     served = _served_by(told.get("cluster") or "")
     endpoint = _ENDPOINTS.get(told.get("path") or "")
     attempt = int(told.get("attempt") or 0)
@@ -135,6 +137,15 @@ def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord 
         completion_tokens=completion,
         estimated=not exact,
     )
+
+
+def _before_it_left(told: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of a request that went to an external API: what its headers said before (lua/external.lua)."""
+    found = str(told.get("out") or "").split(" ")
+    if len(found) != 3:
+        return {}
+    tenant, model, path = found
+    return {"tenant": None if tenant == "-" else tenant, "model": model, "path": path}
 
 
 def _outcome(told: Mapping[str, Any]) -> Outcome:

@@ -110,6 +110,7 @@ local function watch_stream(handle)
 end
 
 function envoy_on_response(handle)
+  if is_of_our_account(handle, handle:headers():get(':status')) then return keep_to_ourselves(handle) end
   local kind = handle:headers():get('content-type') or ''
   if find(kind, 'application/json', 1, true) == 1 then
     watch_whole(handle)

@@ -15,6 +15,7 @@
 --     metadata says whose errors they are, since no endpoint was asked;
 --   * what a revision's system prompt makes it refuse ends here too, and is said to be that revision's in the same way: a
 --     candidate that refuses what stable answers must be seen to do so;
+--   * where the revision is served by somebody else (context `out`), only some headers go there (external.lua);
 --   * a route without an engine refuses in words: a share that nobody may serve, an unknown revision, no route at all.
 jit.off() -- as in extract.lua
 jit.flush()
@@ -72,7 +73,8 @@ function envoy_on_request(handle)
       'model_not_found', 'model')
   end
   if PRIORITIES then
-    local full = is_full(handle, headers, context:get('pool'))
+    local pool = context:get('pool') -- an external revision has none
+    local full = pool and is_full(handle, headers, pool)
     if full then
       return refuse(handle, '429', 'This model has as much to do as it can: try again.', 'rate_limit_error', 'pool_full',
         'model')
@@ -108,6 +110,8 @@ function envoy_on_request(handle)
     headers = handle:headers() -- the wrapper from before the wait is dead
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'held', true)
   end
+  local out = context:get('out')
+  if out then send_out(handle, headers, out, context:get('path')) end
   headers:replace('content-length', tostring(#text))
   headers:replace('x-tuneyard-gate', 'open')
 end

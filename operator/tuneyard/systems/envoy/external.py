@@ -1,0 +1,75 @@
+"""The part of external revisions that Envoy does: their clusters, and what is done to requests on their way out.
+
+Rules:
+- Envoy looks the host up by itself, and takes new connections where the name leads then (LOGICAL_DNS: such hosts stand
+  behind many addresses that come and go, and running streams must not end with theirs). No assignment is sent;
+- TLS from 1.2 on, the certificate must be of an authority that is trusted and name the host: before that not a byte is
+  sent. Who is trusted is one file of the gateway's pod, the system's bundle unless the chart says otherwise;
+- a host that refuses (429) or fails is never ejected: there is no other one, and others' requests may still do;
+- which headers go out is a list (lua/external.lua): whatever else a client or this gateway has set stays here. One of
+  our own stays on: HOP_HEADER, without which an external revision that leads back to a gateway would be a loop;
+- the key stands in routes, as those of pools do: in Envoy's memory, on its Unix sockets, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from tuneyard.planning.external import ExternalRoute
+from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.documents import Json, extension, set_header
+
+SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
+"""Where Envoy's image has the authorities that the world trusts."""
+TELLTALES = ("set-cookie", "openai-organization", "openai-project", "strict-transport-security", "alt-svc")
+"""Of answers: they speak of the account, or to browsers, and are meant for nobody behind a gateway."""
+
+
+def external_cluster(name: str, external: ExternalRoute, authorities: str) -> Json:
+    """What of an external revision's cluster is not as in those of pods; `authorities`: a file of Envoy's pod."""
+    address = {"socket_address": {"address": external.host, "port_value": external.port}}
+    told = {"filter_metadata": {METADATA: {"pod": external.authority}}}
+    endpoint = {"endpoint": {"address": address, "hostname": external.host}, "metadata": told}
+    return {
+        "type": "LOGICAL_DNS",
+        "connect_timeout": "5s",
+        "dns_lookup_family": "ALL",
+        "respect_dns_ttl": True,
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "transport_socket": _tls(external.host, authorities),
+    }
+
+
+def _tls(host: str, authorities: str) -> Json:
+    by_address = _is_address(host)
+    matcher = {"san_type": "IP_ADDRESS" if by_address else "DNS", "matcher": {"exact": host}}
+    trusted = {"trusted_ca": {"filename": authorities}, "match_typed_subject_alt_names": [matcher]}
+    return extension(
+        "tls",
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        **({} if by_address else {"sni": host}),
+        common_tls_context={
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+            "validation_context": trusted,
+        },
+    )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def sent_out(external: ExternalRoute) -> dict[str, str]:
+    """What `rewrite` is told of where requests go: it keeps back what is not to be sent, and sets path and host."""
+    return {"out": external.authority, "path": external.path}
+
+
+def credentials(external: ExternalRoute) -> list[Json]:
+    """The headers that say who asks; none where the API needs no key."""
+    key = external.access.key
+    # a percent sign would begin one of Envoy's own commands
+    return [set_header("authorization", "Bearer " + key.replace("%", "%%"))] if key else []
