@@ -66,6 +66,15 @@ class Variable:
 
 
 @dataclass(frozen=True)
+class Typed:
+    """What is typed in at the top: a number or a name, with what stands there at first."""
+
+    name: str
+    first: str
+    label: str
+
+
+@dataclass(frozen=True)
 class Dashboard:
     """One page."""
 
@@ -73,7 +82,7 @@ class Dashboard:
     """Of its file."""
     title: str
     description: str
-    variables: tuple[Variable, ...]
+    variables: tuple[Variable | Typed, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -119,7 +128,11 @@ def _source_variable() -> Json:
     return {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "hide": 0}
 
 
-def _variable(variable: Variable) -> Json:
+def _variable(variable: Variable | Typed) -> Json:
+    if isinstance(variable, Typed):
+        first = {"text": variable.first, "value": variable.first}
+        typed = {"name": variable.name, "label": variable.label, "type": "textbox", "query": variable.first}
+        return {**typed, "current": first, "options": [{**first, "selected": True}], "hide": 0}
     everything = {"includeAll": True, "multi": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
     return {
         "name": variable.name,

@@ -1,7 +1,8 @@
 """A fake vLLM: `python -m tests.fakes.engine --port 8000 --api-key k --served-model-name base`, or in a test's process.
 
 HTTP as vLLM 0.32 speaks it, as far as Tuneyard's processes and clients see it. What it answers comes from
-tests.fakes.enginemodel. Flags that it does not know are ignored, so that it can be started with a real engine's.
+tests.fakes.enginemodel, its JSON from tests.fakes.engineanswers. Flags that it does not know are ignored, so that it
+can be started with a real engine's.
 
 - the key guards only /v1 (and /v2, /inference, /cohere): loading by POST /adapters is open, as in the real one;
 - a stream's headers go out at once, its first chunk with the first token;
@@ -29,11 +30,11 @@ from typing import Any, Self
 import uvloop
 from aiohttp import web
 
-from tests.fakes.enginemodel import DeadError, Lora, Model, RefusedError, Weights, logprobs, tokens
+from tests.fakes.engineanswers import Answer, embeddings
+from tests.fakes.enginemodel import DeadError, Lora, Model, RefusedError
 
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 _STOPPING = "cannot schedule new futures after shutdown"
-_NOT_JSON = "Out of range float values are not JSON compliant"
 
 
 _QUIET = (
@@ -66,6 +67,10 @@ class Options:
     first_token_delay: float = 0.0
     start_delay: float = 0.0
     shutdown_timeout: float = 0.0
+    tool_call_parser: str = ""
+    """How the model writes calls of tools; without it `tool_choice: auto` is refused."""
+    embedding_width: int = 0
+    """Numbers of an embedding; 0: the engine has none."""
     mute: str = ""
     """Adapters whose names begin so are loaded and listed, and every request for them gets 500."""
     forgetful: str = ""
@@ -206,14 +211,16 @@ class FakeEngine:
         return web.Response(text="removed")
 
     async def _embed(self, request: web.BaseRequest) -> web.Response:
-        await _json(request)
-        raise RefusedError(400, "The model does not support Embeddings API")
+        body = await _json(request)
+        if not self.options.embedding_width:
+            raise RefusedError(400, "The model does not support Embeddings API")
+        return web.json_response(embeddings(body, self.options.embedding_width, f"{next(self._ids):016x}"))
 
     async def _generate(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await _json(request)
         chat = "messages" in body
         prompt = json.dumps(body["messages"]) if chat else str(body.get("prompt", ""))
-        count = int(body.get("max_tokens") or 16)
+        count = int(body.get("max_completion_tokens") or body.get("max_tokens") or 16)
         if count > self.options.max_model_len:
             raise RefusedError(400, f"max_tokens={count} cannot be greater than max_model_len")
         if self.stopping:
@@ -224,7 +231,9 @@ class FakeEngine:
         if lora and self.options.forgetful and lora.name.startswith(self.options.forgetful):
             body, lora = {**body, "model": self.options.served_model_name}, None
         given = request.headers.get("X-Request-Id") or f"{next(self._ids):016x}"
-        answer = _Answer(body, prompt, count, ("chatcmpl-" if chat else "cmpl-") + given, chat)
+        number = ("chatcmpl-" if chat else "cmpl-") + given
+        answer = Answer(body, prompt, count, number, chat, calls_tools=bool(self.options.tool_call_parser))
+        generated = answer.count  # refuses what it refuses before a stream has begun
         self._active += 1
         self._idle.clear()
         try:
@@ -233,14 +242,14 @@ class FakeEngine:
             async with self.model.slot(lora) as weights:
                 await self._think(self.options.first_token_delay)
                 with self.model.counted(lora):
-                    await self._think(self.options.token_delay * (count - 1))
+                    await self._think(self.options.token_delay * (generated - 1))
                 return web.json_response(answer.whole(weights, self.model.poisoned))
         finally:
             self._active -= 1
             if not self._active:
                 self._idle.set()
 
-    async def _stream(self, request: web.BaseRequest, lora: Lora | None, answer: _Answer) -> web.StreamResponse:
+    async def _stream(self, request: web.BaseRequest, lora: Lora | None, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         await response.write(b"")
@@ -261,64 +270,6 @@ class FakeEngine:
             await self.ended.wait()  # the core is gone, and nobody tells the client
         if self.model.dead:
             raise DeadError
-
-
-@dataclass
-class _Answer:
-    """The JSON of one answer."""
-
-    body: dict[str, Any]
-    prompt: str
-    count: int
-    id: str
-    chat: bool
-
-    def whole(self, weights: Weights, poisoned: bool) -> dict[str, Any]:
-        """The answer to a request that does not stream."""
-        words = [""] if poisoned else tokens(weights, self.prompt, self.count)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
-        text = "".join(words)
-        choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        if self.body.get("logprobs"):
-            if poisoned:
-                raise RefusedError(400, _NOT_JSON)
-            top = logprobs(weights, self.prompt, self.count)
-            choice["logprobs"] = {
-                "tokens": words,
-                "token_logprobs": [next(iter(t.values())) for t in top],
-                "top_logprobs": top,
-            }
-        return {**self._head(""), "choices": [choice], "usage": self._usage()}
-
-    def events(self, weights: Weights, poisoned: bool) -> list[bytes]:
-        """One server-sent event for each token."""
-        words = [""] * self.count if poisoned else tokens(weights, self.prompt, self.count)
-        events = []
-        for number, word in enumerate(words):
-            delta: dict[str, Any] = {"delta": {"content": word}} if self.chat else {"text": word}
-            if self.chat and number == 0:
-                delta["delta"]["role"] = "assistant"
-            last = "length" if number == self.count - 1 else None
-            events.append(self._event([{"index": 0, **delta, "logprobs": None, "finish_reason": last}]))
-        return events
-
-    def end(self) -> bytes:
-        """What follows the last token."""
-        options = self.body.get("stream_options") or {}
-        usage = self._event([], usage=self._usage()) if options.get("include_usage") else b""
-        return usage + b"data: [DONE]\n\n"
-
-    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        document = {**self._head(".chunk"), "choices": choices, **more}
-        return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
-
-    def _head(self, chunk: str) -> dict[str, Any]:
-        kind = "chat.completion" + chunk if self.chat else "text_completion"
-        return {"id": self.id, "object": kind, "created": int(time.time()), "model": self.body.get("model")}
-
-    def _usage(self) -> dict[str, int]:
-        prompt = len(self.prompt) // 4 + 1
-        return {"prompt_tokens": prompt, "completion_tokens": self.count, "total_tokens": prompt + self.count}
 
 
 async def _json(request: web.BaseRequest) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.unit.monitoring import exported
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = (ROOT / "docs" / "reference" / "metrics.md").read_text()
-OPERATORS = {"and", "or", "unless", "offset", "bool", "inf", "nan"}
+OPERATORS = {"and", "or", "unless", "offset", "bool", "inf", "nan", "group_left"}
 PREFIXES = {"tuneyard_gateway_feedback", "tuneyard_gateway_usage"}
 """Of families that are made from them."""
 PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
@@ -26,7 +26,13 @@ PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
 
 def series_in(query: str) -> set[str]:
     """Names of the series that a query reads."""
-    for nothing in (r'"[^"]*"', r"\{[^}]*\}", r"\[[^\]]*\]", r"\b(by|on|without|ignoring)\s*\([^)]*\)"):
+    for nothing in (
+        r'"[^"]*"',
+        r"\{[^}]*\}",
+        r"\[[^\]]*\]",
+        r"\$\w+",
+        r"\b(by|on|without|ignoring)\s*\([^)]*\)",
+    ):
         query = re.sub(nothing, "", query)
     words = re.findall(r"(?<![\w:.])([a-zA-Z_:][\w:]*)\b(?!\s*\()", query)
     return {word for word in words if word.lower() not in OPERATORS and not re.fullmatch(r"\d+[smhd]", word)}
@@ -116,7 +122,8 @@ def test_dashboards_fit_on_a_page_and_panels_do_not_overlap(dashboard: Dashboard
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda d: d.name)
 def test_variables_that_queries_use_are_there(dashboard: Dashboard) -> None:
-    used = {name for query in dashboard.queries for name in re.findall(r"\$(\w+)", query)} - {"__rate_interval"}
+    told = [text for row in dashboard.rows for p in row.panels for q in p.queries for text in (q.expr, q.legend)]
+    used = {name for text in told for name in re.findall(r"\$([a-z_]\w*)", text)} - {"__rate_interval"}
     assert used == {variable.name for variable in dashboard.variables}
     titles = [panel.title for row in dashboard.rows for panel in row.panels]
     assert all(titles)
@@ -137,7 +144,9 @@ def test_a_panel_can_be_read(panel: Panel) -> None:
     if panel.unit == "percent" and panel.shape == "timeseries":
         assert panel.top == 100
     if rates == {True} and "/ sum" not in panel.queries[0].expr and "quantile" not in panel.queries[0].expr:
-        assert panel.unit != "short" or "* 3600" in panel.queries[0].expr, "so much a second of what?"
+        assert panel.unit != "short" or re.search(r"\* 3600|\$pod_hour", panel.queries[0].expr), (
+            "so much a second of what?"
+        )
 
 
 def test_alerts_have_one_name_each_and_a_runbook_that_their_link_finds() -> None:

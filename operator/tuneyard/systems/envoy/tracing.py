@@ -9,7 +9,9 @@ Rules:
   whose request it does not choose, and x-client-trace-id forces a trace: the one is 100, the other 0;
 - no id of a request changes: Envoy would write its decision into x-request-id, also without a collector, and make of
   a client's UUID of version 7 another one;
-- spans carry the deployment, the revision and the model; no prompt, no answer and no credential.
+- spans carry the deployment, the revision, and what OpenTelemetry's conventions for generative AI ask for (_gen_ai): no
+  prompt, no answer and no credential. Numbers are texts there: Envoy's tags know nothing else. A tag without a value
+  is left out: the engine's name where none was asked, tokens that nobody has told.
 While the collector is away spans are dropped, and requests wait for nothing.
 """
 
@@ -23,6 +25,13 @@ from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, static
 
 CLUSTER = "tracing"
 SERVICE = "tuneyard-gateway"
+PROVIDER = "vllm"
+_OPERATION = (
+    "%CEL(request.url_path == '/v1/chat/completions' ? 'chat' : (request.url_path == '/v1/completions'"
+    " ? 'text_completion' : (request.url_path == '/v1/embeddings' ? 'embeddings' : '')))%"
+)
+_ANSWERED = '%COALESCE({"operators":[{"command":"CLUSTER_METADATA","param":"NAMESPACE:adapter"},'
+_ANSWERED += '{"command":"CLUSTER_METADATA","param":"NAMESPACE:base_model"}]})%'
 
 
 def request_ids() -> Json:
@@ -60,10 +69,35 @@ def tracing(settings: TracingSettings, metadata: str) -> Json:
             "custom_tags": [
                 _of_cluster("tuneyard.deployment", "deployment", metadata),
                 _of_cluster("tuneyard.revision", "revision", metadata),
-                {"tag": "gen_ai.request.model", "request_header": {"name": names.MODEL_HEADER}},
+                *_gen_ai(metadata),
             ],
         },
     }
+
+
+def _gen_ai(metadata: str) -> list[Json]:
+    """What OpenTelemetry's conventions for generative AI ask for, under the names that they have now.
+
+    The provider is who makes the engine; server is the pod that answered; the model that answered is the fine-tune, or
+    the base where there is none, by its object's name.
+    """
+
+    def told(*path: str) -> Json:
+        keys = [{"key": key} for key in path]
+        return {"metadata": {"kind": {"request": {}}, "metadata_key": {"key": metadata, "path": keys}}}
+
+    return [
+        {"tag": "gen_ai.operation.name", "value": _OPERATION},
+        {"tag": "gen_ai.provider.name", "literal": {"value": PROVIDER}},
+        {"tag": "gen_ai.request.model", "request_header": {"name": names.MODEL_HEADER}},
+        {"tag": "gen_ai.response.model", "value": _ANSWERED.replace("NAMESPACE", metadata)},
+        {"tag": "gen_ai.usage.input_tokens", **told("usage", "prompt_tokens")},
+        {"tag": "gen_ai.usage.cache_read.input_tokens", **told("usage", "cached_tokens")},
+        {"tag": "gen_ai.usage.output_tokens", **told("usage", "completion_tokens")},
+        {"tag": "server.address", "value": "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"},
+        {"tag": "server.port", "value": "%UPSTREAM_REMOTE_PORT%"},
+        {"tag": "error.type", **told("error")},
+    ]
 
 
 def _of_cluster(tag: str, key: str, metadata: str) -> Json:
