@@ -39,8 +39,10 @@ LIMITS: dict[str, dict[str, int]] = {
     "month": {"tokensPerMonth": 12_000},
     "places": {"concurrentRequests": 20},
     "killed": {"requestsPerMinute": 300},
+    "timed": {"requestsPerMinute": 100_000},
     "free": {},
 }
+"""The first four are asked at once, then one more; the last two for the time that requests take."""
 LONGEST = 300
 """Tokens of one request, at most."""
 CLIENTS = 3
@@ -143,7 +145,7 @@ async def _load(tenants: dict[str, _Tenant], gateways: list[GatewayProcess], sec
 
 async def _killed(tenant: _Tenant, gateways: list[GatewayProcess], seconds: float) -> None:
     loading = asyncio.create_task(_load({"killed": tenant}, gateways, seconds))
-    while tenant.pod.asked.total() < LIMITS["killed"]["requestsPerMinute"] / 2:  # noqa: ASYNC110 -- a fake's counter
+    while not loading.done() and tenant.pod.asked.total() < LIMITS["killed"]["requestsPerMinute"] / 2:  # noqa: ASYNC110 -- a fake's counter
         await asyncio.sleep(0.005)
     gateways[0].kill()
     gateways[0].rig.envoy.stop()
@@ -189,8 +191,7 @@ async def _run(seconds: float) -> dict[str, float]:
                 team.make_pod(tenants[name].pod, name)
                 team.make_deployment(name, {name: 100})
             gateways = await _gateways(server, Path(folder), team, stack)
-            timed = {name: await _time(tenants[name], gateways[1]) for name in ("free", "killed")}
-            tenants["killed"].pod.asked.clear()
+            timed = {name: await _time(tenants[name], gateways[1]) for name in ("free", "timed")}
             ends = await _fresh_minute(2 * seconds + 5)
             await _load({name: tenants[name] for name in list(LIMITS)[:4]}, gateways, seconds)
             await _killed(tenants["killed"], gateways, seconds)
@@ -201,7 +202,7 @@ async def _run(seconds: float) -> dict[str, float]:
 
 def _figures(tenants: dict[str, _Tenant], timed: dict[str, list[float]]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    for name, limits in LIMITS.items():
+    for name, limits in list(LIMITS.items())[:5]:
         for limit, number in limits.items():
             used = tenants[name].used(limit)
             if not tenants[name].refused:
@@ -211,7 +212,7 @@ def _figures(tenants: dict[str, _Tenant], timed: dict[str, list[float]]) -> dict
             figures[f"unused_percent_{name}"] = max(0.0, 100 * (number - used) / number)
     worst = max(value for name, value in figures.items() if name.startswith("overshoot"))
     halves = {name: percentile(times, 0.5) for name, times in timed.items()}
-    return {"overshoot_percent": worst, **figures, "limited_ms_p50": halves["killed"] - halves["free"]}
+    return {"overshoot_percent": worst, **figures, "limited_ms_p50": halves["timed"] - halves["free"]}
 
 
 def main(arguments: list[str]) -> int:
