@@ -86,7 +86,7 @@ def test_references_lead_somewhere(folder: Path) -> None:
         listed = {revision.name for revision in deployment.spec.revisions}
         assert {target.revision for target in deployment.spec.traffic} <= listed
         for revision in deployment.spec.revisions:
-            assert revision.base_model in bases
+            assert revision.external or revision.base_model in bases
             if revision.adapter:
                 assert adapters[revision.adapter].spec.base_model == revision.base_model
 
@@ -105,6 +105,8 @@ def test_secrets_that_sources_name_are_there_and_labelled(folder: Path) -> None:
     found = [d for path in MANIFESTS if path.parent == folder for d in documents(path) if d["kind"] == "Secret"]
     usable = {s["metadata"]["name"] for s in found if s["metadata"]["labels"]["tuneyard.dev/credentials"] == "true"}
     named = {item.spec.source.credentials for kind in ("BaseModel", "LoRAAdapter") for item in ours(folder, kind)}
+    external = (r.external for item in ours(folder, "ModelDeployment") for r in item.spec.revisions if r.external)
+    named |= {one.credentials.name for one in external if one.credentials}
     assert named - {None} <= usable
 
 
