@@ -15,7 +15,7 @@ from tests.contract.collector import Collector, attributes
 from tests.contract.envoy import Front, Rig, eventually, model, revision, validation_errors
 from tests.contract.ports import free_port
 from tests.fakes.upstream import Upstream
-from tuneyard.gateway.main import write_bootstrap
+from tuneyard.gateway.envoyfile import write_bootstrap
 from tuneyard.planning.settings import TracingSettings
 
 pytestmark = pytest.mark.envoy

@@ -66,10 +66,9 @@ def _run_operator(args: argparse.Namespace) -> int:
 
 def _run_gateway(args: argparse.Namespace) -> int:
     config = _existing(args.config)
-    gateway = importlib.import_module("tuneyard.gateway.main")
     if args.bootstrap_only is not None:
-        return int(gateway.write_bootstrap(config, args.bootstrap_only))
-    return int(gateway.run(config))
+        return int(importlib.import_module("tuneyard.gateway.envoyfile").write_bootstrap(config, args.bootstrap_only))
+    return int(importlib.import_module("tuneyard.gateway.main").run(config))
 
 
 def _existing(config: Path) -> Path:

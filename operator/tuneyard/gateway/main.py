@@ -14,7 +14,6 @@ goes on, and the next process has it take requests again.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import secrets
@@ -66,14 +65,12 @@ from tuneyard.planning.podcertificates import authority
 from tuneyard.planning.quotas import Ledger
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
-from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH, NO_TENANTS, bootstrap
+from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import Load, LoadReports
 from tuneyard.systems.envoy.quotas import spent_of
-from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
-from tuneyard.systems.envoy.tls import sources
+from tuneyard.systems.envoy.tenancy import tenants_list_resources
 from tuneyard.systems.envoy.translate import list_resources
-from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import Api, connect
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings, read_master
 
@@ -434,35 +431,3 @@ def run(config: Path) -> int:
     # threads that wait for the network must not keep a process alive whose Envoy has finished
     sys.stderr.flush()
     os._exit(0)
-
-
-def write_bootstrap(config: Path, path: Path) -> int:
-    """Write Envoy's bootstrap for this pod (JSON, which is YAML too); returns the exit status."""
-    try:
-        settings, given = load_settings(config), options(os.environ)
-    except (ConfigurationError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    tokens = None if given.tokens is None else given.tokens.accepted
-    document = bootstrap(
-        given.name,
-        ads_socket=str(given.ads_socket),
-        port=given.port,
-        admin_socket=str(given.admin_socket),
-        holding_socket=str(given.holding_socket),
-        mirror_socket=str(given.mirror_socket),
-        hold_seconds=given.hold.seconds,
-        listen=given.listen,
-        memory=given.memory,
-        traces=settings.tracing,
-        usage=usage_log(str(given.usage_log)) if given.usage else None,
-        tenants=tenant_script(tokens, priorities=given.priorities is not None) if given.keys else NO_TENANTS,
-        tls=given.tls,
-        tokens=tokens,
-        priorities=given.priorities is not None,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for source, content in ({} if given.tls is None else sources(given.tls)).items():
-        Path(source).write_text(json.dumps(content, indent=1))
-    path.write_text(json.dumps(document, indent=1))
-    return 0

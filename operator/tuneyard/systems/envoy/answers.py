@@ -35,7 +35,7 @@ from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 
 from tuneyard.api import names
 from tuneyard.api.gatereports import GateRun
-from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER, PASSED, clients_own
 from tuneyard.systems.envoy.documents import GATE_ROUTES
 from tuneyard.systems.envoy.translate import WEIGHTS_ROUTE, served_by

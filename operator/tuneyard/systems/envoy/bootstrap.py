@@ -27,8 +27,8 @@ from collections.abc import Mapping
 
 from tuneyard.api import names
 from tuneyard.planning.settings import TracingSettings
+from tuneyard.systems.envoy.accesslogs import ADS_CLUSTER, METADATA, answers_log, stdout_log
 from tuneyard.systems.envoy.clientlimits import ClientLimits, limited
-from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER
 from tuneyard.systems.envoy.documents import (
     BODY_LIMIT,
     EXTENSIONS,
@@ -61,7 +61,6 @@ ADMIN_SOCKET = f"{RUN_DIRECTORY}/envoy-admin.sock"
 HOLDING_SOCKET = f"{RUN_DIRECTORY}/holding.sock"
 MIRROR_SOCKET = f"{RUN_DIRECTORY}/mirror.sock"
 
-ADS_CLUSTER = "xds"
 HOLDING_CLUSTER = "holding"
 HOLD_PATH = "/hold"
 HOLD_MODEL_HEADER, HOLD_REVISION_HEADER = "x-tuneyard-model", "x-tuneyard-revision"
@@ -79,15 +78,6 @@ STAT_PREFIX = "gateway"
 GATE_HEADER = "x-tuneyard-gate"
 HOP_HEADER = "tuneyard-hop"
 """On every request to an engine. Clients may say it too, and are refused: nothing removes it on the way in."""
-METADATA = "tuneyard"
-"""Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
-
-ANSWERS_INTERVAL = "0.1s"
-ANSWERS_BUFFER = 1024 * 1024
-"""After how long, or with how many bytes, each worker tells the process what became of requests.
-
-The bytes are also what it keeps while the process takes nothing: some 1,700 requests, so that a busy moment loses none.
-"""
 
 DRAIN_SECONDS = 5
 
@@ -228,47 +218,6 @@ def _local_replies() -> Json:
     }
 
 
-def _metadata(key: str) -> str:
-    return f"%DYNAMIC_METADATA({METADATA}:{key})%"
-
-
-LOG_FORMAT: Json = {
-    "time": "%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
-    "request_id": "%REQ(x-request-id)%",
-    "traceparent": "%REQ(traceparent):55%",
-    "trace_id": "%TRACE_ID%",
-    "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
-    "method": "%REQ(:method)%",
-    "path": "%PATH(NQ:PATH)%",
-    "tenant": f"%REQ({names.TENANT_HEADER})%",
-    "model": f"%REQ({names.MODEL_HEADER})%",
-    "deployment": "%CLUSTER_METADATA(tuneyard:deployment)%",
-    "revision": "%RESP(x-revision)%",
-    "adapter": "%CLUSTER_METADATA(tuneyard:adapter)%",
-    "adapter_digest": "%CLUSTER_METADATA(tuneyard:adapter_digest)%",
-    "base_model": "%CLUSTER_METADATA(tuneyard:base_model)%",
-    "base_digest": "%CLUSTER_METADATA(tuneyard:base_digest)%",
-    "pod": "%UPSTREAM_METADATA(tuneyard:pod)%",
-    "address": "%UPSTREAM_HOST%",
-    "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-    "status": "%RESPONSE_CODE%",
-    "flags": "%RESPONSE_FLAGS%",
-    "details": "%RESPONSE_CODE_DETAILS%",
-    "error": _metadata("error"),
-    "out": _metadata("out"),
-    "bytes_in": "%BYTES_RECEIVED%",
-    "bytes_out": "%BYTES_SENT%",
-    "duration_ms": "%DURATION%",
-    "headers_ms": "%RESPONSE_DURATION%",
-    "ttft_ms": _metadata("ttft_ms"),
-    "itl_ms": _metadata("itl_ms"),
-    "chunks": _metadata("chunks"),
-    "prompt_tokens": _metadata("usage:prompt_tokens"),
-    "completion_tokens": _metadata("usage:completion_tokens"),
-}
-"""One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
-
-
 def _connection_manager(
     scripts: Mapping[str, str],
     access_log: list[Json],
@@ -317,27 +266,6 @@ def _connection_manager(
 def _unrouting(filter_: Json) -> Json:
     """The route stays as chosen whatever headers this filter sets: body and pod must be of one revision."""
     return {**filter_, "typed_config": {**filter_["typed_config"], "clear_route_cache": False}}
-
-
-def _stdout_log() -> list[Json]:
-    return [extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})]
-
-
-def _answers_log() -> Json:
-    """What became of each request, for the gateway process; answers.py says what Envoy does with it."""
-    return extension(
-        "answers",
-        "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
-        common_config={
-            "log_name": "answers",
-            "transport_api_version": "V3",
-            "grpc_service": {"envoy_grpc": {"cluster_name": ADS_CLUSTER}},
-            "buffer_flush_interval": ANSWERS_INTERVAL,
-            "buffer_size_bytes": ANSWERS_BUFFER,
-        },
-        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER, DEADLINE_HEADER],
-        additional_response_headers_to_log=["content-type"],
-    )
 
 
 def _ads_cluster(socket: str) -> Json:
@@ -391,7 +319,7 @@ def bootstrap(
             **gateway_scripts(hold_seconds, tenants, count_usage=usage is not None, priorities=priorities),
             **(scripts or {}),
         },
-        [*(_stdout_log() if access_log is None else access_log), _answers_log(), *([] if usage is None else [usage])],
+        [*(stdout_log() if access_log is None else access_log), answers_log(), *([] if usage is None else [usage])],
         traces,
         limits,
         tokens,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ipaddress
 
 from tuneyard.planning.external import ExternalRoute
-from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.documents import Json, extension, set_header
 
 SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"

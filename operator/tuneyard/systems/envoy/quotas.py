@@ -12,7 +12,7 @@ from typing import NamedTuple
 from envoy.data.accesslog.v3 import accesslog_pb2
 
 from tuneyard.api import names
-from tuneyard.systems.envoy.bootstrap import METADATA
+from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.documents import script
 
 BYTES_PER_TOKEN = 4

@@ -23,8 +23,9 @@ from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.stickiness import places, runs
 from tuneyard.planning.systemprompt import message_of
+from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.balancing import balanced, balancing_mark, by_prefix, contents_in, from_users, hashed_by
-from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, METADATA, NOWHERE
+from tuneyard.systems.envoy.bootstrap import GATE_HEADER, HOP_HEADER, NOWHERE
 from tuneyard.systems.envoy.deadlines import tried
 from tuneyard.systems.envoy.documents import (
     DRAINING_HEADER,
