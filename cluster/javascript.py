@@ -1,7 +1,7 @@
 """JavaScript packages from a lock of our own, and the Node.js that runs them, for programs beside the cluster.
 
 Rules:
-- `requirements/javascript.txt` names each package, its version and its sha512 as npm writes it, one a line, and no
+- `requirements/javascript.lock` names each package, its version and its sha512 as npm writes it, one a line, and no
   registry: npm's own lock would say where each came from. What is unpacked has that hash, wherever it came from.
 - Packages are unpacked and never installed: nothing of them runs before it is imported. So each one that is needed is
   in the lock, also what the others need.
@@ -23,7 +23,7 @@ from cluster.errors import ClusterError
 from cluster.paths import cache_root, locked
 from cluster.progress import Progress
 
-LOCK = pythons.CHECKOUT / "requirements" / "javascript.txt"
+LOCK = pythons.CHECKOUT / "requirements" / "javascript.lock"
 _LINE = re.compile(r"((?:@[\w.-]+/)?[\w.-]+) (\d+\.\d+\.\d+\S*) (sha512-[A-Za-z0-9+/]{86}==)")
 
 
@@ -42,7 +42,7 @@ def packages(text: str) -> list[Package]:
     found = [(line, _LINE.fullmatch(line)) for line in lines]
     for line, match in found:
         if match is None:
-            raise ClusterError(f"requirements/javascript.txt: `{line}` is not NAME VERSION sha512-HASH")
+            raise ClusterError(f"requirements/javascript.lock: `{line}` is not NAME VERSION sha512-HASH")
     return [Package(*match.groups()) for _, match in found if match is not None]
 
 
@@ -50,7 +50,7 @@ def check(file: Path, package: Package) -> None:
     """Whether a package's file is the one that the lock names; raises ClusterError where it is not."""
     digest = hashlib.sha512(file.read_bytes()).digest()
     if f"sha512-{base64.b64encode(digest).decode()}" != package.integrity:
-        raise ClusterError(f"{package.name} {package.version} is not what requirements/javascript.txt names")
+        raise ClusterError(f"{package.name} {package.version} is not what requirements/javascript.lock names")
 
 
 def node(environment: str) -> Path:

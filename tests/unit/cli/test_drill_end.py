@@ -99,8 +99,17 @@ def sigint(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """One that ends what hears it, also where whoever runs the tests ignores it."""
+    chosen: signal.Signals = request.param
+    before = signal.signal(chosen, signal.SIG_DFL)
+    yield chosen
+    signal.signal(chosen, before)
+
+
 @pytest.mark.usefixtures("sigint")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], indirect=True)
 def test_a_cancelled_job_ends_as_by_ctrl_c(number: signal.Signals) -> None:
     server, cleaned = Server(OURS, {}), []
 
