@@ -15,6 +15,7 @@ import pytest
 
 from tests.contract.apiserver import ApiServer
 from tests.contract.certificates import Authority
+from tests.contract.collector import Collector
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.contract.gateway_process import GatewayProcess, Team, becomes
 from tests.contract.test_gateway_keys import CALLERS, KEY, bearer, put_keys
@@ -25,9 +26,13 @@ from tests.traffic import Load, Traffic
 from tuneyard.api.external import ExternalSpec
 from tuneyard.gateway.usage import TOKENS
 from tuneyard.planning.external import Access, external_route
+from tuneyard.planning.limits import Kind
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.routes import ModelRoutes
+from tuneyard.planning.settings import TracingSettings
+from tuneyard.planning.tenants import Caller, Policy
 from tuneyard.systems.envoy.answers import Answer, AnswerReports, Outcome
+from tuneyard.systems.envoy.quotas import UNASKED, Spent, spent_of
 from tuneyard.systems.envoy.usage import usage_log, usage_record
 from tuneyard.systems.kube.client import MERGE, Api
 
@@ -111,6 +116,38 @@ async def test_what_goes_out_and_what_does_not(tmp_path: Path, authority: Author
         ("acme", "chat", 11, 3, False),
         ("acme", "chat", 7, 5, False),  # the API was asked for the numbers of a stream, too
     ]
+
+
+async def test_what_is_known_of_a_request_whose_headers_have_gone(
+    tmp_path: Path, authority: Authority, api: Hosted
+) -> None:
+    """Whose it was, for limits; what deadline it had, for the judge; and its trace, which ends here."""
+    answers: list[Answer] = []
+    spent: list[Spent] = []
+    reports = AnswerReports(answers.extend, lambda entries: spent.extend(spent_of(entries)))
+    limited = Caller("acme", Policy(("*",), limits={Kind.TOKENS: 100}))
+    async with (
+        Collector() as collector,
+        Rig(
+            tmp_path,
+            keys=True,
+            authorities=str(authority.path),
+            services=(reports.join,),
+            traces=TracingSettings(otlp_endpoint=collector.endpoint, sampling=100),
+        ) as rig,
+    ):
+        put_keys(rig, {KEY: limited})
+        await rig.serve(routes("chat", api.url))
+        traced = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "ours=1"}
+        assert (await rig.post({"model": "chat"}, headers=bearer(KEY) | traced))[0] == 200
+        sent = api.received[-1].headers
+        assert not {"traceparent", "tracestate", "baggage"} & sent.keys(), sent
+        hurried = bearer(KEY) | {"grpc-timeout": "300m"}
+        assert (await rig.post({"model": "chat", "first": 5}, headers=hurried))[0] == 504
+        await eventually(lambda: len(answers) == len(spent) == 2, "both are told of")
+    assert [a.outcome for a in answers] == [Outcome.OK, Outcome.CLIENT_LEFT]
+    assert [(s.tenant, s.mark) for s in spent] == [("acme", UNASKED)] * 2
+    assert [s.tokens > 0 for s in spent] == [True, True], "what a client does not wait for was asked all the same"
 
 
 async def test_an_api_without_a_key_gets_no_clients_key(tmp_path: Path, authority: Authority) -> None:

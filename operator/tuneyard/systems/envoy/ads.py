@@ -24,7 +24,9 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.load_balancing_policies.least_request.v3 import least_request_pb2
 from envoy.extensions.load_balancing_policies.maglev.v3 import maglev_pb2
 from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
@@ -50,11 +52,13 @@ _MESSAGES: dict[str, type[Message]] = {
 }
 _NAMED_INSIDE_ANY = (
     fault_pb2,
+    header_mutation_pb2,
     lua_pb2,
     least_request_pb2,
     maglev_pb2,
     previous_hosts_pb2,
     tls_pb2,
+    upstream_codec_pb2,
     http_protocol_options_pb2,
 )
 """Imported so that their types can be packed by name."""

@@ -172,7 +172,7 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
     served = _served_by(told[of_script].string_value if of_script else common.upstream_cluster)
     if served is None:
         return None
-    outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, request, response, "failed" in told)
+    outcome = _OF_SCRIPTS[of_script] if of_script else _outcome(common, request, response, told)
     out = told["out"].string_value if "out" in told else ""
     if out and response.response_code.value in _OF_THE_ACCOUNT:
         outcome = Outcome.ERROR
@@ -193,8 +193,21 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
         contents=served.contents,
         run=_run(request, told) if common.route_name.startswith(GATE_ROUTES) else None,
-        tenant=out.split(" ")[0].strip("-") if out else request.request_headers.get(names.TENANT_HEADER, ""),
+        tenant=tenant_of(request, told),
     )
+
+
+def tenant_of(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> str:
+    """Whose request it was, by its headers or by what was noted before they went; empty where clients need no keys."""
+    if "out" in told:
+        return str(told["out"].string_value).split(" ")[0].strip("-")
+    return str(request.request_headers.get(names.TENANT_HEADER, ""))
+
+
+def _deadline_of(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> str:
+    """What its client has said of a deadline, in the same way."""
+    said = told["deadline"].string_value if "deadline" in told else request.request_headers.get(DEADLINE_HEADER, "")
+    return str(said)
 
 
 def _run(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> GateRun | None:
@@ -208,10 +221,10 @@ def _outcome(
     common: accesslog_pb2.AccessLogCommon,
     request: accesslog_pb2.HTTPRequestProperties,
     response: accesslog_pb2.HTTPResponseProperties,
-    failed: bool,
+    told: Mapping[str, Any],
 ) -> Outcome:
-    """How it ended; `failed`: the engine said in its stream that it cannot go on."""
-    status, details = response.response_code.value, response.response_code_details
+    """How it ended; `failed` in what scripts have told: the engine said in its stream that it cannot go on."""
+    status, details, failed = response.response_code.value, response.response_code_details, "failed" in told
     flags = {field.name for field, _ in common.response_flags.ListFields()}
     if not flags and status < 400 and not failed and details == "via_upstream":
         return Outcome.OK
@@ -221,7 +234,7 @@ def _outcome(
     if not flags.isdisjoint(_LEFT):
         return Outcome.CLIENT_LEFT
     if details == PASSED:
-        own = clients_own(request.request_headers.get(DEADLINE_HEADER, ""), _milliseconds(common.duration))
+        own = clients_own(_deadline_of(request, told), _milliseconds(common.duration))
         return Outcome.CLIENT_LEFT if own else Outcome.ERROR
     if 400 <= status < 500:
         return Outcome.CLIENT_ERROR if details == "via_upstream" else Outcome.REFUSED

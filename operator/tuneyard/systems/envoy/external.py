@@ -7,7 +7,8 @@ Rules:
   sent. Who is trusted is one file of the gateway's pod, the system's bundle unless the chart says otherwise;
 - a host that refuses (429) or fails is never ejected: there is no other one, and others' requests may still do;
 - which headers go out is a list (lua/external.lua): whatever else a client or this gateway has set stays here. One of
-  our own stays on: HOP_HEADER, without which an external revision that leads back to a gateway would be a loop;
+  our own stays on: HOP_HEADER, without which an external revision that leads back to a gateway would be a loop. Those
+  of traces Envoy sets after all scripts, so that the cluster takes them away (_TRACES): a trace ends here;
 - the key stands in routes, as those of pools do: in Envoy's memory, on its Unix sockets, and nowhere else.
 """
 
@@ -23,6 +24,20 @@ SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
 """Where Envoy's image has the authorities that the world trusts."""
 TELLTALES = ("set-cookie", "openai-organization", "openai-project", "strict-transport-security", "alt-svc")
 """Of answers: they speak of the account, or to browsers, and are meant for nobody behind a gateway."""
+
+
+_TRACES = ("traceparent", "tracestate")
+
+
+def untraced() -> list[Json]:
+    """What the cluster does to requests as they are sent."""
+    removals = [{"remove": header} for header in _TRACES]
+    return [
+        extension(
+            "untraced", "filters.http.header_mutation.v3.HeaderMutation", mutations={"request_mutations": removals}
+        ),
+        extension("envoy.filters.http.upstream_codec", "filters.http.upstream_codec.v3.UpstreamCodec"),
+    ]
 
 
 def external_cluster(name: str, external: ExternalRoute, authorities: str) -> Json:

@@ -37,7 +37,7 @@ from tuneyard.systems.envoy.documents import (
     error_text,
     set_header,
 )
-from tuneyard.systems.envoy.external import SYSTEM_CA, TELLTALES, credentials, external_cluster, sent_out
+from tuneyard.systems.envoy.external import SYSTEM_CA, TELLTALES, credentials, external_cluster, sent_out, untraced
 from tuneyard.systems.envoy.holding import held
 from tuneyard.systems.envoy.mirroring import copying
 from tuneyard.systems.envoy.podtls import spoken_to, to_pods
@@ -95,6 +95,7 @@ def _cluster(name: str, model: ModelRoutes, revision: RevisionRoute, tls: Json, 
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
         "common_http_protocol_options": {"idle_timeout": "60s"},
         "explicit_http_config": {"http_protocol_options": {}},
+        **({} if revision.external is None else {"http_filters": untraced()}),
     }
     thresholds = {
         "max_connections": 100_000,

@@ -5,8 +5,8 @@
 --     go (who asks, from where, by which proxies, what clients have meant for this gateway);
 --   * no encoding is asked for: tokens are read from the answer as it passes;
 --   * access logs read headers when the request has ended. What they need is noted in dynamic metadata before it goes:
---     `out` is tenant, model and path, `run` what a gate says of itself. `out` also tells `answer` and the judge that the
---     answer is somebody else's;
+--     `out` is tenant, model and path, `run` what a gate says of itself, `deadline` the client's. `out` also tells `answer`
+--     and the judge that the answer is somebody else's;
 --   * a query is not passed on: an OpenAI client sends none, and keys stand in some.
 local SENT = {
   [':method'] = true, [':path'] = true, [':authority'] = true, [':scheme'] = true,
@@ -21,6 +21,8 @@ local function send_out(handle, headers, host, base)
   local metadata, run = handle:streamInfo():dynamicMetadata(), headers:get('tuneyard-gate-run')
   metadata:set('tuneyard', 'out', (headers:get('x-tenant') or '-') .. ' ' .. headers:get('x-model') .. ' ' .. path)
   if run then metadata:set('tuneyard', 'run', run) end
+  local deadline = headers:get('grpc-timeout')
+  if deadline then metadata:set('tuneyard', 'deadline', deadline) end
   local kept_back = {}
   for name in pairs(headers) do
     if not SENT[name] then kept_back[#kept_back + 1] = name end

@@ -107,7 +107,7 @@ function envoy_on_request(handle)
   if hold then
     local waited, after = wait_for_adapter(handle, hold, context)
     if waited then return not_ready(handle, waited, after) end
-    headers = handle:headers() -- the wrapper from before the wait is dead
+    headers, context = handle:headers(), handle:filterContext() -- those from before the wait are dead
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'held', true)
   end
   local out = context:get('out')
