@@ -221,7 +221,7 @@ def test_both_processes_of_a_gateway_know_what_clients_need(auth: dict[str, Any]
 
 
 def test_both_processes_of_a_gateway_know_how_much_pools_hold() -> None:
-    values = yaml.safe_load((ROOT / "examples" / "tenants" / "priorities.yaml").read_text())
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "values" / "priorities.yaml").read_text())
     for more, limits in ((values["gateway"], PoolLimits(64, {"models/large-base": 16})), ({}, None)):
         spec = named(rendered(gateway=more), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
         for container in containers(spec):
@@ -231,7 +231,7 @@ def test_both_processes_of_a_gateway_know_how_much_pools_hold() -> None:
 
 
 def test_the_example_of_tokens_is_what_the_chart_takes() -> None:
-    values = yaml.safe_load((ROOT / "examples" / "tenants" / "tokens.yaml").read_text())
+    values = yaml.safe_load((ROOT / "examples" / "tenants" / "values" / "tokens.yaml").read_text())
     spec = named(rendered(**values), "Deployment", "tuneyard-gateway")["spec"]["template"]["spec"]
     given = options({e["name"]: e["value"] for e in spec["containers"][0]["env"] if "value" in e}).tokens
     assert given is not None and given.accepted.jwks_uri.startswith(given.accepted.issuer)
