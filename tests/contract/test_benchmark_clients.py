@@ -21,7 +21,7 @@ from tests.contract.test_gateway_keys import put_keys
 from tests.fakes.engine import FakeEngine, Options
 from tuneyard.planning.tenants import Caller, Policy
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.slow]  # their environment is large
 
 KEY = "sk-benchmark-0123456789abcdef"
 REQUESTS, TOKENS = 12, 8

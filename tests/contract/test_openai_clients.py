@@ -131,9 +131,9 @@ def by_python(told: Json) -> Json:
 async def by_javascript(told: Json, folder: Path) -> Json:
     program = folder / "openai_client.mjs"
     shutil.copy(Path(__file__).with_name(program.name), program)
-    (folder / "node_modules").symlink_to(javascript.modules("clients") / "node_modules")
+    (folder / "node_modules").symlink_to(javascript.modules("node") / "node_modules")
     process = await asyncio.create_subprocess_exec(
-        *(str(javascript.node("clients")), str(program), json.dumps(told)),
+        *(str(javascript.node("node")), str(program), json.dumps(told)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "HOME": str(folder)},
