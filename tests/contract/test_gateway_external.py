@@ -22,7 +22,7 @@ from tests.contract.test_gateway_routing import assert_openai_error
 from tests.fakes.hosted import BASE_PATH, Hosted
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
-from tuneyard.api.external import ExternalSpec
+from tuneyard.api.external import ExternalPricing, ExternalSpec
 from tuneyard.gateway.usage import TOKENS
 from tuneyard.planning.external import Access, external_route
 from tuneyard.planning.plan import Redacted
@@ -56,8 +56,12 @@ async def api(authority: Authority) -> AsyncIterator[Hosted]:
         yield running
 
 
-def routes(name: str, url: str, *, key: str | None = OURS, **more: Any) -> ModelRoutes:
-    external = external_route(ExternalSpec(url=url, model=MODEL), Access(Redacted(key) if key else None))
+def routes(
+    name: str, url: str, *, key: str | None = OURS, pricing: ExternalPricing | None = None, **more: Any
+) -> ModelRoutes:
+    external = external_route(
+        ExternalSpec(url=url, model=MODEL, pricing=pricing), Access(Redacted(key) if key else None)
+    )
     hosted = replace(revision("hosted", 100, engine=MODEL, pool=""), external=external, **more)
     return model(name, hosted)
 
@@ -110,6 +114,31 @@ async def test_what_goes_out_and_what_does_not(tmp_path: Path, authority: Author
     assert [(r.tenant, r.model, r.prompt_tokens, r.completion_tokens, r.estimated) for r in records if r] == [
         ("acme", "chat", 11, 3, False),
         ("acme", "chat", 7, 5, False),  # the API was asked for the numbers of a stream, too
+    ]
+
+
+async def test_a_request_keeps_the_price_of_its_time(tmp_path: Path, authority: Authority, api: Hosted) -> None:
+    usage = tmp_path / "usage.log"
+    cheap = ExternalPricing(input_per_million=0.3, cached_input_per_million=0.15, output_per_million=1.2)
+    dear = ExternalPricing(input_per_million=3, output_per_million=12.5, currency="EUR")
+    async with Rig(tmp_path, authorities=str(authority.path), usage=usage_log(str(usage))) as rig:
+        await rig.serve(routes("chat", api.url, pricing=cheap))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        # one that is under way while the price changes
+        stream = {"model": "chat", "messages": [], "stream": True, "chunks": 60, "delay": 0.05}
+        running = asyncio.create_task(rig.post(stream))
+        await eventually(lambda: len(api.received) == 2, "it has gone out")
+        await rig.serve(routes("chat", api.url, pricing=dear))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        assert not running.done()
+        assert (await running)[0] == 200
+        await rig.serve(routes("chat", api.url))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        await eventually(lambda: usage.exists() and usage.read_bytes().count(b"\n") == 4, "all are told of")
+        assert await rig.envoy.stat("http.gateway.lua.rewrite.errors") == 0
+    records = [usage_record(line, "g") for line in usage.read_bytes().splitlines()]
+    assert [(r.price, r.external, r.pool) for r in records if r] == [
+        (price, f"localhost:{api.port}", None) for price in (cheap, dear, cheap, None)
     ]
 
 
