@@ -22,7 +22,7 @@ def hosted(number: int, price: dict[str, Any] | None = PRICE, **change: Any) -> 
     return used(number, **{"deployment": "models/a", **nothing, **told, **change})
 
 
-def million(prompt: float = 0, cached: float = 0, completion: float = 0) -> dict[str, int]:
+def million(prompt: float = 0, cached: float = 0, completion: float = 0) -> dict[str, Any]:
     told = {"promptTokens": prompt, "cachedTokens": cached, "completionTokens": completion}
     return {name: int(number * 1_000_000) for name, number in told.items()}
 
