@@ -98,6 +98,8 @@ def test_hosted_and_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (look.open, look.wrong) == ([], [])
     told = "api.example", '<td class="n">46.00</td>', "for want of a price in USD: models/a free"
     assert all(words in text for words in told)
+    # 662.80 in 720 hours: what is hosted is no part of the pools' line
+    assert [line for line in re.findall(r'text-anchor="end">([\d.]+)</text>', text) if line == "0.92"] == ["0.92"]
 
 
 def test_everything_hosted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

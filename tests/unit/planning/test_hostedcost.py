@@ -53,6 +53,8 @@ def test_each_request_costs_what_it_did_when_it_came() -> None:
 def test_without_a_price_of_its_own_what_is_cached_costs_as_the_rest() -> None:
     price = {"inputPerMillion": 2.0, "outputPerMillion": 8.0}
     assert cost_view([hosted(1, price, **million(3, 1))], prices(), "tenant").hosted.cost == 6.0
+    free = price | {"cachedInputPerMillion": 0.0}
+    assert cost_view([hosted(1, free, **million(3, 1))], prices(), "tenant").hosted.cost == 4.0
 
 
 def test_estimates_count_and_each_record_once() -> None:
