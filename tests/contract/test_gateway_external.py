@@ -23,7 +23,7 @@ from tests.contract.test_gateway_routing import assert_openai_error
 from tests.fakes.hosted import BASE_PATH, Hosted
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
-from tuneyard.api.external import ExternalSpec
+from tuneyard.api.external import ExternalPricing, ExternalSpec
 from tuneyard.gateway.usage import TOKENS
 from tuneyard.planning.external import Access, external_route
 from tuneyard.planning.limits import Kind
@@ -61,8 +61,12 @@ async def api(authority: Authority) -> AsyncIterator[Hosted]:
         yield running
 
 
-def routes(name: str, url: str, *, key: str | None = OURS, **more: Any) -> ModelRoutes:
-    external = external_route(ExternalSpec(url=url, model=MODEL), Access(Redacted(key) if key else None))
+def routes(
+    name: str, url: str, *, key: str | None = OURS, pricing: ExternalPricing | None = None, **more: Any
+) -> ModelRoutes:
+    external = external_route(
+        ExternalSpec(url=url, model=MODEL, pricing=pricing), Access(Redacted(key) if key else None)
+    )
     hosted = replace(revision("hosted", 100, engine=MODEL, pool=""), external=external, **more)
     return model(name, hosted)
 
@@ -148,6 +152,33 @@ async def test_what_is_known_of_a_request_whose_headers_have_gone(
     assert [a.outcome for a in answers] == [Outcome.OK, Outcome.CLIENT_LEFT]
     assert [(s.tenant, s.mark) for s in spent] == [("acme", UNASKED)] * 2
     assert [s.tokens > 0 for s in spent] == [True, True], "what a client does not wait for was asked all the same"
+
+
+async def test_a_request_keeps_the_price_of_its_time(tmp_path: Path, authority: Authority, api: Hosted) -> None:
+    usage = tmp_path / "usage.log"
+    cheap = ExternalPricing(input_per_million=0.3, cached_input_per_million=0.15, output_per_million=1.2)
+    dear = ExternalPricing(input_per_million=3, output_per_million=12.5, currency="EUR")
+    async with Rig(tmp_path, authorities=str(authority.path), usage=usage_log(str(usage))) as rig:
+        await rig.serve(routes("chat", api.url, pricing=cheap))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        # one that is under way while the price changes
+        stream = {"model": "chat", "messages": [], "stream": True, "chunks": 2000, "delay": 0.05}
+        running = asyncio.create_task(rig.post(stream))
+        await eventually(lambda: len(api.received) == 2, "it has gone out")
+        await rig.serve(routes("chat", api.url, pricing=dear))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        running.cancel()  # its client leaves
+        await asyncio.gather(running, return_exceptions=True)
+        await eventually(lambda: usage.read_bytes().count(b"\n") == 3, "it has ended")
+        await rig.serve(routes("chat", api.url))
+        assert (await rig.post({"model": "chat"}))[0] == 200
+        await eventually(lambda: usage.read_bytes().count(b"\n") == 4, "all are told of")
+        assert await rig.envoy.stat("http.gateway.lua.rewrite.errors") == 0
+    records = [usage_record(line, "g") for line in usage.read_bytes().splitlines()]
+    assert [(r.price, r.estimated) for r in records if r] == [
+        (cheap, False), (dear, False), (cheap, True), (None, False),
+    ]  # fmt: skip
+    assert {(r.external, r.pool) for r in records if r} == {(f"localhost:{api.port}", None)}
 
 
 async def test_an_api_without_a_key_gets_no_clients_key(tmp_path: Path, authority: Authority) -> None:

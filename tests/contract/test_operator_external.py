@@ -39,6 +39,11 @@ def test_what_the_api_server_refuses(operator_apiserver: ApiServer) -> None:
     # whose key is sent may change
     cluster.apply("ModelDeployment", "m", spec(external("hosted", credentials={"name": "b"}), own, traffic="hosted"))
     cluster.apply("ModelDeployment", "m", spec(external("hosted"), own, traffic="hosted"))
+    # and what its tokens cost
+    price = {"inputPerMillion": 0.3, "cachedInputPerMillion": 0.3, "outputPerMillion": 1}
+    for pricing in (price, price | {"outputPerMillion": 1.25, "currency": "EUR"}, {}):
+        fields = {"pricing": pricing} if pricing else {}
+        cluster.apply("ModelDeployment", "m", spec(external("hosted", **fields), own, traffic="hosted"))
     for name, wrong, words in (
         (
             "m",
@@ -56,6 +61,18 @@ def test_what_the_api_server_refuses(operator_apiserver: ApiServer) -> None:
         ("n", spec(external("hosted", url="http://api.example/v1"), traffic="hosted"), "should match"),
         ("n", spec(external("hosted", url="https://a:b@api.example"), traffic="hosted"), "should match"),
         ("n", spec(external("hosted", model='m"'), traffic="hosted"), "should match"),
+        (
+            "n",
+            spec(external("hosted", pricing=price | {"cachedInputPerMillion": 0.31}), traffic="hosted"),
+            "pricing.cachedInputPerMillion is above inputPerMillion",
+        ),
+        ("n", spec(external("hosted", pricing=price | {"currency": "eur"}), traffic="hosted"), "should match"),
+        (
+            "n",
+            spec(external("hosted", pricing=price | {"inputPerMillion": -1}), traffic="hosted"),
+            "greater than or equal",
+        ),
+        ("n", spec(external("hosted", pricing={"inputPerMillion": 1}), traffic="hosted"), "outputPerMillion: Required"),
         (
             "n",
             spec(hosted, own, traffic="own", mirror={"revision": "hosted", "percent": 5}),

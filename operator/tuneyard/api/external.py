@@ -1,8 +1,8 @@
 """A revision that somebody else serves: any API that speaks as OpenAI's does (OpenAI, Together, Fireworks, endpoints of
 Hugging Face).
 
-What it is, is where it is asked and under which name; those never change under a revision's name. Whose key is sent
-may: it does not decide what answers.
+What it is, is where it is asked and under which name; those never change under a revision's name. Whose key is sent and
+what its tokens cost may: neither decides what answers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2]
 URL_PATTERN = rf"^https://{_HOST}(:{_PORT})?(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$"
 """No user, no query, no slash at the end; a host by its name or its IPv4 address."""
 DEFAULT_KEY = "apiKey"
+DEFAULT_CURRENCY = "USD"
 
 
 class ApiKeyReference(ApiModel):
@@ -35,6 +36,34 @@ class ApiKeyReference(ApiModel):
     def field(self) -> str:
         """The key that holds it."""
         return self.key or DEFAULT_KEY
+
+
+TokenPrice = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+class ExternalPricing(ApiModel):
+    """What the API asks for a million tokens."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.cachedInputPerMillion) || self.cachedInputPerMillion <= self.inputPerMillion",
+                    "pricing.cachedInputPerMillion is above inputPerMillion: a prompt's tokens from the cache cost less than "
+                    "the others, or the same; write what one million of them costs",
+                ),
+            ]
+        }
+    )
+
+    input_per_million: Annotated[TokenPrice, Field(description="Of a prompt's tokens.")]
+    cached_input_per_million: Annotated[
+        TokenPrice | None, Field(description="Of a prompt's tokens that came from its cache; default: as the others.")
+    ] = None
+    output_per_million: Annotated[TokenPrice, Field(description="Of generated tokens.")]
+    currency: Annotated[
+        str | None, Field(max_length=3, pattern=r"^[A-Z]{3}$", description=f"By ISO 4217; default: {DEFAULT_CURRENCY}.")
+    ] = None
 
 
 class ExternalSpec(ApiModel):
@@ -74,6 +103,10 @@ class ExternalSpec(ApiModel):
     ] = None
     system_prompt: Annotated[
         SystemPrompt | None, Field(description="The system message that it was fine-tuned with.")
+    ] = None
+    pricing: Annotated[
+        ExternalPricing | None,
+        Field(description="What its tokens cost. It may change, and counts for requests that come from then on."),
     ] = None
 
     @property

@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.external import ExternalPricing
 from tuneyard.api.schema import Digest
 
 MAX_REQUEST_ID = 200
@@ -69,6 +70,10 @@ class UsageRecord(ApiModel):
     base: str | None = None
     """The BaseModel."""
     base_digest: Digest | None = None
+    external: str | None = None
+    """Host of the API that answered, where that was not a pool of the cluster."""
+    price: ExternalPricing | None = None
+    """What its revision said, when the request came, that a million of its tokens cost."""
     endpoint: Endpoint
     gate: bool = False
     """A benchmark or an evaluation of Tuneyard's own asked, not a client."""

@@ -75,22 +75,51 @@ def render_cost(view: CostView) -> RenderableType:
     """Rows, pools, what else it might have cost."""
     head = Text.assemble((f"Cost by {view.by}", "bold"), f" from {view.period.since} to {view.period.until}")
     title = f"{view.currency} PER 1M TOKENS"
-    parts: list[RenderableType] = [
-        head,
-        Text(""),
-        _rows((view.by.upper(), title), view.currency, view.rows, view.total),
-    ]
-    parts.append(section("Pools", _rows(("POOL", title), view.currency, view.pools)))
+    parts: list[RenderableType] = [head, Text(""), _whole(view, title)]
+    if view.pools:
+        parts.append(section("Pools", _rows(("POOL", title), view.currency, view.pools)))
+    if view.hosted_apis:
+        parts.append(section("Hosted", _rows(("API", title), view.currency, view.hosted_apis)))
+        parts.append(section("Hosted and own", _split(view, title)))
     if view.idle:
         parts += [Text(""), Text(f"{view.idle:,.2f} of it for pools that nobody asked")]
     if view.fine_tunes:
-        saved = view.alone - view.total.cost
+        saved = view.alone - view.own.cost
         parts += [Text(""), Text(_alone(view, saved), style="green" if saved > 0 else "")]
     if view.apis:
         parts.append(section("The same tokens at an API's prices", _apis(view)))
-    if view.unpriced:
-        parts += [Text(""), Text(f"in no sum, for want of their hours: {', '.join(view.unpriced)}", style="yellow")]
+    for want, names in (("their hours", view.unpriced), (f"a price in {view.currency}", view.unpriced_hosted)):
+        if names:
+            parts += [Text(""), Text(f"in no sum, for want of {want}: {', '.join(names)}", style="yellow")]
     return Group(*parts)
+
+
+def _whole(view: CostView, title: str) -> Table:
+    """All rows, with what of each was hosted where anything was."""
+    if not view.hosted_apis:
+        return _rows((view.by.upper(), title), view.currency, view.rows, view.total)
+    made = _numbers(table(view.by.upper(), view.currency, "OWN", "HOSTED", "TOKENS", title))
+    for row in (*view.rows, view.total):
+        cells = f"{row.cost:,.2f}", f"{row.cost - row.hosted:,.2f}", f"{row.hosted:,.2f}", f"{row.tokens:,}", _each(row)
+        made.add_row(row.name, *cells, style="bold" if row is view.total else "")
+    return made
+
+
+def _split(view: CostView, title: str) -> Table:
+    made = _numbers(table("", view.currency, "SHARE", "TOKENS", "SHARE", title))
+    for row in (view.hosted, view.own, view.total):
+        cells = f"{row.cost:,.2f}", _part(row.cost, view.total.cost), f"{row.tokens:,}"
+        style = "bold" if row is view.total else ""
+        made.add_row(row.name, *cells, _part(row.tokens, view.total.tokens), _each(row), style=style)
+    return made
+
+
+def _part(some: float, whole: float) -> str:
+    return f"{some / whole:.0%}" if whole else "-"
+
+
+def _each(row: CostRow) -> str:
+    return "-" if row.per_million is None else f"{row.per_million:,.2f}"
 
 
 def _alone(view: CostView, saved: float) -> str:
@@ -102,8 +131,7 @@ def _alone(view: CostView, saved: float) -> str:
 def _rows(names: tuple[str, str], currency: str, rows: list[CostRow], total: CostRow | None = None) -> Table:
     made = _numbers(table(names[0], currency, "TOKENS", names[1]))
     for row in (*rows, *([total] if total else [])):
-        each = "-" if row.per_million is None else f"{row.per_million:,.2f}"
-        made.add_row(row.name, f"{row.cost:,.2f}", f"{row.tokens:,}", each, style="bold" if row is total else "")
+        made.add_row(row.name, f"{row.cost:,.2f}", f"{row.tokens:,}", _each(row), style="bold" if row is total else "")
     return made
 
 

@@ -24,8 +24,11 @@ def cost_page(view: CostView) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(view.period.since)} to {escape(view.period.until)}</p>',
         *_break_even(view),
-        *_section(f"By {view.by}", _rows(view.by, view.currency, [*view.rows, view.total])),
-        *_section("Pools", _rows("pool", view.currency, view.pools)),
+        *_section(
+            f"By {view.by}", _rows(view.by, view.currency, [*view.rows, view.total], split=bool(view.hosted_apis))
+        ),
+        *(_section("Pools", _rows("pool", view.currency, view.pools)) if view.pools else ()),
+        *_hosted(view),
         *(f"<p>{escape(line)}</p>" for line in _remarks(view)),
     ]
     return document(title, body)
@@ -42,10 +45,12 @@ def _remarks(view: CostView) -> Iterator[str]:
     if view.fine_tunes:
         yield (
             f"{view.fine_tunes} fine-tunes with a pool each would have cost {view.alone:,.2f} {view.currency}; shared "
-            f"pools saved {view.alone - view.total.cost:,.2f}."
+            f"pools saved {view.alone - view.own.cost:,.2f}."
         )
     if view.unpriced:
         yield f"In no sum, for want of their hours: {', '.join(view.unpriced)}."
+    if view.unpriced_hosted:
+        yield f"In no sum, for want of a price in {view.currency}: {', '.join(view.unpriced_hosted)}."
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -57,12 +62,27 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
-def _rows(name: str, currency: str, rows: Iterable[CostRow]) -> str:
+def _hosted(view: CostView) -> Iterator[str]:
+    """By API, and against the pools."""
+    if view.hosted_apis:
+        yield from _section("Hosted", _rows("api", view.currency, view.hosted_apis))
+        yield from _section("Hosted and own", _rows("", view.currency, [view.hosted, view.own, view.total]))
+
+
+def _rows(name: str, currency: str, rows: Iterable[CostRow], *, split: bool = False) -> str:
+    """`split`: with what of each cost is the pools' and what APIs'."""
     cells = (
-        (r.name, f"{r.cost:,.2f}", f"{r.tokens:,}", "-" if r.per_million is None else f"{r.per_million:,.2f}")
+        (
+            r.name,
+            f"{r.cost:,.2f}",
+            *((f"{r.cost - r.hosted:,.2f}", f"{r.hosted:,.2f}") if split else ()),
+            f"{r.tokens:,}",
+            "-" if r.per_million is None else f"{r.per_million:,.2f}",
+        )
         for r in rows
     )
-    return _table((name, currency, "tokens", f"{currency} per 1M tokens"), cells)
+    parts = ("own", "hosted") if split else ()
+    return _table((name, currency, *parts, "tokens", f"{currency} per 1M tokens"), cells)
 
 
 def _break_even(view: CostView) -> Iterator[str]:
@@ -85,7 +105,7 @@ def _break_even(view: CostView) -> Iterator[str]:
 
 
 def _plot(view: CostView, apis: list[ApiRow]) -> str:
-    pools = view.total.cost / view.period.hours
+    pools = view.own.cost / view.period.hours
     most = 1.25 * max(view.tokens_per_hour, *(api.break_even_tokens_per_hour or 0.0 for api in apis))
     high = 2 * pools
     floor, right = _HEAD + _HEIGHT, _WIDTH - _LEFT

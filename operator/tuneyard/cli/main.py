@@ -122,7 +122,7 @@ COMMANDS = (
     ),
     Command(
         "cost",
-        "show what tokens have cost: by deployment, adapter or tenant, against a pool each and against APIs' prices",
+        "show what tokens have cost: of pools and hosted APIs, against a pool each and against other prices",
         _lazy("tuneyard.cli.cost", "add_arguments"),
         _lazy("tuneyard.cli.cost", "run"),
     ),

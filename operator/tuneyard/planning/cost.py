@@ -1,4 +1,5 @@
-"""What tokens have cost: from what pools cost in a period and whose tokens their engines generated. Pure.
+"""What tokens have cost: from what pools cost in a period and whose tokens their engines generated, and from what
+hosted APIs ask for theirs (hostedcost.py). Pure.
 
 Rules:
 - a pool costs its hours times the price of its nodes, whether anybody asked it or not: idle hours are part of what its
@@ -7,8 +8,8 @@ Rules:
   it reads, and one from its cache next to nothing (Weights; measure your own). Estimates count: the engine has worked;
 - what has no price is told and not guessed: usage of a pool whose hours are not given is in no sum;
 - alone: what the same fine-tunes would have cost with a pool each, one replica for the whole period;
-- an API's cost is that of the same tokens at its prices. Break-even: the tokens an hour, in the same mix, at which it
-  costs what the pools cost.
+- an API's cost is that of the same tokens, those of the pools, at its prices. Break-even: the tokens an hour, in the
+  same mix, at which it costs what the pools cost.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.usage import UsageRecord
+from tuneyard.planning.hostedcost import MILLION, Costs, HostedUse, price_of_tokens
 from tuneyard.planning.timestamps import parsed_time, rfc3339
 from tuneyard.planning.usage import Tokens, tokens_of
 from tuneyard.planning.usagereport import NAMES, By, answered, once, within
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_MILLION = 1_000_000
 
 
 def _text(given: object) -> object:
@@ -85,9 +86,7 @@ class ApiPrice(ApiModel):
 
     def cost(self, tokens: Tokens) -> float:
         """Of these."""
-        cached = self.prompt if self.cached is None else self.cached
-        fresh = tokens.prompt - tokens.cached
-        return (fresh * self.prompt + tokens.cached * cached + tokens.completion * self.completion) / _MILLION
+        return price_of_tokens(tokens, self.prompt, self.cached, self.completion)
 
 
 class Weights(ApiModel):
@@ -108,9 +107,10 @@ class Prices(ApiModel):
 
     currency: str = "USD"
     period: Period
-    nodes: dict[str, Price]
+    nodes: dict[str, Price] = {}
     """Price of an hour by node type, for example `l4` and `l4-spot`."""
-    pools: Annotated[list[PoolHours], Field(min_length=1)]
+    pools: list[PoolHours] = []
+    """None where everything is hosted."""
     apis: list[ApiPrice] = []
     weights: Weights = Weights()
 
@@ -131,6 +131,8 @@ class CostRow(ApiModel):
 
     name: str
     cost: float
+    hosted: float = 0.0
+    """Of the cost, what APIs ask; the rest is the pools'."""
     tokens: int
     """Of prompts and answers."""
     per_million: float | None = None
@@ -143,7 +145,7 @@ class ApiRow(ApiModel):
     name: str
     cost: float
     break_even_tokens_per_hour: float | None = None
-    """None where it costs nothing, or nothing was asked."""
+    """None where it or the pools cost nothing, or nothing was asked."""
 
 
 class CostView(ApiModel):
@@ -154,6 +156,12 @@ class CostView(ApiModel):
     period: Period
     rows: list[CostRow]
     pools: list[CostRow]
+    hosted_apis: list[CostRow]
+    """APIs that served external revisions, by host."""
+    own: CostRow
+    """All pools."""
+    hosted: CostRow
+    """All those APIs."""
     total: CostRow
     idle: float
     """Cost of pools that nobody asked."""
@@ -161,9 +169,12 @@ class CostView(ApiModel):
     """With a pool for each fine-tune."""
     fine_tunes: int
     tokens_per_hour: float
+    """Of the pools."""
     apis: list[ApiRow]
     unpriced: list[str]
     """Pools with usage in the period whose hours are not given."""
+    unpriced_hosted: list[str]
+    """External revisions with usage that has no price in this currency."""
 
 
 def _pool_of(record: UsageRecord) -> str:
@@ -172,42 +183,52 @@ def _pool_of(record: UsageRecord) -> str:
 
 def cost_view(records: Iterable[UsageRecord], prices: Prices, by: By) -> CostView:
     """Who cost what in the period."""
-    used, tuned = _used(records, prices.period, by)
+    hosted = HostedUse(prices.currency)
+    used, tuned = _used(records, prices.period, by, hosted)
     pools, costs = _pools(prices)
     of_pool: dict[str, dict[str, Tokens]] = {}
     for (pool, name), tokens in used.items():
         of_pool.setdefault(pool, {})[name] = tokens
-    sums: dict[str, tuple[float, Tokens]] = {}
+    sums: Costs = {}
     for pool in sorted(of_pool.keys() & costs.keys()):
         _share(sums, of_pool[pool], costs[pool], prices.weights)
-    total = _sum(tokens for _, tokens in sums.values())
-    whole, hours = sum(costs.values()), prices.period.hours
+    own = _sum(tokens for _, tokens in sums.values())
+    whole, hours, apis = sum(costs.values()), prices.period.hours, hosted.by_api()
+    asked = sum(cost for cost, _ in apis.values())
+    of_apis = _sum(tokens for _, tokens in apis.values())
     alone = sum(prices.nodes[pools[pool].node] * hours for pool, _ in tuned if pool in costs)
-    rows = [_row(name, cost, tokens) for name, (cost, tokens) in sums.items()]
     return CostView(
         currency=prices.currency,
         by=by,
         period=prices.period,
-        rows=sorted(rows, key=lambda row: (-row.cost, row.name)),
+        rows=_both(sums, hosted.by_name()),
         pools=[_row(name, cost, _sum(of_pool.get(name, {}).values())) for name, cost in sorted(costs.items())],
-        total=_row("total", whole, total),
+        hosted_apis=_both({}, apis),
+        own=_row("own", whole, own),
+        hosted=_row("hosted", asked, of_apis, asked),
+        total=_row("total", whole + asked, own.plus(of_apis), asked),
         idle=sum(cost for name, cost in costs.items() if name not in of_pool),
         alone=alone,
         fine_tunes=len([pool for pool, _ in tuned if pool in costs]),
-        tokens_per_hour=_size(total) / hours,
-        apis=[_api(api, total, whole, hours) for api in prices.apis],
+        tokens_per_hour=_size(own) / hours,
+        apis=[_api(api, own, whole, hours) for api in prices.apis],
         unpriced=sorted(of_pool.keys() - costs.keys()),
+        unpriced_hosted=hosted.unpriced,
     )
 
 
 def _used(
-    records: Iterable[UsageRecord], period: Period, by: By
+    records: Iterable[UsageRecord], period: Period, by: By, hosted: HostedUse
 ) -> tuple[dict[tuple[str, str], Tokens], set[tuple[str, str]]]:
-    """Tokens by pool and name, and the fine-tunes of each pool."""
+    """Tokens by pool and name, and the fine-tunes of each pool; what no pool has served goes to `hosted`."""
     used: dict[tuple[str, str], Tokens] = {}
     tuned: set[tuple[str, str]] = set()
     for record in once(records):
-        if within(record, period.since, period.until):
+        if not within(record, period.since, period.until):
+            continue
+        if record.external is not None:
+            hosted.add(record, NAMES[by](record))
+        else:
             key = _pool_of(record), NAMES[by](record)
             used[key] = used.get(key, Tokens()).plus(tokens_of(record))
             tuned.add((key[0], answered(record)))
@@ -222,7 +243,7 @@ def _pools(prices: Prices) -> tuple[dict[str, PoolHours], dict[str, float]]:
     return {pool.pool: pool for pool in reversed(prices.pools)}, costs
 
 
-def _share(sums: dict[str, tuple[float, Tokens]], used: dict[str, Tokens], cost: float, weights: Weights) -> None:
+def _share(sums: Costs, used: dict[str, Tokens], cost: float, weights: Weights) -> None:
     """Add what each of them cost in one pool; where nobody's tokens were any work, each cost the same."""
     work = {name: weights.work(tokens) for name, tokens in used.items()}
     whole = sum(work.values())
@@ -243,12 +264,23 @@ def _size(tokens: Tokens) -> int:
     return tokens.prompt + tokens.completion
 
 
-def _row(name: str, cost: float, tokens: Tokens) -> CostRow:
+def _both(own: Costs, hosted: Costs) -> list[CostRow]:
+    """What each cost in pools and at APIs together, the dearest first."""
+    nothing = 0.0, Tokens()
+    rows = []
+    for name in own.keys() | hosted.keys():
+        (cost, tokens), (asked, others) = own.get(name, nothing), hosted.get(name, nothing)
+        rows.append(_row(name, cost + asked, tokens.plus(others), asked))
+    return sorted(rows, key=lambda row: (-row.cost, row.name))
+
+
+def _row(name: str, cost: float, tokens: Tokens, hosted: float = 0.0) -> CostRow:
     size = _size(tokens)
-    return CostRow(name=name, cost=cost, tokens=size, per_million=cost * _MILLION / size if size else None)
+    each = cost * MILLION / size if size else None
+    return CostRow(name=name, cost=cost, hosted=hosted, tokens=size, per_million=each)
 
 
 def _api(api: ApiPrice, tokens: Tokens, whole: float, hours: float) -> ApiRow:
     cost, size = api.cost(tokens), _size(tokens)
-    even = whole / hours / (cost / size) if cost else None
+    even = whole / hours / (cost / size) if cost and whole else None
     return ApiRow(name=api.name, cost=cost, break_even_tokens_per_hour=even)

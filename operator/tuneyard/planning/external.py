@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tuneyard.api.documents import AppliedReport
-from tuneyard.api.external import ExternalSpec
+from tuneyard.api.external import ExternalPricing, ExternalSpec
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.planning.plan import Redacted
 
@@ -49,6 +49,8 @@ class ExternalRoute:
     """Of the URL; it stands in the place of `/v1`."""
     url: str
     access: Access = Access()
+    pricing: ExternalPricing | None = None
+    """What its tokens cost now; it is written down with each request."""
 
     @property
     def lacks(self) -> str:
@@ -60,7 +62,8 @@ def external_route(external: ExternalSpec | None, access: Access | None) -> Exte
     """The route of a revision, None for one that has pods."""
     if external is None or access is None:
         return None
-    return ExternalRoute(external.host, external.port, external.authority, external.path, external.url, access)
+    place = external.host, external.port, external.authority, external.path, external.url
+    return ExternalRoute(*place, access, external.pricing)
 
 
 def accesses_of(deployment: ModelDeploymentResource, accesses: Accesses) -> dict[str, Access]:

@@ -42,7 +42,9 @@ class UsageView(ApiModel):
 
 
 def answered(record: UsageRecord) -> str:
-    """What answered, by name and the begin of its digest."""
+    """What answered, by name and the begin of its digest; of somebody else's API its host."""
+    if record.external is not None:
+        return record.external
     name, digest = (record.adapter, record.adapter_digest) if record.adapter else (record.base, record.base_digest)
     return f"{name or '-'}@{digest[:_SHOWN_DIGEST]}" if digest else name or "-"
 

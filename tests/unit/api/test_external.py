@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tuneyard.api.external import ApiKeyReference, ExternalSpec
+from tuneyard.api.external import ApiKeyReference, ExternalPricing, ExternalSpec
 from tuneyard.api.modeldeployment import Revision
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning.contents import hash_of
@@ -52,12 +52,13 @@ def test_what_is_no_model(model: str) -> None:
         ExternalSpec(url="https://api.example/v1", model=model)
 
 
-def test_whose_key_is_sent_is_no_part_of_it() -> None:
+def test_whose_key_is_sent_and_what_it_costs_is_no_part_of_it() -> None:
     def hashed(**more: object) -> str | None:
         given = {"url": "https://api.example/v1", "model": "m", **more}
         return hash_of(Revision(name="r", external=ExternalSpec.model_validate(given)), None, None, None)
 
-    same = [hashed(), hashed(credentials=ApiKeyReference(name="s"))]
+    pricing = ExternalPricing(input_per_million=1, output_per_million=2)
+    same = [hashed(), hashed(credentials=ApiKeyReference(name="s")), hashed(pricing=pricing)]
     assert same[0] is not None and set(same) == {same[0]}
     others = [
         hashed(url="https://api.example/v2"),
@@ -66,6 +67,19 @@ def test_whose_key_is_sent_is_no_part_of_it() -> None:
         hashed(systemPrompt=SystemPrompt(text="t", apply="Always")),
     ]
     assert len({same[0], *others}) == 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"inputPerMillion": -0.1}, {"outputPerMillion": float("inf")}, {"outputPerMillion": float("nan")}),
+        *({"outputPerMillion": None}, {"inputPerMillion": 1_000_001}),
+        *({"currency": "usd"}, {"currency": "$"}, {"currency": "EURO"}, {"currency": ""}),
+    ],
+)
+def test_what_is_no_pricing(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ExternalPricing.model_validate({"inputPerMillion": 1, "outputPerMillion": 2, **change})
 
 
 def test_an_external_revision_as_json() -> None:

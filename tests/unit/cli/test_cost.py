@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.test_report import Balanced
+from tests.unit.planning.test_hostedcost import hosted, million
 from tests.unit.planning.test_usage import record
 from tuneyard.cli.main import run
 
@@ -51,6 +52,67 @@ def test_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "",
         "in no sum, for want of their hours: models/unknown",
     ]
+
+
+def test_hosted_and_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "dt=2026-11-20" / "gw-1-x-0-0.jsonl").write_bytes(
+        hosted(11, deployment="models/support", **million(20, 10, 2)).line()
+        + hosted(12, None, revision="free", **million(1)).line()
+    )
+    assert run(["cost", str(folder), "--prices", str(EXAMPLE), "--by", "deployment"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Cost by deployment from 2026-11-01T00:00:00Z to 2026-12-01T00:00:00Z",
+        "",
+        "DEPLOYMENT         USD     OWN  HOSTED      TOKENS  USD PER 1M TOKENS",
+        "models/support  708.80  662.80   46.00  82,000,018               8.64",
+        "total           708.80  662.80   46.00  82,000,018               8.64",
+        "",
+        "Pools",
+        "  POOL               USD      TOKENS  USD PER 1M TOKENS",
+        "  models/smollm2  662.80  60,000,018              11.05",
+        "",
+        "Hosted",
+        "  API            USD      TOKENS  USD PER 1M TOKENS",
+        "  api.example  46.00  22,000,000               2.09",
+        "",
+        "Hosted and own",
+        "             USD  SHARE      TOKENS  SHARE  USD PER 1M TOKENS",
+        "  hosted   46.00     6%  22,000,000    27%               2.09",
+        "  own     662.80    94%  60,000,018    73%              11.05",
+        "  total   708.80   100%  82,000,018   100%               8.64",
+        "",
+        "3 fine-tunes with a pool each: 1,728.00 USD; shared pools saved 1,065.20 (62%)",
+        "",
+        "The same tokens at an API's prices",
+        "  API                   USD  BREAK-EVEN TOKENS PER HOUR  NOW",
+        "  a hosted fine-tune  18.00                   3,068,516   3%",
+        "",
+        "in no sum, for want of their hours: models/unknown",
+        "",
+        "in no sum, for want of a price in USD: models/a free",
+    ]
+    page = tmp_path / "cost.html"
+    assert run(["cost", str(folder), "--prices", str(EXAMPLE), "--html", str(page)]) == 0
+    text, look = page.read_text(), Balanced()
+    look.feed(text)
+    assert (look.open, look.wrong) == ([], [])
+    told = "api.example", '<td class="n">46.00</td>', "for want of a price in USD: models/a free"
+    assert all(words in text for words in told)
+    # 662.80 in 720 hours: what is hosted is no part of the pools' line
+    assert [line for line in re.findall(r'text-anchor="end">([\d.]+)</text>', text) if line == "0.92"] == ["0.92"]
+
+
+def test_everything_hosted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dt=2026-11-05").mkdir()
+    (tmp_path / "dt=2026-11-05" / "gw-0-x-0-0.jsonl").write_bytes(hosted(1, **million(2)).line())
+    (tmp_path / "prices.yaml").write_text("period: {since: 2026-11-01, until: 2026-12-01}\n")
+    given = ["cost", str(tmp_path), "--prices", str(tmp_path / "prices.yaml")]
+    assert run(given) == 0
+    text = capsys.readouterr().out
+    assert "Pools" not in text
+    assert "total       4.00  0.00    4.00  2,000,000               2.00" in text.splitlines()
+    assert run([*given, "--html", str(tmp_path / "cost.html")]) == 0
+    assert "Pools" not in (tmp_path / "cost.html").read_text()
 
 
 def test_for_programs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tuneyard.api.usage import Outcome
+from tuneyard.api.external import ExternalPricing
+from tuneyard.api.usage import Outcome, UsageRecord
 from tuneyard.gateway import usage
 from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics, records_of
 from tuneyard.gateway.usagefiles import Piece, Place, UsageFiles
+from tuneyard.systems.envoy.external import price_of, price_text
 from tuneyard.systems.envoy.usage import USAGE_FORMAT, usage_record
 
 TOLD: dict[str, Any] = dict.fromkeys(USAGE_FORMAT) | {
@@ -102,6 +104,31 @@ def test_whose_request_it_was() -> None:
     assert told == ("models/a.b", "v1.1", "c1", "acme", False, 2)
 
 
+def test_what_an_api_served_and_at_which_price() -> None:
+    told = {"external": "api.example:8443", "out": "acme chat /v1/embeddings", "path": "/v1/embeddings", "pool": None}
+    record = usage_record(line(**told, price="0.15 0.075 0.6 EUR"), "gw")
+    assert record is not None and record.price is not None
+    assert (record.external, record.pool, record.tenant, record.model) == ("api.example:8443", None, "acme", "chat")
+    assert record.price.to_dict() == {
+        "inputPerMillion": 0.15, "cachedInputPerMillion": 0.075, "outputPerMillion": 0.6, "currency": "EUR",
+    }  # fmt: skip
+    assert UsageRecord.model_validate_json(record.line()) == record
+    unpriced = usage_record(line(**told), "gw")
+    assert unpriced is not None and unpriced.price is None
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        {"inputPerMillion": 0, "outputPerMillion": 1e-7},
+        {"inputPerMillion": 1_000_000, "cachedInputPerMillion": 0.1 + 0.2, "outputPerMillion": 2, "currency": "CHF"},
+    ],
+)
+def test_prices_are_read_as_they_were_written(price: dict[str, Any]) -> None:
+    pricing = ExternalPricing.from_dict(price)
+    assert price_of(price_text(pricing)) == pricing
+
+
 @pytest.mark.parametrize(
     ("tenant", "route", "gate"),
     [
@@ -134,7 +161,9 @@ def test_requests_to_no_engine_are_no_usage(change: dict[str, Any]) -> None:
     assert usage_record(line(**change), "gw") is None
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}x", line(time="yesterday"), line(prompt="many")])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"{}x", line(time="yesterday"), line(prompt="many"), line(price="1 2")]
+)
 def test_what_is_no_line_is_an_error_of_value(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
         usage_record(text, "gw")

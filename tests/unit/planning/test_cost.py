@@ -108,13 +108,18 @@ def test_weights_and_prices_of_a_cached_prompt() -> None:
     assert ApiPrice(name="x", prompt=1, completion=2).cost(Tokens(1, 1_000_000, 500_000, 500_000)) == 2.0
 
 
+def test_where_pools_cost_nothing_no_api_breaks_even() -> None:
+    apis = [{"name": "x", "prompt": 1, "completion": 1}]
+    view = cost_view([used(1, promptTokens=9)], prices(nodes={"l4": 0}, apis=apis), "deployment")
+    assert view.apis[0].break_even_tokens_per_hour is None
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"nodes": {}}, "nodes has no price for l4"),
         ({"period": {"since": "2026-11-11", "until": "2026-11-01"}}, "since must be before until"),
         ({"period": {"since": "soon", "until": "2026-11-01"}}, "soon is no time"),
-        ({"pools": []}, "at least 1 item"),
         ({"nodes": {"l4": -1}}, "greater than or equal to 0"),
         ({"nodes": {"l4": float("inf")}}, "finite"),
     ],

@@ -15,7 +15,9 @@ Rules:
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
+from tuneyard.api.external import ExternalPricing
 from tuneyard.planning.external import ExternalRoute
 from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.documents import Json, extension, set_header
@@ -80,7 +82,26 @@ def _is_address(host: str) -> bool:
 
 def sent_out(external: ExternalRoute) -> dict[str, str]:
     """What `rewrite` is told of where requests go: it keeps back what is not to be sent, and sets path and host."""
-    return {"out": external.authority, "path": external.path}
+    priced = {"price": price_text(external.pricing)} if external.pricing is not None else {}
+    return {"out": external.authority, "path": external.path, **priced}
+
+
+def price_text(pricing: ExternalPricing) -> str:
+    """Prices as the log of usage has them: of input, of cached input and of output, and the currency."""
+    prices = pricing.input_per_million, pricing.cached_input_per_million, pricing.output_per_million
+    return " ".join([*("-" if price is None else repr(price) for price in prices), pricing.currency or "-"])
+
+
+@lru_cache(maxsize=1_000)
+def price_of(text: str) -> ExternalPricing:
+    """What `price_text` wrote; ValueError where it is something else."""
+    fresh, cached, output, currency = text.split(" ")
+    return ExternalPricing(
+        input_per_million=float(fresh),
+        cached_input_per_million=None if cached == "-" else float(cached),
+        output_per_million=float(output),
+        currency=None if currency == "-" else currency,
+    )
 
 
 def credentials(external: ExternalRoute) -> list[Json]:

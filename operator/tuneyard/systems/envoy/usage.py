@@ -28,6 +28,7 @@ from tuneyard.api.usage import MAX_REQUEST_ID, Endpoint, Outcome, UsageRecord
 from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN
 from tuneyard.systems.envoy.deadlines import PASSED
 from tuneyard.systems.envoy.documents import GATE_ROUTES, Json, extension
+from tuneyard.systems.envoy.external import price_of
 from tuneyard.systems.envoy.translate import served_by
 
 _ENDPOINTS = {
@@ -64,6 +65,8 @@ USAGE_FORMAT: Json = {
     "adapter_digest": _served("adapter_digest"),
     "base": _served("base_model"),
     "base_digest": _served("base_digest"),
+    "external": _served("external"),
+    "price": _told("price"),
     "status": "%RESPONSE_CODE%",
     "flags": "%RESPONSE_FLAGS%",
     "details": "%RESPONSE_CODE_DETAILS%",
@@ -127,6 +130,8 @@ def usage_record(line: bytes, gateway: str, record_id: str = "") -> UsageRecord 
         adapter_digest=told.get("adapter_digest"),
         base=told.get("base"),
         base_digest=told.get("base_digest"),
+        external=told.get("external"),
+        price=price_of(told["price"]) if told.get("price") else None,
         endpoint=endpoint,
         # where clients need keys, a tenant's requests are its own whatever route they took
         gate=str(told.get("route") or "").startswith(GATE_ROUTES) and told.get("tenant") in (None, names.GATE_TENANT),

@@ -111,7 +111,7 @@ function envoy_on_request(handle)
     handle:streamInfo():dynamicMetadata():set('tuneyard', 'held', true)
   end
   local out = context:get('out')
-  if out then send_out(handle, headers, out, context:get('path')) end
+  if out then send_out(handle, headers, out, context:get('path'), context:get('price')) end
   headers:replace('content-length', tostring(#text))
   headers:replace('x-tuneyard-gate', 'open')
 end
