@@ -15,6 +15,7 @@ from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.chart import CHART, CRD, NAMESPACE, helm, install, named, of_kind, rendered
 from tuneyard.api import names
 from tuneyard.api.crds import rendered as crd_files
+from tuneyard.gateway import quotamonths
 from tuneyard.gateway.options import options
 from tuneyard.gateway.tokenoptions import GivenTokens
 from tuneyard.handlers.main import HEALTH_PORT
@@ -218,6 +219,8 @@ def test_both_processes_of_a_gateway_know_what_clients_need(auth: dict[str, Any]
     assert [o["metadata"]["name"] for o in of_kind(objects, "Namespace")] == [f"{NAMESPACE}-tenants"] * tenants
     policies = {o["metadata"]["name"] for o in of_kind(objects, "ValidatingAdmissionPolicy")}
     assert ("tuneyard-tenants" in policies) is tenants
+    # months are kept for whoever may have limits, and gateways may not make what keeps them
+    assert (quotamonths.NAME in {o["metadata"]["name"] for o in of_kind(objects, "ConfigMap")}) is tenants
 
 
 def test_both_processes_of_a_gateway_know_how_much_pools_hold() -> None:

@@ -129,7 +129,7 @@ async def test_few_requests_ask_and_none_depends_on_it(tmp_path: Path, pod: Upst
         assert await statuses(rig) == [200, 200, 200], "nobody is there to ask"
         async with process.listening(tmp_path / "holding.sock"):
             begin = time.monotonic()
-            for _ in range(100):
+            while time.monotonic() - begin < 1:  # what was known before counts for a quarter of that
                 assert await statuses(rig) == [200, 200, 200]
             assert 1 <= process.asked <= 2 + 4 * (time.monotonic() - begin)
             process.full = [("default/chat", Priority.LOW)]

@@ -98,8 +98,9 @@ class Pressure:
         if routes is None:
             return
         name = f"{routes.namespace}/{routes.deployment}"
-        found = {(name, r.name): f"{routes.namespace}/{r.pool}" for r in routes.revisions}
-        pods = [(found[name, r.name], e.pod) for r in routes.revisions for e in r.endpoints]
+        here = [r for r in routes.revisions if r.external is None]  # who else serves has no pool that could be full
+        found = {(name, r.name): f"{routes.namespace}/{r.pool}" for r in here}
+        pods = [(found[name, r.name], e.pod) for r in here for e in r.endpoints]
         self._of_model[model] = found, pods
         self._pools |= found
         for pool, pod in pods:

@@ -271,7 +271,7 @@ class Quotas:
         """Give back, forget, keep, show; returns how long it took to keep."""
         now, limits = self._wall(), self._limits()
         for mark in self._ledger.overdue(now):
-            self._ledger.settle(mark, 0, now)
+            self._ledger.settle(mark, None, now)
         self._ledger.look(now)
         self._show(limits, now)
         began = time.perf_counter()

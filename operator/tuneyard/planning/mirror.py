@@ -3,6 +3,8 @@
 Rules:
 - nothing is mirrored while no pod serves the mirrored revision, nor to contents with a verdict: those get no request
   at all;
+- nor to somebody else's API, although that counts as ready (the API server refuses it, too): copies are sent without
+  its key, and to pods alone;
 - a mirror makes no pod, wakes nobody and is no use of the revision: who is idle stays idle;
 - weights do not matter to it, and it does not matter to weights.
 """
@@ -32,6 +34,8 @@ def why_not(spec: ModelDeploymentSpec, ready: Mapping[str, int], allowed: Mappin
     wanted = spec.mirror.revision if spec.mirror else None
     if wanted is None or wanted not in {r.name for r in spec.revisions}:
         return "spec.mirror names no revision of this deployment"
+    if any(r.external for r in spec.revisions if r.name == wanted):
+        return f"{wanted} is external"
     if (allowed or {}).get(wanted) == 0:
         return f"the rollout keeps every request from {wanted}"
     if not ready.get(wanted, 0):

@@ -31,7 +31,7 @@ from tuneyard.planning.limits import TOKENS, Kind, Limits, period_of
 STORED = ""
 """The run that stands for all whose counts are only known as a sum, from before."""
 KEPT_RESERVATIONS = 900.0
-"""Seconds after which a request counts as ended although nobody has told so."""
+"""Seconds after which a request counts as ended although nobody has told so: it may stream on, or its end was lost."""
 
 
 def owner_of(tenant: str, gateways: Iterable[str]) -> str | None:
@@ -207,10 +207,11 @@ class Ledger:
         self._changes.mark((tenant, kind))
         return account.period
 
-    def settle(self, request: str, tokens: int, now: float) -> str | None:
+    def settle(self, request: str, tokens: int | None, now: float) -> str | None:
         """A request has ended with so many tokens; returns whose it was, None where it took nothing here.
 
-        Tokens count when their request began: in a period that is over nothing is changed any more.
+        `tokens` None: nobody knows how many, and what it took counts: a long answer must not be free. Tokens count when
+        their request began: in a period that is over nothing is changed any more.
         """
         reservation = self._reservations.pop(request, None)
         if reservation is None:
@@ -219,7 +220,7 @@ class Ledger:
             if period != self.account(reservation.tenant, kind, now).period:
                 continue
             if kind in TOKENS:
-                self._add(reservation.tenant, kind, tokens - number, now)
+                self._add(reservation.tenant, kind, 0 if tokens is None else tokens - number, now)
             elif kind is Kind.CONCURRENT:
                 self._add(reservation.tenant, kind, -number, now)
         return reservation.tenant

@@ -12,9 +12,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.contract.envoy import eventually
 from tests.contract.ports import free_port
+from tuneyard.api.external import ExternalSpec
 from tuneyard.gateway.pressure import Pressure, PressureMetrics
 from tuneyard.gateway.priorityoptions import priority_options
 from tuneyard.planning.endpoints import Endpoint
+from tuneyard.planning.external import Access, external_route
 from tuneyard.planning.priorities import PoolLimits, Priority
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.systems.envoy.loads import Load
@@ -53,6 +55,19 @@ async def test_adapters_and_pods_of_a_pool_count_together() -> None:
     pressure.reported(load(chat, 8))
     assert pressure.filled() == {}
     assert b"team" not in generate_latest(registry)
+
+
+async def test_what_somebody_else_serves_fills_no_pool() -> None:
+    registry = CollectorRegistry()
+    pressure = Pressure("g-0", PoolLimits(10), nobody, "token", PressureMetrics(registry))
+    chat = routes("chat", "", "api.example")
+    external = external_route(ExternalSpec(url="https://api.example/v1", model="m"), Access())
+    chat = replace(chat, revisions=(replace(chat.revisions[0], external=external),))
+    pressure.routed("chat", chat)
+    pressure.reported(load(chat, 50))
+    assert pressure.filled() == {}
+    assert b"team" not in generate_latest(registry)
+    pressure.routed("chat", None)
 
 
 @asynccontextmanager

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.builders import NAMESPACE, Situation, base_model, deployment, pinned, pod, revision
+from tuneyard.api.external import ExternalSpec
 from tuneyard.api.mirror import MirrorSpec, MirrorStatus
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, Revision
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.cli.mirrorview import mirror_summary
 from tuneyard.planning.mirror import MirrorRoute, mirror_route, mirror_status
@@ -61,6 +62,17 @@ def test_it_is_on_where_a_pod_may_take_copies(
     to = made.spec.mirror.revision
     assert mirror_status(made.spec, ready, allowed) == MirrorStatus(revision=to, percent=percent, message=message)
     assert mirror_route(made.spec, ready, allowed) == MirrorRoute(to, 10, 16, active=message is None)
+
+
+def test_no_copy_leaves_the_cluster() -> None:
+    """Should the API server not have refused it: what gateways know of an external revision looks like a ready pod."""
+    made = mirrored()
+    api = ExternalSpec(url="https://api.example/v1", model="m")
+    revisions = [made.spec.revisions[0], Revision(name="v3", external=api)]
+    made = made.model_copy(update={"spec": made.spec.model_copy(update={"revisions": revisions})})
+    routes = model_routes(made, ADAPTERS, [base_model()], [pod("a", "v1")])
+    assert routes.mirror == MirrorRoute("v3", 10, 16, active=False)
+    assert copied_by(made, pod("a", "v1")) == {}
 
 
 def test_without_a_mirror_there_is_none() -> None:

@@ -132,6 +132,17 @@ def test_requests_of_the_dead_and_the_forgotten_end() -> None:
     assert ledger.overdue(NOW + KEPT_RESERVATIONS) == ["lost"]
 
 
+def test_what_takes_longer_than_anybody_waits_gives_back_its_place_and_no_tokens() -> None:
+    ledger = Ledger("a")
+    grants = [Grant("acme", Kind.CONCURRENT, 0, 1, 0), Grant("acme", Kind.MONTH, MONTH, 70, 0)]
+    ledger.granted(grants, NOW)
+    assert ledger.take("acme", {Kind.CONCURRENT: 1, Kind.MONTH: 70}, "long", NOW) == {}
+    (long,) = ledger.overdue(NOW + KEPT_RESERVATIONS)
+    assert ledger.settle(long, None, NOW + KEPT_RESERVATIONS) == "acme"
+    assert {(r.kind, r.used) for r in ledger.own_rows(0)} == {(Kind.CONCURRENT, 0), (Kind.MONTH, 70)}
+    assert ledger.under_way == 0
+
+
 def test_of_a_stored_month_only_what_nobody_knows_is_added() -> None:
     ledger = Ledger("a")
     ledger.hear("b", 1, [row("b", 300, 350, Kind.MONTH, MONTH)], NOW)
