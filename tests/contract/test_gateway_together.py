@@ -122,3 +122,18 @@ async def test_limits_and_priorities_of_keys_and_of_tokens(tmp_path: Path, pod: 
     assert [s.tenant for s in spent] == ["limited", "high", "low"] * 6 + ["limited"]
     # refused by a full pool: what was taken is given back
     assert [bool(s.tokens) for s in spent] == [True] * 6 + [False, True, False] * 2 + [True] * 6 + [False]
+
+
+async def test_who_waits_for_a_pool_is_not_silent(tmp_path: Path, pod: Upstream) -> None:
+    """`idleTimeout` is for engines that hang: a request waits as long as `coldStart` says all the same."""
+    process = Process()
+    found = replace(revision("v1", 100, [pod.address]), held=True)
+    asleep = replace(model("asleep", found, header=True), idle_timeout=1)
+    async with process.listening(tmp_path / "holding.sock"), Rig(tmp_path) as rig:
+        await rig.serve(asleep)
+        waiting = [asyncio.create_task(rig.post({"model": "asleep"}, headers=h)) for h in ({}, {"x-revision": "v1"})]
+        await asyncio.wait(waiting, timeout=2)
+        process.goes_on.set()
+        assert [status for status, _, _ in await asyncio.gather(*waiting)] == [200, 200]
+        await rig.serve(replace(asleep, revisions=(replace(found, held=False),)))
+        assert (await rig.post({"model": "asleep", "first": 5}))[0] == 504

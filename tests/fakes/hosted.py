@@ -11,6 +11,7 @@ from typing import Self
 from tests.fakes.upstream import Received, Upstream, _whole
 
 BASE_PATH = "/openai/v1"
+_LIMITED = "retry-after: 7\r\nset-cookie: __cf=1\r\nx-ratelimit-remaining-tokens: 5\r\n"
 
 
 @dataclass
@@ -53,4 +54,4 @@ class Hosted(Upstream):
             return 401, f"Incorrect API key provided: {shown}.", "www-authenticate: Bearer\r\n"
         if not request.path.startswith(f"{BASE_PATH}/"):
             return 404, "no such path", ""
-        return (429, "Rate limit reached.", "retry-after: 7\r\nset-cookie: __cf=1\r\n") if self.limited else None
+        return (429, "Rate limit reached.", _LIMITED) if self.limited else None

@@ -25,7 +25,7 @@ from tuneyard.api.gatereports import GateRun
 
 _FIRST_BYTE_SECONDS, _WHOLE_SECONDS = 120.0, 600.0
 _LINE_LIMIT = 1 << 22
-_UNKNOWN = (401, 404)
+_UNKNOWN, _FULL = (401, 404), 429
 """By the gateway itself: what a revision answers is marked with its name."""
 _TEXT_LIMIT = 200
 
@@ -40,7 +40,7 @@ class Answer:
     reached: bool = True
     """Whether anybody answered at all."""
     served: bool = True
-    """False: no pod took it (503, or nobody was reached), which says nothing of what the revision would answer."""
+    """False: no pod took it (503, a full pool, or nobody was reached): nobody knows what the revision would answer."""
     tokens: int = 0
     ttft: float | None = None
     itl: float | None = None
@@ -89,7 +89,8 @@ class Asker:
                 if response.status != 200:
                     said = (await response.content.read(2000)).decode(errors="replace")
                     words = f"status {response.status}: {_message(said)}"
-                    return Answer(error=words, served=response.status != 503, e2e=_since(began))
+                    full = told is None and response.status == _FULL
+                    return Answer(error=words, served=response.status != 503 and not full, e2e=_since(began))
                 return await _streamed(response, began)
         except (aiohttp.ClientConnectorError, aiohttp.ClientOSError) as error:
             words = f"no connection: {type(error).__name__}"

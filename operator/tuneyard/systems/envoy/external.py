@@ -24,8 +24,12 @@ from tuneyard.systems.envoy.documents import Json, extension, set_header
 
 SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
 """Where Envoy's image has the authorities that the world trusts."""
-TELLTALES = ("set-cookie", "openai-organization", "openai-project", "strict-transport-security", "alt-svc")
-"""Of answers: they speak of the account, or to browsers, and are meant for nobody behind a gateway."""
+TELLTALES = (
+    *("set-cookie", "openai-organization", "openai-project", "strict-transport-security", "alt-svc"),
+    *(f"x-ratelimit-{said}-{of}" for said in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)
+"""Of answers: they speak of the account, or to browsers, and are meant for nobody behind a gateway. Its limits
+would look like the tenant's own."""
 
 
 _TRACES = ("traceparent", "tracestate")

@@ -1,6 +1,9 @@
 """What `rewrite` is told of a revision whose requests may have to wait, on the routes that lead to it.
 
-Rule: a revision that pods serve has nothing of it, and costs its requests nothing.
+Rules:
+- a revision that pods serve has nothing of it, and costs its requests nothing;
+- who waits is silent for as long: routes of a model that requests wait for have the gateways' own limit of silence,
+  which is longer than anybody may wait (routing.ColdStart), and not that of its engine.
 """
 
 from __future__ import annotations
@@ -22,3 +25,8 @@ def held(model: ModelRoutes, revision: RevisionRoute) -> dict[str, str]:
         return {}
     patience = {} if model.hold_seconds is None else {"patience": str(hold_milliseconds(model.hold_seconds))}
     return {"hold": model.model, "revision": revision.name, **patience}
+
+
+def silence_of(model: ModelRoutes) -> int | None:
+    """Seconds for which nothing may pass on a request, None: as many as gateways allow."""
+    return None if any(revision.held for revision in model.revisions) else model.idle_timeout

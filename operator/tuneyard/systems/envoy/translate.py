@@ -38,7 +38,7 @@ from tuneyard.systems.envoy.documents import (
     set_header,
 )
 from tuneyard.systems.envoy.external import SYSTEM_CA, TELLTALES, credentials, external_cluster, sent_out, untraced
-from tuneyard.systems.envoy.holding import held
+from tuneyard.systems.envoy.holding import held, silence_of
 from tuneyard.systems.envoy.mirroring import copying
 from tuneyard.systems.envoy.podtls import spoken_to, to_pods
 
@@ -273,7 +273,7 @@ def _weighted(model: ModelRoutes, clusters: list[Json], user: str | None = None)
         return {
             "name": WEIGHTS_ROUTE,
             "match": {"prefix": "/v1/"},
-            "route": {"weighted_clusters": {"clusters": clusters}, **tried(model.timeout, model.idle_timeout)},
+            "route": {"weighted_clusters": {"clusters": clusters}, **tried(model.timeout, silence_of(model))},
         }
     weighted = {"clusters": clusters, "use_hash_policy": True}
     return {
@@ -282,7 +282,7 @@ def _weighted(model: ModelRoutes, clusters: list[Json], user: str | None = None)
         "route": {
             "weighted_clusters": weighted,
             "hash_policy": hashed_by(user),
-            **tried(model.timeout, model.idle_timeout),
+            **tried(model.timeout, silence_of(model)),
         },
     }
 
@@ -307,7 +307,7 @@ def _to_named(model: ModelRoutes, key: EngineKey, kind: str, *shown: Json) -> li
                 "prefix": "/v1/",
                 "headers": [{"name": names.REVISION_HEADER, "string_match": {"exact": revision.name}}, *shown],
             },
-            "route": {"cluster": cluster_name(model, revision), **tried(model.timeout, model.idle_timeout)},
+            "route": {"cluster": cluster_name(model, revision), **tried(model.timeout, silence_of(model))},
             **_to_revision(model, revision, key, gate=kind == GATE_ROUTES),
         }
         for revision in model.revisions
