@@ -13,9 +13,10 @@ orca      client_side_weighted_round_robin: Envoy itself weighs by requests per 
           every gateway hears its own share of them, and an answer that is no stream tells when it is all over
 
 Four loads: 60 % and 95 % of what the engines can do, through one gateway and through three, which do not see each
-other's requests. Each begins with as many requests as have places at that load; its first quarter is not counted.
-`slow_share` is the slower engine's share of the requests. No way misses a target; what would make one the product's is
-in `..._worst_ratio`: its TTFT p99 with three gateways, at the load where it does worse, in parts of least_request's.
+other's requests. The first seconds of each are not counted; in them as many requests more come as have places at that
+load, so that it need not build up. `slow_share` is the slower engine's share of the requests. No way misses a target;
+what would make one the product's is in `..._worst_ratio`: its TTFT p99 with three gateways, at the load where it does
+worse, in parts of least_request's.
 
 python -m benchmarks.balancing [--seconds N] [--every N] [--seed N]
 """
@@ -28,7 +29,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,8 @@ ENGINES = (*[USUAL] * 5, USUAL.slower(1.8))
 SLOW = len(ENGINES) - 1
 GATEWAYS = 3
 LOADS = (60, 95)
-NOT_COUNTED = 0.25
+LEAD, FILLED_WITHIN = 3.0, 1.0
+"""Seconds that are not counted, and in which of them the load is brought about."""
 _PATIENCE = 60.0
 
 Weights = Mapping[str, int]
@@ -211,12 +213,13 @@ Answers = dict[str, list[Answered]]
 """By way."""
 
 
-def _arrivals(chance: random.Random, cell: Cell, rate: float, seconds: float) -> Iterator[float]:
-    """When requests come: as many at once as have places at that load, so that it is there from the start on."""
-    yield from [0.0] * (sum(e.places for e in ENGINES) * cell.percent // 100)
-    at = 0.0
-    while (at := at + chance.expovariate(rate)) < seconds:
-        yield at
+def arrivals(chance: random.Random, percent: int, rate: float, seconds: float) -> list[float]:
+    """When requests come: by chance at this rate, and at the beginning as many more as have places at that load."""
+    more = sum(e.places for e in ENGINES) * percent // 100
+    found, at = [FILLED_WITHIN * number / more for number in range(more)], 0.0
+    while (at := at + chance.expovariate(rate)) < LEAD + seconds:
+        found.append(at)
+    return sorted(found)
 
 
 async def _loaded(clients: Sequence[Clients], cell: Cell, rate: float, seconds: float, seed: str) -> Answers:
@@ -224,13 +227,13 @@ async def _loaded(clients: Sequence[Clients], cell: Cell, rate: float, seconds: 
     chance, loop = random.Random(seed), asyncio.get_running_loop()
     begin = loop.time()
     found: dict[str, list[asyncio.Task[Answered]]] = {way: [] for way in WAYS}
-    async with asyncio.timeout(seconds + _PATIENCE), asyncio.TaskGroup() as group:
-        for at in _arrivals(chance, cell, rate, seconds):
+    async with asyncio.timeout(LEAD + seconds + _PATIENCE), asyncio.TaskGroup() as group:
+        for at in arrivals(chance, cell.percent, rate, seconds):
             request, gateway = asked(chance), chance.randrange(cell.gateways)
             await asyncio.sleep(begin + at - loop.time())
             for way in chance.sample(WAYS, len(WAYS)):
                 task = group.create_task(clients[gateway].ask(way, request))
-                if at >= NOT_COUNTED * seconds:
+                if at >= LEAD:
                     found[way].append(task)
     return {way: [task.result() for task in tasks] for way, tasks in found.items()}
 

@@ -84,12 +84,19 @@ def test_who_finds_no_room_in_the_cache_waits_too() -> None:
     assert one.gave_way == 0
 
 
-def test_the_newest_gives_way_where_the_cache_is_full_and_begins_no_second_time() -> None:
+def test_the_newest_gives_way_where_the_cache_is_full_before_others_and_begins_no_second_time() -> None:
     small = Speed(1.0, 0.25, 0.125, chunk=4, places=2, cache=14)
-    one = engine(Request(4, 10), Request(4, 5), speed=small)
+    one = engine(Request(4, 10), Request(4, 5), Request(9, 1), speed=small)
     told = told_by(one)
     assert one.gave_way == 1
-    assert [(t.key, t.what) for t in told] == [(0, FIRST), (1, FIRST), (0, LAST), (1, LAST)]
+    assert [(t.key, t.what) for t in told] == [
+        (0, FIRST),
+        (1, FIRST),
+        (0, LAST),
+        (1, LAST),
+        (2, FIRST),
+        (2, LAST),
+    ]
 
 
 def test_what_never_fits_is_refused() -> None:
@@ -151,6 +158,14 @@ def test_recent_forgets() -> None:
         recent.seen(10 + number * 0.1, 0.9)
     assert recent.value == pytest.approx(0.9, rel=0.01)
     assert recent.per_second == pytest.approx(10, rel=0.05)
+
+
+def test_requests_come_at_the_rate_once_the_load_is_there() -> None:
+    found = balancing.arrivals(random.Random(1), 60, 50.0, 100.0)
+    assert found == sorted(found)
+    assert sum(at >= balancing.LEAD for at in found) == pytest.approx(5000, rel=0.05)
+    first = sum(at < balancing.FILLED_WITHIN for at in found)
+    assert first == pytest.approx(50 + 6 * 16 * 0.6, rel=0.3)
 
 
 def test_ways_differ_from_the_product_in_nothing_but_how_pods_are_chosen() -> None:
