@@ -29,6 +29,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -132,7 +133,6 @@ class _Stream(asyncio.Protocol):
     """A kept connection to a gateway, one request at a time."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._buffer, self._sent, self._ttft, self._pod = b"", 0.0, 0.0, 0
         self._done: asyncio.Future[Answered]
@@ -143,14 +143,14 @@ class _Stream(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[Answered]:
         """The answer, when it is complete; SystemExit where it is none."""
         self._buffer, self._ttft = b"", 0.0
-        self._sent, self._done = self._loop.time(), self._loop.create_future()
+        self._sent, self._done = time.perf_counter(), asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._done
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         head, _, body = self._buffer.partition(b"\r\n\r\n")
-        took = (self._loop.time() - self._sent) * 1000
+        took = (time.perf_counter() - self._sent) * 1000
         if not head.startswith(b"HTTP/1.1 200"):
             self._fail(head.decode(errors="replace"))
         elif body and not self._ttft:
@@ -307,7 +307,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.balancing", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each of four loads")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each of four loads")
     parser.add_argument("--every", type=float, default=0.5, help="seconds between two looks at the engines")
     parser.add_argument("--seed", type=int, default=1, help="of what is asked when")
     given = parser.parse_args(arguments)
