@@ -7,7 +7,19 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_BENCHMARKS = {"__init__", "__main__", "report", "load", "counting", "processes", "hotadapter", "ways", "slopes"}
+NOT_BENCHMARKS = {
+    "__init__",
+    "__main__",
+    "report",
+    "load",
+    "counting",
+    "processes",
+    "hotadapter",
+    "ways",
+    "slopes",
+    "batching",
+    "batchengines",
+}
 
 
 def names() -> list[str]:

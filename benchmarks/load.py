@@ -141,7 +141,8 @@ async def _serve(port: int) -> None:
     await server.serve_forever()
 
 
-def _wait_until_open(port: int) -> None:
+def wait_until_open(port: int) -> None:
+    """Until somebody listens there; OSError after 20 seconds."""
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -157,7 +158,7 @@ def _wait_until_open(port: int) -> None:
 def upstream(port: int) -> Iterator[None]:
     """An upstream in a process of its own."""
     with beside(_serve, port):
-        _wait_until_open(port)
+        wait_until_open(port)
         yield
 
 
