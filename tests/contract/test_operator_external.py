@@ -142,7 +142,7 @@ async def test_ready_with_its_key_and_rolled_out_without_a_pod(
                 f"{cluster.namespace}/m", lambda found: found.weights == {"one": 100, "two": 0}, within=30
             )
             where = ("-n", cluster.namespace, "--kubeconfig", str(operator_apiserver.kubeconfig()))
-            assert run(["status", "m", *where]) == 0
+            await settled(lambda: run(["status", "m", *where]), 0)  # the operator says so a moment after gateways
             assert f"one at localhost:{api.port}" in capsys.readouterr().out
             assert run(["lineage", "m", *where]) == 0
             assert f"external two  {api.url}" in capsys.readouterr().out
