@@ -18,6 +18,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,7 @@ from cluster import pythons
 from models import bad
 from models.tiny import build_tiny
 from tests.contract.dying import die_with_parent
+from tests.contract.envoy import engine_key
 from tests.contract.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +129,18 @@ class EngineProcess:
 def own_engine(kind: str, *flags: str, max_cpu_loras: int = 16) -> EngineProcess:
     """An engine that is not started yet; whoever starts it kills it."""
     return EngineProcess(kind, free_port(), ["--max-cpu-loras", str(max_cpu_loras), *flags])
+
+
+@contextmanager
+def running_engine(kind: str, *flags: str) -> Iterator[EngineProcess]:
+    """One of a test file's own, behind a gateway that knows its key."""
+    engine = own_engine(kind, *flags)
+    engine.key = engine_key("default", "base")
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.kill()
 
 
 @cache

@@ -10,7 +10,10 @@ import json
 import os
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -123,3 +126,11 @@ class S3Server:
         }
         policy = {"Version": "2012-10-17", "Statement": [statement]}
         self.client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+
+
+@contextmanager
+def bucket_server(bucket: str) -> Iterator[S3Server]:
+    """A server with one bucket, for as long as a test file needs it."""
+    with tempfile.TemporaryDirectory(prefix="s3-") as folder, S3Server(Path(folder)) as server:
+        server.bucket(bucket)
+        yield server

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.engines import BASE, OWN_ENGINES, EngineProcess, own_engine
-from tests.contract.envoy import Front, Rig, engine_key, eventually, model, revision
+from tests.contract.engines import BASE, OWN_ENGINES, EngineProcess, running_engine
+from tests.contract.envoy import Front, Rig, eventually, model, revision
 from tuneyard.systems.envoy.answers import Answer, AnswerReports
 
 pytestmark = pytest.mark.envoy
@@ -33,13 +33,8 @@ TOKENS = {"fake": 60, "vllm": 140}
 
 @pytest.fixture(scope="module", params=OWN_ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
-    engine = own_engine(request.param, *SLOW_TO_BEGIN[request.param])
-    engine.key = engine_key("default", "base")
-    try:
-        engine.start()
+    with running_engine(request.param, *SLOW_TO_BEGIN[request.param]) as engine:
         yield engine
-    finally:
-        engine.kill()
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tests.contract.chart import named, rendered
 from tests.contract.envoy import eventually
 from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
-from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
+from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server, bucket_server
 from tests.fakes.upstream import Upstream
 from tuneyard.api.feedback import FeedbackRecord
 from tuneyard.gateway import bucketwriting
@@ -34,8 +33,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with tempfile.TemporaryDirectory(prefix="s3-") as folder, S3Server(Path(folder)) as server:
-        server.bucket("feedback")
+    with bucket_server("feedback") as server:
         yield server
 
 

@@ -15,8 +15,8 @@ import openai
 import pytest
 
 from cluster import javascript
-from tests.contract.engines import BASE, EngineProcess, own_engine
-from tests.contract.envoy import Front, Rig, engine_key, model, revision
+from tests.contract.engines import BASE, EngineProcess, running_engine
+from tests.contract.envoy import Front, Rig, model, revision
 from tests.contract.test_gateway_keys import put_keys
 from tuneyard.planning.tenants import Caller, Policy
 from tuneyard.systems.envoy.documents import BODY_LIMIT
@@ -146,13 +146,8 @@ async def by_javascript(told: Json, folder: Path) -> Json:
 
 @pytest.fixture(scope="module", params=["fake", pytest.param("vllm", marks=[pytest.mark.engine, pytest.mark.slow])])
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
-    engine = own_engine(request.param, *FLAGS[request.param])
-    engine.key = engine_key("default", "base")
-    try:
-        engine.start()
+    with running_engine(request.param, *FLAGS[request.param]) as engine:
         yield engine
-    finally:
-        engine.kill()
 
 
 @pytest.mark.parametrize("language", ["python", "javascript"])

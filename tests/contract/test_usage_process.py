@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import signal
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from tests.contract.chart import CHART, named, rendered
 from tests.contract.envoy import eventually
 from tests.contract.gateway_process import GatewayProcess, Team, digest_of
 from tests.contract.s3objects import quick_and_alone
-from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
+from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server, bucket_server
 from tests.fakes.upstream import Upstream
 from tests.unit.planning.test_usage import record
 from tuneyard.api import names
@@ -38,8 +37,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with tempfile.TemporaryDirectory(prefix="s3-") as folder, S3Server(Path(folder)) as server:
-        server.bucket("usage")
+    with bucket_server("usage") as server:
         yield server
 
 

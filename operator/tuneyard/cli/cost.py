@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import yaml
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from tuneyard.cli.costhtml import cost_page
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.output import answer, write_page
 from tuneyard.cli.statusrender import section, table
 from tuneyard.cli.usage import add_source_arguments, records_of
 from tuneyard.planning.cost import CostRow, CostView, Prices, cost_view
@@ -38,23 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Show the costs; raises UserError where the file or the records cannot be read."""
     prices = read_prices(args.prices)
     view = cost_view(records_of(args, prices.period.since), prices, args.by)
-    from tuneyard.cli.status import console_for, machine_readable, show  # noqa: PLC0415 -- help needs no cluster's client
-
     if args.html is not None:
-        _write(args.html, view)
-    elif args.output:
-        sys.stdout.write(machine_readable(view, args.output))
+        write_page(args.html, cost_page(view))
     else:
-        show(console_for(sys.stdout), render_cost(view))
+        answer(view, render_cost, args.output)
     return 0
-
-
-def _write(path: Path, view: CostView) -> None:
-    try:
-        path.write_text(cost_page(view), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    sys.stdout.write(f"{path}\n")
 
 
 def read_prices(path: Path) -> Prices:

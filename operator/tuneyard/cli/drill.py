@@ -43,7 +43,8 @@ from tuneyard.cli.drillplan import (
     traffic,
 )
 from tuneyard.cli.errors import UserError
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.output import console_for, machine_readable, show
+from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
 from tuneyard.cli.statusrender import table
 from tuneyard.systems.kube.client import MERGE, ApiError

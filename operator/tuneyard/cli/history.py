@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from tuneyard.cli.output import answer
 from tuneyard.cli.rolloutrender import render_history
 from tuneyard.cli.rolloutview import history_view
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_deployment
 
 
@@ -23,8 +23,5 @@ def run(args: argparse.Namespace) -> int:
     """Show the history; raises UserError where there is no such ModelDeployment."""
     cluster = open_cluster(args.kubeconfig, args.context)
     view = history_view(read_deployment(cluster, args.namespace or cluster.namespace, args.name))
-    if args.output:
-        sys.stdout.write(machine_readable(view, args.output))
-    else:
-        show(console_for(sys.stdout), render_history(view))
+    answer(view, render_history, args.output)
     return 0

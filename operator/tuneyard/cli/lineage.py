@@ -11,7 +11,8 @@ import sys
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.lineagerender import UNFOLDED, render_lineage
 from tuneyard.cli.lineageview import KIND_WORDS, SHORT, Kind, found_kinds, lineage_view
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.output import console_for, machine_readable, show
+from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_registry
 from tuneyard.cli.statusview import Read
 

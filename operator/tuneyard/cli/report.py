@@ -8,7 +8,6 @@ ModelDeployments and ConfigMaps.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,10 +17,11 @@ from tuneyard.api.drift import KeptFeedback
 from tuneyard.api.gatereports import GateReports
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.output import answer, write_page
 from tuneyard.cli.reporthtml import page
 from tuneyard.cli.reportrender import render_report
-from tuneyard.cli.reportview import ReportView, report_view
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.reportview import report_view
+from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
 from tuneyard.planning.evidencerecord import evidence_of
 from tuneyard.planning.gateobservations import REPORTS_KEY
@@ -48,11 +48,9 @@ def run(args: argparse.Namespace) -> int:
     kept = _kept(cluster, namespace, args.name)
     view = report_view(deployment, kept, args.revision, _feedback(cluster, deployment))
     if args.html is not None:
-        _write(args.html, view)
-    elif args.output:
-        sys.stdout.write(machine_readable(view, args.output))
+        write_page(args.html, page(view))
     else:
-        show(console_for(sys.stdout), render_report(view))
+        answer(view, render_report, args.output)
     return 0
 
 
@@ -88,11 +86,3 @@ def _config_map(cluster: Cluster, namespace: str, name: str, component: str) -> 
         raise explained(error, "configmaps", cluster.api.host) from error
     labels = (found or {}).get("metadata", {}).get("labels") or {}
     return found if labels.get(names.LABEL_COMPONENT) == component else None
-
-
-def _write(path: Path, view: ReportView) -> None:
-    try:
-        path.write_text(page(view), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    sys.stdout.write(f"{path}\n")

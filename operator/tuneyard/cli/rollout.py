@@ -22,9 +22,10 @@ from tuneyard.api import names
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.rollout import LastCommand, RolloutStatus
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.output import console_for, machine_readable, show
 from tuneyard.cli.rolloutrender import render_rollout
 from tuneyard.cli.rolloutview import RolloutView, evidence_line, rollout_view
-from tuneyard.cli.status import add_cluster_arguments, console_for, follow, machine_readable, readings, show
+from tuneyard.cli.status import add_cluster_arguments, follow, readings
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, read_deployment
 from tuneyard.systems.kube.client import MERGE, ApiError
 from tuneyard.systems.kube.objects import path

@@ -7,29 +7,25 @@ cluster cannot be read. `-w` follows until interrupted; a failed reading is a re
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
-import yaml
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from tuneyard.api.base import ApiModel
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.output import console_for, machine_readable, show
 from tuneyard.cli.statuschanges import changes
 from tuneyard.cli.statusread import Cluster, open_cluster, read_all, read_one
 from tuneyard.cli.statusrender import Look, render_deployment, render_overview
 from tuneyard.cli.statusview import DeploymentView, Overview, deployment_view, overview
 
 WATCH_SECONDS = 1.0
-WIDTH_WITHOUT_TERMINAL = 160
 View = DeploymentView | Overview
 Shown = TypeVar("Shown")
 
@@ -92,12 +88,6 @@ def is_ready(view: View) -> bool:
     return view.ready if isinstance(view, DeploymentView) else all(d.ready for d in view.deployments)
 
 
-def machine_readable(view: ApiModel, output: str) -> str:
-    """The view as JSON or YAML text, camelCase, without fields that are unset."""
-    data = view.to_dict()
-    return json.dumps(data, indent=2) + "\n" if output == "json" else yaml.safe_dump(data, sort_keys=False)
-
-
 def _rendered(view: View, namespace: str | None, console: Console) -> RenderableType:
     look = Look(console.width, plain=not console.encoding.startswith("utf"), bars=console.is_terminal)
     if isinstance(view, DeploymentView):
@@ -105,25 +95,6 @@ def _rendered(view: View, namespace: str | None, console: Console) -> Renderable
     if not (view.deployments or view.base_models or view.adapters):
         return Text(f"nothing of Tuneyard in {f'namespace {namespace}' if namespace else 'any namespace'}")
     return render_overview(view, look, everywhere=namespace is None)
-
-
-def console_for(file: TextIO) -> Console:
-    """Rich leaves colour out without a terminal and with NO_COLOR; words in brackets are never markup or code.
-
-    What goes into a file or a pipe is not folded at 80 columns, as it would be by default.
-    """
-    wide = None if file.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
-    return Console(file=file, width=wide, markup=False, highlight=False, emoji=False)
-
-
-def show(console: Console, renderable: RenderableType) -> None:
-    """Print; into a file or a pipe without the spaces with which tables fill their lines."""
-    if console.is_terminal:
-        console.print(renderable)
-        return
-    with console.capture() as capture:
-        console.print(renderable)
-    console.file.write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def _remarks(cluster: Cluster) -> list[Text]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from datetime import UTC, datetime
 
 from rich.console import Group, RenderableType
@@ -11,7 +10,8 @@ from rich.text import Text
 
 from tuneyard.api import names
 from tuneyard.api.names import LABEL_TENANT
-from tuneyard.cli.status import add_cluster_arguments, console_for, machine_readable, show
+from tuneyard.cli.output import answer
+from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import Cluster, explained, open_cluster, pages
 from tuneyard.cli.statusrender import duration, table
 from tuneyard.cli.tenantsview import TenantsView, TenantView, tenants_view
@@ -41,10 +41,7 @@ def run(args: argparse.Namespace) -> int:
     cluster = open_cluster(args.kubeconfig, args.context)
     secrets, policies = (_labelled(cluster, args.namespace, plural) for plural in ("secrets", "configmaps"))
     view = tenants_view(args.namespace, secrets, policies, datetime.now(UTC), tokens=args.tokens)
-    if args.output:
-        sys.stdout.write(machine_readable(view, args.output))
-    else:
-        show(console_for(sys.stdout), render(view))
+    answer(view, render, args.output)
     return 1 if view.problems or any(tenant.problems for tenant in view.tenants) else 0
 
 

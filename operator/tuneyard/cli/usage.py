@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,9 +12,11 @@ from pydantic import ValidationError
 
 from tuneyard.api.usage import UsageRecord
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.output import answer
 from tuneyard.cli.sources import parse_source
+from tuneyard.cli.usagerender import render_usage
 from tuneyard.planning.timestamps import parsed_time, rfc3339
-from tuneyard.planning.usagereport import UsageView, usage_view
+from tuneyard.planning.usagereport import usage_view
 
 _AGO = re.compile(r"(\d{1,5})([hd])")
 _DAY = re.compile(r"(?:^|/)dt=(\d{4}-\d{2}-\d{2})/[^/]*\.jsonl$")
@@ -50,12 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the sums; raises UserError where records cannot be read."""
     since = since_of(args.since, datetime.now(UTC)) if args.since else None
     view = usage_view(records_of(args, since), args.by, since)
-    if args.output:
-        from tuneyard.cli.status import machine_readable  # noqa: PLC0415 -- a table takes no Kubernetes client
-
-        sys.stdout.write(machine_readable(view, args.output))
-    else:
-        show(view)
+    answer(view, render_usage, args.output)
     return 0
 
 
@@ -114,12 +110,3 @@ def _of_bucket(args: argparse.Namespace, wanted: Callable[[str], bool]) -> Itera
         yield from objects_under(source, wanted)
     except ArtifactError as error:
         raise UserError(str(error)) from error
-
-
-def show(view: UsageView) -> None:
-    """Print a table."""
-    from tuneyard.cli.status import console_for  # noqa: PLC0415
-    from tuneyard.cli.status import show as printed  # noqa: PLC0415
-    from tuneyard.cli.usagerender import render_usage  # noqa: PLC0415
-
-    printed(console_for(sys.stdout), render_usage(view))

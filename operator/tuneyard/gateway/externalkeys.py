@@ -44,6 +44,9 @@ _ASKED = (2.0, 5.0)
 _FITS = re.compile(r"[\x21-\x7e]{1,4096}")
 """What may stand in a header."""
 
+_UNREAD = "has not been read yet"
+_UNREACHABLE = "could not be read: the API server does not answer"
+
 _Mark = tuple[str, str, str, str]
 """Namespace, ModelDeployment, revision, URL."""
 
@@ -55,7 +58,7 @@ class _Secret:
     """What is known of one."""
 
     keys: dict[str, Redacted]
-    problem: str = "has not been read yet"
+    problem: str = _UNREAD
     gone: float | None = None
     """Since when it is not there."""
 
@@ -120,7 +123,7 @@ class ExternalKeys:
             namespace, name = deployment.metadata.namespace, external.credentials.name
             found = self._secrets.get((namespace, name))
             if found is None or found.problem:
-                words = found.problem if found else "has not been read yet"
+                words = found.problem if found else _UNREAD
                 return Access(problem=f"Secret {namespace}/{name} {words}", soon=found is None)
             key = found.keys.get(external.credentials.field)
             if key is None:
@@ -209,7 +212,7 @@ class ExternalKeys:
     def _after(self, before: _Secret, read: _Secret | None) -> _Secret:
         """What counts from now on."""
         if read is None:
-            return before if before.keys or before.problem != _Secret({}).problem else _Secret({}, _UNREACHABLE)
+            return before if before.keys or before.problem != _UNREAD else _Secret({}, _UNREACHABLE)
         if read.problem and before.keys:
             gone = before.gone if before.gone is not None else self._loop.time()
             if self._loop.time() - gone < GRACE:
@@ -230,9 +233,6 @@ class ExternalKeys:
             for (namespace, name), secret in self._secrets.items()
             if secret.keys and not secret.problem
         ]
-
-
-_UNREACHABLE = "could not be read: the API server does not answer"
 
 
 def _usable(data: dict[str, str]) -> dict[str, Redacted]:

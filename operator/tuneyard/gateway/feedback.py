@@ -33,7 +33,7 @@ import aiohttp
 from aiohttp import web
 
 from tuneyard.systems.envoy.answers import Answer, Outcome
-from tuneyard.systems.envoy.bootstrap import FEEDBACK_TENANT_HEADER
+from tuneyard.systems.envoy.bootstrap import ASKING_TENANT_HEADER
 from tuneyard.systems.envoy.documents import error_text
 
 KEPT = 100_000
@@ -173,7 +173,7 @@ def join(app: web.Application, path: str, take: Ask, trusted: Callable[[web.Requ
             given = read(await request.read())
         except ValueError as error:
             return refused(400, str(error), "invalid_body")
-        taken = await take(replace(given, tenant=request.headers.get(FEEDBACK_TENANT_HEADER, "")))
+        taken = await take(replace(given, tenant=request.headers.get(ASKING_TENANT_HEADER, "")))
         if taken is Taken.UNAVAILABLE:
             message = "Not every gateway could be asked for this answer: try again."
             text = error_text(message, "server_error", "unavailable")
@@ -251,7 +251,7 @@ class Peers:
             )
         body = {"request_id": given.request_id, "score": given.score, "text": given.text}
         try:
-            headers = {**self._headers, FEEDBACK_TENANT_HEADER: given.tenant}
+            headers = {**self._headers, ASKING_TENANT_HEADER: given.tenant}
             async with self._session.post(f"http://{address}/v1/feedback", json=body, headers=headers) as answer:
                 return Taken(answer.status)
         except (aiohttp.ClientError, TimeoutError, ValueError):

@@ -128,7 +128,8 @@ class Holding:
 
     def retry_after(self, model: str, revision: str) -> int:
         """Seconds after which who was refused may ask again."""
-        routes, found = self._routes(model), self._revision(model, revision)
+        routes = self._routes(model)
+        found = _named(routes, revision)
         pool = (routes.namespace if routes else "", found.pool if found else "")
         return self._starts.retry_after(pool, asyncio.get_running_loop().time())
 
@@ -168,7 +169,7 @@ class Holding:
 
     def _outcome(self, model: str, revision: str) -> Outcome | None:
         """What is to be answered now; None: to be waited for."""
-        found = self._revision(model, revision)
+        found = _named(self._routes(model), revision)
         if found is None:
             return Outcome.NOT_LOADABLE
         if found.endpoints:
@@ -179,12 +180,8 @@ class Holding:
         full = since is not None and asyncio.get_running_loop().time() - since >= ROOM_GRACE
         return Outcome.NO_ROOM if full else None
 
-    def _revision(self, model: str, revision: str) -> RevisionRoute | None:
-        routes = self._routes(model)
-        return next((r for r in routes.revisions if r.name == revision), None) if routes else None
-
     def _note_start(self, routes: ModelRoutes, revision: str) -> None:
-        found = self._revision(routes.model, revision)
+        found = _named(routes, revision)
         if found is not None and found.starting:
             self._starts.waits((routes.namespace, found.pool), asyncio.get_running_loop().time())
 
@@ -203,6 +200,10 @@ class Holding:
         elif model not in self._full_since:
             self._full_since[model] = loop.time()
             loop.call_later(ROOM_GRACE, self.changed, model)
+
+
+def _named(routes: ModelRoutes | None, revision: str) -> RevisionRoute | None:
+    return next((r for r in routes.revisions if r.name == revision), None) if routes else None
 
 
 def application(holding: Holding) -> web.Application:

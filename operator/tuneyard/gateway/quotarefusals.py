@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from tuneyard.planning.limits import Kind, Limits, month_text, period_of, seconds_left
+from tuneyard.systems.envoy.bootstrap import ASKING_TENANT_HEADER
 from tuneyard.systems.envoy.quotas import (
     CHOICES_HEADER,
     MARK_HEADER,
     MOST_HEADER,
     QUOTA_PATH,
     SIZE_HEADER,
-    TENANT_HEADER,
 )
 
 _SAYS = {Kind.REQUESTS: "requests per min (RPM)", Kind.TOKENS: "tokens per min (TPM)"}
@@ -77,7 +77,7 @@ def join(admit: Admit, app: web.Application) -> None:
         said = request.headers
         try:
             size, most, choices = (int(said[name]) for name in (SIZE_HEADER, MOST_HEADER, CHOICES_HEADER))
-            tenant, mark = said[TENANT_HEADER], said[MARK_HEADER]
+            tenant, mark = said[ASKING_TENANT_HEADER], said[MARK_HEADER]
         except (KeyError, ValueError):
             return web.Response(status=400)
         refused = await admit(tenant, mark, size, most if most >= 0 else None, choices)

@@ -240,8 +240,8 @@ def model_routes(
     base_digests = {
         b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
     }
-    waits = deployment.spec.routing and deployment.spec.routing.cold_start
     routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
+    waits = routing.cold_start if routing else None
     analysis = deployment.spec.analysis
     return ModelRoutes(
         model=deployment.model_name,

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from tuneyard.api.names import LABEL_TENANT
-from tuneyard.cli.status import machine_readable
+from tuneyard.cli.output import machine_readable
 from tuneyard.cli.tenants import render
 from tuneyard.cli.tenantsview import TenantsView, tenants_view
 

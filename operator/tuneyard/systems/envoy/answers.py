@@ -192,7 +192,12 @@ def answer_of(entry: accesslog_pb2.HTTPAccessLogEntry) -> Answer | None:
         request_id=request.request_id,
         began=common.start_time.seconds + common.start_time.nanos / 1e9,
         contents=served.contents,
-        run=_run(request, told) if common.route_name.startswith(GATE_ROUTES) else None,
+        # of a request without a gate's token the header says nothing
+        run=(
+            GateRun.of_header(_said(request, names.GATE_RUN_HEADER, told, "run"))
+            if common.route_name.startswith(GATE_ROUTES)
+            else None
+        ),
         tenant=tenant_of(request, told),
     )
 
@@ -204,17 +209,9 @@ def tenant_of(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, A
     return str(request.request_headers.get(names.TENANT_HEADER, ""))
 
 
-def _deadline_of(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> str:
-    """What its client has said of a deadline, in the same way."""
-    said = told["deadline"].string_value if "deadline" in told else request.request_headers.get(DEADLINE_HEADER, "")
-    return str(said)
-
-
-def _run(request: accesslog_pb2.HTTPRequestProperties, told: Mapping[str, Any]) -> GateRun | None:
-    """What a request with a gate's token says of its gate; of others the header says nothing."""
-    if "run" in told:
-        return GateRun.of_header(told["run"].string_value)
-    return GateRun.of_header(request.request_headers.get(names.GATE_RUN_HEADER, ""))
+def _said(request: accesslog_pb2.HTTPRequestProperties, header: str, told: Mapping[str, Any], noted: str) -> str:
+    """What the request had in a header, in the same way."""
+    return str(told[noted].string_value if noted in told else request.request_headers.get(header, ""))
 
 
 def _outcome(
@@ -234,7 +231,7 @@ def _outcome(
     if not flags.isdisjoint(_LEFT):
         return Outcome.CLIENT_LEFT
     if details == PASSED:
-        own = clients_own(_deadline_of(request, told), _milliseconds(common.duration))
+        own = clients_own(_said(request, DEADLINE_HEADER, told, "deadline"), _milliseconds(common.duration))
         return Outcome.CLIENT_LEFT if own else Outcome.ERROR
     if 400 <= status < 500:
         return Outcome.CLIENT_ERROR if details == "via_upstream" else Outcome.REFUSED

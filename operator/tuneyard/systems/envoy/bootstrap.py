@@ -68,8 +68,8 @@ HOLD_REFUSAL_HEADER, HOLD_RETRY_HEADER = "x-tuneyard-refusal", "x-tuneyard-retry
 """How `rewrite` asks the gateway process whether a request may go on, and where the answer says why not, and after how
 many seconds another one may be answered."""
 FEEDBACK_PATH = "/feedback"
-FEEDBACK_TENANT_HEADER = "x-tuneyard-tenant"
-"""How `extract` passes on to the same process what users thought of answers, and whose users they are."""
+ASKING_TENANT_HEADER = "x-tuneyard-tenant"
+"""How `extract` passes on to the same process what users thought of answers, and says of each question whose it is."""
 HOLD_SECONDS = 60.0
 """How long a request may wait for its adapter where nobody says otherwise."""
 NOWHERE = "nowhere"

@@ -18,7 +18,7 @@ from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN, Outcome, answer_of, 
 from tuneyard.systems.envoy.documents import script
 
 QUOTA_PATH = "/quota"
-TENANT_HEADER, MARK_HEADER = "x-tuneyard-tenant", "x-tuneyard-quota"
+MARK_HEADER = "x-tuneyard-quota"
 SIZE_HEADER, MOST_HEADER, CHOICES_HEADER = "x-tuneyard-size", "x-tuneyard-most", "x-tuneyard-choices"
 """Bytes of the body; most tokens of an answer, below 0 where the body says nothing; how many answers it wants."""
 QUOTA_SECONDS = 3.0
