@@ -38,6 +38,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server
     (tmp_path / "s3").mkdir()
     monkeypatch.setenv("TUNEYARD_CACHE", str(cache_root()))  # the programs stay where they are, whatever HOME is
     with quick_and_alone(monkeypatch, tmp_path), S3Server(tmp_path / "s3") as server:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
         server.bucket("usage")
         yield server
 
@@ -53,17 +55,16 @@ def change(team: Team, pricing: dict[str, Any], own: dict[str, Any], hosted: dic
 async def test_a_price_reaches_the_bill_and_no_later_one_changes_it(
     server: S3Server,
     apiserver: ApiServer,
+    team: Team,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    authority, team = Authority(tmp_path, "world"), Team(apiserver, "hosted-cost")
+    authority = Authority(tmp_path, "world")
     environment = exporting(server, tmp_path, "cost") | {"TUNEYARD_EXTERNAL_CA": str(authority.path)}
     settings = {"watchNamespaces": [team.namespace]}
     gateway = GatewayProcess(apiserver, tmp_path, settings=settings, environment=environment)
     deployment = f"{team.namespace}/chat"
     async with Hosted("api", tls=server_side(authority)) as api, Upstream("pod-a") as pod, gateway:
-        team.make_base()
         team.make_pod(pod)
         make_secret(team.api, team.namespace, "hosted-api", OURS)
         hosted, own = hosted_revision(api, pricing=CHEAP), {"name": "own", "baseModel": team.base}
@@ -84,8 +85,6 @@ async def test_a_price_reaches_the_bill_and_no_later_one_changes_it(
         ("own", None, pool, None),
     ]
     assert len({r["contents"] for r in records if r["revision"] == "hosted"}) == 1, "it is what it was"
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ROOT)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ROOT_SECRET)
     pools = [{"pool": f"{team.namespace}/{pool}", "node": "l4", "hours": 10}]
     prices = {"period": {"since": "2000-01-01", "until": "2100-01-01"}, "nodes": {"l4": 0.8}, "pools": pools}
     (tmp_path / "prices.yaml").write_text(yaml.safe_dump(prices))

@@ -154,7 +154,7 @@ async def test_gateways_tell_how_far_a_gate_is_while_it_runs(
 
         return holds
 
-    pod.slow = {V1: 0.3, V2: 0.3}
+    pod.slow = {V1: 1.0, V2: 1.0}  # Envoy tells once a second: several times while it runs
     running = asyncio.create_task(run(tmp_path / "a", gateway.url, token(team), SPEED, job="support-gate-a"))
     seen = await gateway.demands(between("support-gate-a", 1, 15), "it is told while it runs")
     assert not running.done()

@@ -263,9 +263,8 @@ def make_deployment(team: Team, revisions: Sequence[dict[str, Any]], traffic: di
 
 @pytest.mark.apiserver
 async def test_from_hosted_to_own_and_back_under_traffic(
-    apiserver: ApiServer, tmp_path: Path, authority: Authority, api: Hosted
+    apiserver: ApiServer, team: Team, tmp_path: Path, authority: Authority, api: Hosted
 ) -> None:
-    team = Team(apiserver, "external-canary")
     gateway = GatewayProcess(
         apiserver,
         tmp_path,
@@ -274,7 +273,6 @@ async def test_from_hosted_to_own_and_back_under_traffic(
     )
     deployment = f"{team.namespace}/chat"
     async with Upstream("pod-a") as pod, gateway:
-        team.make_base()
         team.make_pod(pod)
         make_secret(team.api, team.namespace, "hosted-api", OURS)
         own = {"name": "own", "baseModel": team.base}
@@ -319,10 +317,9 @@ async def test_from_hosted_to_own_and_back_under_traffic(
 
 @pytest.mark.apiserver
 async def test_a_secret_that_gateways_may_not_read(
-    apiserver: ApiServer, tmp_path: Path, authority: Authority, api: Hosted
+    apiserver: ApiServer, team: Team, tmp_path: Path, authority: Authority, api: Hosted
 ) -> None:
     """What may be read is `get` of the Secrets that are listed, and that is enough."""
-    team = Team(apiserver, "external-rights")
     token = gateway_token(apiserver, team.namespace)
     gateway = GatewayProcess(
         apiserver,
