@@ -33,8 +33,8 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
 from tuneyard.systems.envoy.documents import Json
-from tuneyard.systems.envoy.external import SYSTEM_CA
 from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import Tls, sources

@@ -40,8 +40,8 @@ from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
 from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 from tuneyard.planning.priorities import PoolLimits
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
-from tuneyard.systems.envoy.external import SYSTEM_CA
 from tuneyard.systems.envoy.listening import everywhere
+from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.tls import Tls
 
 

@@ -23,7 +23,7 @@ from tuneyard.gateway.versions import Version
 from tuneyard.gateway.world import World
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.ads import AdsServer
-from tuneyard.systems.envoy.external import SYSTEM_CA
+from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.translate import (
     LIST,
     EngineKey,

@@ -14,16 +14,14 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 from functools import lru_cache
 
 from tuneyard.api.external import ExternalPricing
 from tuneyard.planning.external import ExternalRoute
 from tuneyard.systems.envoy.accesslogs import METADATA
 from tuneyard.systems.envoy.documents import Json, extension, set_header
+from tuneyard.systems.envoy.outside import believed
 
-SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
-"""Where Envoy's image has the authorities that the world trusts."""
 TELLTALES = (
     *("set-cookie", "openai-organization", "openai-project", "strict-transport-security", "alt-svc"),
     *(f"x-ratelimit-{said}-{of}" for said in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
@@ -57,31 +55,8 @@ def external_cluster(name: str, external: ExternalRoute, authorities: str) -> Js
         "dns_lookup_family": "ALL",
         "respect_dns_ttl": True,
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
-        "transport_socket": _tls(external.host, authorities),
+        "transport_socket": believed(external.host, authorities),
     }
-
-
-def _tls(host: str, authorities: str) -> Json:
-    by_address = _is_address(host)
-    matcher = {"san_type": "IP_ADDRESS" if by_address else "DNS", "matcher": {"exact": host}}
-    trusted = {"trusted_ca": {"filename": authorities}, "match_typed_subject_alt_names": [matcher]}
-    return extension(
-        "tls",
-        "transport_sockets.tls.v3.UpstreamTlsContext",
-        **({} if by_address else {"sni": host}),
-        common_tls_context={
-            "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
-            "validation_context": trusted,
-        },
-    )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def sent_out(external: ExternalRoute) -> dict[str, str]:

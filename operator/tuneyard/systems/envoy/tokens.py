@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from tuneyard.systems.envoy.documents import Json, extension, script, static_cluster, tcp
+from tuneyard.systems.envoy.outside import SYSTEM_CA, believed, is_address
 
 FILTER = "jwt_authn"
 METADATA = "envoy.filters.http.jwt_authn"
@@ -40,7 +40,6 @@ _PATIENCE = "3s"
 """For one answer of the issuer; an Envoy that starts waits so long before it listens, if it must."""
 _AT_ONCE = 32
 """Fetches of one Envoy that has no signing keys: more tokens than that get 503 at once."""
-_SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"
 
 CLAIM = re.compile(r"[A-Za-z0-9_./:@-]{1,253}")
 """What may be the claim's name or path: it becomes a text of a script."""
@@ -109,27 +108,9 @@ def token_clusters(tokens: Tokens | None) -> list[Json]:
     cluster = static_cluster(
         CLUSTER,
         tcp(host, url.port or (443 if encrypted else 80)),
-        type="STATIC" if _is_address(host) else "LOGICAL_DNS",
+        type="STATIC" if is_address(host) else "LOGICAL_DNS",
         circuit_breakers={"thresholds": [limits]},
-        **({} if _is_address(host) else {"dns_lookup_family": "ALL", "wait_for_warm_on_init": False}),
-        **({"transport_socket": _encrypted(host, tokens.ca or _SYSTEM_CA)} if encrypted else {}),
+        **({} if is_address(host) else {"dns_lookup_family": "ALL", "wait_for_warm_on_init": False}),
+        **({"transport_socket": believed(host, tokens.ca or SYSTEM_CA)} if encrypted else {}),
     )
     return [cluster]
-
-
-def _encrypted(host: str, authority: str) -> Json:
-    san = {"san_type": "IP_ADDRESS" if _is_address(host) else "DNS", "matcher": {"exact": host}}
-    context = {
-        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-        "validation_context": {"trusted_ca": {"filename": authority}, "match_typed_subject_alt_names": [san]},
-    }
-    more = {} if _is_address(host) else {"sni": host}
-    return extension("tls", "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context=context, **more)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

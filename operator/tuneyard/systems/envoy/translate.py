@@ -37,9 +37,10 @@ from tuneyard.systems.envoy.documents import (
     error_text,
     set_header,
 )
-from tuneyard.systems.envoy.external import SYSTEM_CA, TELLTALES, credentials, external_cluster, sent_out, untraced
+from tuneyard.systems.envoy.external import TELLTALES, credentials, external_cluster, sent_out, untraced
 from tuneyard.systems.envoy.holding import held, silence_of
 from tuneyard.systems.envoy.mirroring import copying
+from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.podtls import spoken_to, to_pods
 
 LIST = "-"
