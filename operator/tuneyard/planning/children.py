@@ -25,8 +25,8 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.observations import ChildObservation, EngineKeys
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
-from tuneyard.planning.podparts import BASE_DIGEST
-from tuneyard.planning.podspec import KEY, pod_labels, pod_template
+from tuneyard.planning.podparts import BASE_DIGEST, KEY
+from tuneyard.planning.podspec import pod_labels, pod_template
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 

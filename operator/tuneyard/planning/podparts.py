@@ -12,6 +12,7 @@ import json
 import posixpath
 from typing import Any
 
+from tuneyard.api import names
 from tuneyard.api.serving import ArtifactCache
 from tuneyard.api.sources import Source
 from tuneyard.planning.settings import Settings
@@ -26,6 +27,8 @@ BASE_DIGEST = "base-digest"
 RUN = "/run/tuneyard"
 KEPT_MARK = f"{RUN}/kept"
 """File that is there while a node's cache holds everything that a prewarm plan names, and none of it can go."""
+KEY = "key"
+"""Key of the engine key Secret."""
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 USER = 65532
 
@@ -152,3 +155,8 @@ def token_volume() -> dict[str, Any]:
 def token_mount() -> dict[str, Any]:
     """The token, where clients look for it."""
     return mount("token", SERVICE_ACCOUNT, read_only=True)
+
+
+def key_variable(name: str, pool: str) -> dict[str, Any]:
+    """The engine's key as an environment variable, by name of the pool's Secret."""
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool), "key": KEY}}}

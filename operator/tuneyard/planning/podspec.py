@@ -19,6 +19,7 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
+from tuneyard.planning import vllmcontainer
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
     BASE,
@@ -28,6 +29,7 @@ from tuneyard.planning.podparts import (
     cache_mount,
     container,
     fetching,
+    key_variable,
     literal,
     mount,
     requests,
@@ -41,37 +43,15 @@ from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
 ADAPTERS = "/adapters"
-HOME = "/home/engine"
 FRONT_CONFIG = f"{RUN}/front.yaml"
 FRONT_CERTIFICATE = "/etc/tuneyard-front"
 """Where the front, and nobody else in the pod, has the pool's certificate and its key."""
 SERVED_MARK = f"{RUN}/served"
 """File that says that this pod has once had all adapters of its plan."""
-KEY = "key"
-"""Key of the engine key Secret."""
 GRACE_BEYOND_DRAIN = 60
 """Seconds that a pod has beyond its drain timeout: gateways drop it before, the engine ends after."""
 LOST_NODE_SECONDS = 30
 """Seconds after which a pod is replaced whose node does not answer; Kubernetes' own are 300."""
-ENGINE_SHUTDOWN = 20
-"""Seconds that an engine gets to end what runs when it is told to end; above 0, or vLLM leaves its streams hanging.
-
-Not the drain timeout: the preStop hook has waited that long already, whatever runs then belongs to an engine that is
-not well or to a client that has had its time, and vLLM waits as long as this for a core that hangs.
-"""
-
-_ENGINE_ENV = {
-    "HF_HUB_OFFLINE": "1",
-    "HOME": HOME,
-    "USER": "engine",
-    "LOGNAME": "engine",
-    "XDG_CACHE_HOME": f"{HOME}/.cache",
-    "HF_HOME": f"{HOME}/.cache/huggingface",
-    "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
-    "TORCHINDUCTOR_CACHE_DIR": f"{HOME}/.cache/torchinductor",
-    "TRITON_CACHE_DIR": f"{HOME}/.cache/triton",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 _STARTUP_PERIOD = 2
 
 
@@ -211,7 +191,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
             value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
             *([value("TUNEYARD_FRONT_TLS", "true")] if settings.pod_tls else []),
-            _key("TUNEYARD_ENGINE_KEY", pool),
+            key_variable("TUNEYARD_ENGINE_KEY", pool.name),
         ],
         readinessProbe={
             "exec": {"command": _served_once()},
@@ -246,9 +226,9 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         ENGINE,
         serving.image or settings.images.vllm,
         settings,
-        command=["python3", "-m", "vllm.entrypoints.openai.api_server"],
-        args=_engine_args(pool, base, settings),
-        env=_engine_env(pool, settings),
+        command=vllmcontainer.COMMAND,
+        args=vllmcontainer.arguments(pool, base, settings),
+        env=vllmcontainer.environment(pool, settings),
         resources=_resources(serving.resources),
         startupProbe={
             "httpGet": health,
@@ -274,48 +254,9 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             mount("adapters", ADAPTERS, read_only=True),
             mount("shm", "/dev/shm"),  # noqa: S108
             mount("tmp", "/tmp"),  # noqa: S108
-            mount("home", HOME),
+            mount("home", vllmcontainer.HOME),
         ],
     )
-
-
-def _engine_args(pool: Pool, base: BaseModelResource, settings: Settings) -> list[str]:
-    serving, lora = pool.serving, pool.serving.lora
-    arguments = {
-        "--model": literal(base_path(base)),
-        "--served-model-name": literal(pool.base_model),
-        "--host": "127.0.0.1",
-        "--port": str(names.ENGINE_PORT),
-        # vLLM refuses to start with fewer places in memory than slots.
-        "--max-loras": str(min(lora.max_loras, lora.max_cpu_loras)),
-        "--max-lora-rank": str(lora.max_rank),
-        "--max-cpu-loras": str(lora.max_cpu_loras),
-        "--tensor-parallel-size": str(serving.tensor_parallel_size),
-        "--shutdown-timeout": str(ENGINE_SHUTDOWN),
-    }
-    if serving.max_model_len is not None:
-        arguments["--max-model-len"] = str(serving.max_model_len)
-    if settings.tracing.otlp_endpoint:
-        arguments["--otlp-traces-endpoint"] = settings.tracing.otlp_endpoint
-    flags = [part for argument in arguments.items() for part in argument]
-    # without the second one nobody says which tokens of a prompt came from the cache
-    return ["--enable-lora", "--enable-prompt-tokens-details", *flags, *serving.extra_args]
-
-
-def _engine_env(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
-    """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
-    chosen = {**_ENGINE_ENV, **_span_env(pool, settings), **settings.engine_env, **pool.serving.env}
-    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
-    fixed["VLLM_API_KEY"] = _key("VLLM_API_KEY", pool)
-    return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
-
-
-def _span_env(pool: Pool, settings: Settings) -> dict[str, str]:
-    """Whose spans they are, where engines send any."""
-    if not settings.tracing.otlp_endpoint:
-        return {}
-    attributes = f"k8s.namespace.name={pool.namespace},tuneyard.pool={pool.name}"
-    return {"OTEL_SERVICE_NAME": "tuneyard-engine", "OTEL_RESOURCE_ATTRIBUTES": attributes}
 
 
 def _loopback(method: str, path: str, timeout: int) -> list[str]:
@@ -342,10 +283,6 @@ if not os.path.exists(mark):
     open(mark, "w").close()
 """
     return ["python3", "-ISc", script.strip()]
-
-
-def _key(name: str, pool: Pool) -> dict[str, Any]:
-    return {"name": name, "valueFrom": {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": KEY}}}
 
 
 def _base_source(base: BaseModelResource) -> list[dict[str, Any]]:
