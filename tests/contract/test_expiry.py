@@ -28,8 +28,10 @@ from tuneyard.systems.artifacts.remote import Credentials
 from tuneyard.systems.artifacts.s3 import S3Remote
 from tuneyard.systems.artifacts.store import Store
 
-FILES = {"config.json": b"{}", "model.safetensors": random.Random(3).randbytes(12 << 20)}
+FILES = {"config.json": b"{}", "model.safetensors": random.Random(3).randbytes(24 << 20)}
 SIZE = sum(map(len, FILES.values()))
+HALF = SIZE // 2
+"""With chunks of a MiB, by then more have begun than fit into the window, so some are written; some are still to come."""
 EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 
@@ -132,7 +134,7 @@ def test_a_session_that_expires_while_objects_come(server: S3Server, tmp_path: P
         place = S3Source(
             uri="s3://models/v1", endpoint=url, region="us-east-1", credentials=SecretReference(name="reader")
         )
-        gate.expires_after = ("first", 5 << 20)
+        gate.expires_after = ("first", HALF)
         told = node.refused(Source(s3=place))
         assert "the credentials have expired (ExpiredToken)" in told
         assert "Secret reader" in told
@@ -180,7 +182,7 @@ def test_a_token_that_is_revoked_while_files_come(tmp_path: Path, monkeypatch: p
 
         def count(path: str, sent: int = 0) -> None:
             real(path, sent)
-            if hub.sent >= 5 << 20:
+            if hub.sent >= HALF:
                 repository.token = "hf_second"
 
         monkeypatch.setattr(hub, "count", count)
