@@ -57,6 +57,7 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "own-pods",
             "remote-sources",
             "idle-adapters",
+            "ten-tenants",
             "scale-to-zero",
             "gates",
             "drift",
