@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.enginesettings import EngineSettings, Word
 from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
 
 RESERVED_ARGUMENTS = (
@@ -14,8 +15,14 @@ RESERVED_ARGUMENTS = (
     *("--enable-lora", "--max-loras", "--max-lora-rank", "--max-cpu-loras"),
     *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
     *("--api-server-count", "--config", "--shutdown-timeout"),
+    *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
+    *("--gpu-memory-utilization", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"),
+    *("--max-num-queued-reqs", "--enable-prefix-caching", "--enable-chunked-prefill", "--scheduling-policy"),
+    *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--structured-outputs-config"),
+    *("--reasoning-parser", "--enable-auto-tool-choice", "--tool-call-parser"),
+    *("--lora-dtype", "--fully-sharded-loras", "--enable-sleep-mode"),
 )
-"""Arguments of the engine that Tuneyard sets itself."""
+"""Arguments of the engine that Tuneyard sets itself, most of them from a field."""
 
 
 class LoRASettings(ApiModel):
@@ -71,6 +78,13 @@ class LoRASettings(ApiModel):
             description="Pods that hold an adapter at most while many requests to it are under way and there is free "
             "room. Default: all of them; equal to copies, no adapter gets more than the others.",
         ),
+    ] = None
+    dtype: Annotated[Word | None, Field(description="Number format of adapters in the engine; default: the base's.")] = (
+        None
+    )
+    fully_sharded: Annotated[
+        bool | None,
+        Field(description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."),
     ] = None
 
 
@@ -162,6 +176,21 @@ class ArtifactCache(ApiModel):
     ] = None
 
 
+class CompileCache(ApiModel):
+    """Where what the engine compiled outlives its pod: on a hostPath (only one that the chart allows for caches), or on
+    a claim. Each namespace has a folder of its own.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [exactly_one("a compile cache", "hostPath", "persistentVolumeClaim")]
+        }
+    )
+
+    host_path: HostPath | None = None
+    persistent_volume_claim: CacheClaim | None = None
+
+
 class EnvVar(ApiModel):
     """One environment variable of the engine container; secrets do not belong here."""
 
@@ -179,7 +208,7 @@ class Toleration(ApiModel):
     toleration_seconds: int | None = None
 
 
-class ServingSpec(ApiModel):
+class ServingSpec(EngineSettings):
     """How a pool serves. What is unset is taken from the base model's block, then from the defaults named here."""
 
     model_config = ConfigDict(
@@ -190,8 +219,7 @@ class ServingSpec(ApiModel):
                     + ", ".join(f"'{f}'" for f in RESERVED_ARGUMENTS)
                     + "]"
                     ".exists(f, a == f || a.startsWith(f + '=')))",
-                    "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
-                    "fields of their own",
+                    "extraArgs may not set what Tuneyard sets or what has a field of its own: see docs/howto/engine-settings.md",
                 )
             ]
         }
@@ -221,7 +249,10 @@ class ServingSpec(ApiModel):
     lora: LoRASettings | None = None
     resources: Annotated[
         Resources | None,
-        Field(description="Engine container resources; default limits: tensorParallelSize x nvidia.com/gpu."),
+        Field(
+            description="Engine container resources; default limits: tensorParallelSize x pipelineParallelSize x "
+            "dataParallelSize nvidia.com/gpu."
+        ),
     ] = None
     artifact_volumes: Annotated[
         list[ArtifactVolume] | None,
@@ -233,6 +264,9 @@ class ServingSpec(ApiModel):
     ] = None
     cache: Annotated[
         ArtifactCache | None, Field(description="Where fetched artifacts are kept; default: in each pod.")
+    ] = None
+    compile_cache: Annotated[
+        CompileCache | None, Field(description="Where what the engine compiles is kept; default: in each pod.")
     ] = None
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
