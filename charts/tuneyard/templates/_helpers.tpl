@@ -272,6 +272,7 @@ agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ include "tuneyard.gatesUrl" . | quote }}
+leaderWorkerSets: {{ (.Values.leaderWorkerSets | default dict).enabled | default false }}
 podTls: {{ (.Values.podTls | default dict).enabled | default false }}
 {{- $prometheus := .Values.prometheus | default dict }}
 prometheus:

@@ -148,6 +148,12 @@ class Shelf:
                 found.add(entry.name)
         return frozenset(found)
 
+    def empty(self) -> None:
+        """Delete every folder: what an earlier pod has left was checked by that one, and may be another by now."""
+        self.adapters.mkdir(parents=True, exist_ok=True)
+        for entry in self.adapters.iterdir():
+            shutil.rmtree(entry)
+
     def path(self, engine_name: str) -> str:
         """The folder as the engine sees it."""
         return str(self.adapters / engine_name)

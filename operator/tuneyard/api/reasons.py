@@ -67,6 +67,15 @@ class Reason(StrEnum):
         "VolumeNotDeclared",
         "The source names a volume that serving.artifactVolumes of the pool does not declare.",
     )
+    ADAPTERS_NOT_SHARED = (
+        "AdaptersNotShared",
+        "The pool's replicas span nodes, and no claim that all of these mount holds their adapters.",
+    )
+    LEADER_WORKER_SET_MISSING = (
+        "LeaderWorkerSetMissing",
+        "The pool's replicas span nodes, and LeaderWorkerSets, which make groups of pods, are not installed or not "
+        "enabled in the chart.",
+    )
     HOST_PATH_NOT_ALLOWED = (
         "HostPathNotAllowed",
         "The host path is not under a prefix that the chart allows.",

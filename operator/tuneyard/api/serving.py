@@ -21,6 +21,7 @@ RESERVED_ARGUMENTS = (
     *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--structured-outputs-config"),
     *("--reasoning-parser", "--enable-auto-tool-choice", "--tool-call-parser"),
     *("--lora-dtype", "--fully-sharded-loras", "--enable-sleep-mode"),
+    *("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
 )
 """Arguments of the engine that Tuneyard sets itself, most of them from a field."""
 
@@ -79,12 +80,14 @@ class LoRASettings(ApiModel):
             "room. Default: all of them; equal to copies, no adapter gets more than the others.",
         ),
     ] = None
-    dtype: Annotated[Word | None, Field(description="Number format of adapters in the engine; default: the base's.")] = (
-        None
-    )
+    dtype: Annotated[
+        Word | None, Field(description="Number format of adapters in the engine; default: the base's.")
+    ] = None
     fully_sharded: Annotated[
         bool | None,
-        Field(description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."),
+        Field(
+            description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."
+        ),
     ] = None
 
 
@@ -220,7 +223,13 @@ class ServingSpec(EngineSettings):
                     + "]"
                     ".exists(f, a == f || a.startsWith(f + '=')))",
                     "extraArgs may not set what Tuneyard sets or what has a field of its own: see docs/howto/engine-settings.md",
-                )
+                ),
+                cel(
+                    "!has(self.nodesPerReplica) || !has(self.tensorParallelSize) || !has(self.pipelineParallelSize) || "
+                    "self.tensorParallelSize * self.pipelineParallelSize % self.nodesPerReplica == 0",
+                    "nodesPerReplica must divide tensorParallelSize x pipelineParallelSize: every node of a replica has as "
+                    "many GPUs of it",
+                ),
             ]
         }
     )
@@ -234,7 +243,27 @@ class ServingSpec(EngineSettings):
         int | None,
         Field(ge=1, le=64, description="GPUs one replica spans; must divide the attention heads. Default 1."),
     ] = None
-    replicas: Annotated[int | None, Field(ge=0, le=1000, description="Pods of the pool. Default 1.")] = None
+    nodes_per_replica: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="Nodes one replica spans, each with an equal part of its GPUs: 2 and more need LeaderWorkerSets in "
+            "the cluster and leaderWorkerSets.enabled in the chart. Default 1.",
+        ),
+    ] = None
+    exclusive_topology_key: Annotated[
+        str | None,
+        Field(
+            max_length=317,
+            description="Label of nodes, for example of a rack: each replica that spans nodes has all its pods in one "
+            "domain of it, which no other replica shares. Default: pods go where there is room.",
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None,
+        Field(ge=0, le=1000, description="Pods of the pool; groups of pods where a replica spans nodes. Default 1."),
+    ] = None
     scale_to_zero_after: Annotated[
         Duration | None,
         Field(
@@ -251,7 +280,7 @@ class ServingSpec(EngineSettings):
         Resources | None,
         Field(
             description="Engine container resources; default limits: tensorParallelSize x pipelineParallelSize x "
-            "dataParallelSize nvidia.com/gpu."
+            "dataParallelSize nvidia.com/gpu, divided by nodesPerReplica."
         ),
     ] = None
     artifact_volumes: Annotated[

@@ -48,6 +48,7 @@ from tuneyard.api.serving import (
 )
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
+from tuneyard.planning.sharedadapters import adapters_not_shared
 
 POOL_GRACE = 60.0
 """Seconds that a pool outlives the last reference to it."""
@@ -72,6 +73,8 @@ class Serving:
     data_parallel_size: int
     settings: EngineSettings
     """As they were given: what is unset there is the engine's own choice."""
+    nodes_per_replica: int
+    exclusive_topology_key: str | None
     replicas: int
     scale_to_zero_after: int | None
     max_model_len: int | None
@@ -140,13 +143,16 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
     for block in reversed(blocks):
         spec = block.over(spec) if block else spec
     tensor, pipeline, data = spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size
-    gpus = (tensor or 1) * (pipeline or 1) * (data or 1)
+    nodes = spec.nodes_per_replica or 1
+    gpus = (tensor or 1) * (pipeline or 1) * (data or 1) // nodes
     return Serving(
         engine=spec.engine or "vllm",
         image=spec.image,
         tensor_parallel_size=tensor or 1,
         pipeline_parallel_size=pipeline or 1,
         data_parallel_size=data or 1,
+        nodes_per_replica=nodes,
+        exclusive_topology_key=spec.exclusive_topology_key,
         settings=EngineSettings.model_validate(spec.model_dump(include=set(EngineSettings.model_fields))),
         replicas=1 if spec.replicas is None else spec.replicas,
         scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
@@ -308,7 +314,7 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     stored = 0.0
     for adapter in wanted:
         size = stored_bytes(pool.serving, adapter)
-        problem = volume_not_declared(pool.serving, adapter) or (
+        problem = _unreachable(pool.serving, adapter) or (
             pool_full(pool, len(planned), len(wanted))
             if len(planned)
             >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
@@ -354,6 +360,11 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
         and adapter.metadata.namespace == pool.namespace
         and not adapter.metadata.deletion_timestamp
     )
+
+
+def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
+    not_shared = adapters_not_shared(serving.cache) if serving.nodes_per_replica > 1 else None
+    return volume_not_declared(serving, adapter) or not_shared
 
 
 def volume_not_declared(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:

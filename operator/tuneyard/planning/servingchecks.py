@@ -19,6 +19,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
+from tuneyard.planning.ranks import EXECUTOR
 from tuneyard.planning.settings import Settings
 
 _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
@@ -35,6 +36,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
+        or nodes_do_not_fit(serving)
     )
 
 
@@ -136,3 +138,33 @@ def reserved_argument(serving: Serving) -> Problem | None:
         if flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
+
+
+def nodes_do_not_fit(serving: Serving) -> Problem | None:
+    """What the engine would end with on every pod of a replica that spans nodes."""
+    nodes, ranks = serving.nodes_per_replica, serving.tensor_parallel_size * serving.pipeline_parallel_size
+    if nodes == 1:
+        return None
+    if serving.data_parallel_size > 1:
+        words = "serving.dataParallelSize does not go with nodesPerReplica: raise serving.replicas in its place"
+        return Problem(Reason.INVALID_SPEC, words)
+    if ranks % nodes:
+        words = f"serving.nodesPerReplica {nodes} does not divide tensorParallelSize x pipelineParallelSize, {ranks}"
+        return Problem(Reason.INVALID_SPEC, words)
+    if any(a.split("=", 1)[0].replace("_", "-") == EXECUTOR for a in serving.extra_args):
+        words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
+        return Problem(Reason.INVALID_SPEC, words)
+    return None
+
+
+def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:
+    """Nobody would make the pods of a replica that spans nodes. `served`: whether the API server knows the kind."""
+    if serving.nodes_per_replica == 1 or served:
+        return None
+    how = (
+        "install the LeaderWorkerSet controller in the cluster"
+        if settings.leader_worker_sets
+        else "install the LeaderWorkerSet controller and set leaderWorkerSets.enabled in the chart"
+    )
+    words = f"serving.nodesPerReplica {serving.nodes_per_replica}: {how} (docs/howto/multi-node.md)"
+    return Problem(Reason.LEADER_WORKER_SET_MISSING, words)

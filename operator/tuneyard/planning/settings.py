@@ -67,6 +67,8 @@ class Settings(ApiModel):
     """Base URL that clients in the cluster use, without /v1."""
     gateway_service: str = "http://tuneyard-gateway.tuneyard-system.svc:8080"
     """Base URL of the gateways' own Service, which gates ask: what stands before it may strip their headers."""
+    leader_worker_sets: bool = False
+    """Whether pools may have replicas that span nodes: the operator watches LeaderWorkerSets, and may make them."""
     pod_tls: bool = False
     """Whether model pods take TLS from gateways."""
     prometheus: PrometheusSettings = PrometheusSettings()
