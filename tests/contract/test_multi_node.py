@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -96,6 +97,10 @@ def groups_serve(cluster: Cluster, kubelets: Kubelets, number: int) -> bool:
 
 def at_rest(cluster: Cluster) -> bool:
     return cluster.condition("BaseModel", "base", "Ready") == ("True", "Ready")
+
+
+def is_gone(cluster: Cluster, child: str) -> bool:
+    return cluster.child(child) is None
 
 
 def rests(cluster: Cluster, kubelets: Kubelets, number: int) -> None:
@@ -188,7 +193,7 @@ def test_scaling_and_leaving_leaves_nothing(cluster: Cluster, kubelets: Kubelets
     cluster.delete("ModelDeployment", "m")
     cluster.delete("BaseModel", "base")
     for child in (GROUPS, POLICY, "services/base-group", "services/base-pool", "apps/v1:statefulsets/base-group"):
-        eventually(lambda c=child: cluster.child(c) is None, f"{child} goes with its base")
+        eventually(partial(is_gone, cluster, child), f"{child} goes with its base")
     eventually(lambda: not kubelets.pods(), "all pods go")
 
 
