@@ -1,5 +1,5 @@
-"""An operator that may make LeaderWorkerSets where nobody has installed them: it says so, works on, and goes on by itself
-when they come.
+"""An operator that may make LeaderWorkerSets where nobody has installed them: it says so, works on, and makes them
+by itself when they come.
 """
 
 from __future__ import annotations
