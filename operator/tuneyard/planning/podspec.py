@@ -38,7 +38,7 @@ from tuneyard.planning.podparts import (
     token_mount,
     value,
 )
-from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, volumes
+from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, compile_cache_mounts, volumes
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
@@ -255,6 +255,7 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             mount("shm", "/dev/shm"),  # noqa: S108
             mount("tmp", "/tmp"),  # noqa: S108
             mount("home", vllmcontainer.HOME),
+            *compile_cache_mounts(pool),
         ],
     )
 

@@ -85,9 +85,11 @@ def host_path_not_allowed(serving: Serving, settings: Settings) -> Problem | Non
         shared = next((c for c in caches if is_under(path, c) or is_under(c, path)), None)
         if shared is not None:
             return _not_allowed(f"{what} would show {shared}, where every namespace has its cache", prefixes)
-    cache = serving.cache.host_path.path if serving.cache.host_path else None
-    if cache is not None and not any(is_under(cache, c) and is_under(c, cache) for c in caches):
-        return _not_allowed(f"serving.cache: host path {cache} is not one of the allowed folders", caches)
+    compiled = serving.compile_cache.host_path if serving.compile_cache else None
+    for field, folder in (("cache", serving.cache.host_path), ("compileCache", compiled)):
+        if folder is not None and not any(is_under(folder.path, c) and is_under(c, folder.path) for c in caches):
+            words = f"serving.{field}: host path {folder.path} is not one of the allowed folders"
+            return _not_allowed(words, caches)
     return None
 
 
@@ -132,7 +134,9 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
 def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
     for argument in serving.extra_args:
-        flag = argument.split("=", 1)[0].replace("_", "-")
+        # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
+        flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
+        flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
         if flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
