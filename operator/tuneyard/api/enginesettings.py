@@ -112,7 +112,9 @@ class EngineSettings(ApiModel):
     kv_cache_dtype: Annotated[Word | None, Field(description="Number format of the KV cache, for example fp8.")] = None
     gpu_memory_utilization: Annotated[
         float | None,
-        Field(ge=0.05, le=1, description="Share of a GPU's memory that the engine takes. The engine's default is 0.92."),
+        Field(
+            ge=0.05, le=1, description="Share of a GPU's memory that the engine takes. The engine's default is 0.92."
+        ),
     ] = None
     gpu_memory: Annotated[
         Quantity | None,

@@ -84,12 +84,14 @@ class LoRASettings(ApiModel):
             "room. Default: all of them; equal to copies, no adapter gets more than the others.",
         ),
     ] = None
-    dtype: Annotated[Word | None, Field(description="Number format of adapters in the engine; default: the base's.")] = (
-        None
-    )
+    dtype: Annotated[
+        Word | None, Field(description="Number format of adapters in the engine; default: the base's.")
+    ] = None
     fully_sharded: Annotated[
         bool | None,
-        Field(description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."),
+        Field(
+            description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."
+        ),
     ] = None
 
 

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
 from tuneyard.planning import vllmcontainer
+from tuneyard.planning.gpumemory import checked_demand
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
     BASE,
@@ -148,12 +150,19 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *("--front-config", FRONT_CONFIG),
             *(("--front-certificate", FRONT_CERTIFICATE) if settings.pod_tls else ()),
+            *_memory(pool, settings),
             *fetch,
         ],
         env=env,
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
+
+
+def _memory(pool: Pool, settings: Settings) -> list[str]:
+    """What is compared with the base's files before the engine starts."""
+    demand = checked_demand(pool.serving, settings)
+    return ["--memory", json.dumps(demand.to_dict(), sort_keys=True)] if demand else []
 
 
 def _front(settings: Settings) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
+from tuneyard.planning.quantities import is_quantity
+from tuneyard.planning.settingchecks import unsupported_setting
 from tuneyard.planning.settings import Settings
 
-_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
@@ -35,6 +36,8 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
+        or draft_not_on_a_volume(serving)
+        or unsupported_setting(serving, settings.images.vllm)
     )
 
 
@@ -106,8 +109,10 @@ def malformed_quantities(serving: Serving) -> Problem | None:
     }
     if serving.cache.size_limit is not None:
         given["cache.sizeLimit"] = serving.cache.size_limit
+    if serving.settings.gpu_memory is not None:
+        given["gpuMemory"] = serving.settings.gpu_memory
     for field, quantity in given.items():
-        if not _QUANTITY.fullmatch(str(quantity)):
+        if not is_quantity(str(quantity)):
             words = f"serving.{field}: {quantity!r} is not a quantity such as 2, 500m or 16Gi"
             return Problem(Reason.INVALID_SPEC, words)
     return None
@@ -139,4 +144,20 @@ def reserved_argument(serving: Serving) -> Problem | None:
         flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
         if flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
+    return None
+
+
+def draft_not_on_a_volume(serving: Serving) -> Problem | None:
+    """The files of a draft model must be on a volume that the pods have, and stay on it."""
+    draft = serving.settings.speculative.draft if serving.settings.speculative else None
+    if draft is None:
+        return None
+    if not serving.declares(draft.volume):
+        declared = ", ".join(v.name for v in serving.artifact_volumes) or "none"
+        words = (
+            f"serving.speculative.draft names volume {draft.volume}, which is not in serving.artifactVolumes of the "
+        )
+        return Problem(Reason.VOLUME_NOT_DECLARED, f"{words}pool (declared: {declared})")
+    if draft.path.startswith("/") or ".." in draft.path.split("/"):
+        return Problem(Reason.UNSAFE_PATH, f"serving.speculative.draft.path {draft.path} leaves the volume")
     return None
