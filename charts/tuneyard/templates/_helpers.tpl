@@ -269,6 +269,7 @@ allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 allowedCacheHostPaths: {{ toJson (.Values.allowedCacheHostPaths | default list) }}
 agentServiceAccountAnnotations: {{ toJson (.Values.agentServiceAccountAnnotations | default dict) }}
 agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
+gpuMemory: {{ .Values.gpuMemory | default "" | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ include "tuneyard.gatesUrl" . | quote }}

@@ -15,6 +15,7 @@ from pathlib import Path
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.settings import KeepSettings, Settings, SettingsError, keep_settings_from, settings_from
 from tuneyard.agent.verify import BaseWanted, Find, Found, verify
+from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.sources import Source
 from tuneyard.planning.podparts import KEPT_MARK
 from tuneyard.systems.artifacts.folder import ArtifactError
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--front-config", type=Path, help="where the front's Envoy configuration goes")
     base.add_argument("--termination-log", type=Path, default=Path("/dev/termination-log"), help=argparse.SUPPRESS)
     base.add_argument("--front-certificate", default="", help="folder of the front's certificate: it takes TLS too")
+    base.add_argument("--memory", help="what decides how much GPU memory the pool needs, as JSON")
     base.add_argument("--source", help="where the base comes from over the network, as JSON")
     base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
@@ -52,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
     if args.agent_command == "verify":
-        wanted = BaseWanted(args.base_model, args.path, args.tensor_parallel_size, args.digest or None, args.volumes)
+        memory = MemoryDemand.from_dict(json.loads(args.memory)) if args.memory else None
+        tensor = args.tensor_parallel_size
+        wanted = BaseWanted(args.base_model, args.path, tensor, args.digest or None, args.volumes, memory)
         # The first process of a container is not ended by a signal that it does not handle: a pod that is deleted while
         # its base comes would keep its GPUs for the whole grace period. What has come stays, locks are the kernel's.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))

@@ -84,10 +84,10 @@ class EngineSettings(ApiModel):
         ),
     ] = None
     engine_build: Annotated[
-        Literal["CUDA", "CPU"] | None,
+        Literal["CUDA", "ROCm", "CPU"] | None,
         Field(
-            description="What the image was built for. Default: CPU if the image's name says cpu or the resources ask for "
-            "no GPU, else CUDA."
+            description="What the image was built for. Default: CPU if the image's name says cpu or resources.limits names "
+            "no GPU, ROCm if it names amd.com/gpu, else CUDA."
         ),
     ] = None
     pipeline_parallel_size: Annotated[
@@ -124,7 +124,7 @@ class EngineSettings(ApiModel):
         ),
     ] = None
     block_size: Annotated[
-        Literal[1, 8, 16, 32, 64, 128, 256] | None, Field(description="Tokens in a block of the KV cache.")
+        Literal[16, 32, 64, 128, 256] | None, Field(description="Tokens in a block of the KV cache.")
     ] = None
     max_num_seqs: Annotated[
         int | None, Field(ge=1, le=65536, description="Requests that may generate at the same moment.")

@@ -91,6 +91,18 @@ class Reason(StrEnum):
         "TensorParallelMismatch",
         "tensorParallelSize does not divide the model's attention heads.",
     )
+    GPU_MEMORY_TOO_SMALL = (
+        "GPUMemoryTooSmall",
+        "The base, its adapters and the KV cache of one request do not fit into a GPU's memory; the numbers are named.",
+    )
+    UNSUPPORTED_SETTING = (
+        "UnsupportedSetting",
+        "The engine's version or build does not have a value of `serving`, or not together with another one.",
+    )
+    UNKNOWN_ENGINE_VERSION = (
+        "UnknownEngineVersion",
+        "A warning: nothing is known of the engine's version or build, so its settings go to it unchecked.",
+    )
 
     # artifacts
     ARTIFACT_NOT_FOUND = ("ArtifactNotFound", "The path does not exist or holds no files.")

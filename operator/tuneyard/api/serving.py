@@ -15,15 +15,20 @@ RESERVED_ARGUMENTS = (
     *("--enable-lora", "--max-loras", "--max-lora-rank", "--max-cpu-loras"),
     *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
     *("--api-server-count", "--config", "--shutdown-timeout"),
+)
+"""Arguments of the engine that Tuneyard sets itself."""
+FIELD_ARGUMENTS = (
     *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
     *("--gpu-memory-utilization", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"),
-    *("--max-num-queued-reqs", "--enable-prefix-caching", "--enable-chunked-prefill", "--scheduling-policy"),
-    *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--structured-outputs-config"),
-    *("--reasoning-parser", "--enable-auto-tool-choice", "--tool-call-parser"),
-    *("--lora-dtype", "--fully-sharded-loras", "--enable-sleep-mode"),
+    *("--max-num-queued-reqs", "--enable-prefix-caching", "--no-enable-prefix-caching", "--scheduling-policy"),
+    *("--enable-chunked-prefill", "--no-enable-chunked-prefill", "--structured-outputs-config", "--reasoning-parser"),
+    *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--enable-auto-tool-choice"),
+    *("--tool-call-parser", "--lora-dtype", "--fully-sharded-loras", "--enable-sleep-mode"),
     *("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
 )
-"""Arguments of the engine that Tuneyard sets itself, most of them from a field."""
+"""Arguments with a field of their own. The API server refuses them in what is new; what was stored when they had none
+goes on.
+"""
 
 
 class LoRASettings(ApiModel):
@@ -219,7 +224,7 @@ class ServingSpec(EngineSettings):
             "x-kubernetes-validations": [
                 cel(
                     "!has(self.extraArgs) || self.extraArgs.all(a, !["
-                    + ", ".join(f"'{f}'" for f in RESERVED_ARGUMENTS)
+                    + ", ".join(f"'{f}'" for f in (*RESERVED_ARGUMENTS, *FIELD_ARGUMENTS))
                     + "]"
                     ".exists(f, a == f || a.startsWith(f + '=')))",
                     "extraArgs may not set what Tuneyard sets or what has a field of its own: see docs/howto/engine-settings.md",

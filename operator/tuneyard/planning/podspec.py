@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,7 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
 from tuneyard.planning import ranks, vllmcontainer
+from tuneyard.planning.gpumemory import checked_demand
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
     BASE,
@@ -38,7 +40,7 @@ from tuneyard.planning.podparts import (
     token_mount,
     value,
 )
-from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, volumes
+from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, compile_cache_mounts, volumes
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 from tuneyard.planning.sharedadapters import shared_mount, shares_adapters
@@ -160,12 +162,19 @@ def verify(pool: Pool, base: BaseModelResource, settings: Settings, *, front: bo
             *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
             *(["--front-config", FRONT_CONFIG, *certificate] if front else []),
+            *_memory(pool, settings),
             *fetch,
         ],
         env=env,
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
+
+
+def _memory(pool: Pool, settings: Settings) -> list[str]:
+    """What is compared with the base's files before the engine starts."""
+    demand = checked_demand(pool.serving, settings)
+    return ["--memory", json.dumps(demand.to_dict(), sort_keys=True)] if demand else []
 
 
 def _front(settings: Settings) -> dict[str, Any]:
@@ -286,6 +295,7 @@ def engine_mounts(pool: Pool, base: BaseModelResource) -> list[dict[str, Any]]:
         mount("shm", "/dev/shm"),  # noqa: S108
         mount("tmp", "/tmp"),  # noqa: S108
         mount("home", vllmcontainer.HOME),
+        *compile_cache_mounts(pool),
     ]
 
 

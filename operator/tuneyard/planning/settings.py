@@ -61,6 +61,8 @@ class Settings(ApiModel):
     """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
     agent_memory_limit: str = "1Gi"
     """Of each container that fetches, verifies or checks artifacts."""
+    gpu_memory: str = ""
+    """Of one GPU, for example 80Gi, where a pool does not say it; empty: nothing is compared with it."""
     hub_endpoint: str = ""
     """The mirror that stands for huggingface.co where a source names no endpoint; empty: huggingface.co itself."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
