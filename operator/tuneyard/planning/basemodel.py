@@ -118,7 +118,8 @@ def _state(
     serving, has = pool.serving, obs.has_leader_worker_sets
     violation = servingchecks.violation(base, serving, obs.settings)
     violation = violation or servingchecks.leader_worker_set_missing(serving, obs.settings, served=has)
-    wanted = None if violation else children.pool_workload(pool, base, obs.settings)
+    pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
+    wanted = None if violation else children.pool_workload(pool, base, obs.settings, pods)
     deployment = _found(mine, "Deployment", names.pool_deployment(pool.name))
     groups = _found(mine, "LeaderWorkerSet", names.pool_groups(pool.name))
     workload, former = (deployment, groups) if serving.nodes_per_replica == 1 else (groups, deployment)
@@ -129,7 +130,7 @@ def _state(
         wanted=wanted,
         workload=workload,
         former=former,
-        pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
+        pods=pods,
         workers=tuple(p for p in obs.pods if p.worker_of == pool.name and not p.deleted),
         makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
         sleep=sleep,

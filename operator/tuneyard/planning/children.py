@@ -23,7 +23,8 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan, stored_plan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
-from tuneyard.planning.observations import ChildObservation, EngineKeys
+from tuneyard.planning.grouprolling import next_rolling
+from tuneyard.planning.observations import ChildObservation, EngineKeys, PodObservation
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.podgroups import (
@@ -158,13 +159,17 @@ def _with_mark(template: Json, mark: str) -> Json:
     return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
-def pool_workload(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
-    """What makes the pool's pods; its serving block passed servingchecks.violation."""
+def pool_workload(pool: Pool, base: BaseModelResource, settings: Settings, pods: Iterable[PodObservation] = ()) -> Json:
+    """What makes the pool's pods now; its serving block passed servingchecks.violation.
+
+    `pods`: the pool's that are not leaving, by which groups of pods are replaced step by step.
+    """
     if pool.serving.nodes_per_replica == 1:
         return pool_deployment(pool, base, settings)
     templates = group_templates(pool, base, settings)
     mark = content_hash({"leader": templates[0], "workers": templates[1]})
-    spec = group_spec(pool, *(_with_mark(template, mark) for template in templates))
+    leader, workers = (_with_mark(template, mark) for template in templates)
+    spec = group_spec(pool, leader, workers, next_rolling(pool, mark, pods))
     obj = _object(*LEADER_WORKER_SET, names.pool_groups(pool.name), pool, base, spec=spec)
     obj["metadata"]["annotations"] = set_annotations(pool)
     return marked(obj)

@@ -7,7 +7,7 @@ Rules:
   left alone while one of its pods still starts, or each failure to fetch the base would cost what the others have;
 - workers start with their leader, and leave after it: one that is told to end goes on while the leader's engine lives,
   because every stream of the leader runs through it;
-- in a rollout, groups are replaced whole, as many at a time as a Deployment's pods would be;
+- in a rollout, groups are replaced whole (grouprolling.py);
 - all pods carry one mark, over both templates: a change of one is a change of the group.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.planning import ranks, vllmcontainer
+from tuneyard.planning.grouprolling import Rolling
 from tuneyard.planning.observations import ENGINE, HOLD, WORKER
 from tuneyard.planning.podparts import (
     BASE,
@@ -68,20 +69,15 @@ def group_templates(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     return pod_template(pool, base, settings), _worker_template(pool, base, settings)
 
 
-def group_spec(pool: Pool, leader: Json, workers: Json) -> Json:
+def group_spec(pool: Pool, leader: Json, workers: Json, rolling: Rolling) -> Json:
     """The LeaderWorkerSet's spec; every field that it would fill in is given, so that nothing differs afterwards."""
-    surge = pool.serving.update == "Surge"
     return {
-        "replicas": pool.pods,
+        "replicas": rolling.groups,
         "startupPolicy": "LeaderCreated",
         "networkConfig": {"subdomainPolicy": "Shared"},
         "rolloutStrategy": {
             "type": "RollingUpdate",
-            "rollingUpdateConfiguration": {
-                "partition": 0,
-                "maxSurge": 1 if surge else 0,
-                "maxUnavailable": 0 if surge else 1,
-            },
+            "rollingUpdateConfiguration": {"partition": rolling.partition, "maxSurge": 0, "maxUnavailable": 1},
         },
         "leaderWorkerTemplate": {
             "size": pool.serving.nodes_per_replica,

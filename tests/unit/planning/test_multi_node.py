@@ -30,6 +30,7 @@ from tuneyard.api.serving import ArtifactCache, CacheClaim, ServingSpec
 from tuneyard.api.sources import HuggingFaceSource, Source
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.children import pool_companions, pool_workload, template_hash, template_mark
+from tuneyard.planning.grouprolling import Rolling, next_rolling
 from tuneyard.planning.observations import PodObservation, pod_observation
 from tuneyard.planning.plan import Action, Apply, Delete, Plan
 from tuneyard.planning.pools import GPU, Pool, placement, pools_of, resolved_serving
@@ -130,15 +131,48 @@ def test_a_change_of_workers_alone_is_one_of_leaders_too() -> None:
     assert template_mark(pool_workload(the_pool(longer), longer.bases[0], SETTINGS)) not in seen
 
 
-@pytest.mark.parametrize(("update", "most"), [("Surge", (1, 0)), ("Replace", (0, 1))])
-def test_groups_are_recreated_and_replaced_whole(update: str, most: tuple[int, int]) -> None:
-    situation = spanning(update=update, replicas=3, exclusive_topology_key="rack")
+def groups(situation: Situation, *leaders: str) -> Rolling:
+    """What is due with leaders 0, 1, ... that are "new" or "old", and with "-" not ready, or are "gone"."""
+    pool, mark = the_pool(situation), "wanted"
+    found = [
+        pod(f"{BASE}-group-{n}", wanted_as=mark if said.startswith("new") else "before", ready=not said.endswith("-"))
+        for n, said in enumerate(leaders)
+        if said != "gone"
+    ]
+    return next_rolling(pool, mark, found)
+
+
+@pytest.mark.parametrize(
+    ("leaders", "due"),
+    [
+        ((), Rolling(2)),
+        (("new", "new"), Rolling(2)),
+        (("old", "old"), Rolling(3, 2)),
+        (("old", "old", "new-"), Rolling(3, 2)),
+        (("old", "old", "new"), Rolling(3)),
+        (("old", "gone", "new"), Rolling(3)),
+        (("old", "new-", "new"), Rolling(3)),
+        (("new-", "new", "new"), Rolling(3)),
+        (("gone", "new", "new"), Rolling(3)),
+        (("new", "new", "new"), Rolling(2)),
+        (("old-", "old-"), Rolling(2)),
+        (("new-", "new", "new-"), Rolling(2)),
+        (("old", "old", "old"), Rolling(3, 2)),
+    ],
+)
+def test_one_group_more_serves_while_others_are_replaced(leaders: tuple[str, ...], due: Rolling) -> None:
+    assert groups(spanning(replicas=2), *leaders) == due
+    assert groups(spanning(replicas=2, update="Replace"), *leaders) == Rolling(2)
+
+
+def test_groups_are_recreated_whole() -> None:
+    situation = spanning(replicas=3, exclusive_topology_key="rack")
     made = pool_workload(the_pool(situation), situation.bases[0], SETTINGS)
     assert made["spec"]["replicas"] == 3
     assert made["spec"]["leaderWorkerTemplate"]["size"] == 2
     assert made["spec"]["leaderWorkerTemplate"]["restartPolicy"] == "RecreateGroupOnPodRestart"
     rolling = made["spec"]["rolloutStrategy"]["rollingUpdateConfiguration"]
-    assert (rolling["maxSurge"], rolling["maxUnavailable"]) == most
+    assert rolling == {"partition": 0, "maxSurge": 0, "maxUnavailable": 1}
     assert made["metadata"]["annotations"]["leaderworkerset.sigs.k8s.io/exclusive-topology"] == "rack"
 
 
