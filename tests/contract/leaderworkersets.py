@@ -189,6 +189,12 @@ class Kubelets:
 
     def _moved(self, name: str, pod: Object, pods: dict[str, Object]) -> bool:
         """Whether it is ready now."""
+        if "nodeName" not in pod["spec"]:
+            # one without a node is gone as soon as it is deleted
+            where = f"/api/v1/namespaces/{self.namespace}/pods/{name}/binding"
+            target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+            self._api.request("POST", where, body={"metadata": {"name": name}, "target": target})
+            return False
         runs, ready = pod.get("status", {}).get("phase") == "Running", is_ready(pod)
         whole = not _waits_for_others(name, pod, pods)
         if not runs or ready != whole:
