@@ -1,9 +1,9 @@
 """What each version and build of an engine has: the values of its settings.
 
 Rules:
-- a table is taken from that version's own source and from what it did when it was run
-  (docs/explanation/engine-settings.md says which); a version without a table is not guessed from another one: its settings go to the engine unchecked, and a
-  warning says so;
+- a table is taken from that version's own source and from what it did when it was run;
+- a version without a table is not guessed from another one: its settings go to the engine unchecked, and a warning says
+  so;
 - None means every value: there is nothing to check.
 """
 
