@@ -111,6 +111,16 @@ _VLLM_032: dict[str, frozenset[str]] = {
     "blockSize": _words("16 32 64 128 256"),
 }
 _ELSEWHERE = {("quantization", "gguf"): _GGUF, ("quantization", "bitsandbytes"): _BITSANDBYTES}
+_ON_CPU: dict[str, frozenset[str]] = {
+    "quantization": _words("awq auto_awq gptq auto_gptq compressed-tensors fp8 inc"),
+    "kvCacheDtype": _words("auto fp8 fp8_e4m3 fp8_e5m2"),
+    "blockSize": _words("32 64 128 256"),
+}
+_ELSEWHERE_ON_CPU = {
+    **_ELSEWHERE,
+    ("quantization", "bitsandbytes"): "quantise the base beforehand (AWQ, GPTQ or INT8)",
+}
 _PRESETS: dict[tuple[str, str, str], Preset] = {
     ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True),
+    ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False),
 }
