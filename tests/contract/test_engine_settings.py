@@ -101,7 +101,7 @@ async def test_an_adapter_is_loaded_and_answers_while_tokens_are_proposed(engine
 
 
 def test_a_schema_is_held(engine: EngineProcess) -> None:
-    schema = {"type": "object", "properties": {"a": {"enum": ["yes", "no"]}}, "required": ["a"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["yes", "no"]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     assert json.loads(said(engine, response_format=wanted))["a"] in ("yes", "no")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_every_setting_has_a_flag_or_is_known_to_have_none():
     assert {f for f, found in alone.items() if not found} == told_to_the_operator
 
 
-def engine_of(serving: ServingSpec) -> tuple[dict[str, object], list[dict[str, object]]]:
+def engine_of(serving: ServingSpec) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     base = base_model(serving=serving)
     pool = pools_of(base, [deployment("a", revisions=[revision("v1")])])[0]
     spec = pod_template(pool, base, SETTINGS)["spec"]
