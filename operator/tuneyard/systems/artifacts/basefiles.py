@@ -60,7 +60,7 @@ def _remote_tensors(remote: Remote, files: Iterable[RemoteFile]) -> Tensors:
 
 
 def _bytes(remote: Remote, file: RemoteFile, begin: int, end: int) -> bytes:
-    return b"".join(remote.read(file, begin, end))
+    return b"".join(remote.read(file, begin, end)) if begin < end else b""
 
 
 def _told(entries: list[Entry]) -> Tensors:
