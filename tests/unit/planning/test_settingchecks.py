@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.builders import VOLUME, base_model
@@ -106,6 +108,23 @@ def test_what_the_engine_lacks_is_refused_by_name(fields, words):
     found = unsupported_setting(serving(**fields), UPSTREAM)
     assert (found and found.message) == words
     assert found is None or found.reason is Reason.UNSUPPORTED_SETTING
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, None),
+        ({"gpuMemory": "80Gi", "engineVersion": "0.5", "extraArgs": ["--dtype=half"]}, None),
+        ({"maxNumSeqs": 4}, "maxNumSeqs"),
+        ({"prefixCaching": False}, "prefixCaching"),
+        ({"lora": {"fullySharded": False}}, "lora.fullySharded"),
+    ],
+)
+def test_another_engine_leaves_no_setting_out_without_a_word(fields, field):
+    found = unsupported_setting(replace(serving(**fields), engine="sglang"), UPSTREAM)
+    words = f"serving.{field} is a setting of vllm, and the pool's engine is sglang: say it in extraArgs"
+    assert (found and found.message) == (field and words)
+    assert unknown_engine_version(replace(serving(dtype="half"), engine="sglang"), UPSTREAM) is None
 
 
 @pytest.mark.parametrize(
