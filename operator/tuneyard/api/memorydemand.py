@@ -30,6 +30,8 @@ class MemoryDemand(ApiModel):
     build: Literal["CUDA", "ROCm", "CPU"] = "CUDA"
     gpu_memory: int | None = None
     """Of one GPU; None where nothing tells."""
+    cpu_cache: int | None = None
+    """What an engine on CPUs is told to take for its KV cache; None where it is told nothing."""
     utilization: float = 0.92
     draft_model: bool = False
     """Whether a draft model needs memory besides, which nobody has read."""

@@ -199,6 +199,12 @@ class CompileCache(ApiModel):
     persistent_volume_claim: CacheClaim | None = None
 
 
+def _sets_none_of(arguments: tuple[str, ...]) -> str:
+    """CEL: no item of extraArgs is one of these arguments, with a value or without."""
+    listed = ", ".join(f"'{argument}'" for argument in arguments)
+    return f"self.extraArgs.all(a, ![{listed}].exists(f, a == f || a.startsWith(f + '=')))"
+
+
 class EnvVar(ApiModel):
     """One environment variable of the engine container; secrets do not belong here."""
 
@@ -223,11 +229,14 @@ class ServingSpec(EngineSettings):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "!has(self.extraArgs) || self.extraArgs.all(a, !["
-                    + ", ".join(f"'{f}'" for f in (*RESERVED_ARGUMENTS, *FIELD_ARGUMENTS))
-                    + "]"
-                    ".exists(f, a == f || a.startsWith(f + '=')))",
-                    "extraArgs may not set what Tuneyard sets or what has a field of its own: see docs/howto/engine-settings.md",
+                    f"!has(self.extraArgs) || {_sets_none_of(RESERVED_ARGUMENTS)}",
+                    "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
+                    "fields of their own",
+                ),
+                cel(
+                    "!has(self.extraArgs) || (has(self.engine) && self.engine != 'vllm') || "
+                    f"{_sets_none_of(FIELD_ARGUMENTS)}",
+                    "extraArgs may not set what has a field of its own: see docs/howto/engine-settings.md",
                 ),
                 cel(
                     "!has(self.nodesPerReplica) || !has(self.tensorParallelSize) || !has(self.pipelineParallelSize) || "

@@ -26,10 +26,13 @@ from tuneyard.planning.poolsleep import PoolSleep
 from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
-from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.remedies import clipped, named, with_remedy
+from tuneyard.planning.settingchecks import unknown_engine_version
 from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
+SETTINGS_KNOWN = "SettingsKnown"
+"""A condition that is there only as a warning."""
 LOOK_FOR_KIND = 15.0
 """Seconds between two looks whether LeaderWorkerSets are there now."""
 _USERS_LISTED = 50
@@ -185,6 +188,7 @@ def basemodel_status(
         *readiness(problem, _work(pools, digest), _done(pools)),
         _resolved(pools, reports, digest, mismatch),
         _available(pools, problem),
+        *_settings_unknown(obs, pools),
     ]
     shared, promoted = resolved_serving(base.spec.serving), promotion(base, obs.deployments)
     status = BaseModelStatus(
@@ -274,6 +278,16 @@ def _available(pools: Sequence[PoolState], problem: Problem | None) -> Finding:
         return Finding(type="Available", status="True", reason=Reason.ASLEEP, message=Reason.ASLEEP.doc)
     reason = Reason.STARTING if total else Reason.NO_READY_ENDPOINT
     return Finding(type="Available", status="False", reason=reason, message=counted)
+
+
+def _settings_unknown(obs: BaseModelObservation, pools: Sequence[PoolState]) -> tuple[Finding, ...]:
+    """A warning about the first pool whose engine is not known."""
+    for state in pools:
+        warning = unknown_engine_version(state.pool.serving, obs.settings.images.vllm)
+        if warning:
+            words = f"pool {state.pool.name}: {with_remedy(warning)}"
+            return (Finding(type=SETTINGS_KNOWN, status="False", reason=warning.reason, message=words),)
+    return ()
 
 
 def _progress(pools: Sequence[PoolState]) -> str:

@@ -1,9 +1,9 @@
 """What each version and build of an engine has: the values of its settings.
 
 Rules:
-- a table is taken from that version's own source and from what it did when it was run
-  (docs/explanation/engine-settings.md says which); a version without a table is not guessed from another one: its settings go to the engine unchecked, and a
-  warning says so;
+- a table is taken from that version's own source and from what it did when it was run;
+- a version without a table is not guessed from another one: its settings go to the engine unchecked, and a warning says
+  so;
 - None means every value: there is nothing to check.
 """
 
@@ -111,6 +111,16 @@ _VLLM_032: dict[str, frozenset[str]] = {
     "blockSize": _words("16 32 64 128 256"),
 }
 _ELSEWHERE = {("quantization", "gguf"): _GGUF, ("quantization", "bitsandbytes"): _BITSANDBYTES}
+_ON_CPU: dict[str, frozenset[str]] = {
+    "quantization": _words("awq auto_awq gptq auto_gptq compressed-tensors fp8 inc"),
+    "kvCacheDtype": _words("auto fp8 fp8_e4m3 fp8_e5m2"),
+    "blockSize": _words("32 64 128 256"),
+}
+_ELSEWHERE_ON_CPU = {
+    **_ELSEWHERE,
+    ("quantization", "bitsandbytes"): "quantise the base beforehand (AWQ, GPTQ or INT8)",
+}
 _PRESETS: dict[tuple[str, str, str], Preset] = {
     ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True),
+    ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False),
 }

@@ -10,6 +10,8 @@ from tuneyard.planning.settings import Settings
 
 NODE_LABEL = "nvidia.com/gpu.memory"
 """Of NVIDIA's feature discovery: MiB of one GPU of the node."""
+_CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+"""Of vLLM's CPU build: GiB of its KV cache."""
 _UTILIZATION = 0.92
 """vLLM's own, where nothing is set."""
 
@@ -48,9 +50,15 @@ def memory_demand(serving: Serving, settings: Settings) -> MemoryDemand:
         fully_sharded=bool(lora.fully_sharded),
         build=engine_of(serving, settings.images.vllm).build,
         gpu_memory=gpu_memory(serving, settings),
+        cpu_cache=_cpu_cache(serving, settings),
         utilization=_UTILIZATION if given.gpu_memory_utilization is None else given.gpu_memory_utilization,
         draft_model=given.speculative is not None and given.speculative.draft is not None,
     )
+
+
+def _cpu_cache(serving: Serving, settings: Settings) -> int | None:
+    given = {**settings.engine_env, **serving.env}.get(_CPU_CACHE, "")
+    return int(given) << 30 if given.isdigit() and len(given) < len(str(1 << 20)) else None
 
 
 def checked_demand(serving: Serving, settings: Settings) -> MemoryDemand | None:

@@ -22,6 +22,8 @@ TOLERANCE = 0.1
 """By how much an estimate may be wrong, as a share."""
 RUNTIME = 1 << 30
 """A GPU process's own: context, communication, graphs. A rule of thumb."""
+_CPU_BLOCK, _GPU_BLOCK = 128, 16
+"""Tokens in a block of the KV cache, where nothing is set."""
 _DEFAULT_SEQUENCES = 256
 _DEFAULT_BATCHED = 2048
 _LARGE_GPU = 70 << 30
@@ -84,6 +86,7 @@ class Room:
     """What is left for the KV cache on a GPU of known size."""
 
     usable: int
+    """What the engine may take of the GPU; of a CPU, what it is given for the KV cache."""
     kv_cache: int
     """Bytes; 0 where nothing is left."""
     tokens: int
@@ -110,14 +113,18 @@ def estimate(size: ModelSize, demand: MemoryDemand) -> Estimate:
 
 
 def room(found: Estimate, demand: MemoryDemand) -> Room | None:
-    """What is left on the GPU; None where its size is not known."""
+    """What is left for the KV cache; None where the memory is not known."""
+    if demand.build == "CPU":
+        return None if demand.cpu_cache is None else _room(found, demand, demand.cpu_cache, demand.cpu_cache)
     if demand.gpu_memory is None:
         return None
     usable = int(demand.gpu_memory * demand.utilization)
-    cache = max(0, usable - found.fixed)
-    tokens = cache // found.kv_per_token if found.kv_per_token else 0
-    block = demand.block_size or 16
-    tokens -= tokens % block
+    return _room(found, demand, usable, max(0, usable - found.fixed))
+
+
+def _room(found: Estimate, demand: MemoryDemand, usable: int, cache: int) -> Room:
+    block = demand.block_size or (_CPU_BLOCK if demand.build == "CPU" else _GPU_BLOCK)
+    tokens = cache // (found.kv_per_token * block) * block if found.kv_per_token else 0
     return Room(usable, cache, tokens, tokens / found.context if found.context else 0.0)
 
 
@@ -125,7 +132,7 @@ def gpu_memory_too_small(size: ModelSize, demand: MemoryDemand) -> Problem | Non
     """More than the GPU has, and by more than an estimate is wrong."""
     found = estimate(size, demand)
     left = room(found, demand)
-    if left is None or found.needed <= left.usable * (1 + TOLERANCE):
+    if demand.build == "CPU" or left is None or found.needed <= left.usable * (1 + TOLERANCE):
         return None
     gpus = demand.tensor_parallel_size * demand.pipeline_parallel_size
     cache = found.kv_per_token * found.context

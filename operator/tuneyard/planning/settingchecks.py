@@ -9,20 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pydantic.alias_generators import to_camel
+
+from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
+from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
 
 _MOST_NAMED = 12
+_OPERATORS = frozenset({"engine_version", "engine_build", "gpu_memory"})
+"""Settings that only the operator is told."""
 
 
 def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
     """The first setting that the pool's engine does not have, or that does not go with another one."""
     engine = engine_of(serving, default_image)
-    if engine.name == "vllm" and (words := _contradiction(serving)):
+    if engine.name != "vllm":
+        return _setting_of_another_engine(serving)
+    if words := _contradiction(serving):
         return Problem(Reason.UNSUPPORTED_SETTING, words)
     preset = preset_of(engine)
     if preset is None:
@@ -37,10 +45,25 @@ def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
     return None
 
 
+def _setting_of_another_engine(serving: Serving) -> Problem | None:
+    """A field that the engine would leave out without a word."""
+    told = (name for name in EngineSettings.model_fields if name not in _OPERATORS)
+    given = [to_camel(name) for name in told if getattr(serving.settings, name) is not None]
+    given += [f"lora.{name}" for name, value in _lora(serving.lora).items() if value is not None]
+    if not given:
+        return None
+    words = f"serving.{given[0]} is a setting of vllm, and the pool's engine is {serving.engine}: say it in extraArgs"
+    return Problem(Reason.UNSUPPORTED_SETTING, words)
+
+
+def _lora(lora: LoRASettings) -> dict[str, object]:
+    return {"dtype": lora.dtype, "fullySharded": lora.fully_sharded}
+
+
 def unknown_engine_version(serving: Serving, default_image: str) -> Problem | None:
     """Settings that cannot be checked, because nothing is known of the engine's version or build."""
     engine = engine_of(serving, default_image)
-    fields = [field for field, _ in given_values(serving)]
+    fields = [field for field, _ in given_values(serving)] if engine.name == "vllm" else []
     if not fields or preset_of(engine) is not None:
         return None
     words = f"nothing is known of {engine}, so it gets serving.{', '.join(fields)} unchecked"

@@ -6,7 +6,7 @@ Rule: only these are read. Of a remote base that is a few kilobytes of each file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,18 @@ def read_size(folder: Path) -> ModelSize:
     return model_size(base_config(folder), base_tensors(folder))
 
 
-def read_remote(remote: Remote) -> tuple[dict[str, Any], ModelSize]:
-    """config.json of a remote base, and its size; raises ArtifactError."""
+def read_remote(remote: Remote) -> ModelSize:
+    """The size of a remote base; raises ArtifactError."""
     files = {file.path: file for file in remote.files()}
     if CONFIG not in files:
         raise ArtifactError(Reason.FILES_MISSING, f"{remote.what} has no {CONFIG}: it is no base model")
     if files[CONFIG].size > _MOST_CONFIG:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {_MOST_CONFIG} bytes: no base's is")
     config = _config(_bytes(remote, files[CONFIG], 0, files[CONFIG].size))
-    return config, model_size(config, _remote_tensors(remote, files.values()))
+    return model_size(config, _remote_tensors(remote, files.values()))
 
 
-def _remote_tensors(remote: Remote, files: Any) -> Tensors:
+def _remote_tensors(remote: Remote, files: Iterable[RemoteFile]) -> Tensors:
     for file in files:
         if file.path.endswith(".safetensors") and "/" not in file.path:
             length = header_length(file.path, _bytes(remote, file, 0, min(8, file.size)), file.size, _HEADER)
@@ -60,7 +60,7 @@ def _remote_tensors(remote: Remote, files: Any) -> Tensors:
 
 
 def _bytes(remote: Remote, file: RemoteFile, begin: int, end: int) -> bytes:
-    return b"".join(remote.read(file, begin, end))
+    return b"".join(remote.read(file, begin, end)) if begin < end else b""
 
 
 def _told(entries: list[Entry]) -> Tensors:
