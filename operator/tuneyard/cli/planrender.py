@@ -24,11 +24,11 @@ def rendered(view: PlanView) -> RenderableType:
 
 def _pool(pool: PoolView) -> RenderableType:
     users = ", ".join(pool.used_by) if pool.used_by else "nothing yet"
+    grouped = f" in {_counted(pool.groups, 'group')}" if pool.groups is not None else ""
+    each = f"{_counted(pool.pods, 'pod')}{grouped} of {_counted(pool.gpus_per_pod, 'GPU')}"
     parts: list[RenderableType] = [
         Text(f"Pool {pool.name} of {pool.base_model}, used by {users}", style="bold"),
-        Padding(
-            Text(f"{_counted(pool.pods, 'pod')} of {_counted(pool.gpus_per_pod, 'GPU')}: {pool.gpus} in all"), _INDENT
-        ),
+        Padding(Text(f"{each}: {pool.gpus} in all"), _INDENT),
         Padding(Text(f"{pool.engine}, image {pool.image}"), _INDENT),
         Padding(Text(shlex.join(pool.arguments)), _INDENT),
     ]

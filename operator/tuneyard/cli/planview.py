@@ -9,7 +9,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, Revision, TrafficTarget
 from tuneyard.api.reasons import Reason
-from tuneyard.planning import servingchecks, vllmcontainer
+from tuneyard.planning import ranks, servingchecks, vllmcontainer
 from tuneyard.planning.enginepresets import engine_of
 from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
@@ -53,6 +53,8 @@ class PoolView(ApiModel):
     engine: str
     image: str
     pods: int
+    groups: int | None = None
+    """Replicas that the pods make, where each spans nodes."""
     gpus_per_pod: int
     gpus: int
     arguments: list[str]
@@ -109,6 +111,7 @@ def _unused(base: BaseModelResource) -> Pool:
 def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Settings) -> PoolView:
     serving = pool.serving
     image = serving.image or settings.images.vllm
+    pods = serving.replicas * serving.nodes_per_replica
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
     problem = servingchecks.violation(base, serving, settings) or _misfit(read.size, serving, settings)
     warning = unknown_engine_version(serving, settings.images.vllm)
@@ -118,10 +121,11 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
         used_by=[name for name in pool.used_by if name != "-"] or None,
         engine=str(engine_of(serving, settings.images.vllm)),
         image=image,
-        pods=serving.replicas,
+        pods=pods,
+        groups=serving.replicas if serving.nodes_per_replica > 1 else None,
         gpus_per_pod=gpus,
-        gpus=gpus * serving.replicas,
-        arguments=vllmcontainer.arguments(pool, base, settings),
+        gpus=gpus * pods,
+        arguments=[*vllmcontainer.arguments(pool, base, settings), *ranks.arguments(pool)],
         memory=_memory(read.size, serving, settings) if read.size else None,
         memory_unknown=read.unread or None,
         problem=named(problem) if problem else None,

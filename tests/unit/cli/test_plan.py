@@ -150,3 +150,16 @@ def test_manifests_that_cannot_be_read(text: str, words: str) -> None:
 def test_what_is_no_object_of_tuneyard_is_passed_over() -> None:
     found = read_manifests([("m.yaml", "- 1\n---\nkind: BaseModel\napiVersion: v1\n---\n")])
     assert (found.bases, found.deployments) == ([], [])
+
+
+def test_groups_of_a_replica_over_nodes_are_counted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wide.yaml"
+    wide = "replicas: 2\n        nodesPerReplica: 2\n        pipelineParallelSize: 4"
+    path.write_text(MANIFEST.replace("replicas: 2", wide, 1))
+    _, (shared, *_) = planned(capsys, str(path))
+    assert [shared[field] for field in ("pods", "groups", "gpusPerPod", "gpus")] == [4, 2, 2, 8]
+    arguments = shared["arguments"]
+    assert isinstance(arguments, list)
+    assert arguments[arguments.index("--nnodes") + 1] == "2"
+    run(["plan", str(path)])
+    assert "4 pods in 2 groups of 2 GPUs: 8 in all" in capsys.readouterr().out
