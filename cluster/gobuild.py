@@ -98,6 +98,8 @@ BINARIES: dict[str, Binary] = {
             "-X github.com/prometheus/common/version.Version=3.15.1",
             "remove_all_sd",
         ),
+        # The controller that makes groups of pods, for the contract test of pools whose replicas span nodes.
+        Binary("lws", "lws", "sigs.k8s.io/lws/cmd", "-X sigs.k8s.io/lws/pkg/version.GitVersion=v0.8.0"),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
         Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),

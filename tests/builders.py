@@ -266,6 +266,7 @@ class Situation:
     answers: AnswersView = field(default_factory=AnswersView)
     gates: GateObservation | None = None
     checks: Evaluations = field(default_factory=dict)
+    has_leader_worker_sets: bool = False
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -283,6 +284,7 @@ class Situation:
             now=self.now,
             unreadable=self.unreadable,
             demand=self.demand,
+            has_leader_worker_sets=self.has_leader_worker_sets,
         )
 
     def adapter(self, name: str) -> LoRAAdapterObservation:

@@ -54,6 +54,8 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "tensor-parallel",
             "persistent-volume",
             "gpu",
+            "engine-settings",
+            "multi-node",
             "own-pods",
             "remote-sources",
             "idle-adapters",

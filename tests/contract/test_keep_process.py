@@ -90,16 +90,17 @@ def planned(s3: S3Server, *adapters: str) -> tuple[Object, ...]:
 class KeepProcess:
     """The process, in a pod that is an object of the API server."""
 
-    def __init__(self, server: ApiServer, folder: Path) -> None:
+    def __init__(self, server: ApiServer, folder: Path, name: str = "keep-0") -> None:
         self._admin: Api = server.api()
+        self.name = name
         self.folder = folder
         self.mark, self.log = folder / "kept", folder / "log"
-        pod = make_pod(self._admin, "keep-0")
+        pod = make_pod(self._admin, name)
         own = token(self._admin, MODELS, names.AGENT_SERVICE_ACCOUNT, pod)
         self._environment = {
             **os.environ,
             "KUBECONFIG": str(server.kubeconfig(own)),
-            "POD_NAME": "keep-0",
+            "POD_NAME": name,
             "POD_NAMESPACE": MODELS,
             "POD_UID": str(pod["metadata"]["uid"]),
             "POD_IP": "10.0.0.1",
@@ -108,9 +109,10 @@ class KeepProcess:
         }
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "tuneyard", "agent", "keep"]
-        command += ["--cache", str(self.folder / "cache"), "--mark", str(self.mark)]
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`arguments`: those of another of the agent's commands."""
+        command = [sys.executable, "-m", "tuneyard", "agent", *(arguments or ("keep", "--mark", str(self.mark)))]
+        command += ["--cache", str(self.folder / "cache")]
         with (
             self.log.open("ab") as log,
             subprocess.Popen(command, env=self._environment, stdout=log, stderr=log) as process,
@@ -121,7 +123,7 @@ class KeepProcess:
                 process.kill()
 
     def told(self) -> KeepReport | None:
-        pod: dict[str, Any] = self._admin.request("GET", pod_path("keep-0"))
+        pod: dict[str, Any] = self._admin.request("GET", pod_path(self.name))
         text = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_ADAPTERS)
         return KeepReport.from_dict(json.loads(text)) if text else None
 
@@ -166,3 +168,20 @@ def test_it_fetches_holds_and_lets_go(server: ApiServer, s3: S3Server, tmp_path:
     assert not keep.mark.exists()
     for text in s3.root.data.values():
         assert text not in keep.log.read_text()
+
+
+def test_a_pod_without_an_agent_holds_its_base_and_fetches_what_has_gone(
+    server: ApiServer, s3: S3Server, tmp_path: Path
+) -> None:
+    install(server, [*namespace_access(MODELS, [base(s3)], ["models-reader"], SETTINGS), secret(s3)])
+    tiny = digest_of(build_tiny() / "base").digest
+    (tmp_path / "cache").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "cache" / tiny.removeprefix("sha256:") / "files")  # as `verify` left it, now evicted
+    holder = KeepProcess(server, tmp_path, "worker-0")
+    given = ("hold", "--path", str(link), "--source", json.dumps(source(s3, "base").to_dict()))
+    with holder.running(*given) as process:
+        eventually(lambda: holder.kept() == {tiny: True}, holder.log.read_text, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, holder.log.read_text()
+    assert holder.kept() == {tiny: False}

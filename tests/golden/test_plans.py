@@ -66,7 +66,9 @@ def planned(documents: list[dict[str, Any]]) -> dict[str, Any]:
     deployments = tuple(ModelDeploymentResource.from_dict(d) for d in documents if d["kind"] == "ModelDeployment")
     plans: dict[str, Plan] = {}
     for base in bases:
-        seen = BaseModelObservation(base, deployments, adapters, (), (), bases, KEYS, SETTINGS, T0)
+        seen = BaseModelObservation(
+            base, deployments, adapters, (), (), bases, KEYS, SETTINGS, T0, has_leader_worker_sets=True
+        )
         plans[f"BaseModel {base.metadata.name}"] = plan_basemodel(seen)
     for adapter in adapters:
         found = next((b for b in bases if b.metadata.name == adapter.spec.base_model), None)

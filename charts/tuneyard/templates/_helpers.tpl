@@ -269,9 +269,11 @@ allowedHostPathPrefixes: {{ toJson .Values.allowedHostPathPrefixes }}
 allowedCacheHostPaths: {{ toJson (.Values.allowedCacheHostPaths | default list) }}
 agentServiceAccountAnnotations: {{ toJson (.Values.agentServiceAccountAnnotations | default dict) }}
 agentMemoryLimit: {{ .Values.agentMemoryLimit | default "1Gi" | quote }}
+gpuMemory: {{ .Values.gpuMemory | default "" | quote }}
 hubEndpoint: {{ .Values.hubEndpoint | default "" | quote }}
 gatewayUrl: {{ include "tuneyard.gatewayUrl" . | quote }}
 gatewayService: {{ include "tuneyard.gatesUrl" . | quote }}
+leaderWorkerSets: {{ (.Values.leaderWorkerSets | default dict).enabled | default false }}
 podTls: {{ (.Values.podTls | default dict).enabled | default false }}
 {{- $prometheus := .Values.prometheus | default dict }}
 prometheus:

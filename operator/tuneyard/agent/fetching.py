@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tuneyard.agent.obtaining import Ends, Obtainer, Told, never
 from tuneyard.api.digests import PICKLES
@@ -31,6 +30,7 @@ from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
+from tuneyard.systems.artifacts.basefiles import base_config, base_tensors
 from tuneyard.systems.artifacts.copying import MOST_FILES, copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
@@ -47,7 +47,6 @@ _MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FOLDER = 2 * _MOST_WEIGHTS
 """Of all files, which are hashed for the digest whatever an engine needs of them."""
-_BASE_HEADER = 64 << 20
 _FINITE, _SCAN = "finite", "2"
 """The cache's mark of adapters whose values were looked at, and by which scan."""
 _MOST_MODULES, _LONGEST_MODULE = 64, 200
@@ -148,6 +147,12 @@ class Shelf:
                 found.add(entry.name)
         return frozenset(found)
 
+    def empty(self) -> None:
+        """Delete every folder: what an earlier pod has left was checked by that one, and may be another by now."""
+        self.adapters.mkdir(parents=True, exist_ok=True)
+        for entry in self.adapters.iterdir():
+            shutil.rmtree(entry)
+
     def path(self, engine_name: str) -> str:
         """The folder as the engine sees it."""
         return str(self.adapters / engine_name)
@@ -228,21 +233,7 @@ class Shelf:
 
 def read_base(folder: Path) -> BaseFacts:
     """The facts of the base in `folder`, from its config.json and the headers of its weights; raises ArtifactError."""
-    return base_facts(base_config(folder), _tensors(folder))
-
-
-def base_config(folder: Path) -> dict[str, Any]:
-    """config.json of a base; raises ArtifactError."""
-    config = _json(folder, "config.json")
-    if not isinstance(config, dict):
-        raise ArtifactError(Reason.INVALID_CONFIG, "config.json is not a JSON object: copy the model again")
-    return config
-
-
-def _tensors(folder: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    for path in sorted(folder.glob("*.safetensors")):
-        for entry in read_header(folder, path.name, _BASE_HEADER):
-            yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
+    return base_facts(base_config(folder), base_tensors(folder))
 
 
 def _beginning(folder: Path, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`tuneyard agent verify`, `tuneyard agent run` and `tuneyard agent keep`."""
+"""`tuneyard agent verify`, `tuneyard agent run`, `tuneyard agent hold` and `tuneyard agent keep`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.settings import KeepSettings, Settings, SettingsError, keep_settings_from, settings_from
 from tuneyard.agent.verify import BaseWanted, Find, Found, verify
+from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.sources import Source
 from tuneyard.planning.podparts import KEPT_MARK
 from tuneyard.systems.artifacts.folder import ArtifactError
@@ -33,10 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     base.add_argument("--front-config", type=Path, help="where the front's Envoy configuration goes")
     base.add_argument("--termination-log", type=Path, default=Path("/dev/termination-log"), help=argparse.SUPPRESS)
     base.add_argument("--front-certificate", default="", help="folder of the front's certificate: it takes TLS too")
+    base.add_argument("--memory", help="what decides how much GPU memory the pool needs, as JSON")
     base.add_argument("--source", help="where the base comes from over the network, as JSON")
     base.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     base.add_argument("--volumes", type=Path, default=Path("/artifacts"), help=argparse.SUPPRESS)
     commands.add_parser("run", help="load and prove adapters beside the engine; settings come from the environment")
+    hold = commands.add_parser("hold", help="hold the base in the cache, in a pod that has engine ranks and no agent")
+    hold.add_argument("--path", required=True, type=Path, help="the link to its folder")
+    hold.add_argument("--source", required=True, help="where the base comes from over the network, as JSON")
+    hold.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     keep = commands.add_parser("keep", help="keep a plan's base and adapters in the node's cache; settings as for run")
     keep.add_argument("--cache", type=Path, default=Path("/cache"), help=argparse.SUPPRESS)
     keep.add_argument("--mark", type=Path, default=Path(KEPT_MARK), help=argparse.SUPPRESS)
@@ -48,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
     if args.agent_command == "verify":
-        wanted = BaseWanted(args.base_model, args.path, args.tensor_parallel_size, args.digest or None, args.volumes)
+        memory = MemoryDemand.from_dict(json.loads(args.memory)) if args.memory else None
+        tensor = args.tensor_parallel_size
+        wanted = BaseWanted(args.base_model, args.path, tensor, args.digest or None, args.volumes, memory)
         # The first process of a container is not ended by a signal that it does not handle: a pod that is deleted while
         # its base comes would keep its GPUs for the whole grace period. What has come stays, locks are the kernel's.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
@@ -57,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.agent_command == "keep":
             asyncio.run(_keep(keep_settings_from(os.environ, args.cache, args.mark)))
+        elif args.agent_command == "hold":
+            asyncio.run(_hold(args))
         else:
             asyncio.run(_run(settings_from(os.environ)))
     except (SettingsError, ArtifactError) as error:
@@ -95,6 +105,7 @@ async def _run(settings: Settings) -> None:
     from tuneyard.agent.plans import follow_plan  # noqa: PLC0415
     from tuneyard.agent.publishing import on_own_pod  # noqa: PLC0415
     from tuneyard.agent.running import running_agent  # noqa: PLC0415
+    from tuneyard.agent.snapshot import SNAPSHOT  # noqa: PLC0415
     from tuneyard.systems.artifacts.store import Store  # noqa: PLC0415
     from tuneyard.systems.kube.client import connect  # noqa: PLC0415
     from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
@@ -108,12 +119,16 @@ async def _run(settings: Settings) -> None:
         stopped,
     )
     held = None
+    # a process that ended has left its snapshot in the pod; without one the pod is new
+    begins = settings.shared_adapters and not (settings.run / SNAPSHOT).exists()
     if settings.base_path.is_symlink():
         held = await asyncio.to_thread(hold_base, obtainer, settings.base_source, settings.base_path)
     base = await asyncio.to_thread(read_base, settings.base_path)
     origin = settings.base_source.hugging_face if settings.base_source else None
     repo = origin.repo if origin else None
     shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer, repo)
+    if begins:
+        await asyncio.to_thread(shelf.empty)
     async with running_agent(settings, shelf, on_own_pod(api, settings)) as agent:
         informer = follow_plan(api, settings, agent.knowledge)
         try:
@@ -121,6 +136,26 @@ async def _run(settings: Settings) -> None:
         finally:
             stopped.set()
             await asyncio.to_thread(informer.stop)
+    if held is not None:
+        held.release()
+
+
+async def _hold(args: argparse.Namespace) -> None:
+    """Hold the base until SIGTERM or SIGINT."""
+    from tuneyard.agent.basefetch import hold_base  # noqa: PLC0415
+    from tuneyard.agent.obtaining import Obtainer  # noqa: PLC0415
+    from tuneyard.agent.settings import cache_limit, identity_from  # noqa: PLC0415
+    from tuneyard.systems.artifacts.store import Store  # noqa: PLC0415
+    from tuneyard.systems.kube.client import connect  # noqa: PLC0415
+    from tuneyard.systems.kube.credentials import read_credentials  # noqa: PLC0415
+
+    stopped = threading.Event()
+    stopping = _told_to_stop(stopped)
+    api, pod = connect(), identity_from(os.environ)
+    store = await asyncio.to_thread(Store, args.cache, cache_limit(os.environ))
+    obtainer = Obtainer(store, lambda name: read_credentials(api, pod.namespace, name), stopped)
+    held = await asyncio.to_thread(hold_base, obtainer, Source.from_dict(json.loads(args.source)), args.path)
+    await stopping.wait()
     if held is not None:
         held.release()
 

@@ -27,7 +27,7 @@ from tuneyard.agent.performing import Performer
 from tuneyard.agent.publishing import Publisher, Write
 from tuneyard.agent.server import application
 from tuneyard.agent.settings import Settings
-from tuneyard.agent.snapshot import Snapshot
+from tuneyard.agent.snapshot import SNAPSHOT, Snapshot
 from tuneyard.planning.agent import next_steps, next_time
 from tuneyard.planning.agentstate import State
 from tuneyard.planning.podreport import pod_report
@@ -53,7 +53,7 @@ async def running_agent(
     It knows of plans what its snapshot says, until somebody tells `knowledge` another one. Should one of its tasks end
     by a bug, so does the context, with that error: a restarted agent takes nothing back, a limping one serves nobody.
     """
-    snapshot = Snapshot(settings.run / "agent.json")
+    snapshot = Snapshot(settings.run / SNAPSHOT)
     fresh = State(settings.address, settings.base_model, settings.max_cpu_loras, settings.tls)
     knowledge = Knowledge(snapshot.restore(fresh, await asyncio.to_thread(shelf.clean)))
     front = Front(settings.front_admin)

@@ -42,6 +42,8 @@ class Settings(PodIdentity):
     engine_key: str = field(repr=False)
     tls: bool = False
     """Whether the pod's front has a certificate."""
+    shared_adapters: bool = False
+    """Whether engines of other pods read `adapters` too, so that it outlives the pod."""
     base_source: Source | None = None
     """Where a base comes from that is fetched over the network."""
     engine_url: str = f"http://127.0.0.1:{names.ENGINE_PORT}"
@@ -75,6 +77,7 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         drain_timeout=float(number("TUNEYARD_DRAIN_TIMEOUT")),
         engine_key=text("TUNEYARD_ENGINE_KEY"),
         tls=environment.get("TUNEYARD_FRONT_TLS") == "true",
+        shared_adapters=environment.get("TUNEYARD_SHARED_ADAPTERS") == "true",
         base_source=_base_source(environment),
         cache_limit=cache_limit(environment),
     )

@@ -20,6 +20,8 @@ from tuneyard.planning.agentstate import Failure, Prepared, Reference, State
 
 _log = logging.getLogger(__name__)
 
+SNAPSHOT = "agent.json"
+"""Its name in the folder of what a pod's processes tell each other."""
 _VERSION = 1
 
 

@@ -21,10 +21,14 @@ from typing import Any
 
 import yaml
 
-from tuneyard.agent.fetching import base_config
 from tuneyard.api.documents import BaseReport
+from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import attention_heads
+from tuneyard.planning.memory import gpu_memory_too_small
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.settingchecks import unfit_for_base
+from tuneyard.systems.artifacts.basefiles import base_config, read_size
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
 from tuneyard.systems.artifacts.safetensors import read_header
 from tuneyard.systems.envoy.front import front_config
@@ -48,6 +52,8 @@ class BaseWanted:
     tensor_parallel_size: int
     digest: str | None
     volumes: Path = Path("/artifacts")
+    memory: MemoryDemand | None = None
+    """How it is to be served, where that is compared with its size."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,9 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             f"choose one of {', '.join(map(str, fitting))}",
             architecture,
         )
+    misfit = _misfit(folder, wanted.memory)
+    if misfit:
+        return _failed(misfit.reason, misfit.message, architecture)
     found = base if base.digest else _hashed(folder, files)
     if wanted.digest not in (None, found.digest):
         return _failed(
@@ -122,6 +131,14 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             architecture,
         )
     return BaseReport(ok=True, digest=found.digest, size_bytes=found.size_bytes, architecture=architecture)
+
+
+def _misfit(folder: Path, demand: MemoryDemand | None) -> Problem | None:
+    """How the base cannot be divided as asked, or is too large for the GPUs."""
+    if demand is None:
+        return None
+    size = read_size(folder)
+    return unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
 
 
 def _hashed(folder: Path, files: list[str]) -> Found:

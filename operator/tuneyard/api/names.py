@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 
 GROUP = "tuneyard.dev"
 VERSION = "v1alpha1"
@@ -15,6 +16,8 @@ API_VERSION = f"{GROUP}/{VERSION}"
 FIELD_MANAGER = "tuneyard-operator"
 
 LABEL_POOL = f"{GROUP}/pool"
+LABEL_WORKER_OF = f"{GROUP}/worker-of"
+"""On a pod with ranks of a replica that spans nodes, and no front: its pool. It is not among the pool's pods."""
 LABEL_BASE_MODEL = f"{GROUP}/base-model"
 LABEL_DEPLOYMENT = f"{GROUP}/model-deployment"
 LABEL_CREDENTIALS = f"{GROUP}/credentials"
@@ -112,6 +115,20 @@ def pool_name(base_model: str, deployment: str | None = None, revision: str | No
 def pool_deployment(pool: str) -> str:
     """Name of the pool's apps/v1 Deployment, PodDisruptionBudget, NetworkPolicy and headless Service."""
     return bounded(f"{pool}-pool")
+
+
+def pool_groups(pool: str) -> str:
+    """Name of the pool's LeaderWorkerSet, and of the NetworkPolicy between its pods: a DNS label that begins with a letter.
+
+    Another one than the Deployment's and its Service's: a pool that changes from the one to the other has both for a
+    while, and LeaderWorkerSets make a Service of their own name. At most 46 characters: StatefulSets of it have its
+    name, a number, and in a label a hash of 10 characters.
+    """
+    name = f"{pool}-group"
+    if len(name) <= 46 and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        return name
+    plain = re.sub(r"[^-a-z0-9]", "-", pool)
+    return bounded(f"pool-{plain}", 36).rstrip("-.") + f"-{short_hash(pool)}"
 
 
 def pool_plan(pool: str) -> str:

@@ -67,6 +67,15 @@ class Reason(StrEnum):
         "VolumeNotDeclared",
         "The source names a volume that serving.artifactVolumes of the pool does not declare.",
     )
+    ADAPTERS_NOT_SHARED = (
+        "AdaptersNotShared",
+        "The pool's replicas span nodes, and no claim that all of these mount holds their adapters.",
+    )
+    LEADER_WORKER_SET_MISSING = (
+        "LeaderWorkerSetMissing",
+        "The pool's replicas span nodes, and LeaderWorkerSets, which make groups of pods, are not installed or not "
+        "enabled in the chart.",
+    )
     HOST_PATH_NOT_ALLOWED = (
         "HostPathNotAllowed",
         "The host path is not under a prefix that the chart allows.",
@@ -81,6 +90,18 @@ class Reason(StrEnum):
     TENSOR_PARALLEL_MISMATCH = (
         "TensorParallelMismatch",
         "tensorParallelSize does not divide the model's attention heads.",
+    )
+    GPU_MEMORY_TOO_SMALL = (
+        "GPUMemoryTooSmall",
+        "The base, its adapters and the KV cache of one request do not fit into a GPU's memory; the numbers are named.",
+    )
+    UNSUPPORTED_SETTING = (
+        "UnsupportedSetting",
+        "The engine's version or build does not have a value of `serving`, or not together with another one.",
+    )
+    UNKNOWN_ENGINE_VERSION = (
+        "UnknownEngineVersion",
+        "A warning: nothing is known of the engine's version or build, so its settings go to it unchecked.",
     )
 
     # artifacts

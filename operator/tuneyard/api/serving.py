@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.enginesettings import EngineSettings, Word
 from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
 
 RESERVED_ARGUMENTS = (
@@ -16,6 +17,18 @@ RESERVED_ARGUMENTS = (
     *("--api-server-count", "--config", "--shutdown-timeout"),
 )
 """Arguments of the engine that Tuneyard sets itself."""
+FIELD_ARGUMENTS = (
+    *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
+    *("--gpu-memory-utilization", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"),
+    *("--max-num-queued-reqs", "--enable-prefix-caching", "--no-enable-prefix-caching", "--scheduling-policy"),
+    *("--enable-chunked-prefill", "--no-enable-chunked-prefill", "--structured-outputs-config", "--reasoning-parser"),
+    *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--enable-auto-tool-choice"),
+    *("--tool-call-parser", "--lora-dtype", "--fully-sharded-loras", "--enable-sleep-mode"),
+    *("--nnodes", "-n", "--node-rank", "-r", "--master-addr", "--master-port", "--headless"),
+)
+"""Arguments with a field of their own. The API server refuses them in what is new; what was stored when they had none
+goes on.
+"""
 
 
 class LoRASettings(ApiModel):
@@ -70,6 +83,15 @@ class LoRASettings(ApiModel):
             le=1000,
             description="Pods that hold an adapter at most while many requests to it are under way and there is free "
             "room. Default: all of them; equal to copies, no adapter gets more than the others.",
+        ),
+    ] = None
+    dtype: Annotated[
+        Word | None, Field(description="Number format of adapters in the engine; default: the base's.")
+    ] = None
+    fully_sharded: Annotated[
+        bool | None,
+        Field(
+            description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."
         ),
     ] = None
 
@@ -162,6 +184,27 @@ class ArtifactCache(ApiModel):
     ] = None
 
 
+class CompileCache(ApiModel):
+    """Where what the engine compiled outlives its pod: on a hostPath (only one that the chart allows for caches), or on
+    a claim. Each namespace has a folder of its own.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [exactly_one("a compile cache", "hostPath", "persistentVolumeClaim")]
+        }
+    )
+
+    host_path: HostPath | None = None
+    persistent_volume_claim: CacheClaim | None = None
+
+
+def _sets_none_of(arguments: tuple[str, ...]) -> str:
+    """CEL: no item of extraArgs is one of these arguments, with a value or without."""
+    listed = ", ".join(f"'{argument}'" for argument in arguments)
+    return f"self.extraArgs.all(a, ![{listed}].exists(f, a == f || a.startsWith(f + '=')))"
+
+
 class EnvVar(ApiModel):
     """One environment variable of the engine container; secrets do not belong here."""
 
@@ -179,20 +222,28 @@ class Toleration(ApiModel):
     toleration_seconds: int | None = None
 
 
-class ServingSpec(ApiModel):
+class ServingSpec(EngineSettings):
     """How a pool serves. What is unset is taken from the base model's block, then from the defaults named here."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "!has(self.extraArgs) || self.extraArgs.all(a, !["
-                    + ", ".join(f"'{f}'" for f in RESERVED_ARGUMENTS)
-                    + "]"
-                    ".exists(f, a == f || a.startsWith(f + '=')))",
+                    f"!has(self.extraArgs) || {_sets_none_of(RESERVED_ARGUMENTS)}",
                     "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
                     "fields of their own",
-                )
+                ),
+                cel(
+                    "!has(self.extraArgs) || (has(self.engine) && self.engine != 'vllm') || "
+                    f"{_sets_none_of(FIELD_ARGUMENTS)}",
+                    "extraArgs may not set what has a field of its own: see docs/howto/engine-settings.md",
+                ),
+                cel(
+                    "!has(self.nodesPerReplica) || !has(self.tensorParallelSize) || !has(self.pipelineParallelSize) || "
+                    "self.tensorParallelSize * self.pipelineParallelSize % self.nodesPerReplica == 0",
+                    "nodesPerReplica must divide tensorParallelSize x pipelineParallelSize: every node of a replica has as "
+                    "many GPUs of it",
+                ),
             ]
         }
     )
@@ -206,7 +257,27 @@ class ServingSpec(ApiModel):
         int | None,
         Field(ge=1, le=64, description="GPUs one replica spans; must divide the attention heads. Default 1."),
     ] = None
-    replicas: Annotated[int | None, Field(ge=0, le=1000, description="Pods of the pool. Default 1.")] = None
+    nodes_per_replica: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="Nodes one replica spans, each with an equal part of its GPUs: 2 and more need LeaderWorkerSets in "
+            "the cluster and leaderWorkerSets.enabled in the chart. Default 1.",
+        ),
+    ] = None
+    exclusive_topology_key: Annotated[
+        str | None,
+        Field(
+            max_length=317,
+            description="Label of nodes, for example of a rack: each replica that spans nodes has all its pods in one "
+            "domain of it, which no other replica shares. Default: pods go where there is room.",
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None,
+        Field(ge=0, le=1000, description="Pods of the pool; groups of pods where a replica spans nodes. Default 1."),
+    ] = None
     scale_to_zero_after: Annotated[
         Duration | None,
         Field(
@@ -221,7 +292,10 @@ class ServingSpec(ApiModel):
     lora: LoRASettings | None = None
     resources: Annotated[
         Resources | None,
-        Field(description="Engine container resources; default limits: tensorParallelSize x nvidia.com/gpu."),
+        Field(
+            description="Engine container resources; default limits: tensorParallelSize x pipelineParallelSize x "
+            "dataParallelSize nvidia.com/gpu, divided by nodesPerReplica."
+        ),
     ] = None
     artifact_volumes: Annotated[
         list[ArtifactVolume] | None,
@@ -233,6 +307,9 @@ class ServingSpec(ApiModel):
     ] = None
     cache: Annotated[
         ArtifactCache | None, Field(description="Where fetched artifacts are kept; default: in each pod.")
+    ] = None
+    compile_cache: Annotated[
+        CompileCache | None, Field(description="Where what the engine compiles is kept; default: in each pod.")
     ] = None
     node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
     tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None

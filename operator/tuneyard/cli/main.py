@@ -151,6 +151,12 @@ COMMANDS = (
         _lazy("tuneyard.cli.pin", "run"),
     ),
     Command(
+        "plan",
+        "show the pools that manifests make, and the memory that these need, before anything is applied",
+        _lazy("tuneyard.cli.plan", "add_arguments"),
+        _lazy("tuneyard.cli.plan", "run"),
+    ),
+    Command(
         "export",
         "write a model deployment for a gateway of your own (an HTTPRoute)",
         _lazy("tuneyard.cli.export", "add_arguments"),

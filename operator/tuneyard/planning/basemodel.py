@@ -7,8 +7,11 @@ Rules:
 - a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
 - what the pools of a namespace share comes with its first BaseModel and goes with the last, by garbage collection:
   gateways look for pods wherever a ModelDeployment stands, also while there is no pool;
-- the Deployment is applied last, so that no pod starts without its key, its plan and its NetworkPolicy, and deleted
-  first; the rest goes when its pods are gone, because pods that drain still need it.
+- the workload (a Deployment, or a LeaderWorkerSet where replicas span nodes) is applied last, so that no pod starts
+  without its key, its plan and its NetworkPolicy, and deleted first; the rest goes when its pods are gone, because pods
+  that drain still need it;
+- a pool that changes from the one kind to the other has both until the new one serves; with `update: Replace` the old
+  one goes first.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
-from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
+from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, unused_since
 from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
@@ -57,7 +60,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ()), *state.waits]
         events += _sleep_events(state, about)
         events += _growth_events(obs, wanted)
-        if state.deployment is None and any(_is_deployment(a) for a in steps):
+        if state.workload is None and state.former is None and any(_is_workload(a) for a in steps):
             message = f"created pool {pool.name} of {pool.serving.replicas} pods"
             events.append(Event("Normal", Reason.POOL_CREATED, message, about))
     unused = _unused_pools(obs, {p.name for p in pools}, mine)
@@ -65,7 +68,7 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         steps, wait = _retirement(obs, leftover)
         actions += steps
         waits += wait
-        if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
+        if any(isinstance(a, Delete) and children.is_workload(a.kind) for a in steps):
             message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
             events.append(Event("Normal", Reason.POOL_DELETED, message, about))
     prewarming = prewarm_state(obs, base, mine, shared, base.pinned_digest)
@@ -87,8 +90,8 @@ def _access_actions(obs: BaseModelObservation, base: BaseModelResource) -> list[
     return _unless_there(access, obs.children)
 
 
-def _is_deployment(action: Action) -> bool:
-    return isinstance(action, Apply) and action.object["kind"] == "Deployment"
+def _is_workload(action: Action) -> bool:
+    return isinstance(action, Apply) and children.is_workload(action.object["kind"])
 
 
 def _found(mine: Iterable[ChildObservation], kind: str, name: str) -> ChildObservation | None:
@@ -112,15 +115,23 @@ def _unless_there(wanted: Iterable[children.Json], found: Iterable[ChildObservat
 def _state(
     obs: BaseModelObservation, base: BaseModelResource, pool: Pool, mine: Iterable[ChildObservation]
 ) -> PoolState:
-    violation = servingchecks.violation(base, pool.serving, obs.settings)
-    wanted = None if violation else children.pool_deployment(pool, base, obs.settings)
+    serving, has = pool.serving, obs.has_leader_worker_sets
+    violation = servingchecks.violation(base, serving, obs.settings)
+    violation = violation or servingchecks.leader_worker_set_missing(serving, obs.settings, served=has)
+    pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
+    wanted = None if violation else children.pool_workload(pool, base, obs.settings, pods)
+    deployment = _found(mine, "Deployment", names.pool_deployment(pool.name))
+    groups = _found(mine, "LeaderWorkerSet", names.pool_groups(pool.name))
+    workload, former = (deployment, groups) if serving.nodes_per_replica == 1 else (groups, deployment)
     sleep = PoolSleep() if violation else next_pool_sleep(obs, pool)
     return PoolState(
         pool=pool,
         violation=violation,
         wanted=wanted,
-        deployment=_found(mine, "Deployment", names.pool_deployment(pool.name)),
-        pods=tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted),
+        workload=workload,
+        former=former,
+        pods=pods,
+        workers=tuple(p for p in obs.pods if p.worker_of == pool.name and not p.deleted),
         makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
         sleep=sleep,
         was_asleep=any(p.name == pool.name and p.asleep_since for p in base.status.pools or ()),
@@ -131,9 +142,8 @@ def _pool_actions(
     obs: BaseModelObservation, base: BaseModelResource, state: PoolState, mine: list[ChildObservation]
 ) -> tuple[list[Action], WantedPlan | None]:
     """What one pool that is referred to needs now, and its plan, unless it cannot serve as it is wanted."""
-    actions: list[Action] = []
-    if state.deployment and names.ANNOTATION_UNUSED_SINCE in state.deployment.annotations:
-        actions.append(_annotated(state.deployment, None))
+    found = (w for w in (state.workload, state.former) if w and names.ANNOTATION_UNUSED_SINCE in w.annotations)
+    actions: list[Action] = [_annotated(workload, None) for workload in found]
     if state.wanted is None:
         return actions, None
     pool = state.pool
@@ -141,8 +151,20 @@ def _pool_actions(
     wanted = wanted_plan(obs, pool, before, state.wanted)
     plan = children.pool_plan(pool, base, wanted.plan, wanted.marks, base.pinned_digest)
     companions = children.pool_companions(pool, base, obs.keys, obs.settings, obs.now)
-    steps = actions + _unless_there((plan, *companions, state.wanted), mine)
-    return steps, wanted
+    waits = state.former is not None and state.frees_first
+    objects = (plan, *companions) if waits else (plan, *companions, state.wanted)
+    steps = actions + _unless_there(objects, mine)
+    if state.former and not state.former.deleted and state.replaces_former:
+        steps.append(_deletion(state.former))
+    return steps + _left_of_groups(state, mine), wanted
+
+
+def _left_of_groups(state: PoolState, mine: Iterable[ChildObservation]) -> list[Action]:
+    """What only groups of pods need, once the pool has none any more."""
+    if state.pool.serving.nodes_per_replica > 1 or state.former or state.workers:
+        return []
+    policy = _found(mine, "NetworkPolicy", names.pool_groups(state.pool.name))
+    return [_deletion(policy)] if policy and not policy.deleted else []
 
 
 def _sleep_events(state: PoolState, about: ObjectReference) -> list[Event]:
@@ -178,24 +200,26 @@ def _unused_pools(
         if child.pool and child.pool not in used:
             left.setdefault(child.pool, []).append(child)
     return tuple(
-        UnusedPool(name, tuple(found), any(p.pool == name for p in obs.pods)) for name, found in sorted(left.items())
+        UnusedPool(name, tuple(found), any(name in (p.pool, p.worker_of) for p in obs.pods))
+        for name, found in sorted(left.items())
     )
 
 
 def _retirement(obs: BaseModelObservation, pool: UnusedPool) -> tuple[list[Action], list[float]]:
-    """Mark, wait, delete the Deployment, wait for its pods, delete the rest."""
-    deployment = pool.deployment
+    """Mark, wait, delete the workload, wait for its pods, delete the rest."""
     if obs.unreadable:
         return [], []
-    if deployment is None:
+    if not pool.workloads:
         return [_deletion(c) for c in pool.children if not c.deleted and not pool.has_pods], []
-    if deployment.deleted:
-        return [], []
-    since = pool.unused_since
-    if since is None:
-        return [_annotated(deployment, rfc3339(obs.now))], [POOL_GRACE]
-    left = remaining(since, POOL_GRACE, obs.now)
-    return ([], [left]) if left > 0 else ([_deletion(deployment)], [])
+    actions: list[Action] = []
+    waits: list[float] = []
+    for workload in (w for w in pool.workloads if not w.deleted):
+        since = unused_since(workload)
+        left = POOL_GRACE if since is None else remaining(since, POOL_GRACE, obs.now)
+        waits += [left] if left > 0 else []
+        actions += [_annotated(workload, rfc3339(obs.now))] if since is None else []
+        actions += [_deletion(workload)] if left <= 0 else []
+    return actions, waits
 
 
 def _annotated(child: ChildObservation, since: str | None) -> Annotate:

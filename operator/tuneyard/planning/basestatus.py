@@ -19,17 +19,22 @@ from tuneyard.api.conditions import Finding, merged
 from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.children import as_applied
+from tuneyard.planning.children import DEPLOYMENT, as_applied, is_workload, template_mark
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
 from tuneyard.planning.poolsleep import PoolSleep
 from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
-from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.remedies import clipped, named, with_remedy
+from tuneyard.planning.settingchecks import unknown_engine_version
 from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
+SETTINGS_KNOWN = "SettingsKnown"
+"""A condition that is there only as a warning."""
+LOOK_FOR_KIND = 15.0
+"""Seconds between two looks whether LeaderWorkerSets are there now."""
 _USERS_LISTED = 50
 _AWAKE = PoolSleep()
 _PROGRESS_LIMIT = 200
@@ -41,12 +46,17 @@ class PoolState:
 
     pool: Pool
     violation: Problem | None
-    """Why its Deployment is not applied."""
+    """Why its workload is not applied."""
     wanted: dict[str, Any] | None
-    """Its Deployment; None with a violation."""
-    deployment: ChildObservation | None
+    """Its workload, a Deployment or a LeaderWorkerSet; None with a violation."""
+    workload: ChildObservation | None
+    """What is there of the wanted kind; with a violation, what there is."""
     pods: tuple[PodObservation, ...]
-    """Those that are not leaving."""
+    """Those that are not leaving; where replicas span nodes, their leaders."""
+    former: ChildObservation | None = None
+    """Its workload of the other kind, while it changes from that to the wanted one."""
+    workers: tuple[PodObservation, ...] = ()
+    """Pods with further ranks of its replicas."""
     makes_room: tuple[str, ...] = ()
     """ModelDeployments that go idle early."""
     sleep: PoolSleep = _AWAKE
@@ -54,8 +64,10 @@ class PoolState:
 
     @property
     def waits(self) -> tuple[float, ...]:
-        """After how many seconds it may have to sleep."""
-        return () if self.sleep.wait is None else (self.sleep.wait,)
+        """After how many seconds it may have to sleep, or may find what its pods need: nobody tells of a new kind."""
+        missing = self.violation is not None and self.violation.reason is Reason.LEADER_WORKER_SET_MISSING
+        waits = (self.sleep.wait, LOOK_FOR_KIND if missing else None)
+        return tuple(wait for wait in waits if wait is not None)
 
     @property
     def serving(self) -> int:
@@ -65,15 +77,38 @@ class PoolState:
     @property
     def rolled_out(self) -> bool:
         """Whether all pods run what is wanted now."""
-        child, wanted = self.deployment, self.wanted
-        if child is None or wanted is None or child.deleted:
+        child, wanted = self.workload, self.wanted
+        if child is None or wanted is None or child.deleted or self.former is not None:
             return False
         if self.pool.asleep_since:
             return as_applied(child, wanted)
         if not child.observed:
             return False
-        whole = child.updated_replicas >= self.pool.pods and not child.old_replicas
-        return as_applied(child, wanted) and whole
+        return as_applied(child, wanted) and self._is_whole(child, wanted)
+
+    def _is_whole(self, child: ChildObservation, wanted: dict[str, Any]) -> bool:
+        """A LeaderWorkerSet does not say which spec its counts are of: its pods do."""
+        if child.kind == DEPLOYMENT[1]:
+            return child.updated_replicas >= self.pool.pods and not child.old_replicas
+        return len(self.pods) >= self.pool.pods and all(p.wanted_as == template_mark(wanted) for p in self.pods)
+
+    @property
+    def replaces_former(self) -> bool:
+        """Whether the workload of the other kind may go: its successor serves, or needs its GPUs to start."""
+        child, wanted = self.workload, self.wanted
+        if wanted is None:
+            return False
+        if self.frees_first:
+            return True
+        if child is None or not as_applied(child, wanted):
+            return False
+        mark = template_mark(wanted)
+        return sum(p.wanted_as == mark and serves(p) for p in self.pods) >= self.pool.pods
+
+    @property
+    def frees_first(self) -> bool:
+        """Whether old pods go before new ones come."""
+        return self.pool.serving.update == "Replace"
 
     @property
     def complete(self) -> bool:
@@ -85,13 +120,14 @@ class PoolState:
         """Why the pool does not become complete, taken from what is known to be wrong, or from its pods."""
         if self.violation or self.complete:
             return self.violation
-        return problem_of(self.pods) or (self.deployment.problem if self.deployment else None)
+        found = problem_of(self.pods) or problem_of(self.workers)
+        return found or (self.workload.problem if self.workload else None)
 
     @property
     def progress(self) -> str:
         """For people, in a few words."""
         if self.problem:
-            kept = "; the pods go on as they were" if self.violation and self.deployment else ""
+            kept = "; the pods go on as they were" if self.violation and (self.workload or self.former) else ""
             return clipped(named(self.problem), _PROGRESS_LIMIT) + kept
         replicas = self.pool.pods
         if self.pool.asleep_since:
@@ -102,7 +138,7 @@ class PoolState:
             transfer = slowest(p.report.base_transfer for p in self.pods if p.report)
             return transfer_for_people(transfer) if transfer else "reading the base"
         counted = f"{self.serving} of {replicas} pods serve"
-        return counted if self.rolled_out or self.deployment is None else f"{counted}, rolling out"
+        return counted if self.rolled_out or self.workload is None else f"{counted}, rolling out"
 
 
 @dataclass(frozen=True)
@@ -114,14 +150,14 @@ class UnusedPool:
     has_pods: bool
 
     @property
-    def deployment(self) -> ChildObservation | None:
-        """Its Deployment, while there is one."""
-        return next((c for c in self.children if c.kind == "Deployment"), None)
+    def workloads(self) -> tuple[ChildObservation, ...]:
+        """What makes its pods, while there is something: two in a pool that was changing from one kind to the other."""
+        return tuple(c for c in self.children if is_workload(c.kind))
 
-    @property
-    def unused_since(self) -> datetime | None:
-        """Since when it was seen without references."""
-        return parsed_time(self.deployment.annotations.get(names.ANNOTATION_UNUSED_SINCE)) if self.deployment else None
+
+def unused_since(workload: ChildObservation) -> datetime | None:
+    """Since when its pool was seen without references."""
+    return parsed_time(workload.annotations.get(names.ANNOTATION_UNUSED_SINCE))
 
 
 def serves(pod: PodObservation) -> bool:
@@ -152,6 +188,7 @@ def basemodel_status(
         *readiness(problem, _work(pools, digest), _done(pools)),
         _resolved(pools, reports, digest, mismatch),
         _available(pools, problem),
+        *_settings_unknown(obs, pools),
     ]
     shared, promoted = resolved_serving(base.spec.serving), promotion(base, obs.deployments)
     status = BaseModelStatus(
@@ -243,6 +280,16 @@ def _available(pools: Sequence[PoolState], problem: Problem | None) -> Finding:
     return Finding(type="Available", status="False", reason=reason, message=counted)
 
 
+def _settings_unknown(obs: BaseModelObservation, pools: Sequence[PoolState]) -> tuple[Finding, ...]:
+    """A warning about the first pool whose engine is not known."""
+    for state in pools:
+        warning = unknown_engine_version(state.pool.serving, obs.settings.images.vllm)
+        if warning:
+            words = f"pool {state.pool.name}: {with_remedy(warning)}"
+            return (Finding(type=SETTINGS_KNOWN, status="False", reason=warning.reason, message=words),)
+    return ()
+
+
 def _progress(pools: Sequence[PoolState]) -> str:
     if not pools:
         return "not used"
@@ -263,8 +310,8 @@ def _used_status(state: PoolState) -> PoolStatus:
 
 
 def _unused_status(pool: UnusedPool, now: datetime) -> PoolStatus:
-    child = pool.deployment
-    going = child is None or child.deleted or remaining(pool.unused_since or now, POOL_GRACE, now) <= 0
+    child = next((w for w in pool.workloads if not w.deleted), None)
+    going = child is None or remaining(unused_since(child) or now, POOL_GRACE, now) <= 0
     return PoolStatus(
         name=pool.name,
         deployment=next((c.deployment for c in pool.children if c.deployment), None),

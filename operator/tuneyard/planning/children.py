@@ -6,7 +6,8 @@ Rules:
   a field since, is not written again;
 - what belongs to a pool is owned by its BaseModel. What a namespace's pools share (the agents' account, who may read
   and annotate pods) is owned by all BaseModels of the namespace: garbage collection takes it with the last of them;
-- an object without the Deployment is useless but harmless, so the Deployment is applied last and deleted first.
+- an object without the Deployment is useless but harmless, so the Deployment is applied last and deleted first; a
+  LeaderWorkerSet stands in its place where a replica spans nodes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan, stored_plan
 from tuneyard.api.modeldeployment import ModelDeploymentResource
-from tuneyard.planning.observations import ChildObservation, EngineKeys
+from tuneyard.planning.grouprolling import next_rolling
+from tuneyard.planning.observations import ChildObservation, EngineKeys, PodObservation
 from tuneyard.planning.ownership import owns
 from tuneyard.planning.plan import Redacted
+from tuneyard.planning.podgroups import (
+    LABEL_SET,
+    LEADER_WORKER_SET,
+    group_policy,
+    group_spec,
+    group_templates,
+    set_annotations,
+)
 from tuneyard.planning.podparts import BASE_DIGEST, KEY
 from tuneyard.planning.podspec import pod_labels, pod_template
 from tuneyard.planning.pools import Pool
@@ -54,7 +64,12 @@ KINDS = (
     ("apps/v1", "Deployment"),
     ("apps/v1", "DaemonSet"),
 )
-"""(apiVersion, kind) of everything that the operator makes, all labelled app.kubernetes.io/managed-by=tuneyard."""
+"""(apiVersion, kind) of everything that the operator makes, all labelled app.kubernetes.io/managed-by=tuneyard.
+
+LeaderWorkerSets come in addition where the chart enables them: not every cluster knows the kind."""
+DEPLOYMENT = ("apps/v1", "Deployment")
+WORKLOADS = (DEPLOYMENT, LEADER_WORKER_SET)
+"""What makes a pool's pods: one or the other, and both while a pool changes from one to the other."""
 
 Json = dict[str, Any]
 
@@ -116,9 +131,48 @@ def _object(api_version: str, kind: str, name: str, pool: Pool, base: BaseModelR
     }
 
 
+def kinds(settings: Settings) -> tuple[tuple[str, str], ...]:
+    """KINDS, and LeaderWorkerSets where they are enabled."""
+    return (*KINDS, LEADER_WORKER_SET) if settings.leader_worker_sets else KINDS
+
+
+def is_workload(kind: str) -> bool:
+    """Whether objects of this kind make a pool's pods."""
+    return any(kind == known for _, known in WORKLOADS)
+
+
+def template_mark(workload: Json) -> str:
+    """What the pods of a wanted workload say that they were made from."""
+    spec = workload["spec"]
+    template = spec["template"] if "template" in spec else spec["leaderWorkerTemplate"]["leaderTemplate"]
+    return str(template["metadata"]["annotations"][names.ANNOTATION_TEMPLATE])
+
+
 def template_hash(pool: Pool, base: BaseModelResource, settings: Settings) -> str:
     """What pods of the pool's present template say that they were made from."""
-    return content_hash(pod_template(pool, base, settings))
+    return template_mark(pool_workload(pool, base, settings))
+
+
+def _with_mark(template: Json, mark: str) -> Json:
+    metadata = template["metadata"]
+    annotations = {**metadata.get("annotations", {}), names.ANNOTATION_TEMPLATE: mark}
+    return {**template, "metadata": {**metadata, "annotations": annotations}}
+
+
+def pool_workload(pool: Pool, base: BaseModelResource, settings: Settings, pods: Iterable[PodObservation] = ()) -> Json:
+    """What makes the pool's pods now; its serving block passed servingchecks.violation.
+
+    `pods`: the pool's that are not leaving, by which groups of pods are replaced step by step.
+    """
+    if pool.serving.nodes_per_replica == 1:
+        return pool_deployment(pool, base, settings)
+    templates = group_templates(pool, base, settings)
+    mark = content_hash({"leader": templates[0], "workers": templates[1]})
+    leader, workers = (_with_mark(template, mark) for template in templates)
+    spec = group_spec(pool, leader, workers, next_rolling(pool, mark, pods))
+    obj = _object(*LEADER_WORKER_SET, names.pool_groups(pool.name), pool, base, spec=spec)
+    obj["metadata"]["annotations"] = set_annotations(pool)
+    return marked(obj)
 
 
 def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
@@ -126,8 +180,7 @@ def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> 
     serving = pool.serving
     surge = serving.update == "Surge"
     template = pod_template(pool, base, settings)
-    given = template["metadata"].get("annotations", {})
-    template["metadata"]["annotations"] = {**given, names.ANNOTATION_TEMPLATE: content_hash(template)}
+    template = _with_mark(template, content_hash(template))
     spec = {
         "replicas": pool.pods,
         "revisionHistoryLimit": 2,
@@ -175,11 +228,20 @@ def pool_companions(
     plan = names.pool_plan(pool.name)
     role, binding = plan_access(plan, pool.namespace)
     selector = {"matchLabels": {names.LABEL_POOL: pool.name}}
+    groups = names.pool_groups(pool.name) if pool.serving.nodes_per_replica > 1 else None
+    between = (
+        marked(_object("networking.k8s.io/v1", "NetworkPolicy", groups, pool, base, spec=group_policy(pool)))
+        if groups
+        else None
+    )
+    # of a group any pod is as good as all: what a drain may take is counted over leaders and workers
+    counted = {"matchLabels": {LABEL_SET: groups}} if groups else selector
     return (
         marked(_key_secret(pool, base, keys, now)),
         marked(_object(f"{RBAC}/v1", "Role", plan, pool, base, **role)),
         marked(_object(f"{RBAC}/v1", "RoleBinding", plan, pool, base, **binding)),
         marked(_network_policy(pool, base, settings)),
+        *((between,) if between else ()),
         marked(
             _object(
                 "v1",
@@ -202,7 +264,7 @@ def pool_companions(
                 pool,
                 base,
                 # A pod that is not healthy serves nobody: a drain need not wait for it.
-                spec={"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": selector},
+                spec={"maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow", "selector": counted},
             )
         ),
     )

@@ -34,13 +34,24 @@ if TYPE_CHECKING:
 
 VERIFY, FRONT, AGENT, ENGINE = "verify", "front", "agent", "engine"
 """The containers of a model pod."""
+HOLD = "hold"
+"""In a pod without an agent: what keeps its base in the cache."""
 KEEP = "keep"
 """The container, after `verify`, of a pod that keeps a node's cache."""
 RECORD_KEY = "record.json"
 """In the ConfigMap that outlives a ModelDeployment."""
+WORKER = "worker"
+"""Value of the label app.kubernetes.io/component of pods with ranks of a replica, and no front."""
 PREWARM = "prewarm"
 """Value of the label app.kubernetes.io/component of these pods."""
 
+_TEMPLATE_LABELS = (
+    "pod-template-hash",
+    "leaderworkerset.sigs.k8s.io/template-revision-hash",
+    "controller-revision-hash",
+)
+"""Of Deployments, LeaderWorkerSets and DaemonSets; a StatefulSet that makes leaders has a hash of its own, which comes
+last."""
 _PULL_FAILURES = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CREATE_FAILURES = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _MESSAGE_LIMIT = 600
@@ -69,6 +80,8 @@ class PodObservation:
     """Which template of its Deployment or DaemonSet it was made from."""
     wanted_as: str = ""
     """Annotation tuneyard.dev/template-hash: which template the operator wanted when it was made."""
+    worker_of: str = ""
+    """Label tuneyard.dev/worker-of: the pool of whose replicas it has ranks, and no front."""
     deleted: bool = False
     """It is leaving, or has ended for good (evicted, failed)."""
     misses: bool = False
@@ -123,7 +136,7 @@ class ChildObservation:
     old_replicas: int = 0
     """Pods of an earlier template that are not leaving yet."""
     observed: bool = True
-    """Its controller has seen the newest spec (status.observedGeneration)."""
+    """Its controller has seen the newest spec (status.observedGeneration); a LeaderWorkerSet's does not say."""
     problem: Problem | None = None
 
 
@@ -170,6 +183,8 @@ class BaseModelObservation:
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""
     demand: DemandView = field(default_factory=DemandView)
+    has_leader_worker_sets: bool = False
+    """Whether the API server knows them, and the operator may make them."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +347,8 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
         pool=labels.get(names.LABEL_POOL, ""),
         base_model=labels.get(names.LABEL_BASE_MODEL, ""),
         created=metadata.get("creationTimestamp") or "",
-        template=labels.get("pod-template-hash") or labels.get("controller-revision-hash") or "",
+        template=next((found for label in _TEMPLATE_LABELS if (found := labels.get(label))), ""),
+        worker_of=labels.get(names.LABEL_WORKER_OF, ""),
         wanted_as=annotations.get(names.ANNOTATION_TEMPLATE, ""),
         deleted=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Failed", "Succeeded"),
         misses=any(_waiting(c).get("reason") == "CreateContainerConfigError" for c in _containers(status)),
@@ -393,10 +409,11 @@ def child_observation(obj: Mapping[str, Any]) -> ChildObservation:
         plan=_plan_text(obj) if kind == "ConfigMap" else None,
         record=(obj.get("data") or {}).get(RECORD_KEY) if kind == "ConfigMap" else None,
         deleted=bool(metadata.get("deletionTimestamp")),
-        replicas=int((spec.get("replicas") if kind == "Deployment" else status.get("desiredNumberScheduled")) or 0),
+        replicas=int((status.get("desiredNumberScheduled") if kind == "DaemonSet" else spec.get("replicas")) or 0),
         ready_replicas=int(status.get("readyReplicas") or status.get("numberReady") or 0),
         updated_replicas=int(status.get("updatedReplicas") or 0),
         old_replicas=max(0, int(status.get("replicas") or 0) - int(status.get("updatedReplicas") or 0)),
-        observed=int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),
+        observed=kind == "LeaderWorkerSet"
+        or int(status.get("observedGeneration") or 0) >= int(metadata.get("generation") or 0),
         problem=_replica_failure(status) if kind == "Deployment" else None,
     )

@@ -81,7 +81,8 @@ def value(name: str, text: str) -> dict[str, Any]:
     return {"name": name, "value": text}
 
 
-def _field(name: str, path: str) -> dict[str, Any]:
+def field(name: str, path: str) -> dict[str, Any]:
+    """An environment variable with something of the pod's own."""
     return {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
 
 
@@ -93,7 +94,7 @@ def _identity() -> list[dict[str, Any]]:
         "POD_UID": "metadata.uid",
         "POD_IP": "status.podIP",
     }
-    return [_field(name, path) for name, path in fields.items()]
+    return [field(name, path) for name, path in fields.items()]
 
 
 def fetching(cache: ArtifactCache, settings: Settings) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
-from tuneyard.planning import vllmcontainer
+from tuneyard.planning import ranks, vllmcontainer
+from tuneyard.planning.gpumemory import checked_demand
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
     BASE,
@@ -38,9 +40,10 @@ from tuneyard.planning.podparts import (
     token_mount,
     value,
 )
-from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, volumes
+from tuneyard.planning.podvolumes import artifact_mounts, base_mounts, base_path, compile_cache_mounts, volumes
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
+from tuneyard.planning.sharedadapters import shared_mount, shares_adapters
 
 ADAPTERS = "/adapters"
 FRONT_CONFIG = f"{RUN}/front.yaml"
@@ -67,8 +70,20 @@ def pod_labels(pool: Pool) -> dict[str, str]:
 
 
 def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
-    """The pod template of a pool whose serving block passed servingchecks.violation."""
+    """The pod template of a pool whose serving block passed servingchecks.violation.
+
+    Where a replica spans nodes it is that of its leader: the one pod that others know of.
+    """
+    containers = [verify(pool, base, settings, front=True), _front(settings), _agent(pool, base, settings)]
+    return template(pool, base, settings, pod_labels(pool), [*containers, _engine(pool, base, settings)])
+
+
+def template(
+    pool: Pool, base: BaseModelResource, settings: Settings, labels: dict[str, str], containers: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The template of pods with these labels and containers, the engine last, and the others to be started before."""
     serving = pool.serving
+    spread_over = names.LABEL_POOL if names.LABEL_POOL in labels else names.LABEL_WORKER_OF
     spec: dict[str, Any] = {
         "serviceAccountName": names.AGENT_SERVICE_ACCOUNT,
         "automountServiceAccountToken": False,
@@ -80,15 +95,11 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {names.LABEL_POOL: pool.name}},
+                "labelSelector": {"matchLabels": {spread_over: pool.name}},
             }
         ],
-        "initContainers": [
-            _verify(pool, base, settings),
-            _front(settings),
-            _agent(pool, base, settings),
-        ],
-        "containers": [_engine(pool, base, settings)],
+        "initContainers": containers[:-1],
+        "containers": containers[-1:],
         "volumes": volumes(pool, base, settings),
         "tolerations": [*(t.to_dict() for t in serving.tolerations), *_lost_nodes(serving.tolerations)],
     }
@@ -96,7 +107,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
         spec["imagePullSecrets"] = [{"name": name} for name in settings.model_pull_secrets]
     if serving.node_selector:
         spec["nodeSelector"] = dict(serving.node_selector)
-    metadata: dict[str, Any] = {"labels": pod_labels(pool)}
+    metadata: dict[str, Any] = {"labels": labels}
     if settings.agent_service_account_annotations:
         metadata["annotations"] = _identity_stays_out_of_engines()
     return {"metadata": metadata, "spec": spec}
@@ -120,14 +131,18 @@ def _lost_nodes(given: Iterable[Toleration]) -> list[dict[str, Any]]:
     ]
 
 
-def _resources(asked_for: Resources) -> dict[str, Any]:
+def engine_resources(asked_for: Resources) -> dict[str, Any]:
     """Quantities as text, the one form in which the API server gives them back."""
     return {kind: {r: str(q) for r, q in given.items()} for kind, given in asked_for.to_dict().items()}
 
 
-def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
-    """What looks at the base before all; where that is fetched over the network, it also fetches it."""
+def verify(pool: Pool, base: BaseModelResource, settings: Settings, *, front: bool) -> dict[str, Any]:
+    """What looks at the base before all; where that is fetched over the network, it also fetches it.
+
+    `front`: the pod has one, whose configuration it writes.
+    """
     source = base.spec.source
+    certificate = ["--front-certificate", FRONT_CERTIFICATE] if settings.pod_tls else []
     env, fetch = [base_digest(names.pool_plan(pool.name))], []
     mounts = [*artifact_mounts(pool.serving.artifact_volumes), mount("run", RUN)]
     if source.is_remote:
@@ -146,14 +161,20 @@ def _verify(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             *("--path", literal(base_path(base))),
             *("--tensor-parallel-size", str(pool.serving.tensor_parallel_size)),
             "--digest=$(TUNEYARD_BASE_DIGEST)",
-            *("--front-config", FRONT_CONFIG),
-            *(("--front-certificate", FRONT_CERTIFICATE) if settings.pod_tls else ()),
+            *(["--front-config", FRONT_CONFIG, *certificate] if front else []),
+            *_memory(pool, settings),
             *fetch,
         ],
         env=env,
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
+
+
+def _memory(pool: Pool, settings: Settings) -> list[str]:
+    """What is compared with the base's files before the engine starts."""
+    demand = checked_demand(pool.serving, settings)
+    return ["--memory", json.dumps(demand.to_dict(), sort_keys=True)] if demand else []
 
 
 def _front(settings: Settings) -> dict[str, Any]:
@@ -191,6 +212,11 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             value("TUNEYARD_MAX_CPU_LORAS", str(serving.lora.max_cpu_loras)),
             value("TUNEYARD_DRAIN_TIMEOUT", str(serving.drain_timeout)),
             *([value("TUNEYARD_FRONT_TLS", "true")] if settings.pod_tls else []),
+            *(
+                [value("TUNEYARD_SHARED_ADAPTERS", "true")]
+                if shares_adapters(serving.nodes_per_replica, serving.cache)
+                else []
+            ),
             key_variable("TUNEYARD_ENGINE_KEY", pool.name),
         ],
         readinessProbe={
@@ -212,11 +238,19 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
             *artifact_mounts(serving.artifact_volumes),
             *base_mounts(base),
             cache_mount(pool.namespace, pool.serving.cache),
-            mount("adapters", ADAPTERS),
+            adapters_mount(pool),
             mount("run", RUN),
             token_mount(),
         ],
     )
+
+
+def adapters_mount(pool: Pool, *, read_only: bool = False) -> dict[str, Any]:
+    """Where checked adapters lie that engines read: in the pod, or in a folder of all pods of the replica."""
+    serving = pool.serving
+    if shares_adapters(serving.nodes_per_replica, serving.cache):
+        return shared_mount(ADAPTERS, read_only=read_only)
+    return mount("adapters", ADAPTERS, read_only=read_only)
 
 
 def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str, Any]:
@@ -227,9 +261,9 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
         serving.image or settings.images.vllm,
         settings,
         command=vllmcontainer.COMMAND,
-        args=vllmcontainer.arguments(pool, base, settings),
-        env=vllmcontainer.environment(pool, settings),
-        resources=_resources(serving.resources),
+        args=[*vllmcontainer.arguments(pool, base, settings), *ranks.arguments(pool)],
+        env=[*vllmcontainer.environment(pool, settings), *ranks.environment(pool)],
+        resources=engine_resources(serving.resources),
         startupProbe={
             "httpGet": health,
             "periodSeconds": _STARTUP_PERIOD,
@@ -247,16 +281,22 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             "terminationGracePeriodSeconds": GRACE_BEYOND_DRAIN,
         },
         lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
-        volumeMounts=[
-            *artifact_mounts(serving.artifact_volumes),
-            *base_mounts(base),
-            *([cache_mount(pool.namespace, pool.serving.cache, read_only=True)] if base.spec.source.is_remote else []),
-            mount("adapters", ADAPTERS, read_only=True),
-            mount("shm", "/dev/shm"),  # noqa: S108
-            mount("tmp", "/tmp"),  # noqa: S108
-            mount("home", vllmcontainer.HOME),
-        ],
+        volumeMounts=engine_mounts(pool, base),
     )
+
+
+def engine_mounts(pool: Pool, base: BaseModelResource) -> list[dict[str, Any]]:
+    """What an engine reads, and where it may write."""
+    return [
+        *artifact_mounts(pool.serving.artifact_volumes),
+        *base_mounts(base),
+        *([cache_mount(pool.namespace, pool.serving.cache, read_only=True)] if base.spec.source.is_remote else []),
+        adapters_mount(pool, read_only=True),
+        mount("shm", "/dev/shm"),  # noqa: S108
+        mount("tmp", "/tmp"),  # noqa: S108
+        mount("home", vllmcontainer.HOME),
+        *compile_cache_mounts(pool),
+    ]
 
 
 def _loopback(method: str, path: str, timeout: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.serving import ArtifactVolume
+from tuneyard.api.serving import ArtifactVolume, CompileCache
 from tuneyard.planning.podparts import BASE, BASE_LINK, cache_volume, host_folder, mount, token_volume
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
@@ -19,6 +19,9 @@ from tuneyard.planning.settings import Settings
 ARTIFACTS = "/artifacts"
 IMAGE = f"{ARTIFACTS}/@image"
 """A base that comes as an image: beside the declared volumes, under a name that none of them can have."""
+
+COMPILE_CACHE = "/compile-cache"
+"""What engines compiled, where that outlives their pods."""
 
 
 def base_path(base: BaseModelResource) -> str:
@@ -65,11 +68,32 @@ def _artifact_source(volume: ArtifactVolume) -> Mapping[str, Any]:
     return host_folder(volume.host_path.path if volume.host_path else "/nonexistent")
 
 
+def compile_cache_mounts(pool: Pool) -> list[dict[str, Any]]:
+    """The engine's mount of what was compiled, if it is kept."""
+    cache = pool.serving.compile_cache
+    if cache is None:
+        return []
+    # Beside the namespace's folder of fetched artifacts, not in it: those are read-only for engines. No namespace has a
+    # dot in its name.
+    part = {"subPath": f"{pool.namespace}.compiled"} if cache.host_path else {}
+    return [{**mount("compiled", COMPILE_CACHE), **part}]
+
+
+def _compile_cache_volume(cache: CompileCache | None) -> list[dict[str, Any]]:
+    if cache is None:
+        return []
+    if cache.persistent_volume_claim is not None:
+        claim = {"claimName": cache.persistent_volume_claim.claim_name}
+        return [{"name": "compiled", "persistentVolumeClaim": claim}]
+    return [{"name": "compiled", **host_folder(cache.host_path.path if cache.host_path else "/nonexistent")}]
+
+
 def volumes(pool: Pool, base: BaseModelResource, settings: Settings) -> list[dict[str, Any]]:
     """All volumes of a pool's pods."""
     return [
         *({"name": _volume_name(v.name), **_artifact_source(v)} for v in pool.serving.artifact_volumes),
         cache_volume(pool.serving.cache),
+        *_compile_cache_volume(pool.serving.compile_cache),
         *_base_volumes(base, settings),
         {"name": "adapters", "emptyDir": {}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},

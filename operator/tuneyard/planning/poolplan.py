@@ -31,6 +31,7 @@ from tuneyard.planning.children import (
     ANNOTATION_VANISHED_ADAPTERS,
     Json,
     marks_of,
+    template_mark,
 )
 from tuneyard.planning.handover import with_leaving
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
@@ -88,9 +89,9 @@ class _Places:
 
 
 def wanted_plan(
-    obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None, deployment: Json
+    obs: BaseModelObservation, pool: Pool, config_map: ChildObservation | None, workload: Json
 ) -> WantedPlan:
-    """The plan of a pool from now on; `config_map`: that of its plan until now; `deployment`: as it is wanted now."""
+    """The plan of a pool from now on; `config_map`: that of its plan until now; `workload`: as it is wanted now."""
     before = plan_of(config_map)
     vanished = vanished_since(pool, obs.adapters, before, marks_of(config_map, ANNOTATION_VANISHED_ADAPTERS), obs.now)
     adapters = (*obs.adapters, *as_planned(pool, before, vanished))
@@ -107,7 +108,7 @@ def wanted_plan(
         found = _Places(dict.fromkeys([*wanted, *unused][: max(room, len(wanted))]))
     else:
         wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
-        template = deployment["spec"]["template"]["metadata"]["annotations"][names.ANNOTATION_TEMPLATE]
+        template = template_mark(workload)
         found = _places(obs, pool, wish, known, template=template, before=before, config_map=config_map)
     plan = PoolPlan(
         pool=pool.name,

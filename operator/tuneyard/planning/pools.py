@@ -32,13 +32,23 @@ from tuneyard.api import names
 from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan
+from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.api.serving import (
+    ArtifactCache,
+    ArtifactVolume,
+    CompileCache,
+    LoRASettings,
+    Resources,
+    ServingSpec,
+    Toleration,
+)
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
+from tuneyard.planning.sharedadapters import adapters_not_shared
 
 POOL_GRACE = 60.0
 """Seconds that a pool outlives the last reference to it."""
@@ -59,6 +69,12 @@ class Serving:
     engine: str
     image: str | None
     tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    settings: EngineSettings
+    """As they were given: what is unset there is the engine's own choice."""
+    nodes_per_replica: int
+    exclusive_topology_key: str | None
     replicas: int
     scale_to_zero_after: int | None
     max_model_len: int | None
@@ -66,6 +82,7 @@ class Serving:
     resources: Resources
     artifact_volumes: tuple[ArtifactVolume, ...]
     cache: ArtifactCache
+    compile_cache: CompileCache | None
     node_selector: Mapping[str, str]
     tolerations: tuple[Toleration, ...]
     env: Mapping[str, str]
@@ -73,6 +90,11 @@ class Serving:
     update: Literal["Surge", "Replace"]
     drain_timeout: int
     startup_timeout: int
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that one replica spans."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
     def declares(self, volume: str) -> bool:
         """Whether pods of the pool have that artifact volume."""
@@ -120,18 +142,26 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
     spec = ServingSpec()
     for block in reversed(blocks):
         spec = block.over(spec) if block else spec
-    tensor_parallel_size = spec.tensor_parallel_size or 1
+    tensor, pipeline, data = spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size
+    nodes = spec.nodes_per_replica or 1
+    gpus = (tensor or 1) * (pipeline or 1) * (data or 1) // nodes
     return Serving(
         engine=spec.engine or "vllm",
         image=spec.image,
-        tensor_parallel_size=tensor_parallel_size,
+        tensor_parallel_size=tensor or 1,
+        pipeline_parallel_size=pipeline or 1,
+        data_parallel_size=data or 1,
+        nodes_per_replica=nodes,
+        exclusive_topology_key=spec.exclusive_topology_key,
+        settings=EngineSettings.model_validate(spec.model_dump(include=set(EngineSettings.model_fields))),
         replicas=1 if spec.replicas is None else spec.replicas,
         scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
-        resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
+        resources=Resources(limits={GPU: gpus}) if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
         cache=spec.cache or ArtifactCache(),
+        compile_cache=spec.compile_cache,
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(spec.tolerations or ()),
         env={e.name: e.value for e in spec.env or ()},
@@ -284,7 +314,7 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     stored = 0.0
     for adapter in wanted:
         size = stored_bytes(pool.serving, adapter)
-        problem = volume_not_declared(pool.serving, adapter) or (
+        problem = _unreachable(pool.serving, adapter) or (
             pool_full(pool, len(planned), len(wanted))
             if len(planned)
             >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
@@ -330,6 +360,11 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
         and adapter.metadata.namespace == pool.namespace
         and not adapter.metadata.deletion_timestamp
     )
+
+
+def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
+    not_shared = adapters_not_shared(serving.cache) if serving.nodes_per_replica > 1 else None
+    return volume_not_declared(serving, adapter) or not_shared
 
 
 def volume_not_declared(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:

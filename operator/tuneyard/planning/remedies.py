@@ -22,6 +22,7 @@ REMEDIES: dict[Reason, str] = {
     Reason.HOST_PATH_NOT_ALLOWED: "use a PersistentVolumeClaim, or allow the prefix in the chart",
     Reason.INVALID_SPEC: "correct the field",
     Reason.UNSCHEDULABLE: "add nodes that fit, or lower serving.resources, tensorParallelSize or replicas",
+    Reason.UNKNOWN_ENGINE_VERSION: "see docs/howto/engine-settings.md for the versions that are known",
     Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",
     Reason.ENGINE_CRASHED: "see the container's log; often serving.resources, maxModelLen or extraArgs do not fit",
     Reason.POOL_FULL: "raise serving.lora.maxCpuLoras or replicas, lower copies, or remove revisions nobody needs",

@@ -19,9 +19,11 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
+from tuneyard.planning.quantities import is_quantity
+from tuneyard.planning.ranks import EXECUTOR
+from tuneyard.planning.settingchecks import unsupported_setting
 from tuneyard.planning.settings import Settings
 
-_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
@@ -35,6 +37,9 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
+        or nodes_do_not_fit(serving)
+        or draft_not_on_a_volume(serving)
+        or unsupported_setting(serving, settings.images.vllm)
     )
 
 
@@ -85,9 +90,11 @@ def host_path_not_allowed(serving: Serving, settings: Settings) -> Problem | Non
         shared = next((c for c in caches if is_under(path, c) or is_under(c, path)), None)
         if shared is not None:
             return _not_allowed(f"{what} would show {shared}, where every namespace has its cache", prefixes)
-    cache = serving.cache.host_path.path if serving.cache.host_path else None
-    if cache is not None and not any(is_under(cache, c) and is_under(c, cache) for c in caches):
-        return _not_allowed(f"serving.cache: host path {cache} is not one of the allowed folders", caches)
+    compiled = serving.compile_cache.host_path if serving.compile_cache else None
+    for field, folder in (("cache", serving.cache.host_path), ("compileCache", compiled)):
+        if folder is not None and not any(is_under(folder.path, c) and is_under(c, folder.path) for c in caches):
+            words = f"serving.{field}: host path {folder.path} is not one of the allowed folders"
+            return _not_allowed(words, caches)
     return None
 
 
@@ -104,8 +111,10 @@ def malformed_quantities(serving: Serving) -> Problem | None:
     }
     if serving.cache.size_limit is not None:
         given["cache.sizeLimit"] = serving.cache.size_limit
+    if serving.settings.gpu_memory is not None:
+        given["gpuMemory"] = serving.settings.gpu_memory
     for field, quantity in given.items():
-        if not _QUANTITY.fullmatch(str(quantity)):
+        if not is_quantity(str(quantity)):
             words = f"serving.{field}: {quantity!r} is not a quantity such as 2, 500m or 16Gi"
             return Problem(Reason.INVALID_SPEC, words)
     return None
@@ -132,7 +141,55 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
 def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
     for argument in serving.extra_args:
-        flag = argument.split("=", 1)[0].replace("_", "-")
+        # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
+        flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
+        flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
         if flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
+    return None
+
+
+def nodes_do_not_fit(serving: Serving) -> Problem | None:
+    """What the engine would end with on every pod of a replica that spans nodes."""
+    nodes, ranks = serving.nodes_per_replica, serving.tensor_parallel_size * serving.pipeline_parallel_size
+    if nodes == 1:
+        return None
+    if serving.data_parallel_size > 1:
+        words = "serving.dataParallelSize does not go with nodesPerReplica: raise serving.replicas in its place"
+        return Problem(Reason.INVALID_SPEC, words)
+    if ranks % nodes:
+        words = f"serving.nodesPerReplica {nodes} does not divide tensorParallelSize x pipelineParallelSize, {ranks}"
+        return Problem(Reason.INVALID_SPEC, words)
+    if any(a.split("=", 1)[0].replace("_", "-") == EXECUTOR for a in serving.extra_args):
+        words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
+        return Problem(Reason.INVALID_SPEC, words)
+    return None
+
+
+def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:
+    """Nobody would make the pods of a replica that spans nodes. `served`: whether the API server knows the kind."""
+    if serving.nodes_per_replica == 1 or served:
+        return None
+    how = (
+        "install the LeaderWorkerSet controller in the cluster"
+        if settings.leader_worker_sets
+        else "install the LeaderWorkerSet controller and set leaderWorkerSets.enabled in the chart"
+    )
+    words = f"serving.nodesPerReplica {serving.nodes_per_replica}: {how} (docs/howto/multi-node.md)"
+    return Problem(Reason.LEADER_WORKER_SET_MISSING, words)
+
+
+def draft_not_on_a_volume(serving: Serving) -> Problem | None:
+    """The files of a draft model must be on a volume that the pods have, and stay on it."""
+    draft = serving.settings.speculative.draft if serving.settings.speculative else None
+    if draft is None:
+        return None
+    if not serving.declares(draft.volume):
+        declared = ", ".join(v.name for v in serving.artifact_volumes) or "none"
+        words = (
+            f"serving.speculative.draft names volume {draft.volume}, which is not in serving.artifactVolumes of the "
+        )
+        return Problem(Reason.VOLUME_NOT_DECLARED, f"{words}pool (declared: {declared})")
+    if draft.path.startswith("/") or ".." in draft.path.split("/"):
+        return Problem(Reason.UNSAFE_PATH, f"serving.speculative.draft.path {draft.path} leaves the volume")
     return None

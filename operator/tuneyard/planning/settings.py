@@ -61,12 +61,16 @@ class Settings(ApiModel):
     """Of the agents' service account in every namespace, for clouds that give accounts an identity (IRSA)."""
     agent_memory_limit: str = "1Gi"
     """Of each container that fetches, verifies or checks artifacts."""
+    gpu_memory: str = ""
+    """Of one GPU, for example 80Gi, where a pool does not say it; empty: nothing is compared with it."""
     hub_endpoint: str = ""
     """The mirror that stands for huggingface.co where a source names no endpoint; empty: huggingface.co itself."""
     gateway_url: str = "http://tuneyard-gateway.tuneyard-system.svc"
     """Base URL that clients in the cluster use, without /v1."""
     gateway_service: str = "http://tuneyard-gateway.tuneyard-system.svc:8080"
     """Base URL of the gateways' own Service, which gates ask: what stands before it may strip their headers."""
+    leader_worker_sets: bool = False
+    """Whether pools may have replicas that span nodes: the operator watches LeaderWorkerSets, and may make them."""
     pod_tls: bool = False
     """Whether model pods take TLS from gateways."""
     prometheus: PrometheusSettings = PrometheusSettings()

@@ -7,9 +7,10 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.planning.podparts import key_variable, literal, value
-from tuneyard.planning.podvolumes import base_path
+from tuneyard.planning.podvolumes import ARTIFACTS, COMPILE_CACHE, base_path
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
+from tuneyard.planning.vllmflags import setting_flags
 
 COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
 HOME = "/home/engine"
@@ -32,6 +33,12 @@ _ENGINE_ENV = {
     "TRITON_CACHE_DIR": f"{HOME}/.cache/triton",
     "VLLM_NO_USAGE_STATS": "1",
 }
+_COMPILED = {
+    "VLLM_CACHE_ROOT": f"{COMPILE_CACHE}/vllm",
+    "TORCHINDUCTOR_CACHE_DIR": f"{COMPILE_CACHE}/torchinductor",
+    "TRITON_CACHE_DIR": f"{COMPILE_CACHE}/triton",
+}
+"""Where what was compiled goes, if it is to outlive the pod."""
 
 
 def arguments(pool: Pool, base: BaseModelResource, settings: Settings) -> list[str]:
@@ -55,12 +62,14 @@ def arguments(pool: Pool, base: BaseModelResource, settings: Settings) -> list[s
         arguments["--otlp-traces-endpoint"] = settings.tracing.otlp_endpoint
     flags = [part for argument in arguments.items() for part in argument]
     # without the second one nobody says which tokens of a prompt came from the cache
-    return ["--enable-lora", "--enable-prompt-tokens-details", *flags, *serving.extra_args]
+    ours = ["--enable-lora", "--enable-prompt-tokens-details", *flags]
+    return [*ours, *setting_flags(serving, ARTIFACTS), *serving.extra_args]
 
 
 def environment(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
     """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
-    chosen = {**_ENGINE_ENV, **_span_env(pool, settings), **settings.engine_env, **pool.serving.env}
+    compiled = _COMPILED if pool.serving.compile_cache is not None else {}
+    chosen = {**_ENGINE_ENV, **compiled, **_span_env(pool, settings), **settings.engine_env, **pool.serving.env}
     fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
     fixed["VLLM_API_KEY"] = key_variable("VLLM_API_KEY", pool.name)
     return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]

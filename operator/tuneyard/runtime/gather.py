@@ -39,7 +39,7 @@ from tuneyard.planning.settings import Settings
 from tuneyard.runtime.gategather import gather_gates
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
-from tuneyard.runtime.world import CONFIG_MAP, DEPLOYMENT, World, adapter_of, base_model_of, deployment_of, read_or_none
+from tuneyard.runtime.world import CONFIG_MAP, World, adapter_of, base_model_of, deployment_of, read_or_none
 from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, Object
 
@@ -70,6 +70,11 @@ class Reads:
     def __init__(self, world: World, api: Api) -> None:
         self._world = world
         self._api = api
+
+    @property
+    def has_leader_worker_sets(self) -> bool:
+        """Whether they may be made."""
+        return self._world.has_leader_worker_sets
 
     def object(self, key: Key) -> Object | None:
         """The object of a key as it is stored."""
@@ -241,7 +246,7 @@ class FreshReads(Reads):
 
 
 class FreshReferences(FreshReads):
-    """Also lists ModelDeployments and Deployments, for plans that delete because nothing refers to something.
+    """Also lists ModelDeployments and workloads, for plans that delete because nothing refers to something.
 
     A Deployment that the informers do not show yet would lose what its pods need.
     """
@@ -261,10 +266,12 @@ class FreshReferences(FreshReads):
         return tuple(sorted(name for name, found in self._listed(namespace).items() if found is None))
 
     def children(self, namespace: str, base: str) -> tuple[ChildObservation, ...]:
-        """The operator's own objects, of these the Deployments listed."""
+        """The operator's own objects, of these the workloads listed."""
         label = f"{names.LABEL_BASE_MODEL}={children.label_value(base)}"
-        listed = (child_observation(item) for item in objects.listed(self._api, *DEPLOYMENT, namespace, label))
-        others = (c for c in super().children(namespace, base) if (c.api_version, c.kind) != DEPLOYMENT)
+        kinds = children.WORKLOADS if self._world.has_leader_worker_sets else (children.DEPLOYMENT,)
+        found = (item for kind in kinds for item in objects.listed(self._api, *kind, namespace, label))
+        listed = [child_observation(item) for item in found]
+        others = (c for c in super().children(namespace, base) if (c.api_version, c.kind) not in kinds)
         return (*others, *(self._world.applied.seen(c) for c in listed))
 
     def _listed(self, namespace: str) -> dict[str, ModelDeploymentResource | None]:
@@ -296,6 +303,7 @@ def gather_basemodel(
         credentials=credentials_of(reads, namespace, siblings),
         unreadable=reads.unreadable(namespace),
         demand=demand,
+        has_leader_worker_sets=reads.has_leader_worker_sets,
     )
 
 

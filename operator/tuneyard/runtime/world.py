@@ -4,7 +4,7 @@ Rules:
 - the informers' objects are the only copies; what is kept beside them is an index of keys, and each object's parsed
   form until it changes (parsing a thousand objects again for every pass would take seconds);
 - an object that cannot be read is left out for everybody but itself, and its own pass says so in its status;
-- of pods, Deployments and DaemonSets only the parts that plans read are kept in memory;
+- of pods, Deployments, LeaderWorkerSets and DaemonSets only the parts that plans read are kept in memory;
 - Secrets are never read: what the operator applied itself is remembered (`applied.py`), metadata only.
 """
 
@@ -25,6 +25,7 @@ from tuneyard.planning import children
 from tuneyard.planning.drift import DRIFTING
 from tuneyard.planning.observations import ChildObservation, child_observation, pod_observation
 from tuneyard.planning.ownership import is_ours
+from tuneyard.planning.podgroups import LEADER_WORKER_SET
 from tuneyard.planning.settings import Settings
 from tuneyard.runtime.applied import SECRET, Applied
 from tuneyard.runtime.index import Index
@@ -41,7 +42,6 @@ _Resource = TypeVar("_Resource", BaseModelResource, LoRAAdapterResource, ModelDe
 Name = tuple[str, str]
 """(namespace, name)."""
 
-DEPLOYMENT = ("apps/v1", "Deployment")
 DAEMON_SET = ("apps/v1", "DaemonSet")
 CONFIG_MAP = ("v1", "ConfigMap")
 _MANAGED = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
@@ -141,7 +141,9 @@ class World:
             _followed(api, "v1", "Pod", label_selector=names.LABEL_BASE_MODEL, trim=_trim_pod), pod_observation
         )
         self.children: dict[tuple[str, str], Parsed[ChildObservation]] = {
-            kind: Parsed(_child_informer(api, *kind), _child_reader(*kind)) for kind in children.KINDS if kind != SECRET
+            kind: Parsed(_child_informer(api, *kind), _child_reader(*kind))
+            for kind in children.kinds(settings)
+            if kind != SECRET
         }
         self.gateways = _followed(
             api,
@@ -215,6 +217,12 @@ class World:
         found = (parsed.get(m["namespace"], m["name"]) for m in metadata if self.in_scope(m["namespace"]))
         return [value for value in found if value is not None]
 
+    @property
+    def has_leader_worker_sets(self) -> bool:
+        """Whether they may be made: the chart enables them, and the API server knows the kind."""
+        followed = self.children.get(LEADER_WORKER_SET)
+        return followed is not None and followed.informer.served
+
     def evidence(self, namespace: str, name: str) -> ChildObservation | None:
         """The ConfigMap with the evidence on a candidate of this ModelDeployment."""
         return self.children[CONFIG_MAP].get(namespace, names.rollout_evidence(name))
@@ -246,6 +254,7 @@ def _followed(
     metadata_only: bool = False,
     trim: Callable[[Object], None] | None = None,
     keeps: Callable[[Object], bool] | None = None,
+    optional: bool = False,
 ) -> Informer:
     return Informer(
         api,
@@ -254,13 +263,22 @@ def _followed(
         metadata_only=metadata_only,
         trim=trim,
         keeps=keeps,
+        optional=optional,
     )
 
 
 def _child_informer(api: Api, api_version: str, kind: str) -> Informer:
-    whole = (api_version, kind) in (DEPLOYMENT, DAEMON_SET, CONFIG_MAP)
-    trim = _trim_workload if (api_version, kind) in (DEPLOYMENT, DAEMON_SET) else None
-    return _followed(api, api_version, kind, label_selector=_MANAGED, metadata_only=not whole, trim=trim, keeps=is_ours)
+    trimmed = (api_version, kind) in (*children.WORKLOADS, DAEMON_SET)
+    return _followed(
+        api,
+        api_version,
+        kind,
+        label_selector=_MANAGED,
+        metadata_only=not trimmed and (api_version, kind) != CONFIG_MAP,
+        trim=_trim_workload if trimmed else None,
+        keeps=is_ours,
+        optional=(api_version, kind) == LEADER_WORKER_SET,
+    )
 
 
 def _child_reader(api_version: str, kind: str) -> Callable[[Object], ChildObservation]:

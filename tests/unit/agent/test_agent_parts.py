@@ -55,6 +55,11 @@ def test_the_pod_template_says_whether_the_front_has_a_certificate() -> None:
     assert settings_from(ENVIRONMENT | {"TUNEYARD_FRONT_TLS": "true"}).tls
 
 
+def test_the_pod_template_says_whether_other_pods_read_the_adapters_too() -> None:
+    assert not settings_from(ENVIRONMENT).shared_adapters
+    assert settings_from(ENVIRONMENT | {"TUNEYARD_SHARED_ADAPTERS": "true"}).shared_adapters
+
+
 def test_where_the_base_comes_from_is_read() -> None:
     source = Source(s3=S3Source(uri="s3://models/base/"))
     assert settings_from(ENVIRONMENT).base_source is None

@@ -131,6 +131,17 @@ def test_what_an_interrupted_fetch_left_is_swept(shelf: Shelf) -> None:
     assert [p.name for p in shelf.adapters.iterdir()] == ["a-123"]
 
 
+def test_a_new_pod_believes_nothing_that_an_earlier_one_has_left(shelf: Shelf) -> None:
+    prepared = shelf.fetch(planned("good"))
+    left = shelf.adapters / prepared.engine_name / "adapter_model.safetensors"
+    good = left.read_bytes()
+    left.write_bytes(b"changed since")
+    shelf.empty()
+    assert shelf.clean() == frozenset()
+    assert shelf.fetch(planned("good")) == prepared
+    assert left.read_bytes() == good
+
+
 def test_the_pool_s_rank_is_the_limit(shelf: Shelf) -> None:
     small = Shelf(shelf.volumes, shelf.adapters, shelf.base, max_rank=1)
     with pytest.raises(FetchError) as caught:

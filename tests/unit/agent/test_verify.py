@@ -19,6 +19,7 @@ import yaml
 from models.tiny import build_tiny
 from tuneyard.agent import verify as module
 from tuneyard.agent.verify import BaseWanted, verify
+from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.envoy.front import front_config
@@ -34,11 +35,13 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def told(base: Path, size: int = 1, digest: str | None = None) -> tuple[int, dict[str, Any], Path]:
+def told(
+    base: Path, size: int = 1, digest: str | None = None, memory: MemoryDemand | None = None
+) -> tuple[int, dict[str, Any], Path]:
     """Exit code, report, and where the front's configuration would be."""
     volumes = base.parents[1]
     front, log = volumes.parent / "run" / "front.yaml", volumes.parent / "termination-log"
-    code = verify(BaseWanted("tiny", base, size, digest, volumes), front, log)
+    code = verify(BaseWanted("tiny", base, size, digest, volumes, memory), front, log)
     assert log.stat().st_size <= MOST_BYTES
     return code, json.loads(log.read_text()), front
 
@@ -75,6 +78,28 @@ def test_heads_that_cannot_be_shared_name_what_fits(base: Path) -> None:
     reason, message = refused(base, 2)
     assert reason == Reason.TENSOR_PARALLEL_MISMATCH
     assert "1, 3, 9" in message
+
+
+@pytest.mark.parametrize(
+    ("demand", "reason", "words"),
+    [
+        ({"gpu_memory": 4 << 30, "max_loras": 8, "pipeline_parallel_size": 2}, None, ""),
+        ({"gpu_memory": 256 << 20}, "GPUMemoryTooSmall", "and may use 235.5 MiB: raise tensorParallelSize"),
+        (
+            {"pipeline_parallel_size": 3},
+            "UnsupportedSetting",
+            "pipelineParallelSize 3 is more than the base's 2 layers",
+        ),
+        ({"expert_parallel": True}, "UnsupportedSetting", "config.json has none"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_hashed(
+    base: Path, demand: dict[str, Any], reason: str | None, words: str
+) -> None:
+    code, report, front = told(base, 1, memory=MemoryDemand(**demand))
+    assert (code, report.get("reason"), front.exists()) == (int(reason is not None), reason, reason is None)
+    assert words in report.get("message", "")
+    assert ("digest" in report) == (reason is None)
 
 
 def test_heads_of_a_nested_language_model_count(base: Path) -> None:

@@ -252,3 +252,20 @@ def test_many_users_are_listed_up_to_a_number():
     assert isinstance(plan.status, BaseModelStatus)
     assert plan.status.used_by is not None
     assert (len(plan.status.used_by), plan.status.used_by[-1]) == (51, "and 10 more")
+
+
+def test_settings_that_nobody_can_check_are_a_warning_beside_the_rest():
+    block = ServingSpec(artifact_volumes=[VOLUME], image="acme/served:1.4.0", kv_cache_dtype="fp8")
+    plan = plan_basemodel(edited(settled(started()), block).base_model())
+    assert conditions(plan)["SettingsKnown"] == ("False", "UnknownEngineVersion")
+    assert DEPLOYMENT in kinds(plan), "it is made all the same"
+    told = plan_basemodel(edited(settled(started()), block.model_copy(update={"engine_version": "0.32"})).base_model())
+    assert "SettingsKnown" not in conditions(told)
+
+
+def test_a_setting_that_the_engine_lacks_is_not_applied():
+    block = ServingSpec(artifact_volumes=[VOLUME], quantization="gguf")
+    plan = plan_basemodel(edited(settled(started()), block).base_model())
+    assert kinds(plan) == []
+    assert conditions(plan)["Ready"] == ("False", "UnsupportedSetting")
+    assert conditions(plan)["Available"] == ("True", "Available"), "the pods go on as they were"

@@ -72,6 +72,7 @@ def found(serving: ServingSpec, *prefixes: str) -> Reason | None:
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--host", "0.0.0.0"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-tp", "2"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-dp=2"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--no-enable-lora"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--max-num-seqs=4"]), None),
     ],
 )

@@ -56,17 +56,28 @@ def read_header(folder: Path, path: str, most: int = _MOST_HEADER) -> list[Entry
     with opened(folder, path) as file:
         size = file.seek(0, 2)
         file.seek(0)
-        length = int.from_bytes(_read(file, 8), "little")
-        if size < 8 or length > size - 8:
-            raise _corrupt(path, "it is shorter than its header says")
-        if length > most:
-            raise _corrupt(path, f"its header has {length} bytes, at most {most} are read")
+        length = header_length(path, _read(file, 8), size, most)
         raw = _read(file, length)
+    return entries_of(path, raw, size)
+
+
+def header_length(path: str, first: bytes, size: int, most: int = _MOST_HEADER) -> int:
+    """How long the header is, by a file's first 8 bytes; raises ArtifactError (CorruptWeights) as read_header does."""
+    length = int.from_bytes(first, "little")
+    if size < 8 or length > size - 8:
+        raise _corrupt(path, "it is shorter than its header says")
+    if length > most:
+        raise _corrupt(path, f"its header has {length} bytes, at most {most} are read")
+    return length
+
+
+def entries_of(path: str, raw: bytes, size: int) -> list[Entry]:
+    """The tensors that a header names, of a file of this size; raises ArtifactError (CorruptWeights)."""
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, "its header is not valid JSON") from error
-    return _entries(path, header, 8 + length, size)
+    return _entries(path, header, 8 + len(raw), size)
 
 
 def _entries(path: str, header: object, start: int, size: int) -> list[Entry]:

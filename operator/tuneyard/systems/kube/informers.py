@@ -13,6 +13,8 @@ Invariants:
 - the copy already shows a change when `on_change` tells of it, for deletions missed while away too: those are told
   after the copy was replaced, not before;
 - what a list finds unchanged is not told again;
+- of a kind that may be missing (`optional`) there are no objects while the API server does not know it: it is asked
+  again every few seconds, and `served` says which it is;
 - callbacks run in the informer's own thread, one after the other. They must not block; `on_loop` makes one that hands
   over to an asyncio loop.
 """
@@ -98,8 +100,12 @@ class Informer:
         metadata_only: bool = False,
         trim: Callable[[Object], None] | None = None,
         keeps: Callable[[Object], bool] | None = None,
+        optional: bool = False,
     ) -> None:
         self.path = path
+        self.served = False
+        """Whether the newest list was of a kind that the API server knows."""
+        self._optional = optional
         self._api = api
         self._selectors = {
             key: value
@@ -183,7 +189,12 @@ class Informer:
                 )
             except ApiError as error:
                 self._failed(error)
+                if self._optional and error.not_found:
+                    self.served = False
+                    self._state.listed("", {_key(item): "" for item in self.items()})
+                    return _Listed([], _ListMeta(""))
                 continue
+            self.served = True
             # items of a list carry neither kind nor apiVersion, those of a watch do
             kind, version = str(answer.get("kind", "")).removesuffix("List"), answer.get("apiVersion")
             items = [self._trimmed({"kind": kind, "apiVersion": version, **item}) for item in answer.get("items") or []]

@@ -1,0 +1,179 @@
+"""What `tuneyard plan` says of manifests: the pools that they make, and the memory that these need. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, Revision, TrafficTarget
+from tuneyard.api.reasons import Reason
+from tuneyard.planning import ranks, servingchecks, vllmcontainer
+from tuneyard.planning.enginepresets import engine_of
+from tuneyard.planning.gpumemory import memory_demand
+from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
+from tuneyard.planning.modelsize import ModelSize
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.pools import GPU, Pool, Serving, pool_for, pools_of
+from tuneyard.planning.quantities import whole
+from tuneyard.planning.remedies import named
+from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version
+from tuneyard.planning.settings import Settings
+
+
+class MemoryView(ApiModel):
+    """Bytes on the fullest GPU of a pod, unless said otherwise."""
+
+    weights: int
+    adapters: int
+    working: int
+    kv_per_token: int
+    context: int
+    """Tokens of the longest request."""
+    needed: int
+    """With a single request of full length."""
+    gpu_memory: int | None = None
+    usable: int | None = None
+    kv_cache: int | None = None
+    kv_tokens: int | None = None
+    requests_at_full_context: float | None = None
+    adapters_in_memory: int = 0
+    """Of the pod's memory."""
+    not_counted: list[str] | None = None
+
+
+class PoolView(ApiModel):
+    """One pool that the manifests make."""
+
+    name: str
+    base_model: str
+    used_by: list[str] | None = None
+    """ModelDeployments of these manifests; none: it is made as soon as one refers to the base."""
+    engine: str
+    image: str
+    pods: int
+    groups: int | None = None
+    """Replicas that the pods make, where each spans nodes."""
+    gpus_per_pod: int
+    gpus: int
+    arguments: list[str]
+    memory: MemoryView | None = None
+    memory_unknown: str | None = None
+    """Why there is no estimate."""
+    problem: str | None = None
+    warning: str | None = None
+
+
+class PlanView(ApiModel):
+    """All pools."""
+
+    pools: list[PoolView]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every pool could start."""
+        return all(pool.problem is None for pool in self.pools)
+
+
+@dataclass(frozen=True)
+class SizeRead:
+    """What was read of a base's files, or why nothing was."""
+
+    size: ModelSize | None = None
+    unread: str = ""
+
+
+def plan_view(
+    bases: Sequence[BaseModelResource],
+    deployments: Sequence[ModelDeploymentResource],
+    sizes: Mapping[tuple[str, str], SizeRead],
+    settings: Settings,
+) -> PlanView:
+    """The pools of all bases. `sizes`: by namespace and name."""
+    return PlanView(
+        pools=[
+            _pool_view(pool, base, sizes.get(base.metadata.key, SizeRead()), settings)
+            for base in bases
+            for pool in pools_of(base, deployments) or (_unused(base),)
+        ]
+    )
+
+
+def _unused(base: BaseModelResource) -> Pool:
+    """The shared pool of a base to which nothing refers yet."""
+    revision = Revision(name="v1", base_model=base.metadata.name)
+    spec = ModelDeploymentSpec(revisions=[revision], traffic=[TrafficTarget(revision="v1", weight=100)])
+    deployment = ModelDeploymentResource(metadata=base.metadata.model_copy(update={"name": "-"}), spec=spec)
+    return pool_for(base, deployment, revision)
+
+
+def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Settings) -> PoolView:
+    serving = pool.serving
+    image = serving.image or settings.images.vllm
+    pods = serving.replicas * serving.nodes_per_replica
+    gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
+    problem = servingchecks.violation(base, serving, settings) or _misfit(read.size, serving, settings)
+    warning = unknown_engine_version(serving, settings.images.vllm)
+    return PoolView(
+        name=pool.name,
+        base_model=pool.base_model,
+        used_by=[name for name in pool.used_by if name != "-"] or None,
+        engine=str(engine_of(serving, settings.images.vllm)),
+        image=image,
+        pods=pods,
+        groups=serving.replicas if serving.nodes_per_replica > 1 else None,
+        gpus_per_pod=gpus,
+        gpus=gpus * pods,
+        arguments=[*vllmcontainer.arguments(pool, base, settings), *ranks.arguments(pool)],
+        memory=_memory(read.size, serving, settings) if read.size else None,
+        memory_unknown=read.unread or None,
+        problem=named(problem) if problem else None,
+        warning=named(warning) if warning else None,
+    )
+
+
+def _misfit(size: ModelSize | None, serving: Serving, settings: Settings) -> Problem | None:
+    """What a pod would refuse when it has read the base."""
+    if size is None:
+        return None
+    demand = memory_demand(serving, settings)
+    tensor = demand.tensor_parallel_size
+    if size.heads % tensor:
+        words = f"tensorParallelSize {tensor} does not divide the model's {size.heads} attention heads"
+        return Problem(Reason.TENSOR_PARALLEL_MISMATCH, f"{words}: choose one of {_fitting(size.heads)}")
+    return unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
+
+
+def _fitting(heads: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(heads, 64) + 1) if heads % n == 0)
+
+
+def _memory(size: ModelSize, serving: Serving, settings: Settings) -> MemoryView:
+    demand = memory_demand(serving, settings)
+    found = estimate(size, demand)
+    left = room(found, demand)
+    return MemoryView(
+        weights=found.weights,
+        adapters=found.adapters,
+        working=found.working,
+        kv_per_token=found.kv_per_token,
+        context=found.context,
+        needed=found.needed,
+        gpu_memory=demand.gpu_memory,
+        usable=left.usable if left else None,
+        kv_cache=left.kv_cache if left else None,
+        kv_tokens=left.tokens if left else None,
+        requests_at_full_context=round(left.requests, 1) if left else None,
+        adapters_in_memory=found.adapters_in_memory,
+        not_counted=list(found.notes) or None,
+    )
+
+
+def caches_of(bases: Iterable[BaseModelResource], deployments: Iterable[ModelDeploymentResource]) -> list[str]:
+    """The folders of nodes that the manifests name for caches."""
+    blocks = [b.spec.serving for b in bases]
+    for deployment in deployments:
+        blocks += [deployment.spec.serving, *(r.serving for r in deployment.spec.revisions)]
+    places = [place for block in blocks if block for place in (block.cache, block.compile_cache) if place]
+    return sorted({place.host_path.path for place in places if place.host_path})

@@ -1,0 +1,132 @@
+"""Settings that an engine's version or build does not have: what keeps a pool from being made with them.
+
+Rules:
+- an engine without a table (enginepresets.py) gets its settings unchecked, and a warning says so;
+- a refusal names the field, what the engine has, and what to do; what one object can say by itself is CEL's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic.alias_generators import to_camel
+
+from tuneyard.api.enginesettings import EngineSettings
+from tuneyard.api.memorydemand import MemoryDemand
+from tuneyard.api.reasons import Reason
+from tuneyard.api.serving import LoRASettings
+from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
+from tuneyard.planning.modelsize import ModelSize
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.pools import Serving
+
+_MOST_NAMED = 12
+_OPERATORS = frozenset({"engine_version", "engine_build", "gpu_memory"})
+"""Settings that only the operator is told."""
+
+
+def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
+    """The first setting that the pool's engine does not have, or that does not go with another one."""
+    engine = engine_of(serving, default_image)
+    if engine.name != "vllm":
+        return _setting_of_another_engine(serving)
+    if words := _contradiction(serving):
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    preset = preset_of(engine)
+    if preset is None:
+        return None
+    for field, value in given_values(serving):
+        known = preset.values.get(field)
+        if known is not None and value not in known:
+            return Problem(Reason.UNSUPPORTED_SETTING, _unknown_value(engine, preset, field, value))
+    if serving.settings.sleep_mode and not preset.sleeps:
+        words = f"serving.sleepMode: {engine} has no sleep mode: remove it"
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    return None
+
+
+def _setting_of_another_engine(serving: Serving) -> Problem | None:
+    """A field that the engine would leave out without a word."""
+    told = (name for name in EngineSettings.model_fields if name not in _OPERATORS)
+    given = [to_camel(name) for name in told if getattr(serving.settings, name) is not None]
+    given += [f"lora.{name}" for name, value in _lora(serving.lora).items() if value is not None]
+    if not given:
+        return None
+    words = f"serving.{given[0]} is a setting of vllm, and the pool's engine is {serving.engine}: say it in extraArgs"
+    return Problem(Reason.UNSUPPORTED_SETTING, words)
+
+
+def _lora(lora: LoRASettings) -> dict[str, object]:
+    return {"dtype": lora.dtype, "fullySharded": lora.fully_sharded}
+
+
+def unknown_engine_version(serving: Serving, default_image: str) -> Problem | None:
+    """Settings that cannot be checked, because nothing is known of the engine's version or build."""
+    engine = engine_of(serving, default_image)
+    fields = [field for field, _ in given_values(serving)] if engine.name == "vllm" else []
+    if not fields or preset_of(engine) is not None:
+        return None
+    words = f"nothing is known of {engine}, so it gets serving.{', '.join(fields)} unchecked"
+    if not engine.version:
+        words += "; the image's tag does not tell the version, serving.engineVersion can"
+    return Problem(Reason.UNKNOWN_ENGINE_VERSION, words)
+
+
+def given_values(serving: Serving) -> Iterator[tuple[str, str]]:
+    """The settings whose values differ between versions and builds, as they are given."""
+    settings, lora = serving.settings, serving.lora
+    given = {
+        "dtype": settings.dtype,
+        "quantization": settings.quantization,
+        "kvCacheDtype": settings.kv_cache_dtype,
+        "blockSize": settings.block_size,
+        "speculative.method": settings.speculative and settings.speculative.method,
+        "structuredOutputs.backend": settings.structured_outputs and settings.structured_outputs.backend,
+        "reasoningParser": settings.reasoning_parser,
+        "toolCalls.parser": settings.tool_calls and settings.tool_calls.parser,
+        "lora.dtype": lora.dtype,
+    }
+    yield from ((field, str(value)) for field, value in given.items() if value is not None)
+
+
+def unfit_for_base(size: ModelSize, demand: MemoryDemand) -> Problem | None:
+    """How the base cannot be divided."""
+    if demand.expert_parallel and not size.experts:
+        words = "serving.expertParallel divides experts, and the base's config.json has none: remove it"
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    stages = demand.pipeline_parallel_size
+    if size.layers and stages > size.layers:
+        words = f"serving.pipelineParallelSize {stages} is more than the base's {size.layers} layers: lower it"
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    return None
+
+
+def _contradiction(serving: Serving) -> str | None:
+    """Two settings that vLLM refuses together, whatever its version."""
+    settings, lora, tensor = serving.settings, serving.lora, serving.tensor_parallel_size
+    batched, context = settings.max_num_batched_tokens, serving.max_model_len
+    if batched and settings.max_num_seqs and batched < settings.max_num_seqs:
+        return (
+            f"serving.maxNumBatchedTokens {batched} is below maxNumSeqs {settings.max_num_seqs}, and each of these "
+            "needs a token in a step: raise it, or lower maxNumSeqs"
+        )
+    if settings.chunked_prefill is False and batched and context and batched < context:
+        return (
+            f"serving.maxNumBatchedTokens {batched} is below maxModelLen {context}, and without chunkedPrefill a "
+            "prompt is worked on in one step: raise it, or leave chunkedPrefill on"
+        )
+    if lora.fully_sharded and lora.max_rank % tensor:
+        return (
+            f"serving.lora.fullySharded divides maxRank {lora.max_rank} by tensorParallelSize {tensor}, which leaves a "
+            "rest: choose another of them"
+        )
+    return None
+
+
+def _unknown_value(engine: Engine, preset: Preset, field: str, value: str) -> str:
+    instead = preset.elsewhere.get((field, value))
+    if instead is None:
+        known = sorted(preset.values[field])
+        more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
+        instead = f"it has {', '.join(known[:_MOST_NAMED])}{more}"
+    return f"serving.{field}: {engine} has no {value}: {instead}"

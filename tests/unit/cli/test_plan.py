@@ -1,0 +1,165 @@
+"""`tuneyard plan`: pools and memory of manifests, without a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.tiny import build_tiny
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.main import run
+from tuneyard.cli.plan import read_manifests
+
+MANIFEST = """
+apiVersion: v1
+kind: List
+items:
+  - apiVersion: tuneyard.dev/v1alpha1
+    kind: BaseModel
+    metadata: {name: tiny}
+    spec:
+      source: {volume: {name: models, path: tiny}}
+      serving:
+        replicas: 2
+        maxModelLen: 1024
+        gpuMemory: 4Gi
+        lora: {maxLoras: 4}
+        artifactVolumes: [{name: models, hostPath: {path: /var/lib/models}}]
+---
+apiVersion: tuneyard.dev/v1alpha1
+kind: ModelDeployment
+metadata: {name: acme}
+spec:
+  revisions:
+    - {name: v1, baseModel: tiny}
+    - {name: v2, baseModel: tiny, serving: {tensorParallelSize: 2, replicas: 1, kvCacheDtype: fp8}}
+  traffic: [{revision: v1, weight: 100}]
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: nobody-s-business}
+"""
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    path = tmp_path / "models.yaml"
+    path.write_text(MANIFEST)
+    return path
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, object]]]:
+    code = run(["plan", *arguments, "-o", "json"])
+    return code, json.loads(capsys.readouterr().out)["pools"]
+
+
+def test_pools_gpus_arguments_and_memory(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, (shared, own) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")
+    assert code == 0
+    assert {k: shared[k] for k in ("name", "usedBy", "engine", "pods", "gpusPerPod", "gpus")} == {
+        "name": "tiny",
+        "usedBy": ["acme"],
+        "engine": "vllm 0.32 (CUDA)",
+        "pods": 2,
+        "gpusPerPod": 1,
+        "gpus": 2,
+    }
+    assert (own["gpusPerPod"], own["gpus"]) == (2, 2)
+    assert own["arguments"][-2:] == ["--kv-cache-dtype", "fp8"]  # type: ignore[index]
+    memory, halved = shared["memory"], own["memory"]
+    assert isinstance(memory, dict)
+    assert isinstance(halved, dict)
+    assert (memory["weights"], memory["adapters"], memory["kvPerToken"]) == (377472, 361728, 512)
+    assert memory["usable"] == int(0.92 * (4 << 30))
+    assert memory["kvTokens"] == (memory["usable"] - 377472 - 361728 - memory["working"]) // (512 * 16) * 16
+    assert memory["requestsAtFullContext"] == round(memory["kvTokens"] / 1024, 1)
+    # half the heads in half the bytes
+    assert halved["kvPerToken"] == 128
+
+
+def test_for_people(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", str(manifest), "--model", f"tiny={build_tiny() / 'base'}"]) == 0
+    out = capsys.readouterr().out
+    assert "Pool tiny of tiny, used by acme\n  2 pods of 1 GPU: 2 in all\n" in out
+    assert "MEMORY OF THE FULLEST GPU" in out
+    assert "KV cache of one request of 1024 tokens, 512 B each" in out
+
+
+def test_a_pool_that_is_refused_makes_it_fail(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest.write_text(MANIFEST.replace("gpuMemory: 4Gi", "gpuMemory: 512Mi"))
+    code, (shared, _) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")
+    assert code == 1
+    assert str(shared["problem"]).startswith("GPUMemoryTooSmall: a GPU would need ")
+
+
+def test_without_the_files_the_memory_is_not_known(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, pools = planned(capsys, str(manifest))
+    words = "not known, for the base is not on the network: give --model tiny=DIR"
+    assert (code, [p.get("memory") for p in pools], {p["memoryUnknown"] for p in pools}) == (0, [None, None], {words})
+
+
+def test_a_base_that_nothing_refers_to_is_shown_too(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest.write_text(MANIFEST.partition("---")[0])
+    code, (only,) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")
+    assert (code, only["name"], only.get("usedBy"), only["gpus"]) == (0, "tiny", None, 2)
+
+
+def test_what_the_chart_says_counts(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("allowedHostPathPrefixes: [/srv]\nimages: {vllm: 'vllm/vllm-openai:v0.99.0'}\n")
+    code, (shared, own) = planned(capsys, str(manifest), "--config", str(config))
+    assert code == 1
+    assert str(shared["problem"]).startswith("HostPathNotAllowed: ")
+    assert "warning" not in shared
+    assert str(own["warning"]).startswith("UnknownEngineVersion: nothing is known of vllm 0.99 (CUDA)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "other=/tmp"], "--model names other, which is no BaseModel of the manifests"),
+        (["--model", "tiny=/nonexistent"], "/nonexistent is no folder"),
+        (["--gpu-memory", "much"], "--gpu-memory much is not a size such as 80Gi"),
+        (["--config", "/nonexistent"], "/nonexistent cannot be read"),
+    ],
+)
+def test_wrong_use_is_said(
+    manifest: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(["plan", str(manifest), *arguments]) != 0
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "m.yaml: not valid YAML"),
+        (
+            "apiVersion: tuneyard.dev/v1alpha1\nkind: BaseModel\nmetadata: {name: a}\nspec: {}",
+            "would refuse (spec.source",
+        ),
+    ],
+)
+def test_manifests_that_cannot_be_read(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        read_manifests([("m.yaml", text)])
+
+
+def test_what_is_no_object_of_tuneyard_is_passed_over() -> None:
+    found = read_manifests([("m.yaml", "- 1\n---\nkind: BaseModel\napiVersion: v1\n---\n")])
+    assert (found.bases, found.deployments) == ([], [])
+
+
+def test_groups_of_a_replica_over_nodes_are_counted_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wide.yaml"
+    wide = "replicas: 2\n        nodesPerReplica: 2\n        pipelineParallelSize: 4"
+    path.write_text(MANIFEST.replace("replicas: 2", wide, 1))
+    _, (shared, *_) = planned(capsys, str(path))
+    assert [shared[field] for field in ("pods", "groups", "gpusPerPod", "gpus")] == [4, 2, 2, 8]
+    arguments = shared["arguments"]
+    assert isinstance(arguments, list)
+    assert arguments[arguments.index("--nnodes") + 1] == "2"
+    run(["plan", str(path)])
+    assert "4 pods in 2 groups of 2 GPUs: 8 in all" in capsys.readouterr().out
