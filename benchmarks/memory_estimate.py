@@ -45,11 +45,8 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"tensorParallelSize": 2, "lora": {"maxLoras": 4, "fullySharded": True}},
     ),
     "SmolLM2, 4 adapters of rank 8": ("smollm2", {"lora": {"maxLoras": 4, "maxRank": 8}}),
-    "SmolLM2, fp8 KV cache, 8 adapters of rank 64": ("smollm2", {"kvCacheDtype": "fp8", "lora": _LARGE_LORA}),
-    "SmolLM2, weights quantised to 8 bits at the start": (
-        "smollm2",
-        {"quantization": "int8_per_channel_weight_only", "lora": {"maxLoras": 1, "maxRank": 8}},
-    ),
+    "SmolLM2, blocks of 32, 8 adapters of rank 64": ("smollm2", {"blockSize": 32, "lora": _LARGE_LORA}),
+    "SmolLM2 in float32, 1 adapter of rank 8": ("smollm2", {"dtype": "float32", "lora": {"maxLoras": 1, "maxRank": 8}}),
 }
 """What it is called -> the base, and the serving block."""
 

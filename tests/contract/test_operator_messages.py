@@ -167,7 +167,9 @@ BAD: dict[str, tuple[str, Object, str]] = {
                 "lookup-of-a-draft-model",
                 {
                     "speculative": {
-                        "method": "DraftModel", "tokens": 3, "promptLookupMax": 4,
+                        "method": "DraftModel",
+                        "tokens": 3,
+                        "promptLookupMax": 4,
                         "draft": {"volume": "models", "path": "small"},
                     }
                 },
