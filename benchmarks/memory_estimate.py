@@ -1,7 +1,8 @@
 """The memory that a pool is said to need, against what vLLM takes: weights, slots for adapters, tokens of KV cache.
 
 The engine is the real one on the CPU, in five configurations; its tensors are looked at (memoryprobe.py). Working
-memory is not among the figures: the estimate of it is for GPUs.
+memory is not among the figures: the estimate of it is for GPUs. Weights are bfloat16: on a CPU that packs these
+(AVX-512), or in float32, they lie where no tensor shows them, and the probe says so.
 
 python -m benchmarks.memory_estimate
 """
@@ -39,17 +40,14 @@ _COMMON = {
 }
 _LARGE_LORA = {"maxLoras": 8, "maxRank": 64, "maxCpuLoras": 8, "dtype": "float16"}
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny, float32, 4 adapters of rank 16": ("tiny", {"dtype": "float32", "lora": {"maxLoras": 4}}),
+    "tiny, 4 adapters of rank 16": ("tiny", {"lora": {"maxLoras": 4}}),
     "tiny over 2 processes, fully sharded": (
         "tiny",
         {"tensorParallelSize": 2, "lora": {"maxLoras": 4, "fullySharded": True}},
     ),
     "SmolLM2, 4 adapters of rank 8": ("smollm2", {"lora": {"maxLoras": 4, "maxRank": 8}}),
-    "SmolLM2, fp8 KV cache, 8 adapters of rank 64": ("smollm2", {"kvCacheDtype": "fp8", "lora": _LARGE_LORA}),
-    "SmolLM2, weights quantised to 8 bits at the start": (
-        "smollm2",
-        {"quantization": "int8_per_channel_weight_only", "lora": {"maxLoras": 1, "maxRank": 8}},
-    ),
+    "SmolLM2, blocks of 32, 8 adapters of rank 64": ("smollm2", {"blockSize": 32, "lora": _LARGE_LORA}),
+    "SmolLM2, 1 adapter of rank 256": ("smollm2", {"lora": {"maxLoras": 1, "maxRank": 256}}),
 }
 """What it is called -> the base, and the serving block."""
 

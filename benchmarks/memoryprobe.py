@@ -28,6 +28,9 @@ def look(worker: Any) -> dict[str, int]:
         for name in ("lora_a_stacked", "lora_b_stacked"):
             found = getattr(module, name, ())
             reserved += list(found) if isinstance(found, (tuple, list)) else [found]
+    packed = [name for name, weight in model.named_parameters() if name.endswith(".weight") and not weight.numel()]
+    if packed:
+        raise RuntimeError(f"{len(packed)} weights are packed where no tensor shows them, {packed[0]} first")
     adapters = _bytes(reserved)
     weights = _bytes([*model.parameters(), *model.buffers()])
     cache = runner.kv_cache_config

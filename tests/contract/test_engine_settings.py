@@ -24,7 +24,7 @@ BLOCK = {
     "engineBuild": "CPU",
     "prefixCaching": False,
     "chunkedPrefill": True,
-    "kvCacheDtype": "fp8",
+    "kvCacheDtype": "auto",  # fp8 needs AVX-512 on a CPU
     "blockSize": 64,
     "dtype": "bfloat16",
     "maxNumSeqs": 8,
@@ -33,7 +33,6 @@ BLOCK = {
     "schedulingPolicy": "Priority",
     "speculative": {"method": "NGram", "tokens": 3, "promptLookupMin": 1, "promptLookupMax": 4},
     "structuredOutputs": {"backend": "xgrammar"},
-    "reasoningParser": "qwen3",
     "toolCalls": {"parser": "hermes"},
     "lora": {"dtype": "bfloat16", "fullySharded": False},
     "pipelineParallelSize": 1,
@@ -71,9 +70,8 @@ def asked(engine: EngineProcess, path: str, body: dict[str, Any] | None = None) 
 
 def said(engine: EngineProcess, **body: Any) -> str:
     question = {"messages": [{"role": "user", "content": "aaaa aaaa aaaa"}], "temperature": 0, "max_tokens": 24}
-    message = json.loads(asked(engine, "/v1/chat/completions", {"model": BASE, **question, **body}))["choices"][0]
-    # what the parser takes for reasoning is in a field of its own
-    return str(message["message"].get("content") or message["message"].get("reasoning") or "")
+    answer = json.loads(asked(engine, "/v1/chat/completions", {"model": BASE, **question, **body}))
+    return str(answer["choices"][0]["message"]["content"])
 
 
 def test_the_table_of_this_version_has_them_all() -> None:
@@ -86,7 +84,7 @@ def test_the_engine_says_that_it_runs_so(engine: EngineProcess) -> None:
     found = dict(re.findall(r'(\w+)="([^"]*)"', told))
     assert {key: found[key] for key in ("enable_prefix_caching", "cache_dtype", "block_size")} == {
         "enable_prefix_caching": "False",
-        "cache_dtype": "fp8",
+        "cache_dtype": "auto",
         "block_size": "64",
     }
 

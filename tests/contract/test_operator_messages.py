@@ -145,6 +145,46 @@ BAD: dict[str, tuple[str, Object, str]] = {
         {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "extraArgs": ["--host=0.0.0.0"]}},
         "extraArgs may not set what Tuneyard sets",
     ),
+    **{
+        f"setting-{name}": ("BaseModel", {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], **block}}, words)
+        for name, block, words in (
+            (
+                "in-extra-args",
+                {"extraArgs": ["--kv-cache-dtype=fp8"]},
+                "extraArgs may not set what has a field of its own",
+            ),
+            (
+                "draft-of-ngram",
+                {"speculative": {"method": "NGram", "tokens": 3, "draft": {"volume": "models", "path": "small"}}},
+                "speculative.draft is for methods DraftModel, Eagle and Eagle3",
+            ),
+            (
+                "without-a-draft",
+                {"speculative": {"method": "Eagle3", "tokens": 3}},
+                "speculative.draft is for methods DraftModel, Eagle and Eagle3",
+            ),
+            (
+                "lookup-of-a-draft-model",
+                {
+                    "speculative": {
+                        "method": "DraftModel",
+                        "tokens": 3,
+                        "promptLookupMax": 4,
+                        "draft": {"volume": "models", "path": "small"},
+                    }
+                },
+                "are of method NGram alone",
+            ),
+            (
+                "lookup-upside-down",
+                {"speculative": {"method": "NGram", "tokens": 3, "promptLookupMin": 4, "promptLookupMax": 2}},
+                "promptLookupMin may not be above promptLookupMax",
+            ),
+            ("two-compile-caches", {"compileCache": {}}, "a compile cache must be exactly one of hostPath"),
+            ("dtype-of-many-words", {"dtype": "--trust-remote-code"}, "serving.dtype in body should match"),
+            ("more-than-a-gpu", {"gpuMemoryUtilization": 1.5}, "should be less than or equal to 1"),
+        )
+    },
     "fewer-copies-at-most-than-in-any-case": (
         "BaseModel",
         {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "lora": {"copies": 3, "maxCopies": 2}}},

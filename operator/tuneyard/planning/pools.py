@@ -91,11 +91,6 @@ class Serving:
     drain_timeout: int
     startup_timeout: int
 
-    @property
-    def gpus(self) -> int:
-        """GPUs that one replica spans."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
-
     def declares(self, volume: str) -> bool:
         """Whether pods of the pool have that artifact volume."""
         return any(v.name == volume for v in self.artifact_volumes)
