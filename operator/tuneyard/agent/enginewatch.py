@@ -25,13 +25,13 @@ from tuneyard.planning.agentstate import (
     Reference,
     ReferenceHeard,
 )
-from tuneyard.systems.engines.vllm import (
+from tuneyard.systems.engines.base import (
     Answer,
+    Engine,
     EngineError,
     EngineGoneError,
     EngineRefusedError,
     EngineSlowError,
-    Vllm,
 )
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _SOUND = Answer("", "", ({"": -1.0},))
 class EngineWatch:
     """Tells what it sees of one engine."""
 
-    def __init__(self, knowledge: Knowledge, engine: Vllm, clock: Callable[[], float]) -> None:
+    def __init__(self, knowledge: Knowledge, engine: Engine, clock: Callable[[], float]) -> None:
         self._knowledge = knowledge
         self._engine = engine
         self._clock = clock

@@ -36,7 +36,16 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.api.serving import (
+    ArtifactCache,
+    ArtifactVolume,
+    CustomEngine,
+    LoRASettings,
+    Resources,
+    ServingSpec,
+    Toleration,
+)
+from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 
@@ -73,6 +82,7 @@ class Serving:
     update: Literal["Surge", "Replace"]
     drain_timeout: int
     startup_timeout: int
+    custom: CustomEngine | None = None
 
     def declares(self, volume: str) -> bool:
         """Whether pods of the pool have that artifact volume."""
@@ -121,15 +131,18 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
     for block in reversed(blocks):
         spec = block.over(spec) if block else spec
     tensor_parallel_size = spec.tensor_parallel_size or 1
+    engine = spec.engine or "vllm"
+    gpus = {GPU: tensor_parallel_size} if engines.ENGINES[engine].gpus else None
     return Serving(
-        engine=spec.engine or "vllm",
+        engine=engine,
+        custom=spec.custom,
         image=spec.image,
         tensor_parallel_size=tensor_parallel_size,
         replicas=1 if spec.replicas is None else spec.replicas,
         scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
-        resources=Resources(limits={GPU: tensor_parallel_size}) if spec.resources is None else spec.resources,
+        resources=Resources(limits=gpus) if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
         cache=spec.cache or ArtifactCache(),
         node_selector=dict(spec.node_selector or {}),
@@ -284,13 +297,17 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     stored = 0.0
     for adapter in wanted:
         size = stored_bytes(pool.serving, adapter)
-        problem = volume_not_declared(pool.serving, adapter) or (
-            pool_full(pool, len(planned), len(wanted))
-            if len(planned)
-            >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
-            else plan_full(pool, len(planned), len(wanted))
-            if stored + size > PLAN_BYTES
-            else None
+        problem = (
+            adapters_not_served(pool.serving)
+            or volume_not_declared(pool.serving, adapter)
+            or (
+                pool_full(pool, len(planned), len(wanted))
+                if len(planned)
+                >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
+                else plan_full(pool, len(planned), len(wanted))
+                if stored + size > PLAN_BYTES
+                else None
+            )
         )
         if problem:
             refused[adapter.metadata.name] = problem
@@ -329,6 +346,17 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
         adapter.spec.base_model == pool.base_model
         and adapter.metadata.namespace == pool.namespace
         and not adapter.metadata.deletion_timestamp
+    )
+
+
+def adapters_not_served(serving: Serving) -> Problem | None:
+    """An engine that would answer for the base where an adapter was asked for."""
+    if engines.capabilities(serving.engine, serving.custom).adapters is not engines.Loading.NEVER:
+        return None
+    return Problem(
+        Reason.ADAPTERS_NOT_SERVED,
+        f"Tuneyard loads no adapters into engine {serving.engine}: use {engines.listed(engines.LOADING)}, or merge the "
+        "adapter into a base of its own",
     )
 
 
