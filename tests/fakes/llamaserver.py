@@ -1,8 +1,8 @@
 """A fake llama-server: `python -m tests.fakes.llamaserver --port 8000 --model m.gguf --lora-scaled a/adapter.gguf:0`.
 
-HTTP as llama.cpp's server speaks it, as far as an agent and a front see it, with its silent fall-backs: any `model` and any
-number of an adapter are answered with 200, and every answer calls itself the alias. What it says depends on the adapter's
-name, so that who answers can be heard.
+HTTP as llama.cpp's server speaks it, as far as an agent and a front see it, with its silent fall-backs: any `model` and
+any number of an adapter are answered with 200, and every answer calls itself the alias. What it says depends on the
+adapter's name, so that who answers can be heard.
 """
 
 from __future__ import annotations

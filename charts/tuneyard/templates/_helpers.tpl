@@ -258,6 +258,7 @@ images:
   tuneyard: {{ include "tuneyard.image" (dict "root" . "name" "tuneyard") | quote }}
   envoy: {{ include "tuneyard.image" (dict "root" . "name" "envoy") | quote }}
   vllm: {{ include "tuneyard.image" (dict "root" . "name" "vllm") | quote }}
+  llamaCpp: {{ include "tuneyard.image" (dict "root" . "name" "llamaCpp") | quote }}
 imagePullPolicy: {{ .Values.imagePullPolicy }}
 engineEnv:
   {{- range $name, $value := .Values.engineEnv }}

@@ -1,7 +1,7 @@
 """GGUF files: the header of a base, and LoRA adapters written for llama.cpp.
 
-A header is input of strangers: lengths and counts are bounded before anything is read, arrays (a vocabulary may be one of
-them) are passed over, and nothing of the file is executed.
+A header is input of strangers: lengths and counts are bounded before anything is read, arrays (the vocabulary is one)
+are passed over, and nothing of the file is executed.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def write_lora(folder: Path, weights: str, entries: Sequence[Entry], config: LoR
         known = ", ".join(ARCHITECTURES)
         raise ArtifactError(
             Reason.ENGINE_UNSUITABLE,
-            f"adapters for GGUF bases of architecture {base.architecture} are not converted (known: {known}): merge the "
-            "adapter into the base and convert the result, or serve them with vLLM",
+            f"adapters for GGUF bases of architecture {base.architecture} are not converted (known: {known}): merge "
+            "the adapter into the base and convert the result, or serve them with vLLM",
         )
     written = [_Written(entry, _part(entry, config, base)) for entry in entries]
     target = folder / "adapter.gguf"
@@ -160,7 +160,7 @@ def _part(entry: Entry, config: LoRAConfig, base: GgufBase) -> LoraPart:
     if part is None:
         raise ArtifactError(
             Reason.ENGINE_UNSUITABLE,
-            f"llama.cpp has no place for an adapter of {module:.90}: train without it, or merge the adapter into the base",
+            f"llama.cpp has no place for an adapter of {module:.90}: train without it, or merge it into the base",
         )
     # the file's alpha is 1, by which llama.cpp divides the rank
     return part._replace(factor=part.factor * rank) if half == "lora_B" else part
@@ -171,10 +171,8 @@ def _values(source: BinaryIO, item: _Written) -> npt.NDArray[np.float32]:
     entry, part = item
     source.seek(entry.begin)
     raw = np.frombuffer(source.read(entry.end - entry.begin), dtype=_DTYPES[entry.tensor.dtype])
-    if entry.tensor.dtype == "BF16":
-        values = (raw.astype(np.uint32) << 16).view(np.float32)
-    else:
-        values = raw.astype(np.float32)
+    brain = entry.tensor.dtype == "BF16"
+    values = (raw.astype(np.uint32) << 16).view(np.float32) if brain else raw.astype(np.float32)
     values = values.reshape(entry.tensor.shape)
     if part.heads is not None:
         rows, rank = values.shape

@@ -2,8 +2,8 @@
 
 Rules:
 - what it begins with stands in a file that the loop in its container watches (planning/llamacppcontainer.py);
-- it answers any `model` and any number of an adapter with 200, most with the base: so which number is whose is read from
-  the server each time it may have changed, told to the front (frontnames.py), and a name is ours only while both say so;
+- it answers any `model` and any number of an adapter with 200, most with the base: so which number is whose is read
+  from the server at every look and told to the front (frontnames.py), which refuses whatever is not among them;
 - every adapter begins at scale 0 and a request names its own with scale 1: what names none is the base;
 - an adapter that is unloaded loses its name, and stays in the server until that begins anew: its folder is kept until
   then, because a server that ends by itself begins with it again;

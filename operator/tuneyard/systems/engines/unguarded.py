@@ -35,7 +35,7 @@ class AloneEngine(HttpEngine):
 
     async def load(self, name: str, path: str) -> None:
         """Refused."""
-        raise EngineError(f"this engine loads no adapters: {name} is none of its names")
+        raise EngineError(f"this engine loads no adapters, neither {name} nor any other of {path}")
 
     async def unload(self, name: str) -> None:
         """Nothing was loaded."""
