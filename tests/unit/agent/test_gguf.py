@@ -92,7 +92,7 @@ def test_a_header_that_is_none_is_told(tmp_path: Path, content: bytes) -> None:
     assert caught.value.reason is Reason.CORRUPT_WEIGHTS
 
 
-def adapter(folder: Path, config: dict[str, Any], **tensors: np.ndarray[Any, Any]) -> list[Any]:
+def adapter(folder: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
     header, body = {}, b""
     for name, values in tensors.items():
         full = f"base_model.model.{name}"
@@ -160,7 +160,7 @@ def test_an_adapter_is_scaled_and_ordered_for_llama(tmp_path: Path) -> None:
 def test_what_has_no_place_in_llama_cpp_is_refused(tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["gate"]}
     one = np.ones((1, 1), np.float32)
-    entries = adapter(tmp_path, config, **{"model.layers.0.moe.gate.lora_A.weight": one})
+    entries = adapter(tmp_path, {"model.layers.0.moe.gate.lora_A.weight": one})
     for base, words in ((LLAMA, "no place for an adapter of model.layers.0.moe.gate"), (GgufBase("mamba"), "mamba")):
         with pytest.raises(ArtifactError) as caught:
             write_lora(tmp_path, "a.safetensors", entries, read_config(config), base)
