@@ -24,14 +24,15 @@ from tests.contract.ports import free_port
 from tests.fakes.llamaserver import fake_gguf
 from tuneyard.planning.llamacppcontainer import LOOP, ORDERS
 
+KUBELET = 'while :; do "$@"; sleep 0.3; done'
+"""Starts a container again that has ended."""
+
 
 @dataclass
 class LlamaProcess(EngineProcess):
     """The engine's container: the loop, which waits for an agent's orders."""
 
     folder: Path = field(default_factory=Path)
-    slow: bool = False
-    """Whether the fake one takes its time for each token."""
 
     def start(self, patience: float = 0.0) -> None:
         """Start the loop; there is a server once an agent has said with what."""
@@ -41,7 +42,7 @@ class LlamaProcess(EngineProcess):
         given += ["--no-webui", "--ctx-size", "2048", "--parallel", "2"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-ISc", LOOP, str(orders), *given],
+                ["sh", "-c", KUBELET, "kubelet", sys.executable, "-ISc", LOOP, str(orders), *given],
                 env={**os.environ, "PATH": f"{self._programs()}:{os.environ['PATH']}", "TUNEYARD_TESTS": str(ROOT)},
                 cwd=ROOT,
                 stdout=log,

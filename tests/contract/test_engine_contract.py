@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,7 +27,9 @@ from tests.contract.llamaservers import llama_process, random_adapter
 from tests.contract.test_engine_client import eventually
 from tuneyard.agent.enginetold import VLLM, EngineTold
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
+from tuneyard.api.reasons import Reason
 from tuneyard.planning.engines import Loading
+from tuneyard.systems.engines import llamacpp
 from tuneyard.systems.envoy.front import Guarding
 
 pytestmark = pytest.mark.envoy
@@ -202,6 +207,35 @@ async def test_a_new_adapter_waits_for_its_turn_and_loses_no_stream(pod: Pod) ->
     assert _ready_again_only_at_the_end(told)
     heard = {(await pod.say(name))["choices"][0]["text"] for name in (BASE, *pod.names.values())}
     assert len(heard) >= 2
+
+
+@pytest.mark.parametrize("pod", [KINDS[1]], indirect=True)
+async def test_with_what_the_server_does_not_come_up_the_others_serve_again(
+    pod: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacpp, "ABSENT", 5.0)
+    kept = [pod.has("a", 1), pod.has("b", 2)]
+    pod.follow(*kept, pod.has("broken", 3), turn=True)
+    found = await pod.rig.until(
+        lambda r: "broken" in r.adapters and r.adapters["broken"].state == "Failed", "it is to blame", within=60
+    )
+    assert found.adapters["broken"].reason == Reason.LOAD_REFUSED
+    assert "does not come up with" in str(found.adapters["broken"].message)
+    pod.follow(*kept)
+    await pod.served("a", "b")
+    heard = {(await pod.say(name))["choices"][0]["text"] for name in (BASE, *pod.names.values())}
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize("pod", [KINDS[1]], indirect=True)
+async def test_a_server_that_ends_by_itself_has_the_same_names_again(pod: Pod) -> None:
+    before = {name: (await pod.say(name))["choices"][0]["text"] for name in (BASE, *pod.names.values())}
+    look = ["pgrep", "-f", f"tests.fakes.llamaserver.*--port {pod.engine.port} "]
+    number = (await asyncio.to_thread(subprocess.check_output, look, text=True)).split()[0]
+    os.kill(int(number), signal.SIGKILL)
+    await pod.rig.until(lambda r: r.engine == "Starting", "it is seen to be gone", within=30)
+    await pod.served("a", "b")
+    assert {name: (await pod.say(name))["choices"][0]["text"] for name in before} == before
 
 
 def _ready_again_only_at_the_end(told: list[PodReport]) -> bool:

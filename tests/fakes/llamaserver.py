@@ -2,7 +2,7 @@
 
 HTTP as llama.cpp's server speaks it, as far as an agent and a front see it, with its silent fall-backs: any `model` and
 any number of an adapter are answered with 200, and every answer calls itself the alias. What it says depends on the
-adapter's name, so that who answers can be heard.
+adapter's name, so that who answers can be heard; with one that is called `broken…` it does not come up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LlamaServer:
         self._given = given
         self._adapters = [(path, float(scale)) for path, scale in (item.rsplit(":", 1) for item in given.lora_scaled)]
         for path, _ in self._adapters:
-            if Path(path).read_bytes()[:4] != b"GGUF" or b"broken" in Path(path).read_bytes():
+            if Path(path).read_bytes()[:4] != b"GGUF" or Path(path).parent.name.startswith("broken"):
                 sys.exit(f"failed to load lora adapter {path}")
         if not Path(given.model).exists():
             sys.exit("failed to load the model")

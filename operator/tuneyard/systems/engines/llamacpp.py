@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 ADAPTER = "adapter.gguf"
 _LOOK = 0.1
+ABSENT = 45.0
+"""Seconds that nobody listens until it counts as not coming: it listens before it reads its base, and the kubelet
+begins a container that has ended again after 10 and 20 seconds."""
 _MOST_ENDS = 2
 """The server before it ends once; a second end is the new one's."""
 
@@ -119,18 +122,18 @@ class LlamaCpp(HttpEngine):
         return dict(self._numbers)
 
     async def _came_up(self, adapters: frozenset[str]) -> bool:
-        """Wait until it lists these; False when it was there and went again once more than the one before it."""
-        went, there = 0, False
-        while went < _MOST_ENDS:
+        """Wait until it lists these; False when it went again once more than the one before it, or does not come."""
+        went, there, last = 0, False, time.monotonic()
+        while went < _MOST_ENDS and time.monotonic() - last < ABSENT:
             try:
                 healthy = await self.healthy()
-                there = True
+                there, last = True, time.monotonic()
                 if healthy and (await self._listed()).keys() == adapters:
                     return True
             except EngineGoneError:
                 went, there = went + there, False
             except EngineSlowError:
-                pass  # it reads its base
+                last = time.monotonic()  # it reads its base
             await asyncio.sleep(_LOOK)
         return False
 
