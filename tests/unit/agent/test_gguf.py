@@ -147,7 +147,8 @@ def test_an_adapter_is_scaled_and_ordered_for_llama(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     a, b = random.normal(size=(4, 6)).astype(np.float32), random.normal(size=(8, 4)).astype(np.float16)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_rslora": True}
-    entries = adapter(tmp_path, config, **{f"{LAYER}.q_proj.lora_A.weight": a, f"{LAYER}.q_proj.lora_B.weight": b})
+    halves: dict[str, np.ndarray[Any, Any]] = {"A": a, "B": b}
+    entries = adapter(tmp_path, {f"{LAYER}.q_proj.lora_{half}.weight": values for half, values in halves.items()})
     written = values_in(write_lora(tmp_path, "a.safetensors", entries, read_config(config), LLAMA))
     scale = 8 / 4**0.5
     # two heads of four rows: the halves of each head are interleaved
