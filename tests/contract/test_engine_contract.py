@@ -175,6 +175,9 @@ async def test_an_adapter_that_leaves_the_plan_is_answered_by_nobody(pod: Pod) -
 
     await eventually(refused, "nobody answers under the name")
     assert (await pod.say(pod.names["b"]))["model"] == pod.names["b"]
+    pod.follow(pod.has("a", 1), pod.has("b", 2))
+    await pod.served("a", "b")
+    assert (await pod.say(gone))["model"] == gone, "and by the same name, once it is wanted again"
 
 
 @pytest.mark.parametrize("pod", AT_START, indirect=True)

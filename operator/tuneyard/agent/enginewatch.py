@@ -30,7 +30,6 @@ from tuneyard.systems.engines.base import (
     Engine,
     EngineError,
     EngineGoneError,
-    EngineRefusedError,
     EngineSlowError,
 )
 
@@ -84,7 +83,7 @@ class EngineWatch:
                 self._strikes += 1
                 if self._strikes >= _STRIKES:
                     self._unwell(str(error))
-            except EngineRefusedError as error:
+            except EngineError as error:
                 self._unwell(f"it does not list its models: {error}")
             else:
                 self._strikes = 0

@@ -187,7 +187,9 @@ def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> L
     if not state.engine.healthy or prepared.engine_name in state.proven:
         return None
     if prepared.engine_name not in state.engine.models:
-        return None if state.loading is Loading.AT_START else Load(planned, prepared)
+        # one that loads at start can give a name back that was taken from an adapter, and no more
+        there = state.loading is not Loading.AT_START or prepared.engine_name in (state.begun or ())
+        return Load(planned, prepared) if there else None
     return Probe(planned, prepared)
 
 

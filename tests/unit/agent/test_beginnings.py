@@ -101,6 +101,12 @@ def test_it_does_not_begin_anew_to_get_rid_of_an_adapter() -> None:
     assert Unload(name(A)) in next_steps(after(Published(report, 0.0), state=state), 100.0)
 
 
+def test_an_adapter_that_is_wanted_again_gets_its_name_back() -> None:
+    state = serving(wants(A), EngineSeen(frozenset({"base"})), BaseProven())
+    assert Load(A, prepared(A)) in next_steps(state, 0.0)
+    assert not any(isinstance(step, Begin) for step in next_steps(state, 0.0))
+
+
 def test_a_folder_stays_as_long_as_it_would_begin_with_it() -> None:
     gone = serving(wants(), EngineSeen(frozenset({"base"}), frozenset({name(A)})))
     assert Remove(name(A)) not in next_steps(replace(gone, withdrawn={name(A): 0.0}), 100.0)

@@ -77,6 +77,9 @@ class LlamaCpp(HttpEngine):
         if self._beginning:
             raise EngineGoneError("llama-server begins anew")
         listed = await self._listed()
+        if listed.keys() != (self.begun() or frozenset()):
+            # numbers of one that is about to end
+            raise EngineGoneError("llama-server is about to begin anew")
         told = self._names.read()
         lapsed = (self._numbers.keys() - told) if told else frozenset()
         kept = {name: number for name, number in listed.items() if name not in lapsed}
@@ -88,8 +91,11 @@ class LlamaCpp(HttpEngine):
         return self.begun() or frozenset()
 
     async def load(self, name: str, path: str) -> None:
-        """Refused: it begins with it, or has it not."""
-        raise EngineError(f"llama-server begins with its adapters: {name} at {path} is none of them")
+        """Give an adapter that it has its name again; it takes none that it did not begin with."""
+        if name not in self._numbers:
+            raise EngineError(f"llama-server begins with its adapters: {name} at {path} is none of them")
+        told = self._names.read() | {name}
+        self._serve({n: number for n, number in self._numbers.items() if n in told})
 
     async def unload(self, name: str) -> None:
         """The front refuses the name from now on; running requests end with their adapter."""
