@@ -76,7 +76,7 @@ async def test_names_numbers_and_what_the_front_reads(container: Container) -> N
     async with container.client() as client:
         assert client.begun() is None
         await container.has_begun(client, "b-2", "a-1")
-        assert client.begun() == {"a-1", "b-2"}
+        assert client.begun() == frozenset({"a-1", "b-2"})
         assert await client.models() == {"base", "a-1", "b-2"}
         assert container.names.read_text().splitlines() == [
             'a-1\tbase\t[{"id": 0, "scale": 1.0}]',
@@ -129,13 +129,13 @@ async def test_one_that_does_not_come_up_is_told_to_begin_as_before(
     async with container.client() as client:
         await container.has_begun(client, "a-1")
         beginning = asyncio.create_task(client.begin({n: container.adapter(n) for n in ("a-1", "c-3")}))
-        while client.begun() != {"a-1", "c-3"}:  # noqa: ASYNC110
+        while client.begun() != frozenset({"a-1", "c-3"}):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert container.names.read_text() == "", "nobody is answered meanwhile"
         await container.end()
         with pytest.raises(EngineError, match="does not come up with a-1, c-3"):
             await beginning
-        assert client.begun() == {"a-1"}
+        assert client.begun() == frozenset({"a-1"})
         await container.begin()
         assert await client.models() == {"base", "a-1"}
 
