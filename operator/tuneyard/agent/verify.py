@@ -131,7 +131,7 @@ def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None
         return
     kind = {"gguf": "GGUF", "safetensors": "safetensors"}[weights]
     instead = f"use serving.engine {listed(serving(weights))}"
-    other = "" if weights == "gguf" else ", or a GGUF base (spec.source.build.gguf makes one)"
+    other = "" if weights == "gguf" else ", or convert the base to GGUF"
     raise ArtifactError(
         Reason.ENGINE_UNSUITABLE, f"the base is {kind}, which engine {engine.name} does not serve: {instead}{other}"
     )
