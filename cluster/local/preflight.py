@@ -93,6 +93,11 @@ def require_disk(needed: int, what: str) -> None:
         )
 
 
+def available_memory() -> int:
+    """Bytes that programs may still take."""
+    return _available_memory(Path("/proc/meminfo").read_text())
+
+
 def _available_memory(meminfo: str) -> int:
     line = next(line for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024

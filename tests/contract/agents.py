@@ -13,6 +13,8 @@ from typing import Self
 
 from tests.contract.engines import EngineProcess, adapters
 from tests.contract.ports import free_port
+from tuneyard.agent.basefiles import gguf_base_of
+from tuneyard.agent.enginetold import VLLM, EngineTold
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.obtaining import Obtainer
 from tuneyard.agent.running import Agent, running_agent
@@ -35,6 +37,7 @@ class AgentRig:
         obtainer: Obtainer | None = None,
         pod: str = "pod-0",
         volumes: Path | None = None,
+        told: EngineTold = VLLM,
     ) -> None:
         """`address`: of the pod's front, as the report names it; `volumes`: a folder that pods share.
 
@@ -54,6 +57,7 @@ class AgentRig:
             base_path=engine.base,
             max_rank=16,
             max_cpu_loras=max_cpu_loras,
+            engine=told,
             drain_timeout=30.0,
             engine_key=engine.key,
             engine_url=engine.url,
@@ -124,7 +128,8 @@ class AgentRig:
 
     async def __aenter__(self) -> Self:
         settings, base = self.settings, read_base(self.settings.base_path)
-        shelf = Shelf(settings.volumes, settings.adapters, base, 16, self._obtainer)
+        gguf = gguf_base_of(settings.base_path)
+        shelf = Shelf(settings.volumes, settings.adapters, base, 16, self._obtainer, gguf=gguf)
         self._agent = await self._stack.enter_async_context(running_agent(settings, shelf, self._write))
         return self
 

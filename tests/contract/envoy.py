@@ -33,7 +33,7 @@ from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
 from tuneyard.systems.envoy.documents import Json
-from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.front import Guarding, front_config
 from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.podtls import front_source
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
@@ -296,7 +296,14 @@ class Rig:
 class Front:
     """The real front of a model pod before an engine on loopback."""
 
-    def __init__(self, folder: Path, engine_port: int, name: str = "front", certificate: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine_port: int,
+        name: str = "front",
+        certificate: Path | None = None,
+        guarding: Guarding | None = None,
+    ) -> None:
         """`certificate`: the folder of one, with which it takes TLS too."""
         self.port = free_port()
         source = folder / f"{name}-certificate.json"
@@ -309,6 +316,7 @@ class Front:
             engine_port=engine_port,
             admin_socket=str(folder / f"{name}-admin.sock"),
             certificate=str(source) if certificate is not None else "",
+            guarding=guarding,
         )
         self.envoy = Envoy(config, folder, name)
 

@@ -31,7 +31,8 @@ from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.agentstate import FIRST_RETRY, State
 from tuneyard.systems.artifacts.folder import digest_of
-from tuneyard.systems.engines.vllm import EngineRefusedError, Vllm
+from tuneyard.systems.engines.base import EngineRefusedError
+from tuneyard.systems.engines.vllm import Vllm
 
 RELOAD_SECONDS = 5.0
 """Adapters are back this long after an engine is healthy again, at the latest."""

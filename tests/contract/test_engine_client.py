@@ -27,7 +27,8 @@ from tests.contract.engines import (
     own_engine,
     shared_engine,
 )
-from tuneyard.systems.engines.vllm import EngineError, EngineGoneError, EngineRefusedError, Vllm
+from tuneyard.systems.engines.base import EngineError, EngineGoneError, EngineRefusedError
+from tuneyard.systems.engines.vllm import Vllm
 
 A, B = "adapter-a", "adapter-b"
 HEADERS = {"Authorization": f"Bearer {KEY}"}

@@ -31,7 +31,7 @@ from tuneyard.systems.artifacts.store import Store
 FILES = {"config.json": b"{}", "model.safetensors": random.Random(3).randbytes(24 << 20)}
 SIZE = sum(map(len, FILES.values()))
 HALF = SIZE // 2
-"""With chunks of a MiB, by then more have begun than fit into the window, so some are written; some are still to come."""
+"""By then, with chunks of a MiB, more have begun than the window holds, so some are written; others are to come."""
 EXPIRED = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 

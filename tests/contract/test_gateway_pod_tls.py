@@ -21,6 +21,7 @@ from tests.contract.envoy import Front, Rig, engine_key, model, revision, valida
 from tests.contract.gateway_process import Fronted, GatewayProcess, Team, becomes, engine_name_of, eventually
 from tests.fakes.upstream import Upstream
 from tests.traffic import Load, Traffic
+from tuneyard.agent.enginetold import VLLM, EngineTold
 from tuneyard.agent.verify import _write_front
 from tuneyard.api import names
 from tuneyard.gateway.shadow import Pods, Question
@@ -242,6 +243,7 @@ def test_a_real_api_server_takes_the_pods(team: Team, apiserver: ApiServer) -> N
     assert done.returncode == 0, done.stderr
 
 
-def test_envoy_takes_the_front_s_configuration(tmp_path: Path) -> None:
-    _write_front(tmp_path / "front.yaml", "/etc/tuneyard-front")
+@pytest.mark.parametrize("engine", [VLLM, EngineTold("llamaCpp", health_path="/ready")], ids=["guards", "guarded"])
+def test_envoy_takes_the_front_s_configuration(tmp_path: Path, engine: EngineTold) -> None:
+    _write_front(tmp_path / "front.yaml", "/etc/tuneyard-front", engine)
     assert not validation_errors(yaml.safe_load((tmp_path / "front.yaml").read_text()))

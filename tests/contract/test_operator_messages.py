@@ -185,6 +185,16 @@ BAD: dict[str, tuple[str, Object, str]] = {
             ("more-than-a-gpu", {"gpuMemoryUtilization": 1.5}, "should be less than or equal to 1"),
         )
     },
+    "custom-block-of-another-engine": (
+        "BaseModel",
+        {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "engine": "vllm", "custom": {"healthPath": "/up"}}},
+        "custom describes the engine custom: remove it, or set engine: custom",
+    ),
+    "engine-that-nobody-knows": (
+        "BaseModel",
+        {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "engine": "triton"}},
+        "Unsupported value",
+    ),
     "fewer-copies-at-most-than-in-any-case": (
         "BaseModel",
         {**BASE_SPEC, "serving": {**BASE_SPEC["serving"], "lora": {"copies": 3, "maxCopies": 2}}},

@@ -258,6 +258,9 @@ images:
   tuneyard: {{ include "tuneyard.image" (dict "root" . "name" "tuneyard") | quote }}
   envoy: {{ include "tuneyard.image" (dict "root" . "name" "envoy") | quote }}
   vllm: {{ include "tuneyard.image" (dict "root" . "name" "vllm") | quote }}
+  {{- if .Values.images.llamaCpp }}
+  llamaCpp: {{ include "tuneyard.image" (dict "root" . "name" "llamaCpp") | quote }}
+  {{- end }}
 imagePullPolicy: {{ .Values.imagePullPolicy }}
 engineEnv:
   {{- range $name, $value := .Values.engineEnv }}

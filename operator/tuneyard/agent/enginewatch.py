@@ -25,13 +25,12 @@ from tuneyard.planning.agentstate import (
     Reference,
     ReferenceHeard,
 )
-from tuneyard.systems.engines.vllm import (
+from tuneyard.systems.engines.base import (
     Answer,
+    Engine,
     EngineError,
     EngineGoneError,
-    EngineRefusedError,
     EngineSlowError,
-    Vllm,
 )
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ _SOUND = Answer("", "", ({"": -1.0},))
 class EngineWatch:
     """Tells what it sees of one engine."""
 
-    def __init__(self, knowledge: Knowledge, engine: Vllm, clock: Callable[[], float]) -> None:
+    def __init__(self, knowledge: Knowledge, engine: Engine, clock: Callable[[], float]) -> None:
         self._knowledge = knowledge
         self._engine = engine
         self._clock = clock
@@ -84,7 +83,7 @@ class EngineWatch:
                 self._strikes += 1
                 if self._strikes >= _STRIKES:
                     self._unwell(str(error))
-            except EngineRefusedError as error:
+            except EngineError as error:
                 self._unwell(f"it does not list its models: {error}")
             else:
                 self._strikes = 0

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneyard.agent.basefiles import gguf_base_of
 from tuneyard.agent.obtaining import Ends, Obtainer, Told, never
 from tuneyard.api.digests import PICKLES
 from tuneyard.api.documents import PlannedAdapter
@@ -28,6 +29,7 @@ from tuneyard.planning.adapterchecks import WEIGHTS, multiplied, violations
 from tuneyard.planning.adapterconfig import CONFIG, names_another_base, read_config
 from tuneyard.planning.agentstate import Prepared
 from tuneyard.planning.basefacts import BaseFacts, base_facts
+from tuneyard.planning.gguf import GgufBase
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
 from tuneyard.systems.artifacts.basefiles import base_config, base_tensors
@@ -39,6 +41,7 @@ from tuneyard.systems.artifacts.folder import (
     list_files,
     opened,
 )
+from tuneyard.systems.artifacts.gguf import write_lora
 from tuneyard.systems.artifacts.safetensors import Entry, check_finite, read_header
 
 _log = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ class Shelf:
     """Gets what comes over the network; None: nothing does."""
     base_repo: str | None = None
     """The repository that the base came from, where it came from one."""
+    gguf: GgufBase | None = None
+    """A base for llama.cpp, which reads adapters as GGUF beside what was checked."""
     _examining: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def fetch(self, planned: PlannedAdapter, told: Told = lambda _: None, ends: Ends = never) -> Prepared:
@@ -195,6 +200,8 @@ class Shelf:
         settings = read_config(config)
         factors = multiplied(settings, (entry.tensor for entry in entries))
         self._check_finite(planned, copy, found.digest, entries, factors)
+        if self.gguf is not None:
+            write_lora(copy, WEIGHTS, entries, settings, self.gguf)
         return Prepared(
             source=planned.source,
             digest=found.digest,
@@ -233,6 +240,9 @@ class Shelf:
 
 def read_base(folder: Path) -> BaseFacts:
     """The facts of the base in `folder`, from its config.json and the headers of its weights; raises ArtifactError."""
+    gguf = gguf_base_of(folder)
+    if gguf is not None:
+        return base_facts(gguf.config, gguf.named_as_files())
     return base_facts(base_config(folder), base_tensors(folder))
 
 

@@ -12,6 +12,8 @@ import sys
 import threading
 from pathlib import Path
 
+from tuneyard.agent.basefiles import gguf_base_of
+from tuneyard.agent.enginetold import engine_from
 from tuneyard.agent.fetching import Shelf, read_base
 from tuneyard.agent.settings import KeepSettings, Settings, SettingsError, keep_settings_from, settings_from
 from tuneyard.agent.verify import BaseWanted, Find, Found, verify
@@ -55,8 +57,15 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.agent_command == "verify":
         memory = MemoryDemand.from_dict(json.loads(args.memory)) if args.memory else None
-        tensor = args.tensor_parallel_size
-        wanted = BaseWanted(args.base_model, args.path, tensor, args.digest or None, args.volumes, memory)
+        wanted = BaseWanted(
+            args.base_model,
+            args.path,
+            args.tensor_parallel_size,
+            args.digest or None,
+            volumes=args.volumes,
+            memory=memory,
+            engine=engine_from(os.environ),
+        )
         # The first process of a container is not ended by a signal that it does not handle: a pod that is deleted while
         # its base comes would keep its GPUs for the whole grace period. What has come stays, locks are the kernel's.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
@@ -124,9 +133,10 @@ async def _run(settings: Settings) -> None:
     if settings.base_path.is_symlink():
         held = await asyncio.to_thread(hold_base, obtainer, settings.base_source, settings.base_path)
     base = await asyncio.to_thread(read_base, settings.base_path)
+    gguf = await asyncio.to_thread(gguf_base_of, settings.base_path)
     origin = settings.base_source.hugging_face if settings.base_source else None
     repo = origin.repo if origin else None
-    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer, repo)
+    shelf = Shelf(settings.volumes, settings.adapters, base, settings.max_rank, obtainer, repo, gguf)
     if begins:
         await asyncio.to_thread(shelf.empty)
     async with running_agent(settings, shelf, on_own_pod(api, settings)) as agent:

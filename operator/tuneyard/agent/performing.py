@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import assert_never
 
 from tuneyard.agent.enginewatch import EngineWatch
@@ -19,10 +19,11 @@ from tuneyard.agent.fetching import FetchError, Shelf
 from tuneyard.agent.knowledge import Knowledge
 from tuneyard.api.documents import PlannedAdapter, Transfer
 from tuneyard.api.reasons import Reason
-from tuneyard.planning.agent import Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
+from tuneyard.planning.agent import Begin, Fetch, Load, Probe, ProbeBase, Remove, Step, Unload
 from tuneyard.planning.agentstate import (
     BaseProven,
     Began,
+    Begun,
     Ended,
     Failed,
     Fetched,
@@ -34,13 +35,7 @@ from tuneyard.planning.agentstate import (
 )
 from tuneyard.planning.slowfetches import SLOW_AFTER, gives_way, is_wanted
 from tuneyard.systems.artifacts.download import FetchStopped
-from tuneyard.systems.engines.vllm import (
-    Answer,
-    EngineError,
-    EngineGoneError,
-    EngineRefusedError,
-    Vllm,
-)
+from tuneyard.systems.engines.base import Answer, Engine, EngineError, EngineGoneError, EngineRefusedError
 
 _log = logging.getLogger(__name__)
 
@@ -59,15 +54,18 @@ class Performer:
         self,
         knowledge: Knowledge,
         shelf: Shelf,
-        engine: Vllm,
+        engine: Engine,
         watch: EngineWatch,
         *,
+        drain: Callable[[], Awaitable[bool]],
         clock: Callable[[], float],
     ) -> None:
+        """`drain` takes the pod out of service; it is back when its engine has begun anew."""
         self._knowledge = knowledge
         self._shelf = shelf
         self._engine = engine
         self._watch = watch
+        self._drain = drain
         self._clock = clock
         self._running: set[asyncio.Task[None]] = set()
         self._probing: dict[str, bool] = {}
@@ -104,6 +102,8 @@ class Performer:
                 await self._fetch(step)
             case ProbeBase():
                 await self._probe_base()
+            case Begin():
+                await self._begin(step)
             case Load():
                 await self._load(step)
             case Probe():
@@ -155,6 +155,25 @@ class Performer:
             await asyncio.sleep(_PAUSE)
         else:
             self._knowledge.tell(BaseProven())
+
+    async def _begin(self, step: Begin) -> None:
+        """Have the engine begin anew, while nobody is served by it.
+
+        Where it does not come up, one new adapter is to blame; of several, the first is tried alone, others later.
+        """
+        before = self._engine.begun()
+        named = {p.engine_name: self._shelf.path(p.engine_name) for _, p in step.adapters}
+        if before is not None and self._knowledge.state.engine.healthy:
+            await self._drain()
+        new = [(a, p) for a, p in step.adapters if p.engine_name not in (before or ())]
+        try:
+            await self._engine.begin(named)
+        except EngineError as error:
+            for planned, prepared in new if len(new) == 1 else new[1:]:
+                self._fail(planned, Reason.LOAD_REFUSED, str(error), prepared.digest)
+            _log.warning("the engine goes on as before: %s", error)
+        self._knowledge.tell(Begun(self._engine.begun() or frozenset()))
+        await self._watch.look()
 
     async def _load(self, step: Load) -> None:
         name = step.prepared.engine_name

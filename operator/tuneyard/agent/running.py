@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 
 from tuneyard.agent.draining import Drain
+from tuneyard.agent.engineclients import client_of
 from tuneyard.agent.enginewatch import EngineWatch
 from tuneyard.agent.fetching import Shelf
 from tuneyard.agent.front import Front
@@ -31,7 +32,6 @@ from tuneyard.agent.snapshot import SNAPSHOT, Snapshot
 from tuneyard.planning.agent import next_steps, next_time
 from tuneyard.planning.agentstate import State
 from tuneyard.planning.podreport import pod_report
-from tuneyard.systems.engines.vllm import Vllm
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +54,17 @@ async def running_agent(
     by a bug, so does the context, with that error: a restarted agent takes nothing back, a limping one serves nobody.
     """
     snapshot = Snapshot(settings.run / SNAPSHOT)
-    fresh = State(settings.address, settings.base_model, settings.max_cpu_loras, settings.tls)
+    fresh = State(
+        settings.address, settings.base_model, settings.max_cpu_loras, settings.tls, loading=settings.engine.adapters
+    )
     knowledge = Knowledge(snapshot.restore(fresh, await asyncio.to_thread(shelf.clean)))
     front = Front(settings.front_admin)
     drain = Drain(knowledge, front, settings.drain_timeout, clock)
     publisher = Publisher(knowledge, write, clock)
-    async with Vllm(settings.engine_url, settings.engine_key) as engine:
+    async with client_of(settings) as engine:
+        knowledge.state = replace(knowledge.state, begun=engine.begun())
         watch = EngineWatch(knowledge, engine, clock)
-        performer = Performer(knowledge, shelf, engine, watch, clock=clock)
+        performer = Performer(knowledge, shelf, engine, watch, drain=drain.drain, clock=clock)
         async with _serving(application(knowledge, drain), settings.port), asyncio.TaskGroup() as group:
             work = [
                 group.create_task(watch.run(), name="engine watch"),

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
 from tuneyard.api import names
 from tuneyard.api.sources import Source
 
@@ -44,6 +45,7 @@ class Settings(PodIdentity):
     """Whether the pod's front has a certificate."""
     shared_adapters: bool = False
     """Whether engines of other pods read `adapters` too, so that it outlives the pod."""
+    engine: EngineTold = VLLM
     base_source: Source | None = None
     """Where a base comes from that is fetched over the network."""
     engine_url: str = f"http://127.0.0.1:{names.ENGINE_PORT}"
@@ -78,9 +80,17 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         engine_key=text("TUNEYARD_ENGINE_KEY"),
         tls=environment.get("TUNEYARD_FRONT_TLS") == "true",
         shared_adapters=environment.get("TUNEYARD_SHARED_ADAPTERS") == "true",
+        engine=_engine(environment),
         base_source=_base_source(environment),
         cache_limit=cache_limit(environment),
     )
+
+
+def _engine(environment: Mapping[str, str]) -> EngineTold:
+    try:
+        return engine_from(environment)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 @dataclass(frozen=True)

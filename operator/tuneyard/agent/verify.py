@@ -21,17 +21,20 @@ from typing import Any
 
 import yaml
 
+from tuneyard.agent.basefiles import gguf_base_of
+from tuneyard.agent.enginetold import VLLM, EngineTold
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import attention_heads
+from tuneyard.planning.engines import ENGINES, Weights, listed, serving
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.settingchecks import unfit_for_base
 from tuneyard.systems.artifacts.basefiles import base_config, read_size
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
 from tuneyard.systems.artifacts.safetensors import read_header
-from tuneyard.systems.envoy.front import front_config
+from tuneyard.systems.envoy.front import Guarding, front_config
 from tuneyard.systems.envoy.podtls import front_source
 
 _log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class BaseWanted:
     volumes: Path = Path("/artifacts")
     memory: MemoryDemand | None = None
     """How it is to be served, where that is compared with its size."""
+    engine: EngineTold = VLLM
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def verify(
     try:
         report = examine(wanted, (find or on_volume)(wanted))
         if report.ok and front is not None:
-            _write_front(front, certificate)
+            _write_front(front, certificate, wanted.engine)
     except ArtifactError as error:
         report = _failed(error.reason, str(error))
     except Exception as error:  # noqa: BLE001
@@ -91,21 +95,26 @@ def verify(
     return 0 if report.ok else 1
 
 
-def _write_front(path: Path, certificate: str) -> None:
+def _write_front(path: Path, certificate: str, engine: EngineTold) -> None:
     """The front's configuration and, beside it, where its certificate is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     source = path.with_name("front-certificate.json")
     if certificate:
         source.write_text(json.dumps(front_source(certificate)))
-    config = front_config(certificate=str(source) if certificate else "")
+    guarding = None if engine.guards else Guarding(str(path.with_name("front-models")), engine.health_path)
+    config = front_config(certificate=str(source) if certificate else "", guarding=guarding)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     """What there is to say of the base; raises ArtifactError."""
     folder = base.folder
-    config = base_config(folder)
     files = list_files(folder)
+    gguf = gguf_base_of(folder)
+    _fits_engine(wanted.engine, "gguf" if gguf else "safetensors", files)
+    if gguf is not None:
+        return _with_digest(wanted, base, files, _sendable(gguf.architecture, 200))
+    config = base_config(folder)
     _weights(folder, files)
     if not any(name in files or name.endswith(".tiktoken") for name in _TOKENIZERS):
         raise ArtifactError(Reason.FILES_MISSING, "the tokenizer's files are missing: copy the whole model")
@@ -122,7 +131,27 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     misfit = _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
-    found = base if base.digest else _hashed(folder, files)
+    return _with_digest(wanted, base, files, architecture)
+
+
+def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None:
+    """Raises ArtifactError where the engine does not serve bases of this format."""
+    if not (weights == "gguf" or _has_safetensors(files)) or weights in ENGINES[engine.name].weights:
+        return
+    kind = {"gguf": "GGUF", "safetensors": "safetensors"}[weights]
+    instead = f"use serving.engine {listed(serving(weights))}"
+    other = "" if weights == "gguf" else ", or convert the base to GGUF"
+    raise ArtifactError(
+        Reason.ENGINE_UNSUITABLE, f"the base is {kind}, which engine {engine.name} does not serve: {instead}{other}"
+    )
+
+
+def _has_safetensors(files: list[str]) -> bool:
+    return any(name.endswith(".safetensors") and "/" not in name for name in files)
+
+
+def _with_digest(wanted: BaseWanted, base: Found, files: list[str], architecture: str) -> BaseReport:
+    found = base if base.digest else _hashed(base.folder, files)
     if wanted.digest not in (None, found.digest):
         return _failed(
             Reason.DIGEST_MISMATCH,

@@ -61,13 +61,16 @@ class PoolPlan(ApiModel):
     pods: list[str] | None = None
     """The pods among which the adapters are spread; one that is missing was not thought of yet. None: every pod has
     every adapter."""
+    turns: list[str] | None = None
+    """The pods whose engine may begin anew now, where engines load adapters only when they begin; None: nobody asks."""
     adapters: list[PlannedAdapter] = []
 
     def share(self, pod: str) -> PoolPlan:
         """What of the plan is for one pod. Its `pods` is empty where the plan was made without that pod."""
         mine = [a for a in self.adapters if a.pods is None or pod in a.pods]
         counted = None if self.pods is None else [p for p in self.pods if p == pod]
-        return self.model_copy(update={"adapters": mine, "pods": counted})
+        turns = None if self.turns is None else [p for p in self.turns if p == pod]
+        return self.model_copy(update={"adapters": mine, "pods": counted, "turns": turns})
 
 
 def stored_plan(plan: PoolPlan | PrewarmPlan) -> dict[str, dict[str, str]]:
@@ -155,6 +158,8 @@ class PodReport(ApiModel):
     """Whether the front takes TLS too; None: plain HTTP only."""
     awaits_share: bool | None = None
     """Whether the plan was made without this pod; None: the plan has every adapter on every pod."""
+    asks_for_turn: bool | None = None
+    """Whether its engine has to begin anew for adapters of the plan, and waits for the plan to say that it may."""
     base_transfer: Transfer | None = None
     """Only while the base's files come; the engine is Starting then."""
     adapters: dict[str, AdapterReport] = {}

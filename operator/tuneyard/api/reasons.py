@@ -173,6 +173,14 @@ class Reason(StrEnum):
         "NamesAnotherBase",
         "A warning: base_model_name_or_path in adapter_config.json is another repository than the base model's.",
     )
+    ADAPTERS_NOT_SERVED = (
+        "AdaptersNotServed",
+        "The pool's engine serves its base alone: another engine or a merged base serves the adapter.",
+    )
+    ENGINE_UNSUITABLE = (
+        "EngineUnsuitable",
+        "The engine cannot do what the serving block or the base's format asks of it; the message says which can.",
+    )
     POOL_FULL = ("PoolFull", "More adapters are wanted than serving.lora.maxCpuLoras allows.")
 
     # traffic and its events

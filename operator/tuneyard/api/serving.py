@@ -31,6 +31,39 @@ goes on.
 """
 
 
+EngineName = Literal["vllm", "llamaCpp", "ollama", "sglang", "tgi", "custom"]
+
+
+class CustomEngine(ApiModel):
+    """Any OpenAI-compatible server as an engine: it listens on 127.0.0.1, port $(TUNEYARD_ENGINE_PORT), without a key.
+
+    The pod's front demands the key and lets nobody else in. The base's files are in $(TUNEYARD_BASE_PATH).
+    """
+
+    command: Annotated[
+        list[Text] | None, Field(max_length=64, description="The container's command; default: the image's.")
+    ] = None
+    args: Annotated[list[Text] | None, Field(max_length=128, description="The container's arguments.")] = None
+    health_path: Annotated[
+        str,
+        Field(max_length=256, pattern="^/[A-Za-z0-9/_.~-]*$", description="Answers 200 once the engine can be asked."),
+    ] = "/health"
+    model_name: Annotated[
+        str | None,
+        Field(
+            max_length=253,
+            description="What the engine wants to read as `model` for the base; default: the BaseModel's name.",
+        ),
+    ] = None
+    adapters: Annotated[
+        Literal["None", "AtRunTime"],
+        Field(
+            description="AtRunTime: it has vLLM's /v1/load_lora_adapter and /v1/unload_lora_adapter, reads adapters from "
+            "/adapters and answers 404 for a model that it does not know. None: it serves the base alone."
+        ),
+    ] = "None"
+
+
 class LoRASettings(ApiModel):
     """Limits for adapters in one engine."""
 
@@ -244,14 +277,26 @@ class ServingSpec(EngineSettings):
                     "nodesPerReplica must divide tensorParallelSize x pipelineParallelSize: every node of a replica has as "
                     "many GPUs of it",
                 ),
+                cel(
+                    "!has(self.custom) || !has(self.engine) || self.engine == 'custom'",
+                    "custom describes the engine custom: remove it, or set engine: custom",
+                ),
             ]
         }
     )
 
-    engine: Annotated[Literal["vllm"] | None, Field(description="The engine; default vllm.")] = None
+    engine: Annotated[
+        EngineName | None,
+        Field(description="The engine; default vllm. What each can do: docs/howto/choose-an-engine.md."),
+    ] = None
+    custom: Annotated[CustomEngine | None, Field(description="How engine custom is run; of no other engine.")] = None
     image: Annotated[
         str | None,
-        Field(max_length=512, description="The engine's image; default: the chart's images.vllm."),
+        Field(
+            max_length=512,
+            description="The engine's image; default: the chart's images.vllm or images.llamaCpp. Other engines have no "
+            "default.",
+        ),
     ] = None
     tensor_parallel_size: Annotated[
         int | None,

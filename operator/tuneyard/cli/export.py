@@ -1,15 +1,18 @@
-"""`tuneyard export httproute NAME`: a ModelDeployment for a gateway of your own. Reads only, and writes YAML.
+"""`tuneyard export httproute NAME`: a ModelDeployment for a gateway of your own; `tuneyard export ollama FILE`: a
+manifest's base and adapter as a Modelfile. Both read only, and write text.
 
-Exit codes: 0 written, 1 when it cannot be said in such a route or the cluster cannot be read.
+Exit codes: 0 written, 1 when it cannot be said in such a form or the cluster or file cannot be read.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from tuneyard.api import names
 from tuneyard.cli.httproute import Place, Wanted, to_gateway, to_pools
+from tuneyard.cli.modelfile import modelfile_of
 from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_deployment, read_registry
 
@@ -52,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the Service of Tuneyard's gateways (default {_SERVICE})",
     )
     add_cluster_arguments(route)
+    words = "a Modelfile for Ollama, from a manifest with a BaseModel and, where one is to be used, a LoRAAdapter"
+    ollama = kinds.add_parser("ollama", help=words, description=f"{words[0].upper()}{words[1:]}.")
+    ollama.add_argument("file", metavar="FILE", type=Path, help="the manifest")
+    ollama.add_argument("--adapter", metavar="NAME", help="the LoRAAdapter; default: the base alone")
+    ollama.add_argument("--gguf", metavar="PATH", help="the base's GGUF file; default: what its source says")
+    ollama.add_argument("--adapter-gguf", metavar="PATH", help="the adapter's GGUF file; default: beside its source")
 
 
 def _gateway(text: str) -> Place:
@@ -70,7 +79,10 @@ def _service(text: str) -> Place:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the route; raises UserError where it would not do what it says."""
+    """Print the route or the Modelfile; raises UserError where it would not do what it says."""
+    if args.kind == "ollama":
+        sys.stdout.write(modelfile_of(args.file, args.adapter, args.gguf, args.adapter_gguf))
+        return 0
     cluster = open_cluster(args.kubeconfig, args.context)
     namespace = args.namespace or cluster.namespace
     deployment = read_deployment(cluster, namespace, args.name)

@@ -9,7 +9,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, Revision, TrafficTarget
 from tuneyard.api.reasons import Reason
-from tuneyard.planning import ranks, servingchecks, vllmcontainer
+from tuneyard.planning import enginecontainer, servingchecks
 from tuneyard.planning.enginepresets import engine_of
 from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
@@ -125,7 +125,7 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
         groups=serving.replicas if serving.nodes_per_replica > 1 else None,
         gpus_per_pod=gpus,
         gpus=gpus * pods,
-        arguments=[*vllmcontainer.arguments(pool, base, settings), *ranks.arguments(pool)],
+        arguments=enginecontainer.started(pool, base, settings)["args"],
         memory=_memory(read.size, serving, settings) if read.size else None,
         memory_unknown=read.unread or None,
         problem=named(problem) if problem else None,

@@ -13,6 +13,8 @@ Rules:
 - an adapter that failed has its files kept, is taken out of the engine and tried again later;
 - an engine that is healthy by its own word but generates nothing gets nothing more to do: it is restarted (by failing
   its health checks, which needs no step: tuneyard.agent.healthswitch);
+- an engine that takes adapters only when it begins (`Begin`) is begun once all files are there that come soon; later it
+  begins anew for new ones when it is this pod's turn (the plan says so) or nobody is served by it anyway;
 - a draining pod begins nothing and removes nothing.
 
 Steps are values; the executor starts every step it is told and says when it is over. A step is told only while it is
@@ -26,8 +28,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tuneyard.api.documents import PlannedAdapter
-from tuneyard.planning.agentstate import Prepared, State, current, is_put_off
-from tuneyard.planning.podreport import within_room
+from tuneyard.planning.agentstate import Prepared, State, current, is_put_off, within_room
+from tuneyard.planning.beginnings import beginning
+from tuneyard.planning.engines import Loading
 
 GRACE = 3.0
 """Seconds between publishing that an adapter is going and unloading it: gateways hear of it in milliseconds."""
@@ -108,7 +111,19 @@ class Remove:
         return ("engine", self.engine_name)
 
 
-Step = Fetch | ProbeBase | Load | Probe | Unload | Remove
+@dataclass(frozen=True)
+class Begin:
+    """Have an engine that loads at start begin anew with these adapters, after the pod has been drained."""
+
+    adapters: tuple[tuple[PlannedAdapter, Prepared], ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What must not run twice at a time."""
+        return ("begin", "")
+
+
+Step = Fetch | ProbeBase | Begin | Load | Probe | Unload | Remove
 
 
 def next_steps(state: State, now: float) -> list[Step]:
@@ -116,6 +131,8 @@ def next_steps(state: State, now: float) -> list[Step]:
     if state.plan is None or state.draining or state.engine.poisoned:
         return []
     base: list[Step] = [ProbeBase()] if state.engine.healthy and not state.engine.answers else []
+    begun_with = beginning(state, now)
+    base += [] if begun_with is None else [Begin(begun_with)]
     return [step for step in base if step.key not in state.working] + [*_forward(state, now), *_backward(state, now)]
 
 
@@ -170,7 +187,9 @@ def _engine_step(state: State, planned: PlannedAdapter, prepared: Prepared) -> L
     if not state.engine.healthy or prepared.engine_name in state.proven:
         return None
     if prepared.engine_name not in state.engine.models:
-        return Load(planned, prepared)
+        # one that loads at start can give a name back that was taken from an adapter, and no more
+        there = state.loading is not Loading.AT_START or prepared.engine_name in (state.begun or ())
+        return Load(planned, prepared) if there else None
     return Probe(planned, prepared)
 
 

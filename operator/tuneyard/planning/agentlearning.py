@@ -18,6 +18,7 @@ from tuneyard.planning.agentstate import (
     MESSAGE,
     BaseProven,
     Began,
+    Begun,
     DrainAsked,
     Ended,
     Engine,
@@ -50,7 +51,9 @@ def learned(state: State, event: Event) -> State:
     match event:
         case PlanChanged(plan):
             return _after_plan(state, plan)
-        case EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned() | ReferenceHeard() | BaseProven():
+        case (
+            EngineSeen() | EngineUnwell() | EngineGone() | EnginePoisoned() | ReferenceHeard() | BaseProven() | Begun()
+        ):
             return _after_engine(state, event)
         case Began(key):
             return replace(state, working=state.working | {key})
@@ -126,6 +129,10 @@ def _after_engine(state: State, event: EngineEvent) -> State:
     match event:
         case ReferenceHeard(reference):
             return replace(state, engine=replace(engine, reference=reference))
+        case Begun(names):
+            # what it had proven was another process's, whether or not anybody saw it go
+            fresh = Engine(seen=True, busy=frozenset())
+            return replace(state, begun=names, engine=fresh, proven={}, draining=False)
         case EngineGone():
             # whatever it was drained for has happened; should it come back, the pod is not leaving
             return replace(state, engine=Engine(seen=True, busy=frozenset()), proven={}, draining=False)

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, TypeVar
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan, Transfer
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
+from tuneyard.planning.engines import Loading
 
 MESSAGE = 800
 """Characters of a failure's message: it may hold names out of an artifact, which are of any length."""
@@ -101,6 +102,10 @@ class State:
     max_cpu_loras: int
     tls: bool = False
     """Whether the pod's front takes TLS."""
+    loading: Loading = Loading.AT_RUN_TIME
+    """When the engine takes adapters."""
+    begun: frozenset[str] | None = None
+    """Engine names that an engine which loads at start was told to begin with; None: it was told nothing yet."""
     plan: PoolPlan | None = None
     engine: Engine = Engine()
     prepared: Mapping[str, Prepared] = field(default_factory=_empty)
@@ -131,6 +136,15 @@ def is_put_off(state: State, planned: PlannedAdapter, now: float) -> bool:
     """Whether the adapter has failed and is not tried yet."""
     failure = state.failures.get(planned.name)
     return failure is not None and now < failure.retry_at
+
+
+def within_room(state: State) -> frozenset[str]:
+    """Names of the planned adapters that have a place: what serves keeps its place, then in the plan's order."""
+    adapters = state.plan.adapters if state.plan else []
+    serving = [a.name for a in adapters if (p := current(state, a)) is not None and p.engine_name in state.proven]
+    having = frozenset(serving)
+    others = [a.name for a in adapters if a.name not in having]
+    return frozenset((serving + others)[: state.max_cpu_loras])
 
 
 # events
@@ -164,6 +178,13 @@ class EngineGone:
 @dataclass(frozen=True)
 class EnginePoisoned:
     """The engine is healthy by its own word and generates nothing."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The engine was told to begin anew with these engine names, and did."""
+
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -272,6 +293,7 @@ Event = (
     | EnginePoisoned
     | ReferenceHeard
     | BaseProven
+    | Begun
     | Fetching
     | Slow
     | Fetched
@@ -284,4 +306,4 @@ Event = (
     | Ended
     | DrainAsked
 )
-EngineEvent = EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | ReferenceHeard | BaseProven
+EngineEvent = EngineSeen | EngineUnwell | EngineGone | EnginePoisoned | ReferenceHeard | BaseProven | Begun

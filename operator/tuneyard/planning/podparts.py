@@ -15,6 +15,8 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.serving import ArtifactCache
 from tuneyard.api.sources import Source
+from tuneyard.planning.engines import capabilities
+from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 
 CACHE = "/cache"
@@ -105,6 +107,20 @@ def fetching(cache: ArtifactCache, settings: Settings) -> list[dict[str, Any]]:
     limit = [] if cache.size_limit is None else [value("TUNEYARD_CACHE_LIMIT", str(cache.size_limit))]
     mirror = [value("HF_ENDPOINT", settings.hub_endpoint)] if settings.hub_endpoint else []
     return [*_identity(), *limit, *mirror, value("TMPDIR", RUN)]
+
+
+def engine_settings(pool: Pool) -> list[dict[str, Any]]:
+    """What verify and the agent are told of an engine that is not vLLM."""
+    serving = pool.serving
+    if serving.engine == "vllm":
+        return []
+    row = capabilities(serving.engine, serving.custom)
+    return [
+        value("TUNEYARD_ENGINE", serving.engine),
+        value("TUNEYARD_ENGINE_ADAPTERS", row.adapters.value),
+        value("TUNEYARD_ENGINE_HEALTH", row.health_path),
+        value("TUNEYARD_ENGINE_MODEL", literal(row.model_name or pool.base_model)),
+    ]
 
 
 def base_digest(config_map: str) -> dict[str, Any]:

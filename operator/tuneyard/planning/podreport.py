@@ -28,7 +28,8 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.names import short_hash
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
-from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current
+from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current, within_room
+from tuneyard.planning.beginnings import asks_for_turn
 from tuneyard.planning.remedies import clipped
 
 REPORT_BYTES = 200 << 10
@@ -52,6 +53,7 @@ def pod_report(state: State) -> PodReport | None:
         engine=engine,
         base_model=state.base_model,
         tls=state.tls or None,
+        asks_for_turn=True if asks_for_turn(state) else None,
         awaits_share=None if state.plan.pods is None else not state.plan.pods,
         adapters={
             a.name: _adapter_report(state, a, a.name in served, ready).model_copy(
@@ -71,15 +73,6 @@ def failed_with(report: AdapterReport, adapter: LoRAAdapterResource) -> bool:
     """Whether the pod has failed with this adapter: one that has not read the new plan speaks of what had its name."""
     mine = report.source in (None, source_mark(adapter.spec.source)) and report.wished in (None, adapter.pinned_digest)
     return report.state == "Failed" and mine
-
-
-def within_room(state: State) -> frozenset[str]:
-    """Names of the planned adapters that have a place: what serves keeps its place, then in the plan's order."""
-    adapters = state.plan.adapters if state.plan else []
-    serving = [a.name for a in adapters if (p := current(state, a)) is not None and p.engine_name in state.proven]
-    having = frozenset(serving)
-    others = [a.name for a in adapters if a.name not in having]
-    return frozenset((serving + others)[: state.max_cpu_loras])
 
 
 def fitting(report: PodReport, pinned: Set[str], most: int = REPORT_BYTES) -> PodReport:

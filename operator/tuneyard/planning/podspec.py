@@ -20,7 +20,8 @@ from typing import Any
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
-from tuneyard.planning import ranks, vllmcontainer
+from tuneyard.planning import enginecontainer
+from tuneyard.planning.engines import capabilities
 from tuneyard.planning.gpumemory import checked_demand
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
 from tuneyard.planning.podparts import (
@@ -30,6 +31,7 @@ from tuneyard.planning.podparts import (
     bounded,
     cache_mount,
     container,
+    engine_settings,
     fetching,
     key_variable,
     literal,
@@ -74,7 +76,7 @@ def pod_template(pool: Pool, base: BaseModelResource, settings: Settings) -> dic
 
     Where a replica spans nodes it is that of its leader: the one pod that others know of.
     """
-    containers = [verify(pool, base, settings, front=True), _front(settings), _agent(pool, base, settings)]
+    containers = [verify(pool, base, settings, front=True), _front(pool, settings), _agent(pool, base, settings)]
     return template(pool, base, settings, pod_labels(pool), [*containers, _engine(pool, base, settings)])
 
 
@@ -165,7 +167,7 @@ def verify(pool: Pool, base: BaseModelResource, settings: Settings, *, front: bo
             *_memory(pool, settings),
             *fetch,
         ],
-        env=env,
+        env=[*env, *engine_settings(pool)],
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
@@ -177,7 +179,8 @@ def _memory(pool: Pool, settings: Settings) -> list[str]:
     return ["--memory", json.dumps(demand.to_dict(), sort_keys=True)] if demand else []
 
 
-def _front(settings: Settings) -> dict[str, Any]:
+def _front(pool: Pool, settings: Settings) -> dict[str, Any]:
+    guards = capabilities(pool.serving.engine, pool.serving.custom).guards
     return container(
         FRONT,
         settings.images.envoy,
@@ -185,6 +188,7 @@ def _front(settings: Settings) -> dict[str, Any]:
         restartPolicy="Always",
         command=["envoy"],
         args=["-c", FRONT_CONFIG, "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"],
+        **({} if guards else {"env": [key_variable("TUNEYARD_ENGINE_KEY", pool.name)]}),
         ports=[{"name": "front", "containerPort": names.FRONT_PORT, "protocol": "TCP"}],
         resources=requests("50m", "64Mi"),
         volumeMounts=[
@@ -217,6 +221,7 @@ def _agent(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str,
                 if shares_adapters(serving.nodes_per_replica, serving.cache)
                 else []
             ),
+            *engine_settings(pool),
             key_variable("TUNEYARD_ENGINE_KEY", pool.name),
         ],
         readinessProbe={
@@ -258,11 +263,8 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
     health = {"path": "/health", "port": names.FRONT_PORT}
     return container(
         ENGINE,
-        serving.image or settings.images.vllm,
-        settings,
-        command=vllmcontainer.COMMAND,
-        args=[*vllmcontainer.arguments(pool, base, settings), *ranks.arguments(pool)],
-        env=[*vllmcontainer.environment(pool, settings), *ranks.environment(pool)],
+        settings=settings,
+        **enginecontainer.started(pool, base, settings),
         resources=engine_resources(serving.resources),
         startupProbe={
             "httpGet": health,
@@ -280,7 +282,7 @@ def _engine(pool: Pool, base: BaseModelResource, settings: Settings) -> dict[str
             # never answers, and would hold its container for the pod's whole grace period
             "terminationGracePeriodSeconds": GRACE_BEYOND_DRAIN,
         },
-        lifecycle={"preStop": {"exec": {"command": _loopback("POST", "/drain", serving.drain_timeout + 45)}}},
+        lifecycle={"preStop": {"exec": {"command": _drain(pool)}}},
         volumeMounts=engine_mounts(pool, base),
     )
 
@@ -294,7 +296,7 @@ def engine_mounts(pool: Pool, base: BaseModelResource) -> list[dict[str, Any]]:
         adapters_mount(pool, read_only=True),
         mount("shm", "/dev/shm"),  # noqa: S108
         mount("tmp", "/tmp"),  # noqa: S108
-        mount("home", vllmcontainer.HOME),
+        mount("home", enginecontainer.HOME),
         *compile_cache_mounts(pool),
     ]
 
@@ -303,6 +305,27 @@ def _loopback(method: str, path: str, timeout: int) -> list[str]:
     """A command that calls the agent from inside the pod; both images have Python, neither needs to have curl."""
     request = f"r.Request('http://127.0.0.1:{names.AGENT_PORT}{path}', method='{method}')"
     return ["python3", "-c", f"import urllib.request as r; r.urlopen({request}, timeout={timeout})"]
+
+
+def _drain(pool: Pool) -> list[str]:
+    """A command that drains the pod, by what its image is known to have; of others a shell with a client of HTTP."""
+    seconds = pool.serving.drain_timeout + 45
+    drain = _loopback("POST", "/drain", seconds)
+    if pool.serving.engine not in ("ollama", "custom"):
+        return drain
+    url = f"http://127.0.0.1:{names.AGENT_PORT}/drain"
+    plain = "POST /drain HTTP/1.0\\r\\nHost: agent\\r\\nContent-Length: 0\\r\\n\\r\\n"
+    script = f"""
+if command -v python3 >/dev/null; then exec python3 -c "$1"; fi
+if command -v curl >/dev/null; then exec curl -sf -m {seconds} -X POST {url}; fi
+if command -v wget >/dev/null; then exec wget -q -T {seconds} -O - --post-data= {url}; fi
+if command -v bash >/dev/null; then
+  exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/{names.AGENT_PORT}; printf "{plain}" >&3; cat <&3 >/dev/null'
+fi
+echo "python3, curl, wget or bash is needed to drain this pod" >&2
+exit 1
+"""
+    return ["sh", "-c", script.strip(), "drain", drain[-1]]
 
 
 def _served_once() -> list[str]:

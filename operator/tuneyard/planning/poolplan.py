@@ -116,6 +116,7 @@ def wanted_plan(
         max_rank=pool.serving.lora.max_rank,
         copies=number,
         pods=found.counted,
+        turns=turns([p for p in obs.pods if p.pool == pool.name and not p.deleted], before),
         adapters=[_planned(known[n], found.having[n], found.more.get(n)) for n in sorted(found.having)],
     )
     stays = {name: since for name, since in unused.items() if name in found.having}
@@ -129,6 +130,21 @@ def wanted_plan(
         ANNOTATION_VANISHED_ADAPTERS: {name: rfc3339(since) for name, since in vanished.items()},
     }
     return WantedPlan(plan, marks, (*found.waits, *waits), _grew(before, plan, found.loads))
+
+
+def turns(pods: Sequence[PodObservation], before: PoolPlan | None) -> list[str] | None:
+    """The pod whose engine may begin anew for adapters, while all others serve; None: nobody asks.
+
+    Whoever has the turn keeps it until it serves again: one pod at a time is away.
+    """
+    asking = sorted(p.name for p in pods if p.report is not None and p.report.asks_for_turn)
+    away = {p.name for p in pods if not _offers(p)}
+    having = [name for name in (before.turns if before and before.turns else ()) if name in away or name in asking]
+    if having:
+        return having
+    if not asking:
+        return None
+    return [name for name in asking if away <= {name}][:1]
 
 
 def _places(

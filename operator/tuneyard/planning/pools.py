@@ -41,11 +41,13 @@ from tuneyard.api.serving import (
     ArtifactCache,
     ArtifactVolume,
     CompileCache,
+    CustomEngine,
     LoRASettings,
     Resources,
     ServingSpec,
     Toleration,
 )
+from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 from tuneyard.planning.sharedadapters import adapters_not_shared
@@ -90,6 +92,7 @@ class Serving:
     update: Literal["Surge", "Replace"]
     drain_timeout: int
     startup_timeout: int
+    custom: CustomEngine | None = None
 
     def declares(self, volume: str) -> bool:
         """Whether pods of the pool have that artifact volume."""
@@ -139,9 +142,11 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         spec = block.over(spec) if block else spec
     tensor, pipeline, data = spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size
     nodes = spec.nodes_per_replica or 1
-    gpus = (tensor or 1) * (pipeline or 1) * (data or 1) // nodes
+    engine = spec.engine or "vllm"
+    gpus = {GPU: (tensor or 1) * (pipeline or 1) * (data or 1) // nodes} if engines.ENGINES[engine].gpus else None
     return Serving(
-        engine=spec.engine or "vllm",
+        engine=engine,
+        custom=spec.custom,
         image=spec.image,
         tensor_parallel_size=tensor or 1,
         pipeline_parallel_size=pipeline or 1,
@@ -153,7 +158,7 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
-        resources=Resources(limits={GPU: gpus}) if spec.resources is None else spec.resources,
+        resources=Resources(limits=gpus) if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
         cache=spec.cache or ArtifactCache(),
         compile_cache=spec.compile_cache,
@@ -359,7 +364,18 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
 
 def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
     not_shared = adapters_not_shared(serving.cache) if serving.nodes_per_replica > 1 else None
-    return volume_not_declared(serving, adapter) or not_shared
+    return adapters_not_served(serving) or volume_not_declared(serving, adapter) or not_shared
+
+
+def adapters_not_served(serving: Serving) -> Problem | None:
+    """An engine that would answer for the base where an adapter was asked for."""
+    if engines.capabilities(serving.engine, serving.custom).adapters is not engines.Loading.NEVER:
+        return None
+    return Problem(
+        Reason.ADAPTERS_NOT_SERVED,
+        f"Tuneyard loads no adapters into engine {serving.engine}: use {engines.listed(engines.LOADING)}, or merge the "
+        "adapter into a base of its own",
+    )
 
 
 def volume_not_declared(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
+from tuneyard.planning import engines
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import Serving
 from tuneyard.planning.quantities import is_quantity
@@ -26,6 +27,14 @@ from tuneyard.planning.settings import Settings
 
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+_RESERVED = {
+    "llamaCpp": ("-m", "-a", "--alias", "--api-key-file", "--lora", "--lora-scaled", "--lora-init-without-apply"),
+    "sglang": ("--model-path", "--tp-size", "--tp"),
+    "tgi": ("--model-id", "--hostname", "--num-shard"),
+    "ollama": (),
+}
+"""What each engine's container is given by Tuneyard, beside the arguments that no engine's extraArgs may set."""
 
 
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
@@ -37,6 +46,8 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or malformed_quantities(serving)
         or malformed_node_selector(serving)
         or reserved_argument(serving)
+        or engine_not_described(serving)
+        or engine_cannot(serving)
         or nodes_do_not_fit(serving)
         or draft_not_on_a_volume(serving)
         or unsupported_setting(serving, settings.images.vllm)
@@ -193,3 +204,39 @@ def draft_not_on_a_volume(serving: Serving) -> Problem | None:
     if draft.path.startswith("/") or ".." in draft.path.split("/"):
         return Problem(Reason.UNSAFE_PATH, f"serving.speculative.draft.path {draft.path} leaves the volume")
     return None
+
+
+def engine_not_described(serving: Serving) -> Problem | None:
+    """A custom engine is what the block says; other engines without an image of Tuneyard's need one named."""
+    if serving.engine == "custom" and serving.custom is None:
+        return Problem(Reason.INVALID_SPEC, "serving.engine custom needs serving.custom, which says how it is run")
+    if serving.engine != "custom" and serving.custom is not None:
+        words = f"serving.custom describes the engine custom, this pool's is {serving.engine}: remove one of them"
+        return Problem(Reason.INVALID_SPEC, words)
+    if engines.ENGINES[serving.engine].own_image and not serving.image:
+        return Problem(Reason.INVALID_SPEC, f"serving.image must name the image of engine {serving.engine}")
+    return None
+
+
+def engine_cannot(serving: Serving) -> Problem | None:
+    """A field that the engine would leave out without a word."""
+    row = engines.capabilities(serving.engine, serving.custom)
+    if serving.tensor_parallel_size > 1 and not row.parallel:
+        instead = engines.listed(engines.having("parallel"))
+        return _unsuitable(serving, f"does not take tensorParallelSize {serving.tensor_parallel_size}", instead)
+    if serving.nodes_per_replica > 1 and serving.engine != "vllm":
+        return _unsuitable(serving, f"does not take nodesPerReplica {serving.nodes_per_replica}", "vllm")
+    if serving.max_model_len is not None and not row.context:
+        return Problem(
+            Reason.ENGINE_UNSUITABLE,
+            f"how engine {serving.engine} is told maxModelLen is not known: write it into serving.custom.args",
+        )
+    for argument in serving.extra_args:
+        flag = argument.split("=", 1)[0]
+        if flag in _RESERVED.get(serving.engine, ()):
+            return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
+    return None
+
+
+def _unsuitable(serving: Serving, what: str, instead: str) -> Problem:
+    return Problem(Reason.ENGINE_UNSUITABLE, f"engine {serving.engine} {what}: use {instead}")

@@ -13,8 +13,7 @@ A pod fetches two artifacts at a time over the network, for all tenants of its p
 from __future__ import annotations
 
 from tuneyard.api.documents import PlannedAdapter
-from tuneyard.planning.agentstate import State, current, is_put_off
-from tuneyard.planning.podreport import within_room
+from tuneyard.planning.agentstate import State, current, is_put_off, within_room
 
 SLOW_AFTER = 120.0
 """Seconds."""

@@ -24,7 +24,8 @@ from tuneyard.agent.snapshot import Snapshot
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan, stored_plan
 from tuneyard.api.sources import S3Source, Source
 from tuneyard.planning.agentstate import DrainAsked, Event, PlanChanged, Published, State
-from tuneyard.systems.engines.vllm import Answer, EngineRefusedError, Vllm, busy_in
+from tuneyard.systems.engines.base import Answer, EngineRefusedError
+from tuneyard.systems.engines.vllm import Vllm, busy_in
 from tuneyard.systems.kube.client import ApiError
 
 ENVIRONMENT = {

@@ -24,6 +24,10 @@ from tuneyard.systems.artifacts.download import FetchStopped
 from tuneyard.systems.engines.vllm import Vllm
 
 
+async def undrained() -> bool:
+    return True
+
+
 @dataclass
 class Watch:
     """An engine of which nobody knows anything."""
@@ -81,7 +85,7 @@ async def tried(error: Exception, times: int = 1) -> State:
     knowledge = Knowledge(after(plan(planned("a"))))
     shelf = Broken(Path("/v"), Path("/a"), BaseFacts(2), 16, error=error)
     clock = Clock()
-    performer = Performer(knowledge, shelf, cast(Vllm, None), cast(EngineWatch, Watch()), clock=clock)
+    performer = Performer(knowledge, shelf, cast(Vllm, None), cast(EngineWatch, Watch()), drain=undrained, clock=clock)
     for _ in range(times):
         performer.begin(Fetch(planned("a")))
         await knowledge.until(lambda state: not state.working)
@@ -131,7 +135,9 @@ async def test_a_fetch_for_an_earlier_plan_makes_no_adapter_of_this_one_overdue(
     monkeypatch.setattr(performing, "SLOW_AFTER", 0.0)
     knowledge = Knowledge(after(plan(planned("edited", path="new"), planned("same"))))
     shelf = Held(Path("/v"), Path("/a"), BaseFacts(2), 16)
-    performer = Performer(knowledge, shelf, cast(Vllm, None), cast(EngineWatch, Watch()), clock=Clock())
+    performer = Performer(
+        knowledge, shelf, cast(Vllm, None), cast(EngineWatch, Watch()), drain=undrained, clock=Clock()
+    )
     for one in (planned("edited", path="old"), planned("gone"), planned("same")):
         performer.begin(Fetch(one))
     await knowledge.until(lambda state: "same" in state.slow)
@@ -154,7 +160,7 @@ async def test_a_proven_adapter_keeps_the_worst_warning(word: int, given: Any, t
     prepared = Prepared(source, "sha256:0", "a-0", 8, ("q_proj",), 1, given)
     knowledge = Knowledge(after(plan(planned("a")), Fetched("a", prepared), EngineSeen(frozenset({"base", "a-0"}))))
     engine, watch = cast(Vllm, Engine(word)), cast(EngineWatch, Watch())
-    performer = Performer(knowledge, cast(Shelf, None), engine, watch, clock=Clock())
+    performer = Performer(knowledge, cast(Shelf, None), engine, watch, drain=undrained, clock=Clock())
     performer.begin(Probe(planned("a"), prepared))
     await knowledge.until(lambda state: bool(state.proven))
     assert knowledge.state.proven == {"a-0": told}

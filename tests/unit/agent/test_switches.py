@@ -30,7 +30,8 @@ from tuneyard.planning.agentstate import (
     Reference,
     ReferenceHeard,
 )
-from tuneyard.systems.engines.vllm import EngineError, Vllm
+from tuneyard.systems.engines.base import EngineError
+from tuneyard.systems.engines.vllm import Vllm
 
 UP: tuple[Event, ...] = (EngineSeen(frozenset({"base", "a-1"})), BaseProven())
 

@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 from models.tiny import build_tiny
+from tests.fakes.llamaserver import fake_gguf
 from tuneyard.agent import verify as module
+from tuneyard.agent.enginetold import EngineTold
 from tuneyard.agent.verify import BaseWanted, verify
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
@@ -211,3 +213,28 @@ def test_a_pod_that_is_deleted_while_its_base_comes_ends_at_once(tmp_path: Path)
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("engine", "weights", "ok"),
+    [("vllm", "gguf", False), ("llamaCpp", "gguf", True), ("llamaCpp", "safetensors", False), ("custom", "gguf", True)],
+)
+def test_a_base_of_another_format_names_the_engine_that_serves_it(
+    base: Path, engine: str, weights: str, ok: bool
+) -> None:
+    if weights == "gguf":
+        shutil.rmtree(base)
+        base.mkdir()
+        (base / "model.gguf").write_bytes(fake_gguf())
+    volumes = base.parents[1]
+    front, log = volumes.parent / "run" / "front.yaml", volumes.parent / "termination-log"
+    code = verify(BaseWanted("tiny", base, 1, None, volumes, engine=EngineTold(engine)), front, log)
+    report = json.loads(log.read_text())
+    assert (code == 0, report["ok"]) == (ok, ok)
+    if ok:
+        assert report["architecture"] == "llama"
+        assert "front_models" in front.read_text()
+    else:
+        assert report["reason"] == Reason.ENGINE_UNSUITABLE
+        other = "vllm, sglang or tgi" if weights == "safetensors" else "llamaCpp or ollama"
+        assert f"use serving.engine {other}" in report["message"]

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from cluster import debianroot, dockerfile, pythons, recipes
+from cluster import debianroot, dockerfile, llamacpp, pythons, recipes
 from cluster.errors import ClusterError
 from cluster.recipes import RECIPES, Chosen, Recipe
 
@@ -26,6 +26,7 @@ def test_entry_points() -> None:
     assert {name: settings(name)["Entrypoint"] for name in NAMES} == {
         "tuneyard": ["tuneyard"],
         "envoy": ["envoy"],
+        "llama-cpp": ["llama-server"],
         "vllm-cpu": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
     }
 
@@ -52,6 +53,14 @@ def test_the_dockerfile_writes_the_same_command_as_the_builder() -> None:
     (written,) = re.findall(r"printf ('.*?')", text)
 
     assert shlex.split(written)[0].replace("\\n", "\n") == recipes._CONSOLE
+
+
+def test_the_dockerfile_compiles_llama_cpp_as_the_builder_does() -> None:
+    text = (recipes.IMAGES / "llama-cpp" / "Dockerfile").read_text()
+
+    assert f"{llamacpp.PACKAGE} --hash={llamacpp.PACKAGE_HASH}" in text
+    (command,) = re.findall(r"cmake -S (?:.*\\\n)*.*?(?= \\\n && cmake --build)", text)
+    assert {word for word in shlex.split(command.replace("\\\n", " ")) if word.startswith("-D")} == set(llamacpp._FLAGS)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (pythons.CHECKOUT / "requirements").glob("*.txt")))
@@ -86,6 +95,7 @@ def test_the_engine_is_the_pinned_one_without_what_a_cpu_does_not_need() -> None
 
 def test_images_with_python_share_their_debian_layer() -> None:
     assert recipes.debian_packages("tuneyard") == recipes.debian_packages("vllm-cpu")
+    assert recipes.debian_packages("tuneyard") == recipes.debian_packages("llama-cpp")
     assert recipes.debian_packages("envoy") == ["ca-certificates"]
 
 

@@ -14,16 +14,20 @@ Rules:
   `cluster.engine.upstream_rq_active` and `cluster.engine.upstream_rq_total` count users' requests alone. Requests that
   were refused while draining are `http.front.downstream_rq_completed`'s business, not the engine's.
 
+Some engines demand no key and answer for any model: then the front does what these leave out (`Guarding`).
 Where it has a certificate it takes TLS on the same port, beside plain HTTP (podtls.py).
 The configuration is static: no xDS, nothing to be away.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 from tuneyard.api import names
 from tuneyard.systems.envoy.documents import (
+    BODY_LIMIT,
     DRAINING_HEADER,
     EXTENSIONS,
     IDLE_TIMEOUT,
@@ -45,6 +49,7 @@ from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.podtls import taking_both
 
 FRONT_CONFIG_PATH = "/run/tuneyard/front.yaml"
+FRONT_MODELS_PATH = "/run/tuneyard/front-models"
 FRONT_ADMIN_SOCKET = "/run/tuneyard/front-admin.sock"
 DRAINING_KEY = "tuneyard.draining"
 """Runtime key: 100 refuses new inference requests, 0 takes them (POST /runtime_modify?tuneyard.draining=100)."""
@@ -88,10 +93,12 @@ def _unhealthy() -> Json:
     }
 
 
-def _allow(path: str, method: str, cluster: str) -> Json:
+def _allow(path: str, method: str, cluster: str, engine_path: str | None = None) -> Json:
+    """`engine_path`: what the engine calls it, where that is something else."""
+    rewrite = {"prefix_rewrite": engine_path} if engine_path not in (None, path) else {}
     return {
         "match": _match(path, method),
-        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": IDLE_TIMEOUT},
+        "route": {"cluster": cluster, "timeout": "0s", "idle_timeout": IDLE_TIMEOUT, **rewrite},
     }
 
 
@@ -135,12 +142,28 @@ def _unless_successful(filter_: Json) -> Json:
     }
 
 
-def _connection_manager() -> Json:
+@dataclass(frozen=True)
+class Guarding:
+    """What the front does for an engine that demands no key and answers for any model (lua/front_models.lua)."""
+
+    models: str = FRONT_MODELS_PATH
+    """The file that says what is served and what the engine calls it."""
+    health_path: str = "/health"
+    """What the engine calls /health."""
+
+
+def _guarding(guarding: Guarding) -> Json:
+    settings = f"local MODELS, KEY = {json.dumps(guarding.models)}, os.getenv('TUNEYARD_ENGINE_KEY')\n"
+    return lua("front_models", settings + script("jsontext") + script("front_models"))
+
+
+def _connection_manager(guarding: Guarding | None) -> Json:
+    health = guarding.health_path if guarding else "/health"
     routes = [
         *(_refuse_while_draining(path) for path in INFERENCE_PATHS),
         *(_allow(path, "POST", "engine") for path in INFERENCE_PATHS),
         _unhealthy(),
-        *(_allow(path, "GET", "engine_probe") for path in PROBE_PATHS),
+        *(_allow(path, "GET", "engine_probe", health if path == "/health" else path) for path in PROBE_PATHS),
         _refuse_the_rest(),
     ]
     return {
@@ -160,6 +183,7 @@ def _connection_manager() -> Json:
         },
         "http_filters": [
             _unless_successful(lua("front_response", script("front_response"))),
+            *([_guarding(guarding)] if guarding else []),
             extension("router", "filters.http.router.v3.Router", suppress_envoy_headers=True),
         ],
     }
@@ -187,15 +211,18 @@ def front_config(
     engine_port: int = names.ENGINE_PORT,
     admin_socket: str = FRONT_ADMIN_SOCKET,
     certificate: str = "",
+    guarding: Guarding | None = None,
 ) -> Json:
     """The whole configuration, as `envoy -c` reads it (JSON or YAML); `listen` None: on all addresses.
 
+    `guarding`: what it does for an engine that does not guard itself; its environment then has TUNEYARD_ENGINE_KEY.
     `certificate`: file that says where the front's certificate is (podtls.front_source), empty: it takes no TLS.
     """
     listener: Json = {
         "name": "front",
         "address": tcp(listen or everywhere(), port),
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": _connection_manager()}]}],
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": _connection_manager(guarding)}]}],
+        **({"per_connection_buffer_limit_bytes": BODY_LIMIT} if guarding else {}),
     }
     return {
         "node": {"id": "front", "cluster": "tuneyard-front"},

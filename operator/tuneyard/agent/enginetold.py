@@ -1,0 +1,43 @@
+"""What the pod template says of the engine that a pod has; says it nothing, that is vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tuneyard.planning.engines import ENGINES, Loading
+
+
+@dataclass(frozen=True)
+class EngineTold:
+    """The engine of a pod."""
+
+    name: str = "vllm"
+    adapters: Loading = Loading.AT_RUN_TIME
+    health_path: str = "/health"
+    model: str = ""
+    """What the engine wants to read as `model` for the base; empty: the base's name."""
+
+    @property
+    def guards(self) -> bool:
+        """Whether the engine itself demands the key and refuses models that it does not know."""
+        return ENGINES[self.name].guards
+
+
+VLLM = EngineTold()
+
+
+def engine_from(environment: Mapping[str, str]) -> EngineTold:
+    """The engine that the environment names; an unknown one is a template of a newer operator's: ValueError."""
+    name = environment.get("TUNEYARD_ENGINE")
+    if name is None:
+        return VLLM
+    if name not in ENGINES:
+        raise ValueError(f"TUNEYARD_ENGINE {name!r} is no engine that this version knows")
+    row = ENGINES[name]
+    return EngineTold(
+        name,
+        Loading(environment.get("TUNEYARD_ENGINE_ADAPTERS", row.adapters.value)),
+        environment.get("TUNEYARD_ENGINE_HEALTH", row.health_path),
+        environment.get("TUNEYARD_ENGINE_MODEL", ""),
+    )

@@ -1,0 +1,71 @@
+"""`tuneyard export ollama`: a manifest as a Modelfile, or what is missing for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.modelfile import modelfile_of
+
+BASE = """
+apiVersion: tuneyard.dev/v1alpha1
+kind: BaseModel
+metadata: {name: small}
+spec: {source: {volume: {name: models, path: SOURCE}}}
+"""
+ADAPTER = """
+---
+apiVersion: tuneyard.dev/v1alpha1
+kind: LoRAAdapter
+metadata: {name: support}
+spec:
+  baseModel: small
+  source: {volume: {name: models, path: adapters/support}}
+  systemPrompt: {text: PROMPT}
+"""
+
+
+def manifest(folder: Path, source: str = "small/model.gguf", prompt: str = "You are Acme's agent.") -> Path:
+    path = folder / "m.yaml"
+    path.write_text(BASE.replace("SOURCE", source) + ADAPTER.replace("PROMPT", prompt))
+    return path
+
+
+def test_the_base_alone(tmp_path: Path) -> None:
+    assert modelfile_of(manifest(tmp_path), None, None, None) == "FROM /artifacts/models/small/model.gguf\n"
+    assert modelfile_of(manifest(tmp_path), None, "./here.gguf", None) == "FROM ./here.gguf\n"
+
+
+def test_an_adapter_with_its_system_prompt(tmp_path: Path) -> None:
+    assert modelfile_of(manifest(tmp_path), "support", None, "./support.gguf") == (
+        'FROM /artifacts/models/small/model.gguf\nADAPTER ./support.gguf\nSYSTEM """You are Acme\'s agent."""\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "adapter", "prompt", "words"),
+    [
+        ("small", None, "p", "give its path with --gguf"),
+        ("small/model.gguf", "support", "p", "give the file with --adapter-gguf"),
+        ("small/model.gguf", "nobody", "p", "the file has 0 objects LoRAAdapter nobody"),
+    ],
+)
+def test_what_cannot_be_said_says_what_to_give(
+    tmp_path: Path, source: str, adapter: str | None, prompt: str, words: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        modelfile_of(manifest(tmp_path, source, prompt), adapter, None, None)
+    assert words in str(caught.value)
+
+
+def test_a_prompt_that_would_end_its_quotes(tmp_path: Path) -> None:
+    path = manifest(tmp_path, prompt='\'a """ b\'')
+    with pytest.raises(UserError, match="cannot hold"):
+        modelfile_of(path, "support", None, "x.gguf")
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        modelfile_of(tmp_path / "none.yaml", None, None, None)

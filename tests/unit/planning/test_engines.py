@@ -1,0 +1,138 @@
+"""What each engine can do, and what is refused because it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.builders import BASE, adapter, base_model, deployment, pod, revision
+from tuneyard.api.documents import PoolPlan
+from tuneyard.api.reasons import Reason
+from tuneyard.api.serving import ArtifactVolume, CustomEngine, ServingSpec, VolumeClaim
+from tuneyard.planning import engines
+from tuneyard.planning.engines import Loading, capabilities
+from tuneyard.planning.observations import PodObservation, Problem
+from tuneyard.planning.poolplan import turns
+from tuneyard.planning.pools import GPU, placement, pools_of, resolved_serving
+from tuneyard.planning.servingchecks import violation
+from tuneyard.planning.settings import Settings
+
+CLAIM = ArtifactVolume(name="models", persistent_volume_claim=VolumeClaim(claim_name="c"))
+RUN = CustomEngine(command=["serve"])
+LOADS = CustomEngine(command=["serve"], adapters="AtRunTime", health_path="/ready", model_name="m")
+
+
+def problem(**serving: Any) -> Problem | None:
+    return violation(base_model(), resolved_serving(ServingSpec(artifact_volumes=[CLAIM], **serving)), Settings())
+
+
+def test_when_each_engine_takes_adapters_and_what_it_reads() -> None:
+    assert {name: (row.adapters, sorted(row.weights)) for name, row in engines.ENGINES.items()} == {
+        "vllm": (Loading.AT_RUN_TIME, ["safetensors"]),
+        "llamaCpp": (Loading.AT_START, ["gguf"]),
+        "ollama": (Loading.NEVER, ["gguf"]),
+        "sglang": (Loading.NEVER, ["safetensors"]),
+        "tgi": (Loading.NEVER, ["safetensors"]),
+        "custom": (Loading.NEVER, ["gguf", "safetensors"]),
+    }
+
+
+def test_a_custom_engine_is_what_is_said_of_it() -> None:
+    found = capabilities("custom", LOADS)
+    assert (found.adapters, found.health_path, found.model_name) == (Loading.AT_RUN_TIME, "/ready", "m")
+    assert capabilities("custom", RUN).adapters is Loading.NEVER
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus"),
+    [("vllm", 2), ("sglang", 2), ("tgi", 2), ("llamaCpp", None), ("ollama", None), ("custom", None)],
+)
+def test_who_asks_for_gpus_by_itself(engine: str, gpus: int | None) -> None:
+    found = resolved_serving(ServingSpec(engine=engine, tensor_parallel_size=2)).resources
+    assert found.limits == ({GPU: gpus} if gpus else None)
+
+
+@pytest.mark.parametrize(
+    ("serving", "reason", "words"),
+    [
+        ({"engine": "llamaCpp"}, None, ""),
+        ({"engine": "llamaCpp", "max_model_len": 2048}, None, ""),
+        ({"engine": "sglang", "image": "i", "tensor_parallel_size": 2}, None, ""),
+        ({"engine": "custom", "image": "i", "custom": RUN}, None, ""),
+        ({"engine": "sglang"}, Reason.INVALID_SPEC, "serving.image must name the image of engine sglang"),
+        ({"engine": "custom", "image": "i"}, Reason.INVALID_SPEC, "needs serving.custom"),
+        ({"engine": "vllm", "custom": RUN}, Reason.INVALID_SPEC, "describes the engine custom"),
+        (
+            {"engine": "llamaCpp", "tensor_parallel_size": 2},
+            Reason.ENGINE_UNSUITABLE,
+            "engine llamaCpp does not take tensorParallelSize 2: use vllm, sglang or tgi",
+        ),
+        (
+            {"engine": "custom", "image": "i", "custom": RUN, "max_model_len": 2048},
+            Reason.ENGINE_UNSUITABLE,
+            "write it into serving.custom.args",
+        ),
+        ({"engine": "llamaCpp", "extra_args": ["--lora=x"]}, Reason.INVALID_SPEC, "may not set --lora"),
+        ({"engine": "tgi", "image": "i", "extra_args": ["--num-shard", "2"]}, Reason.INVALID_SPEC, "--num-shard"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_said_before_its_pods_are_made(
+    serving: dict[str, Any], reason: Reason | None, words: str
+) -> None:
+    found = problem(**serving)
+    assert (found.reason if found else None) == reason
+    assert words in (found.message if found else "")
+
+
+@pytest.mark.parametrize(
+    ("serving", "refused"),
+    [
+        ({"engine": "vllm"}, False),
+        ({"engine": "llamaCpp"}, False),
+        ({"engine": "custom", "image": "i", "custom": LOADS}, False),
+        ({"engine": "custom", "image": "i", "custom": RUN}, True),
+        ({"engine": "ollama", "image": "i"}, True),
+        ({"engine": "tgi", "image": "i"}, True),
+    ],
+)
+def test_adapters_have_no_place_where_the_base_would_answer_for_them(serving: dict[str, Any], refused: bool) -> None:
+    base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM], **serving))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1", "a")])])
+    found = placement(pool, [adapter("a")], ())
+    assert [a.metadata.name for a in found.planned] == ([] if refused else ["a"])
+    if refused:
+        assert found.refused["a"].reason is Reason.ADAPTERS_NOT_SERVED
+        assert "use vllm or llamaCpp, or merge the adapter" in found.refused["a"].message
+
+
+def asking(name: str, engine: str = "Ready") -> PodObservation:
+    found = pod(name, engine=engine)
+    assert found.report is not None
+    return replace(found, report=found.report.model_copy(update={"asks_for_turn": True}))
+
+
+def before(*names: str) -> PoolPlan:
+    return PoolPlan(pool=BASE, base_model=BASE, turns=list(names))
+
+
+@pytest.mark.parametrize(
+    ("pods", "plan", "expected"),
+    [
+        ([pod("a"), pod("b")], None, None),
+        ([asking("a"), asking("b")], None, ["a"]),
+        ([asking("a"), asking("b")], before("b"), ["b"]),
+        ([pod("a"), asking("b")], before("a"), ["b"]),
+        ([pod("a", engine="Draining"), asking("b")], before("a"), ["a"]),
+        ([pod("a", engine="Starting"), asking("b")], before("a"), ["a"]),
+        ([pod("a", engine="Starting"), asking("b")], None, []),
+        ([asking("a")], None, ["a"]),
+        ([pod("a"), pod("b")], before("a"), None),
+        ([asking("b")], before("gone"), ["b"]),
+    ],
+)
+def test_one_pod_at_a_time_begins_anew(
+    pods: list[PodObservation], plan: PoolPlan | None, expected: list[str] | None
+) -> None:
+    assert turns(pods, plan) == expected
