@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from tuneyard.api.autoscaling import Autoscaling
 from tuneyard.api.base import ApiModel
 from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
 
@@ -192,7 +193,16 @@ class ServingSpec(ApiModel):
                     ".exists(f, a == f || a.startsWith(f + '=')))",
                     "extraArgs may not set what Tuneyard sets: model, address, api-key, names, LoRA and parallelism have "
                     "fields of their own",
-                )
+                ),
+                cel(
+                    "!has(self.replicas) || !has(self.autoscaling)",
+                    "serving has replicas or autoscaling, not both: remove replicas, or set autoscaling.minReplicas",
+                ),
+                cel(
+                    "!has(self.autoscaling) || has(self.scaleToZeroAfter) == "
+                    "(has(self.autoscaling.minReplicas) && self.autoscaling.minReplicas == 0)",
+                    "autoscaling.minReplicas: 0 and scaleToZeroAfter belong together: set both, or neither",
+                ),
             ]
         }
     )
@@ -207,6 +217,10 @@ class ServingSpec(ApiModel):
         Field(ge=1, le=64, description="GPUs one replica spans; must divide the attention heads. Default 1."),
     ] = None
     replicas: Annotated[int | None, Field(ge=0, le=1000, description="Pods of the pool. Default 1.")] = None
+    autoscaling: Annotated[
+        Autoscaling | None,
+        Field(description="Pods of the pool by what is asked of it, in place of replicas. Default: never."),
+    ] = None
     scale_to_zero_after: Annotated[
         Duration | None,
         Field(
@@ -259,6 +273,15 @@ class ServingSpec(ApiModel):
     ] = None
 
     def over(self, other: ServingSpec | None) -> ServingSpec:
-        """This block on top of `other`: every field that is set here wins as a whole."""
+        """This block on top of `other`: every field that is set here wins as a whole.
+
+        How many pods there are is one thing, said in two ways: replicas here take the place of autoscaling below, and
+        autoscaling that of replicas and of scaleToZeroAfter, which says what its minReplicas means.
+        """
         below: dict[str, Any] = other.model_dump(exclude_none=True) if other else {}
+        if self.replicas is not None:
+            below.pop("autoscaling", None)
+        if self.autoscaling is not None:
+            below.pop("replicas", None)
+            below.pop("scale_to_zero_after", None)
         return ServingSpec.model_validate({**below, **self.model_dump(exclude_none=True)})

@@ -121,15 +121,18 @@ def template_hash(pool: Pool, base: BaseModelResource, settings: Settings) -> st
     return content_hash(pod_template(pool, base, settings))
 
 
-def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
-    """The pool's Deployment; its serving block passed servingchecks.violation."""
+def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings, *, with_replicas: bool = True) -> Json:
+    """The pool's Deployment; its serving block passed servingchecks.violation.
+
+    Without replicas they are somebody else's to set.
+    """
     serving = pool.serving
     surge = serving.update == "Surge"
     template = pod_template(pool, base, settings)
     given = template["metadata"].get("annotations", {})
     template["metadata"]["annotations"] = {**given, names.ANNOTATION_TEMPLATE: content_hash(template)}
     spec = {
-        "replicas": pool.pods,
+        **({"replicas": pool.pods} if with_replicas else {}),
         "revisionHistoryLimit": 2,
         "progressDeadlineSeconds": serving.startup_timeout + 600,
         "strategy": {
