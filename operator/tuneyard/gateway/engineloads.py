@@ -6,7 +6,7 @@ Gateways reach the pods anyway, and the operator hears it with what is asked (de
 - all gateways ask all of them, each the less often the more gateways there are: together once in INTERVAL seconds. Who
   is gone takes nobody's engines with it, and whom one gateway cannot reach another one asks;
 - what is told carries its age; what was never read, or not for FORGET seconds, is not told;
-- a page is the word of a tenant's pod: LONGEST bytes of it are read, and only finite numbers count.
+- a page is the word of a tenant's pod: one of more than LONGEST bytes is none, and only finite numbers count.
 All methods belong to the event loop's thread.
 """
 
@@ -179,7 +179,12 @@ class EngineLoads:
             ) as answer:
                 if answer.status != 200:
                     return None
-                return (await answer.content.read(LONGEST)).decode(errors="replace")
+                page = bytearray()
+                async for chunk in answer.content.iter_any():
+                    page += chunk
+                    if len(page) > LONGEST:
+                        return None
+                return page.decode(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             _log.debug("engine of %s does not say what it has to do: %s", engine.name, type(error).__name__)
             return None

@@ -129,8 +129,7 @@ class Gateway:
         self._token = names.observe_token(master)
         self._peers = Peers(given.peers, self._token)
         self.pressure = self._pressing()
-        self.engine_loads = EngineLoads(self._peers.addresses, self.demand.read, clock, authority(master))
-        self.demand.reading(self.engine_loads.loads)
+        self.engine_loads = self._reading(authority(master))
         self.feedback = Feedback(clock, self._rated, self._peers.ask)
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
@@ -165,9 +164,7 @@ class Gateway:
                 folder=given.tls.certificate,
                 secret=given.tls.secret,
             )
-        self._leaving = False
-        self._resumed = False
-        self._was_ready = False
+        self._leaving = self._resumed = self._was_ready = False
 
     def _show(self) -> None:
         """What metrics look up when they are asked for."""
@@ -182,6 +179,13 @@ class Gateway:
             return None
         metrics = PressureMetrics(self.metrics.registry)
         return Pressure(self._given.name, limits, self._peers.addresses, self._token, metrics)
+
+    def _reading(self, authority_of_pods: str) -> EngineLoads:
+        """What reads engines, which is told with what is asked."""
+        clock = asyncio.get_running_loop().time
+        loads = EngineLoads(self._peers.addresses, self.demand.read, clock, authority_of_pods)
+        self.demand.reading(loads.loads)
+        return loads
 
     def _counting(self) -> tuple[Usage | None, UsageExport | None]:
         """What counts tokens, and what writes them away, where they are wanted."""

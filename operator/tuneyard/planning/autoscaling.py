@@ -7,7 +7,7 @@ Rules:
   for fewer by the requests under way at which they were missed last (`sustained`), or one at a time while nobody knows;
 - up at once (or after scaleUp.stabilizationWindow), by a bounded step in 15 s; down only when the load has asked for
   less through all of scaleDown's window, and no further than the most that it asked for in it. A tenth above or below a
-  target changes nothing;
+  target changes nothing, nor does what a number of requests scatters by itself;
 - half knowledge raises and never lowers: while a gateway or an engine is silent, what is known is the least there is,
   and the window begins anew afterwards;
 - never below `least` (minReplicas, the places that adapters need, what a rollout is about to send) and never above
@@ -69,8 +69,8 @@ class Metric(StrEnum):
 
 
 PROPORTIONAL = (Metric.IN_FLIGHT, Metric.KV_CACHE, Metric.TOKENS)
-ENGINES = frozenset({Metric.WAITING, Metric.KV_CACHE, Metric.TOKENS})
-"""Those for which engines are asked."""
+ENGINES = frozenset({Metric.WAITING, Metric.KV_CACHE, Metric.TOKENS, Metric.TTFT})
+"""Those for which engines are asked: also what waits beside a first token that comes late."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,18 @@ def bounded(settings: Autoscaling, replicas: int) -> int:
     return max(min(least_replicas(settings), most), min(most, replicas))
 
 
-def for_load(target: float, load: float, *, fewer: bool = False) -> int:
-    """Replicas for so much in all; `fewer`: with which the target is kept without any doubt."""
-    return math.ceil(load / (target * (1 - TOLERANCE if fewer else 1 + TOLERANCE)) - _TINY)
+def for_load(target: float, load: float, *, counted: bool = True) -> int:
+    """Replicas without which so much in all would be too much; `counted`: it is a number of requests.
+
+    These come at random: a number scatters by its root though nobody asks more than before.
+    """
+    surely = load - math.sqrt(load) if counted and load > 1 else load
+    return math.ceil(surely / (target * (1 + TOLERANCE)) - _TINY)
+
+
+def enough_for(target: float, load: float) -> int:
+    """Replicas that have no more than the target, with something to spare."""
+    return math.ceil(load / (target * (1 - TOLERANCE)) - _TINY)
 
 
 def decide(
@@ -200,7 +209,8 @@ def _needs(
         value = measured.values.get(metric, 0.0)
         if metric in PROPORTIONAL:
             words = f"{metric.value} {_shown(metric, value)} in all, target {_shown(metric, target)} a replica"
-            yield _Need(metric, for_load(target, value), for_load(target, value, fewer=True), words)
+            more = for_load(target, value, counted=metric is Metric.IN_FLIGHT)
+            yield _Need(metric, more, enough_for(target, value), words)
             continue
         each = metric is Metric.WAITING
         used = value / (target * current if each else target)
@@ -233,7 +243,9 @@ def _learned(
     kept = {"sustained": value, "sustained_at": known.sustained_at if value is not None else None}
     asked = [m for m in (Metric.WAITING, Metric.TTFT) if m in targets]
     if asked and pool.serving >= pool.replicas and Metric.IN_FLIGHT in measured.whole:
-        each = round(measured.values.get(Metric.IN_FLIGHT, 0.0) / max(1, pool.serving), 1)
+        # what waits piles up without end, and is nothing that they sustain
+        running = measured.values.get(Metric.IN_FLIGHT, 0.0) - measured.values.get(Metric.WAITING, 0.0)
+        each = round(max(0.0, running) / max(1, pool.serving), 1)
         limits = {m: targets[m] * (max(1, pool.replicas) if m is Metric.WAITING else 1) for m in asked}
         missed = any(measured.values.get(m, 0.0) > limit * (1 + TOLERANCE) for m, limit in limits.items())
         lower = missed and each > 0 and (value is None or each < value * (1 - TOLERANCE))

@@ -20,6 +20,14 @@ def pool_status(base: BaseModelResource, pool: str) -> PoolStatus | None:
     return next((p for p in base.status.pools or () if p.name == pool), None)
 
 
+def scaled_by(*blocks: ServingSpec | None) -> Autoscaling | None:
+    """What decides on a pool's replicas, without working out all the rest; the first block is uppermost."""
+    for block in blocks:
+        if block is not None and (block.autoscaling is not None or block.replicas is not None):
+            return block.autoscaling
+    return None
+
+
 def spec_replicas(spec: ServingSpec) -> int:
     """Those that the block names; of a pool that is scaled the fewest."""
     if spec.autoscaling is not None:

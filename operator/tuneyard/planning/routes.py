@@ -32,7 +32,8 @@ from tuneyard.planning.external import Accesses, ExternalRoute, accesses_of, ext
 from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
-from tuneyard.planning.pools import pool_of, serving_of
+from tuneyard.planning.poolreplicas import scaled_by
+from tuneyard.planning.pools import pool_of
 from tuneyard.planning.rolloutcontents import in_force
 from tuneyard.planning.served import served_contents
 from tuneyard.planning.traffic import effective
@@ -294,8 +295,8 @@ def model_routes(
 
 
 def _asks_engines(base: BaseModelResource | None, deployment: ModelDeploymentResource, revision: Revision) -> bool:
-    scaled = serving_of(base, deployment, revision).scaled if base is not None else None
-    return scaled is not None and bool(targets_of(scaled.targets).keys() & ENGINES)
+    by = scaled_by(revision.serving, deployment.spec.serving, base.spec.serving) if base is not None else None
+    return by is not None and bool(targets_of(by.targets).keys() & ENGINES)
 
 
 def _runs(pod: ReportingPod) -> bool:

@@ -24,7 +24,7 @@ from tuneyard.planning.demand import DemandView
 from tuneyard.planning.growth import PoolKey
 from tuneyard.planning.observations import serves
 from tuneyard.planning.poolload import Use, measured
-from tuneyard.planning.poolreplicas import pool_status
+from tuneyard.planning.poolreplicas import pool_status, scaled_by
 from tuneyard.planning.pools import Serving, pool_of, serving_of
 from tuneyard.runtime.keys import BASE_MODEL, Key
 from tuneyard.runtime.world import World
@@ -62,9 +62,9 @@ class Scaling:
     def _grows(self, pool: PoolKey, uses: list[Use], demand: DemandView) -> Key | None:
         deployment, revision = uses[0]
         base = self._world.base_models.get(pool[0], revision.base_model)
-        serving = serving_of(base, deployment, revision) if base else None
-        if base is None or serving is None or serving.scaled is None:
+        if base is None or scaled_by(revision.serving, deployment.spec.serving, base.spec.serving) is None:
             return None
+        serving = serving_of(base, deployment, revision)
         told = pool_status(base, pool[1])
         if told is None or told.wanted_replicas is None or told.asleep_since:
             return None
