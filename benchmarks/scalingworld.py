@@ -1,8 +1,8 @@
 """A pool under a day's load, simulated: requests come, run or wait, and pods take a while to start.
 
 Requests come at random (Poisson) with a rate that follows a pattern; each pod runs SLOTS at once, each for SERVICE
-seconds on average; the rest waits. New pods serve STARTUP seconds after they were asked for; what goes, goes at once and
-finishes what it has. One step is STEP seconds: gateways smooth what they tell over about as long.
+seconds on average; the rest waits. New pods serve STARTUP seconds after they were asked for; what goes, goes at once
+and finishes what it has. One step is STEP seconds: gateways smooth what they tell over about as long.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Protocol
 
 from tuneyard.api.autoscaling import Autoscaling, ScalingStatus
@@ -45,7 +46,7 @@ def sawtooth(_seed: int) -> Pattern:
 
 def bursty(seed: int) -> Pattern:
     """Quiet, and about once an hour four times as much for some minutes."""
-    random_ = random.Random(seed)  # noqa: S311
+    random_ = random.Random(seed)
     bursts, at = [], 0.0
     while at < DAY:
         at += random_.uniform(1800, 5400)
@@ -74,6 +75,7 @@ class Ours:
         self._look = 0.0
 
     def wants(self, now: float, replicas: int, ready: int, seen: dict[Metric, float]) -> int:
+        """As the operator does: more in the pass that it is woken for, fewer when it looks."""
         pool = PoolNow(replicas, ready)
         found = decide(self.settings, Measured(seen, self._whole), pool, self.state, _T0 + timedelta(seconds=now))
         if found.wanted <= replicas and now < self._look:
@@ -98,6 +100,7 @@ class Hpa:
         self._next = 0.0
 
     def wants(self, now: float, replicas: int, ready: int, seen: dict[Metric, float]) -> int:
+        """Every 15 s."""
         del ready
         if now < self._next:
             return replicas
@@ -138,7 +141,7 @@ class Day:
 
 def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: int) -> Day:
     """A day under the scaler; `target`: requests that a replica should have, by which the ideal is counted."""
-    random_ = random.Random(seed)  # noqa: S311
+    random_ = random.Random(seed)
     replicas, running, waiting = begin, 0, 0
     starting: list[float] = []
     day = Day(changes=[(0.0, begin)])
@@ -148,9 +151,11 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         ready = replicas - len(starting)
         rate = pattern(now) * target / SERVICE
         waiting += _poisson(random_, rate * STEP)
-        running -= min(running, _poisson(random_, running * (1 - math.exp(-STEP / SERVICE))))
+        running = _staying(random_, running, math.exp(-STEP / SERVICE))
         begun = max(0, min(waiting, ready * SLOTS - running))
-        running, waiting = running + begun, waiting - begun
+        # of those that came and began within the step some have ended by its end
+        running += _staying(random_, begun, (1 - math.exp(-STEP / SERVICE)) * SERVICE / STEP)
+        waiting -= begun
         seen = {Metric.IN_FLIGHT: float(running + waiting), Metric.WAITING: float(waiting)}
         wanted = scaler.wants(now, replicas, ready, seen)
         if wanted > replicas:
@@ -174,7 +179,7 @@ def oscillations(changes: list[tuple[float, int]], pattern: Pattern) -> int:
     change before, or had gone the other way.
     """
     found, before = 0, 0
-    for (then, old), (now, new) in zip(changes, changes[1:], strict=False):
+    for (then, old), (now, new) in pairwise(changes):
         direction = 1 if new > old else -1
         ratio = pattern(now) / pattern(then)
         caused = ratio > 1.1 if direction > 0 else ratio < 0.9
@@ -182,6 +187,13 @@ def oscillations(changes: list[tuple[float, int]], pattern: Pattern) -> int:
             found += 1
         before = direction
     return found
+
+
+def _staying(random_: random.Random, count: int, share: float) -> int:
+    """How many of so many stay, each with this probability."""
+    if count > 50:
+        return max(0, min(count, round(random_.gauss(count * share, math.sqrt(count * share * (1 - share))))))
+    return sum(random_.random() < share for _ in range(count))
 
 
 def _poisson(random_: random.Random, mean: float) -> int:

@@ -7,7 +7,7 @@ Rules:
   for fewer by the requests under way at which they were missed last (`sustained`), or one at a time while nobody knows;
 - up at once (or after scaleUp.stabilizationWindow), by a bounded step in 15 s; down only when the load has asked for
   less through all of scaleDown's window, and no further than the most that it asked for in it. A tenth above or below a
-  target changes nothing, nor does what a number of requests scatters by itself;
+  target changes nothing; a number of requests that is too high by no more than it scatters has to stay so for a minute;
 - half knowledge raises and never lowers: while a gateway or an engine is silent, what is known is the least there is,
   and the window begins anew afterwards;
 - never below `least` (minReplicas, the places that adapters need, what a rollout is about to send) and never above
@@ -44,12 +44,16 @@ STEP_SECONDS = 15.0
 """In which scaleUp.maxStep counts."""
 LEAST_STEP = 4
 """Replicas that may be added at a time by default, where there are fewer than that."""
+DOUBTFUL_SECONDS = 60.0
+"""How long a number of requests has to be too high that may be so by chance."""
 SUSTAINED_SECONDS = 6 * 3600.0
 """How long it is believed what a replica could not sustain."""
 _PARTS = 8
 """Of a window of scaleDown, in each of which the most that was asked for is kept."""
 _SPARE = 0.8
 """Share of what a replica could not sustain at which it surely does."""
+_SCATTER = 1.5
+"""Roots of a number of requests within which it comes and goes by chance: one in some thousand looks is beyond."""
 _TRIED = 0.5
 """Share of a target up to which one replica less is tried, while nobody knows what they sustain."""
 _MOST_PEAKS = 12
@@ -125,9 +129,10 @@ class _Case:
 class _Need:
     """What one target asks for."""
 
-    metric: Metric
     more: int
     """Replicas without which it would be missed; 0: it does not say."""
+    sure: bool
+    """Whether more than there are are needed beyond doubt."""
     fewer: int
     """Replicas with which it is surely kept."""
     words: str
@@ -165,13 +170,16 @@ def bounded(settings: Autoscaling, replicas: int) -> int:
     return max(min(least_replicas(settings), most), min(most, replicas))
 
 
-def for_load(target: float, load: float, *, counted: bool = True) -> int:
-    """Replicas without which so much in all would be too much; `counted`: it is a number of requests.
+def for_load(target: float, load: float) -> int:
+    """Replicas without which so much in all would be too much."""
+    return math.ceil(load / (target * (1 + TOLERANCE)) - _TINY)
 
-    These come at random: a number scatters by its root though nobody asks more than before.
+
+def surely(requests: float) -> float:
+    """What is left of a number of requests without its scatter: they come at random, and a number goes up and down by
+    its root though nobody asks more than before.
     """
-    surely = load - math.sqrt(load) if counted and load > 1 else load
-    return math.ceil(surely / (target * (1 + TOLERANCE)) - _TINY)
+    return max(min(requests, 1.0), requests - _SCATTER * math.sqrt(requests))
 
 
 def enough_for(target: float, load: float) -> int:
@@ -189,11 +197,11 @@ def decide(
     most = most_replicas(settings)
     least = min(most, max(least_replicas(settings), pool.least))
     needs = list(_needs(targets, measured, pool, known.sustained))
-    up = max(needs, key=lambda n: n.more, default=_Need(Metric.IN_FLIGHT, 0, case.current, ""))
+    up = max(needs, key=lambda n: n.more, default=_Need(0, False, case.current, ""))
     if not least <= case.current <= most:
         return _into_bounds(case, least, most, pool, up.more)
     if up.more > case.current:
-        return _raised(case, up, most)
+        return _raised(case, replace(up, sure=any(n.sure for n in needs)), most)
     fewer = max(least, *(n.fewer for n in needs)) if needs else case.current
     whole = bool(needs) and targets.keys() <= measured.whole
     if whole and pool.steady and fewer < case.current:
@@ -209,8 +217,8 @@ def _needs(
         value = measured.values.get(metric, 0.0)
         if metric in PROPORTIONAL:
             words = f"{metric.value} {_shown(metric, value)} in all, target {_shown(metric, target)} a replica"
-            more = for_load(target, value, counted=metric is Metric.IN_FLIGHT)
-            yield _Need(metric, more, enough_for(target, value), words)
+            sure = for_load(target, surely(value) if metric is Metric.IN_FLIGHT else value) > current
+            yield _Need(for_load(target, value), sure, enough_for(target, value), words)
             continue
         each = metric is Metric.WAITING
         used = value / (target * current if each else target)
@@ -218,7 +226,7 @@ def _needs(
         missed = used > 1 + TOLERANCE and all_serve
         more = max(current + 1, math.ceil(current * (used if each else min(_FASTEST, used)) - _TINY)) if missed else 0
         words = f"{metric.value} {_shown(metric, value)}, target {_shown(metric, target)}{' a replica' if each else ''}"
-        yield _Need(metric, more, _fewer(used, measured, current, sustained), words)
+        yield _Need(more, missed, _fewer(used, measured, current, sustained), words)
 
 
 def _fewer(used: float, measured: Measured, current: int, sustained: float | None) -> int:
@@ -278,7 +286,8 @@ def _raised(case: _Case, need: _Need, most: int) -> Scaled:
         "limit": _limit(case.settings, need.more),
     }
     waits = Scaled(case.current, "", known.model_copy(update=update), LOOK)
-    left = remaining(since, seconds(rules.stabilization_window or DEFAULT_UP_WINDOW), now)
+    window = float(seconds(rules.stabilization_window or DEFAULT_UP_WINDOW))
+    left = remaining(since, window if need.sure else max(window, DOUBTFUL_SECONDS), now)
     if left > 0 or case.current == most:
         return replace(waits, look=min(LOOK, left + 1.0) if left > 0 else LOOK)
     changed, begun = parsed_time(known.since), known.from_replicas

@@ -47,10 +47,10 @@ def asked(
         (0, 1, 1),
         (10, 1, 1),
         (14, 1, 1),
-        (16, 1, 2),
-        (45, 1, 4),
-        (45, 4, 4),
-        (52, 5, 5),
+        (18, 1, 2),
+        (52, 1, 5),
+        (52, 4, 4),
+        (60, 5, 5),
         (400, 1, 5),
         (400, 3, 7),
         (400, 7, 8),
@@ -59,6 +59,14 @@ def asked(
 )
 def test_up_at_once_by_a_bounded_step(requests: float, replicas: int, wanted: int) -> None:
     assert asked(requests, replicas).wanted == wanted
+
+
+def test_what_may_be_chance_has_to_last_a_minute() -> None:
+    first = asked(14, 1)
+    assert (first.wanted, first.state.higher_since, first.look) == (1, stamp(0), LOOK)
+    assert asked(11, 1, first.state, after=45).state.higher_since is None
+    assert asked(14, 1, first.state, after=45).wanted == 1
+    assert asked(14, 1, first.state, after=60).wanted == 2
 
 
 def test_a_step_is_all_that_comes_in_a_quarter_of_a_minute() -> None:
@@ -82,10 +90,10 @@ def test_what_keeps_it_from_having_more_is_said() -> None:
 
 def test_up_waits_for_its_window_where_there_is_one() -> None:
     slow: dict[str, Any] = {"scaleUp": {"stabilizationWindow": "30s"}}
-    first = asked(45, 1, **slow)
+    first = asked(52, 1, **slow)
     assert (first.wanted, first.state.higher_since, first.look) == (1, stamp(0), LOOK)
     assert asked(5, 1, first.state, after=10, **slow).state.higher_since is None
-    assert asked(45, 1, first.state, after=30, **slow).wanted == 4
+    assert asked(52, 1, first.state, after=30, **slow).wanted == 5
 
 
 def test_down_only_when_the_load_has_asked_for_less_through_all_of_the_window() -> None:
@@ -109,9 +117,7 @@ def test_a_window_begins_anew_when_the_load_rises_or_nobody_knows_it() -> None:
     assert first.state.lower_since == stamp(0) and first.state.peaks
     for again in (
         asked(60, 6, first.state, 200),
-        decide(
-            settings(), load(Metric.IN_FLIGHT, inFlightRequests=1), PoolNow(6, 6), first.state, T0 + timedelta(200)
-        ),
+        decide(settings(), load(Metric.IN_FLIGHT, inFlightRequests=1), PoolNow(6, 6), first.state, T0 + timedelta(200)),
         decide(settings(), load(inFlightRequests=1), PoolNow(6, 6, steady=False), first.state, T0 + timedelta(200)),
     ):
         assert (again.wanted, again.state.lower_since, again.state.peaks, again.look) == (6, None, None, LOOK)
@@ -128,7 +134,7 @@ def test_a_step_down_is_bounded_too() -> None:
 
 def test_half_knowledge_raises_and_never_lowers() -> None:
     now, unknown = PoolNow(2, 2), (Metric.IN_FLIGHT,)
-    assert decide(settings(), load(*unknown, inFlightRequests=45), now, None, T0).wanted == 4
+    assert decide(settings(), load(*unknown, inFlightRequests=52), now, None, T0).wanted == 5
     quiet = decide(settings(), load(*unknown), now, ScalingStatus(lower_since=stamp(-60)), T0)
     assert (quiet.wanted, quiet.state.lower_since) == (2, None)
 
@@ -185,7 +191,7 @@ def test_what_they_could_not_sustain_is_remembered_and_says_when_fewer_will_do()
         found = queue(5, 5, state, after, inFlightRequests=33)
         state = found.state
         wanted.append(found.wanted)
-    assert wanted == [5] * 20 + [3], "33 requests at 0.8 × 16 a replica"
+    assert wanted == [5] * 20 + [3], "33 requests at 0.8 of 16 a replica"
     assert queue(5, 5, missed.state, SUSTAINED_SECONDS, inFlightRequests=33).state.sustained is None
 
 
