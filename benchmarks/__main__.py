@@ -19,6 +19,7 @@ NOT_BENCHMARKS = {
     "slopes",
     "batching",
     "batchengines",
+    "scalingworld",
 }
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Protocol
 
 from tuneyard.api.autoscaling import Autoscaling, ScalingStatus
-from tuneyard.planning.autoscaling import LOOK, Measured, Metric, PoolNow, decide, targets_of
+from tuneyard.planning.autoscaling import LOOK, TOLERANCE, Measured, Metric, PoolNow, decide, targets_of
 
 DAY = 24 * 3600
 STEP = 5.0
@@ -26,7 +26,8 @@ SERVICE = 10.0
 STARTUP = 120.0
 BEARABLE = 2.0
 """Seconds that a request may wait: what waits longer misses its objective."""
-MOST = 20
+MEAN = 120.0
+"""Seconds over which the load's mean is taken, to see whether it caused a change."""
 HPA_SYNC, HPA_TOLERANCE, HPA_DOWN = 15.0, 0.1, 300.0
 _T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -73,17 +74,23 @@ class Ours:
         self.writes = 0
         """Changes of what stands in the status."""
         self._look = 0.0
+        self._targets = targets_of(settings.targets)
 
     def wants(self, now: float, replicas: int, ready: int, seen: dict[Metric, float]) -> int:
         """As the operator does: more in the pass that it is woken for, fewer when it looks."""
+        if now < self._look and not any(self._asks_for_more(seen, replicas)):
+            return replicas
         pool = PoolNow(replicas, ready)
         found = decide(self.settings, Measured(seen, self._whole), pool, self.state, _T0 + timedelta(seconds=now))
-        if found.wanted <= replicas and now < self._look:
-            return replicas
         self._look = now + (LOOK if found.look is None else found.look)
         self.writes += found.state != self.state
         self.state = found.state
         return found.wanted
+
+    def _asks_for_more(self, seen: dict[Metric, float], replicas: int) -> Iterator[bool]:
+        """Whether the operator is woken."""
+        for metric, target in self._targets.items():
+            yield seen[metric] > target * replicas * (1 + TOLERANCE)
 
 
 class Hpa:
@@ -144,7 +151,7 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
     random_ = random.Random(seed)
     replicas, running, waiting = begin, 0, 0
     starting: list[float] = []
-    day = Day(changes=[(0.0, begin)])
+    day, loads = Day(changes=[(0.0, begin)]), list[float]()
     for number in range(int(DAY / STEP)):
         now = number * STEP
         starting = [at for at in starting if at > now]
@@ -157,6 +164,7 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         running += _staying(random_, begun, (1 - math.exp(-STEP / SERVICE)) * SERVICE / STEP)
         waiting -= begun
         seen = {Metric.IN_FLIGHT: float(running + waiting), Metric.WAITING: float(waiting)}
+        loads.append(seen[Metric.IN_FLIGHT])
         wanted = scaler.wants(now, replicas, ready, seen)
         if wanted > replicas:
             starting += [now + STARTUP] * (wanted - replicas)
@@ -170,18 +178,24 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         day.late_seconds += STEP if waiting / throughput > BEARABLE else 0.0
         day.pod_hours += replicas * STEP / 3600
         day.ideal_hours += max(1, math.ceil(pattern(now))) * STEP / 3600
-    day.oscillations = oscillations(day.changes, pattern)
+    day.oscillations = oscillations(day.changes, loads)
     return day
 
 
-def oscillations(changes: list[tuple[float, int]], pattern: Pattern) -> int:
-    """Changes of direction that the load, without its noise, did not cause: it was within a tenth of what it was at the
-    change before, or had gone the other way.
+def oscillations(changes: list[tuple[float, int]], loads: list[float]) -> int:
+    """Changes of direction that the load did not cause: its mean over two minutes was within a tenth of what it was at
+    the change before, or had gone the other way. `loads`: requests under way, one value a step.
     """
+
+    def mean(at: float) -> float:
+        end = int(at / STEP) + 1
+        part = loads[max(0, end - int(MEAN / STEP)) : end]
+        return sum(part) / len(part)
+
     found, before = 0, 0
     for (then, old), (now, new) in pairwise(changes):
         direction = 1 if new > old else -1
-        ratio = pattern(now) / pattern(then)
+        ratio = mean(now) / max(1.0, mean(then))
         caused = ratio > 1.1 if direction > 0 else ratio < 0.9
         if before and direction != before and not caused:
             found += 1

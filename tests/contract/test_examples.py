@@ -58,6 +58,7 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "remote-sources",
             "idle-adapters",
             "scale-to-zero",
+            "autoscaling",
             "gates",
             "drift",
             "routing",

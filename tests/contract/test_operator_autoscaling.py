@@ -77,17 +77,17 @@ def test_it_grows_with_its_load_and_the_next_operator_takes_it_back(
             assert operator.metric("tuneyard_reconcile_passes_total") - passes < 20, "what changes nothing wakes nobody"
             two.demanded(where, v1=10.0)
             one.demanded(where, v1=32.0, waiting=3)
-            eventually(lambda: replicas(cluster) == 5, "both gateways' requests have their pods", 10)
+            eventually(lambda: replicas(cluster) == 4, "both gateways' requests have their pods", 10)
             eventually(lambda: events(cluster, "ScaledUp"), "an event tells it")
-            assert events(cluster, "ScaledUp") == [f"pool base: 1 → 5 replicas, {pool(cluster)['reason']}"]
-            assert pool(cluster)["wantedReplicas"] == 5
+            assert events(cluster, "ScaledUp") == [f"pool base: 1 → 4 replicas, {pool(cluster)['reason']}"]
+            assert pool(cluster)["wantedReplicas"] == 4
             assert cluster.get("BaseModel", "base")["spec"] == base_spec(autoscaling=SCALED), "no spec is written"
             operator.kill()
         one.demanded(where, v1=8.0)
         two.demanded(where, v1=8.0)
         with OperatorProcess(operator_apiserver, tmp_path / "b", identity="operator-0", gateways=gateways) as operator:
             eventually(lambda: pool(cluster).get("scaling", {}).get("lowerSince"), "it sees that fewer would do", 40)
-            assert replicas(cluster) == 5
+            assert replicas(cluster) == 4
             eventually(lambda: replicas(cluster) == 2, "after the window", 60)
             eventually(lambda: events(cluster, "ScaledDown"), "an event tells it")
             wanted = operator.metric("tuneyard_pool_wanted_replicas", f'namespace="{cluster.namespace}"')

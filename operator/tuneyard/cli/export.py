@@ -1,18 +1,24 @@
-"""`tuneyard export httproute NAME`: a ModelDeployment for a gateway of your own. Reads only, and writes YAML.
+"""`tuneyard export`: a ModelDeployment for a gateway of your own, or a pool's scaling for an autoscaler of your own.
 
-Exit codes: 0 written, 1 when it cannot be said in such a route or the cluster cannot be read.
+Reads only, and writes YAML. Exit codes: 0 written, 1 when it cannot be said so, or what it is made from cannot be read.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+import yaml
 
 from tuneyard.api import names
+from tuneyard.cli.autoscalers import hpa, keda, limits, scaled_pools
+from tuneyard.cli.errors import UserError
 from tuneyard.cli.httproute import Place, Wanted, to_gateway, to_pools
 from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_deployment, read_registry
 
+_PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
 _SERVICE = f"tuneyard-system/tuneyard-gateway:{names.GATEWAY_PORT}"
 
 
@@ -52,6 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the Service of Tuneyard's gateways (default {_SERVICE})",
     )
     add_cluster_arguments(route)
+    for kind, what in (("hpa", "a HorizontalPodAutoscaler"), ("keda", "a KEDA ScaledObject")):
+        words = f"{what} for each pool of a manifest with serving.autoscaling"
+        scaler = kinds.add_parser(kind, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        scaler.add_argument(
+            "file", metavar="FILE", help="BaseModels and ModelDeployments as YAML; - for standard input"
+        )
+        if kind == "keda":
+            scaler.add_argument(
+                "--prometheus",
+                default=_PROMETHEUS,
+                metavar="URL",
+                help=f"where KEDA finds Prometheus (default {_PROMETHEUS})",
+            )
 
 
 def _gateway(text: str) -> Place:
@@ -70,7 +89,23 @@ def _service(text: str) -> Place:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the route; raises UserError where it would not do what it says."""
+    """Print what is asked for; raises UserError where it would not do what it says."""
+    return _route(args) if args.kind == "httproute" else _scalers(args)
+
+
+def _scalers(args: argparse.Namespace) -> int:
+    try:
+        text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.file} cannot be read: {error}") from error
+    pools = scaled_pools(text)
+    objects = [hpa(pool) if args.kind == "hpa" else keda(pool, args.prometheus) for pool in pools]
+    sys.stdout.write("".join(f"# {line}\n" for line in limits(pools)))
+    sys.stdout.write(yaml.safe_dump_all(objects, sort_keys=False, width=100_000))
+    return 0
+
+
+def _route(args: argparse.Namespace) -> int:
     cluster = open_cluster(args.kubeconfig, args.context)
     namespace = args.namespace or cluster.namespace
     deployment = read_deployment(cluster, namespace, args.name)

@@ -131,8 +131,8 @@ class _Need:
 
     more: int
     """Replicas without which it would be missed; 0: it does not say."""
-    sure: bool
-    """Whether more than there are are needed beyond doubt."""
+    sure: int
+    """The same without what may be chance."""
     fewer: int
     """Replicas with which it is surely kept."""
     words: str
@@ -197,11 +197,11 @@ def decide(
     most = most_replicas(settings)
     least = min(most, max(least_replicas(settings), pool.least))
     needs = list(_needs(targets, measured, pool, known.sustained))
-    up = max(needs, key=lambda n: n.more, default=_Need(0, False, case.current, ""))
+    up = max(needs, key=lambda n: n.more, default=_Need(0, 0, case.current, ""))
     if not least <= case.current <= most:
         return _into_bounds(case, least, most, pool, up.more)
     if up.more > case.current:
-        return _raised(case, replace(up, sure=any(n.sure for n in needs)), most)
+        return _raised(case, replace(up, sure=max(n.sure for n in needs)), most)
     fewer = max(least, *(n.fewer for n in needs)) if needs else case.current
     whole = bool(needs) and targets.keys() <= measured.whole
     if whole and pool.steady and fewer < case.current:
@@ -217,7 +217,7 @@ def _needs(
         value = measured.values.get(metric, 0.0)
         if metric in PROPORTIONAL:
             words = f"{metric.value} {_shown(metric, value)} in all, target {_shown(metric, target)} a replica"
-            sure = for_load(target, surely(value) if metric is Metric.IN_FLIGHT else value) > current
+            sure = for_load(target, surely(value) if metric is Metric.IN_FLIGHT else value)
             yield _Need(for_load(target, value), sure, enough_for(target, value), words)
             continue
         each = metric is Metric.WAITING
@@ -226,7 +226,7 @@ def _needs(
         missed = used > 1 + TOLERANCE and all_serve
         more = max(current + 1, math.ceil(current * (used if each else min(_FASTEST, used)) - _TINY)) if missed else 0
         words = f"{metric.value} {_shown(metric, value)}, target {_shown(metric, target)}{' a replica' if each else ''}"
-        yield _Need(more, missed, _fewer(used, measured, current, sustained), words)
+        yield _Need(more, more, _fewer(used, measured, current, sustained), words)
 
 
 def _fewer(used: float, measured: Measured, current: int, sustained: float | None) -> int:
@@ -276,7 +276,7 @@ def _into_bounds(case: _Case, least: int, most: int, pool: PoolNow, asked_for: i
 
 
 def _raised(case: _Case, need: _Need, most: int) -> Scaled:
-    """More, at once or when that has been asked for long enough, and by one step."""
+    """More: what is sure at once or when that has been asked for long enough, the rest after a minute; by one step."""
     rules, known, now = case.settings.scale_up or ScalingRules(), case.known, case.now
     since = parsed_time(known.higher_since) or now
     update = {
@@ -287,20 +287,22 @@ def _raised(case: _Case, need: _Need, most: int) -> Scaled:
     }
     waits = Scaled(case.current, "", known.model_copy(update=update), LOOK)
     window = float(seconds(rules.stabilization_window or DEFAULT_UP_WINDOW))
-    left = remaining(since, window if need.sure else max(window, DOUBTFUL_SECONDS), now)
-    if left > 0 or case.current == most:
+    lasts = remaining(since, max(window, DOUBTFUL_SECONDS), now) <= 0
+    goal = min(most, need.more if lasts else need.sure)
+    left = remaining(since, window, now)
+    if goal <= case.current or left > 0:
         return replace(waits, look=min(LOOK, left + 1.0) if left > 0 else LOOK)
     changed, begun = parsed_time(known.since), known.from_replicas
     step_left = remaining(changed, STEP_SECONDS, now) if changed and begun and begun < case.current else 0.0
     start = begun if step_left > 0 and begun else case.current
-    target = min(most, need.more, start + (rules.max_step or max(LEAST_STEP, start)))
+    target = min(goal, start + (rules.max_step or max(LEAST_STEP, start)))
     if target <= case.current:
         return replace(waits, look=min(LOOK, step_left + 1.0))
     found = _changed(case, target, need.words, need.more)
-    if step_left <= 0:
-        return found
-    # the step that was begun goes on: its time and its start stay
-    return replace(found, state=found.state.model_copy(update={"since": known.since, "from_replicas": begun}))
+    # a step that was begun goes on, its time and its start stay; and so does the time for which more was asked for
+    kept: dict[str, object] = {"higher_since": rfc3339(since)} if min(most, need.more) > target else {}
+    kept |= {"since": known.since, "from_replicas": begun} if step_left > 0 else {}
+    return replace(found, state=found.state.model_copy(update=kept))
 
 
 def _lowered(case: _Case, target: int, needs: Iterable[_Need]) -> Scaled:

@@ -48,8 +48,8 @@ def asked(
         (10, 1, 1),
         (14, 1, 1),
         (18, 1, 2),
-        (52, 1, 5),
-        (52, 4, 4),
+        (52, 1, 4),
+        (44, 4, 4),
         (60, 5, 5),
         (400, 1, 5),
         (400, 3, 7),
@@ -67,6 +67,10 @@ def test_what_may_be_chance_has_to_last_a_minute() -> None:
     assert asked(11, 1, first.state, after=45).state.higher_since is None
     assert asked(14, 1, first.state, after=45).wanted == 1
     assert asked(14, 1, first.state, after=60).wanted == 2
+    most = asked(52, 1)
+    assert (most.wanted, most.state.higher_since) == (4, stamp(0))
+    assert asked(52, 4, most.state, after=59).wanted == 4
+    assert asked(52, 4, most.state, after=60).wanted == 5
 
 
 def test_a_step_is_all_that_comes_in_a_quarter_of_a_minute() -> None:
@@ -81,7 +85,7 @@ def test_a_step_is_all_that_comes_in_a_quarter_of_a_minute() -> None:
 
 def test_what_keeps_it_from_having_more_is_said() -> None:
     assert asked(400, 8).state.limit == "MaxReplicas"
-    dear = {"costCeiling": {"perHour": 13.0, "perReplicaHour": 4.0}}
+    dear: dict[str, Any] = {"costCeiling": {"perHour": 13.0, "perReplicaHour": 4.0}}
     assert (asked(400, 1, **dear).wanted, asked(400, 3, **dear).state.limit) == (3, "CostCeiling")
     assert asked(24, 3, **dear).state.limit is None
     assert (most_replicas(settings(**dear)), least_replicas(settings(minReplicas=0))) == (3, 1)
@@ -93,7 +97,7 @@ def test_up_waits_for_its_window_where_there_is_one() -> None:
     first = asked(52, 1, **slow)
     assert (first.wanted, first.state.higher_since, first.look) == (1, stamp(0), LOOK)
     assert asked(5, 1, first.state, after=10, **slow).state.higher_since is None
-    assert asked(52, 1, first.state, after=30, **slow).wanted == 5
+    assert asked(52, 1, first.state, after=30, **slow).wanted == 4
 
 
 def test_down_only_when_the_load_has_asked_for_less_through_all_of_the_window() -> None:
@@ -134,7 +138,7 @@ def test_a_step_down_is_bounded_too() -> None:
 
 def test_half_knowledge_raises_and_never_lowers() -> None:
     now, unknown = PoolNow(2, 2), (Metric.IN_FLIGHT,)
-    assert decide(settings(), load(*unknown, inFlightRequests=52), now, None, T0).wanted == 5
+    assert decide(settings(), load(*unknown, inFlightRequests=52), now, None, T0).wanted == 4
     quiet = decide(settings(), load(*unknown), now, ScalingStatus(lower_since=stamp(-60)), T0)
     assert (quiet.wanted, quiet.state.lower_since) == (2, None)
 
@@ -160,7 +164,7 @@ def test_the_target_that_needs_most_decides() -> None:
     for values, wanted in (
         ({"inFlightRequests": 5, "kvCacheUtilization": 190}, 3),
         ({"inFlightRequests": 5, "tokensPerSecond": 430}, 4),
-        ({"inFlightRequests": 30, "kvCacheUtilization": 60}, 3),
+        ({"inFlightRequests": 30, "kvCacheUtilization": 60}, 2),
         ({"kvCacheUtilization": 87}, 1),
     ):
         assert decide(several, load(**values), PoolNow(1, 1), None, T0).wanted == wanted, values

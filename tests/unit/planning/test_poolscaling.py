@@ -75,10 +75,10 @@ def told(plan: Plan) -> list[tuple[str, str]]:
 def test_a_load_gets_pods_in_the_pass_that_hears_of_it() -> None:
     begun = applied_to(situation())
     plan = planned(replace(begun, demand=demand({"v1": 52.0})))
-    assert replicas(plan) == [5]
-    assert (pool(plan).wanted_replicas, pool(plan).replicas) == (5, 5)
+    assert replicas(plan) == [4]
+    assert (pool(plan).wanted_replicas, pool(plan).replicas) == (4, 4)
     assert pool(plan).reason == "inFlightRequests 52 in all, target 10 a replica"
-    assert told(plan) == [("ScaledUp", f"pool {BASE}: 1 → 5 replicas, {pool(plan).reason}")]
+    assert told(plan) == [("ScaledUp", f"pool {BASE}: 1 → 4 replicas, {pool(plan).reason}")]
     after = applied_to(applied_to(replace(begun, demand=demand({"v1": 52.0}))))
     again = planned(after)
     assert (replicas(again), again.status, told(again)) == ([], after.bases[0].status, []), "nothing is left to do"
@@ -88,7 +88,7 @@ def test_what_its_load_adds_is_no_work_of_somebodys_unless_something_is_wrong() 
     now = applied_to(applied_to(situation(demand=demand({"v1": 52.0}))))
     plan = planned(now)
     assert conditions(plan)["Ready"] == ("True", "Ready")
-    assert pool(plan).progress == "1 of 5 pods serve"
+    assert pool(plan).progress == "1 of 4 pods serve"
     sick = pod("b", engine="Starting", problem=Problem(Reason.UNSCHEDULABLE, "0/3 nodes"), created=stamp(1))
     assert conditions(planned(replace(now, pods=(*now.pods, sick))))["Ready"] == ("False", "Unschedulable")
 
@@ -97,7 +97,7 @@ def test_the_deployment_knows_it_where_the_status_is_lost() -> None:
     grown = applied_to(applied_to(situation(demand=demand({"v1": 52.0}))))
     lost = replace(grown, bases=(scaled(),), demand=demand({"v1": 52.0}))
     plan = planned(lost)
-    assert (replicas(plan), pool(plan).wanted_replicas, told(plan)) == ([], 5, [])
+    assert (replicas(plan), pool(plan).wanted_replicas, told(plan)) == ([], 4, [])
 
 
 def test_a_pool_of_a_fixed_number_goes_on_with_it() -> None:
@@ -114,7 +114,7 @@ def test_all_that_share_a_pool_count_together_and_those_who_wait() -> None:
     both = DemandReport(gateway="one", version=1, deployments={**mine.deployments, **others.deployments})
     begun = applied_to(situation(deployments=two))
     assert pool(planned(replace(begun, demand=first))).wanted_replicas == 1
-    assert pool(planned(replace(begun, demand=DemandView((both,), 1)))).wanted_replicas == 3
+    assert pool(planned(replace(begun, demand=DemandView((both,), 1)))).wanted_replicas == 2
 
 
 def test_a_silent_gateway_keeps_what_is_there() -> None:
