@@ -178,13 +178,14 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         day.late_seconds += STEP if waiting / throughput > BEARABLE else 0.0
         day.pod_hours += replicas * STEP / 3600
         day.ideal_hours += max(1, math.ceil(pattern(now))) * STEP / 3600
-    day.oscillations = oscillations(day.changes, loads)
+    day.oscillations = oscillations(day.changes, pattern, loads)
     return day
 
 
-def oscillations(changes: list[tuple[float, int]], loads: list[float]) -> int:
-    """Changes of direction that the load did not cause: its mean over two minutes was within a tenth of what it was at
-    the change before, or had gone the other way. `loads`: requests under way, one value a step.
+def oscillations(changes: list[tuple[float, int]], pattern: Pattern, loads: list[float]) -> int:
+    """Changes of direction that the load did not cause: neither what comes, without its noise, nor the mean of what was
+    under way for two minutes had gone that way by a tenth since the change before. `loads`: requests under way, one
+    value a step.
     """
 
     def mean(at: float) -> float:
@@ -195,8 +196,8 @@ def oscillations(changes: list[tuple[float, int]], loads: list[float]) -> int:
     found, before = 0, 0
     for (then, old), (now, new) in pairwise(changes):
         direction = 1 if new > old else -1
-        ratio = mean(now) / max(1.0, mean(then))
-        caused = ratio > 1.1 if direction > 0 else ratio < 0.9
+        ratios = (pattern(now) / pattern(then), mean(now) / max(1.0, mean(then)))
+        caused = max(ratios) > 1.1 if direction > 0 else min(ratios) < 0.9
         if before and direction != before and not caused:
             found += 1
         before = direction
