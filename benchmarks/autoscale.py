@@ -3,7 +3,7 @@ from a gateway's report to replicas that are asked for, by the real operator on 
 
 The day is simulated (scalingworld.py) with the operator's own rule and with Kubernetes' documented one, both told the
 same at the same moment: a real HPA hears of it later, by way of Prometheus. `oscillations` are changes of direction
-that the requests under way did not cause. Both rules are run with the target waitingRequests too, which says nothing of
+that the load did not cause. Both rules are run with the target waitingRequests too, which says nothing of
 how many replicas would do.
 
 python -m benchmarks.autoscale [--rounds N]

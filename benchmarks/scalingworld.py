@@ -27,7 +27,7 @@ STARTUP = 120.0
 BEARABLE = 2.0
 """Seconds that a request may wait: what waits longer misses its objective."""
 MEAN = 120.0
-"""Seconds over which the load's mean is taken, to see whether it caused a change."""
+"""Seconds over which the mean of what waits is taken."""
 HPA_SYNC, HPA_TOLERANCE, HPA_DOWN = 15.0, 0.1, 300.0
 _T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -152,6 +152,7 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
     replicas, running, waiting = begin, 0, 0
     starting: list[float] = []
     day, loads = Day(changes=[(0.0, begin)]), list[float]()
+    piled: deque[int] = deque(maxlen=int(MEAN / STEP))
     for number in range(int(DAY / STEP)):
         now = number * STEP
         starting = [at for at in starting if at > now]
@@ -164,7 +165,8 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         running += _staying(random_, begun, (1 - math.exp(-STEP / SERVICE)) * SERVICE / STEP)
         waiting -= begun
         seen = {Metric.IN_FLIGHT: float(running + waiting), Metric.WAITING: float(waiting)}
-        loads.append(seen[Metric.IN_FLIGHT])
+        piled.append(waiting)
+        loads.append(pattern(now) * target + sum(piled) / len(piled))
         wanted = scaler.wants(now, replicas, ready, seen)
         if wanted > replicas:
             starting += [now + STARTUP] * (wanted - replicas)
@@ -178,26 +180,20 @@ def simulated(pattern: Pattern, scaler: Scaler, seed: int, target: int, begin: i
         day.late_seconds += STEP if waiting / throughput > BEARABLE else 0.0
         day.pod_hours += replicas * STEP / 3600
         day.ideal_hours += max(1, math.ceil(pattern(now))) * STEP / 3600
-    day.oscillations = oscillations(day.changes, pattern, loads)
+    day.oscillations = oscillations(day.changes, loads)
     return day
 
 
-def oscillations(changes: list[tuple[float, int]], pattern: Pattern, loads: list[float]) -> int:
-    """Changes of direction that the load did not cause: neither what comes, without its noise, nor the mean of what was
-    under way for two minutes had gone that way by a tenth since the change before. `loads`: requests under way, one
-    value a step.
+def oscillations(changes: list[tuple[float, int]], loads: list[float]) -> int:
+    """Changes of direction that the load did not cause: since the change before it had not gone that way by a tenth,
+    from where it was lowest or highest meanwhile. `loads`, one a step: requests that come without their noise, and what
+    has piled up while pods were missing.
     """
-
-    def mean(at: float) -> float:
-        end = int(at / STEP) + 1
-        part = loads[max(0, end - int(MEAN / STEP)) : end]
-        return sum(part) / len(part)
-
     found, before = 0, 0
     for (then, old), (now, new) in pairwise(changes):
         direction = 1 if new > old else -1
-        ratios = (pattern(now) / pattern(then), mean(now) / max(1.0, mean(then)))
-        caused = max(ratios) > 1.1 if direction > 0 else min(ratios) < 0.9
+        between = loads[int(then / STEP) : int(now / STEP) + 1]
+        caused = between[-1] > 1.1 * min(between) if direction > 0 else between[-1] < 0.9 * max(between)
         if before and direction != before and not caused:
             found += 1
         before = direction

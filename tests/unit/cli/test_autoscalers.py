@@ -9,7 +9,7 @@ import yaml
 
 from tuneyard.cli.autoscalers import SERIES, hpa, keda, limits, scaled_pools
 from tuneyard.cli.errors import UserError
-from tuneyard.cli.main import main
+from tuneyard.cli.main import run
 
 MANIFEST = """
 apiVersion: tuneyard.dev/v1alpha1
@@ -111,11 +111,11 @@ def test_refused_with_what_to_do(text: str, words: str) -> None:
 def test_the_command_writes_yaml_with_its_limits_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "base.yaml"
     path.write_text(MANIFEST)
-    assert main(["export", "keda", str(path)]) == 0
+    assert run(["export", "keda", str(path)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("# apply it together with serving.autoscaling: {external: true}")
     assert [d["kind"] for d in yaml.safe_load_all(said)] == ["ScaledObject", "ScaledObject"]
-    assert main(["export", "hpa", str(tmp_path / "none.yaml")]) == 1
+    assert run(["export", "hpa", str(tmp_path / "none.yaml")]) == 1
 
 
 def test_what_is_exported_is_recorded() -> None:
