@@ -54,6 +54,8 @@ _SPARE = 0.8
 """Share of what a replica could not sustain at which it surely does."""
 _SCATTER = 1.5
 """Roots of a number of requests within which it comes and goes by chance: one in some thousand looks is beyond."""
+_SPARE_SCATTER = 0.5
+"""Roots that are left free beside the most of a window, where replicas are taken back."""
 _TRIED = 0.5
 """Share of a target up to which one replica less is tried, while nobody knows what they sustain."""
 _MOST_PEAKS = 12
@@ -218,7 +220,8 @@ def _needs(
         if metric in PROPORTIONAL:
             words = f"{metric.value} {_shown(metric, value)} in all, target {_shown(metric, target)} a replica"
             sure = for_load(target, surely(value) if metric is Metric.IN_FLIGHT else value)
-            yield _Need(for_load(target, value), sure, enough_for(target, value), words)
+            spare = _SPARE_SCATTER * math.sqrt(value) if metric is Metric.IN_FLIGHT else 0.0
+            yield _Need(for_load(target, value), sure, enough_for(target, value + spare), words)
             continue
         each = metric is Metric.WAITING
         used = value / (target * current if each else target)
