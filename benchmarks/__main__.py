@@ -20,6 +20,7 @@ NOT_BENCHMARKS = {
     "batching",
     "batchengines",
     "memoryprobe",
+    "scalingworld",
 }
 
 

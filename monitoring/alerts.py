@@ -64,6 +64,20 @@ TRAFFIC = (
         "take over at once by its weight in spec.traffic.",
     ),
     Alert(
+        "TuneyardPoolAtItsLimit",
+        "max by (namespace, pool, limit) (tuneyard_pool_scaling_limited) > 0",
+        "30m",
+        "warning",
+        "Pool {{ $labels.namespace }}/{{ $labels.pool }} is asked more than its pods can take, and {{ $labels.limit }} "
+        "allows no more of them.",
+        "`serving.autoscaling` asks for more replicas than `maxReplicas` or `costCeiling` allows, for half an hour. "
+        "Requests are served, later than the targets say.",
+        "Dashboard Pools: pods that the load asks for, requests that wait. `kubectl get bmodel NAME -o "
+        "jsonpath='{.status.pools}'` says what asks for how many.",
+        "Raise `maxReplicas` or `costCeiling.perHour` if the load is right; else limit who asks so much "
+        "(docs/howto/limit-tenants.md), or let some wait (docs/howto/priorities-of-tenants.md).",
+    ),
+    Alert(
         "TuneyardHeldRequestsRefused",
         happened('tuneyard_gateway_holds_total{outcome=~"timeout|too-many|no-room"}', "outcome", "10m"),
         "",

@@ -14,6 +14,8 @@ import yaml
 
 from monitoring.alert import OF, Alert
 from monitoring.alerts import ALERTS, GROUPS
+from tuneyard.cli.autoscalers import SERIES
+from tuneyard.planning.autoscaling import Metric
 from tuneyard.planning.cost import Weights
 
 Json = dict[str, Any]
@@ -52,6 +54,20 @@ def _tokens() -> list[Json]:
     ]
 
 
+def _pools() -> list[Json]:
+    """What each pool has to do, for autoscalers of others (`tuneyard export hpa|keda`)."""
+    of = "namespace, pool"
+    running, waiting = (f"sum by ({of}) (vllm:num_requests_{state})" for state in ("running", "waiting"))
+    cache = f"100 * sum by ({of}) (max by ({of}, pod) (vllm:kv_cache_usage_perc))"
+    tokens = f"sum by ({of}) (rate(vllm:generation_tokens_total[1m]))"
+    return [
+        {"record": SERIES[Metric.IN_FLIGHT], "expr": f"{running} + {waiting}"},
+        {"record": SERIES[Metric.WAITING], "expr": waiting},
+        {"record": SERIES[Metric.KV_CACHE], "expr": cache},
+        {"record": SERIES[Metric.TOKENS], "expr": tokens},
+    ]
+
+
 def _rule(alert: Alert) -> Json:
     return {
         "alert": alert.name,
@@ -72,7 +88,8 @@ def rules() -> Json:
     recorded = {"name": "tuneyard.ratios", "interval": "1m", "rules": [budget, *map(_ratio, WINDOWS)]}
     tokens = {"name": "tuneyard.tokens", "interval": "1m", "rules": _tokens()}
     alerts = [{"name": f"tuneyard.{name}", "rules": [_rule(a) for a in group]} for name, group in GROUPS.items()]
-    return {"groups": [recorded, tokens, *alerts]}
+    pools = {"name": "tuneyard.pools", "interval": "15s", "rules": _pools()}
+    return {"groups": [recorded, tokens, pools, *alerts]}
 
 
 def rules_file() -> str:

@@ -91,6 +91,16 @@ POOLS = Dashboard(
                     Query(newest(f"tuneyard_pool_replicas{{{_POOL}}}", "namespace, pool"), _IN + " wanted"),
                 ),
                 panel(
+                    "Pods that the load asks for",
+                    Query(newest(f"tuneyard_pool_wanted_replicas{{{_POOL}}}", "namespace, pool"), _IN + " wanted"),
+                    Query(newest(f"tuneyard_pool_ready_replicas{{{_POOL}}}", "namespace, pool"), _IN + " ready"),
+                    Query(
+                        newest(f"tuneyard_pool_scaling_limited{{{_POOL}}}", "namespace, pool, limit"),
+                        _IN + " limited by {{limit}}",
+                    ),
+                    description="Of pools with serving.autoscaling.",
+                ),
+                panel(
                     "Copies of adapters",
                     Query(
                         newest(f"tuneyard_adapter_loaded_pods{{{ALL}}}", "namespace, adapter"),

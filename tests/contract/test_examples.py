@@ -61,6 +61,7 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "idle-adapters",
             "ten-tenants",
             "scale-to-zero",
+            "autoscaling",
             "gates",
             "drift",
             "routing",

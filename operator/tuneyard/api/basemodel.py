@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from tuneyard.api.autoscaling import ScalingStatus
 from tuneyard.api.base import ApiModel
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
@@ -65,6 +66,11 @@ class PoolStatus(ApiModel):
         str | None,
         Field(description="Since when it has no pods because nobody asks (serving.scaleToZeroAfter); none: awake."),
     ] = None
+    wanted_replicas: Annotated[
+        int | None, Field(description="With serving.autoscaling: pods that the load asks for, within its bounds.")
+    ] = None
+    reason: Annotated[Text | None, Field(description="Why so many.")] = None
+    scaling: ScalingStatus | None = None
     makes_room: Annotated[
         list[str] | None,
         Field(description="ModelDeployments that go idle early, because requests wait for adapters without a place."),

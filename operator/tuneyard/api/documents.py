@@ -222,6 +222,9 @@ class RevisionDemand(ApiModel):
     """Sent to engines since the gateway's Envoy began to report; one that was tried on another pod counts for each."""
     in_flight: float = 0.0
     """Under way, smoothed over some seconds."""
+    ttft: dict[int, int] = {}
+    """Streams of the last minute by the time to their first token: milliseconds (one of planning/firsttokens.EDGES, the
+    last one for all that is longer) -> how many."""
 
 
 class DeploymentDemand(ApiModel):
@@ -240,6 +243,20 @@ class DeploymentDemand(ApiModel):
     """The newest run of a gate that has asked here, and how far it was."""
 
 
+class EngineLoad(ApiModel):
+    """What one engine has to do, as a gateway has read it."""
+
+    running: float = 0.0
+    waiting: float = 0.0
+    """Requests in its queue."""
+    kv_cache: float = 0.0
+    """Share of its cache that is in use, 0 to 1."""
+    tokens_per_second: float | None = None
+    """Generated, since the look before; None: there was none."""
+    age_seconds: float = 0.0
+    """Since it was read."""
+
+
 class DemandReport(ApiModel):
     """What is asked of one gateway, by `namespace/name` of the ModelDeployment.
 
@@ -250,6 +267,8 @@ class DemandReport(ApiModel):
     version: int
     """Another one whenever there is something new; GET /v1/demand?after=N answers when it is not N, or after 20 s."""
     deployments: dict[str, DeploymentDemand] = {}
+    engines: dict[str, EngineLoad] = {}
+    """By `namespace/pod`, of pools that are scaled by what engines say."""
 
 
 Counted = dict[str, dict[str, dict[int, tuple[int, int, int, int]]]]

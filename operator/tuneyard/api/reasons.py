@@ -232,6 +232,10 @@ class Reason(StrEnum):
     PAUSED = ("Paused", "No step is taken until the rollout is resumed.")
     BAKING = ("Baking", "The candidate has all traffic; stable stays the way back until bakeTime is over.")
     SPEC_WEIGHT_ZERO = ("SpecWeightZero", "The spec gives this revision no traffic.")
+    AWAITING_REPLICAS = (
+        "AwaitingReplicas",
+        "The next step waits for pods: those of the candidate could not take its share (serving.autoscaling).",
+    )
     STABLE_NOT_READY = (
         "StableNotReady",
         "The stable revision has no ready endpoint, so its share is not served.",
@@ -252,6 +256,11 @@ class Reason(StrEnum):
     ADAPTER_LOAD_FAILED = ("AdapterLoadFailed", "A pod could not load an adapter; it is tried again.")
     ADAPTER_SPREAD = ("AdapterSpread", "More pods get an adapter, because many requests to it are under way.")
     WOKEN = ("Woken", "Somebody asks for a pool that has slept: its pods start.")
+    SCALED_UP = (
+        "ScaledUp",
+        "What is asked of a pool needs more replicas (serving.autoscaling); the numbers are named.",
+    )
+    SCALED_DOWN = ("ScaledDown", "Fewer replicas of a pool would have done for long enough (serving.autoscaling).")
     POOL_CREATED = ("PoolCreated", "The pods of a base model were asked for.")
     POOL_DELETED = ("PoolDeleted", "A pool that nothing refers to any more was removed.")
     DIGEST_PINNED = ("DigestPinned", "The first digest seen of an artifact was pinned.")

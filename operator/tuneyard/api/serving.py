@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
+from tuneyard.api.autoscaling import Autoscaling
 from tuneyard.api.base import ApiModel
 from tuneyard.api.enginesettings import EngineSettings, Word
 from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
@@ -281,6 +282,15 @@ class ServingSpec(EngineSettings):
                     "!has(self.custom) || !has(self.engine) || self.engine == 'custom'",
                     "custom describes the engine custom: remove it, or set engine: custom",
                 ),
+                cel(
+                    "!has(self.replicas) || !has(self.autoscaling)",
+                    "serving has replicas or autoscaling, not both: remove replicas, or set autoscaling.minReplicas",
+                ),
+                cel(
+                    "!has(self.autoscaling) || has(self.scaleToZeroAfter) == "
+                    "(has(self.autoscaling.minReplicas) && self.autoscaling.minReplicas == 0)",
+                    "autoscaling.minReplicas: 0 and scaleToZeroAfter belong together: set both, or neither",
+                ),
             ]
         }
     )
@@ -322,6 +332,10 @@ class ServingSpec(EngineSettings):
     replicas: Annotated[
         int | None,
         Field(ge=0, le=1000, description="Pods of the pool; groups of pods where a replica spans nodes. Default 1."),
+    ] = None
+    autoscaling: Annotated[
+        Autoscaling | None,
+        Field(description="Pods of the pool by what is asked of it, in place of replicas. Default: never."),
     ] = None
     scale_to_zero_after: Annotated[
         Duration | None,
@@ -381,6 +395,15 @@ class ServingSpec(EngineSettings):
     ] = None
 
     def over(self, other: ServingSpec | None) -> ServingSpec:
-        """This block on top of `other`: every field that is set here wins as a whole."""
+        """This block on top of `other`: every field that is set here wins as a whole.
+
+        How many pods there are is one thing, said in two ways: replicas here take the place of autoscaling below, and
+        autoscaling that of replicas and of scaleToZeroAfter, which says what its minReplicas means.
+        """
         below: dict[str, Any] = other.model_dump(exclude_none=True) if other else {}
+        if self.replicas is not None:
+            below.pop("autoscaling", None)
+        if self.autoscaling is not None:
+            below.pop("replicas", None)
+            below.pop("scale_to_zero_after", None)
         return ServingSpec.model_validate({**below, **self.model_dump(exclude_none=True)})

@@ -1,7 +1,7 @@
-"""`tuneyard export httproute NAME`: a ModelDeployment for a gateway of your own; `tuneyard export ollama FILE`: a
-manifest's base and adapter as a Modelfile. Both read only, and write text.
+"""`tuneyard export`: a ModelDeployment for a gateway of your own, a manifest's base and adapter as a Modelfile for
+Ollama, or a pool's scaling for an autoscaler of your own.
 
-Exit codes: 0 written, 1 when it cannot be said in such a form or the cluster or file cannot be read.
+Reads only, and writes text. Exit codes: 0 written, 1 when it cannot be said so, or what it is made from cannot be read.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import argparse
 import sys
 from pathlib import Path
 
+import yaml
+
 from tuneyard.api import names
+from tuneyard.cli.autoscalers import hpa, keda, limits, scaled_pools
+from tuneyard.cli.errors import UserError
 from tuneyard.cli.httproute import Place, Wanted, to_gateway, to_pools
 from tuneyard.cli.modelfile import modelfile_of
 from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_deployment, read_registry
 
+_PROMETHEUS = "http://prometheus-operated.monitoring.svc:9090"
 _SERVICE = f"tuneyard-system/tuneyard-gateway:{names.GATEWAY_PORT}"
 
 
@@ -61,6 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ollama.add_argument("--adapter", metavar="NAME", help="the LoRAAdapter; default: the base alone")
     ollama.add_argument("--gguf", metavar="PATH", help="the base's GGUF file; default: what its source says")
     ollama.add_argument("--adapter-gguf", metavar="PATH", help="the adapter's GGUF file; default: beside its source")
+    for kind, what in (("hpa", "a HorizontalPodAutoscaler"), ("keda", "a KEDA ScaledObject")):
+        words = f"{what} for each pool of a manifest with serving.autoscaling"
+        scaler = kinds.add_parser(kind, help=words, description=f"{words[0].upper()}{words[1:]}.")
+        scaler.add_argument(
+            "file", metavar="FILE", help="BaseModels and ModelDeployments as YAML; - for standard input"
+        )
+        if kind == "keda":
+            scaler.add_argument(
+                "--prometheus",
+                default=_PROMETHEUS,
+                metavar="URL",
+                help=f"where KEDA finds Prometheus (default {_PROMETHEUS})",
+            )
 
 
 def _gateway(text: str) -> Place:
@@ -79,10 +97,26 @@ def _service(text: str) -> Place:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the route or the Modelfile; raises UserError where it would not do what it says."""
+    """Print what is asked for; raises UserError where it would not do what it says."""
     if args.kind == "ollama":
         sys.stdout.write(modelfile_of(args.file, args.adapter, args.gguf, args.adapter_gguf))
         return 0
+    return _route(args) if args.kind == "httproute" else _scalers(args)
+
+
+def _scalers(args: argparse.Namespace) -> int:
+    try:
+        text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{args.file} cannot be read: {error}") from error
+    pools = scaled_pools(text)
+    objects = [hpa(pool) if args.kind == "hpa" else keda(pool, args.prometheus) for pool in pools]
+    sys.stdout.write("".join(f"# {line}\n" for line in limits(pools)))
+    sys.stdout.write(yaml.safe_dump_all(objects, sort_keys=False, width=100_000))
+    return 0
+
+
+def _route(args: argparse.Namespace) -> int:
     cluster = open_cluster(args.kubeconfig, args.context)
     namespace = args.namespace or cluster.namespace
     deployment = read_deployment(cluster, namespace, args.name)

@@ -6,6 +6,8 @@ Rules:
 - a request that is under way or waits is a use, and so is to be routed for the first time;
 - what is told of requests under way is smoothed over SMOOTHING seconds: reports show moments, and short requests come
   in handfuls;
+- times to the first token are those of streams that ended in the last FIRST_TOKENS seconds, forgotten in PARTS; what
+  was held until it was loaded tells of no engine. What engines have to do is read elsewhere (engineloads.py);
 - how far a gate is stands on its requests; of those that come to several gateways the operator believes the farthest;
 - what is not routed any more is forgotten.
 There is a new version with every report that tells something else, so once a second at most, and at once when the first
@@ -18,15 +20,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from tuneyard.api.documents import DemandReport, DeploymentDemand, RevisionDemand
+from tuneyard.api.documents import DemandReport, DeploymentDemand, EngineLoad, RevisionDemand
 from tuneyard.api.gatereports import GateRun
 from tuneyard.gateway.versions import Version
+from tuneyard.planning.firsttokens import edge_of
 from tuneyard.systems.envoy.answers import Answer
 from tuneyard.systems.envoy.loads import Load
 from tuneyard.systems.envoy.translate import served_by
 
 SMOOTHING = 3.0
 """Seconds after which 63 % of a change are seen."""
+
+FIRST_TOKENS, PARTS = 60.0, 6
+
+_Said = tuple[int, float, tuple[tuple[int, int], ...]]
 
 Routed = Mapping[str, Collection[str]]
 """The revisions of each ModelDeployment, by `namespace/name`."""
@@ -35,17 +42,32 @@ Routed = Mapping[str, Collection[str]]
 class _Counted:
     """What one revision was asked for."""
 
-    __slots__ = ("in_flight", "requests", "under_way")
+    __slots__ = ("first_tokens", "in_flight", "requests", "under_way")
 
     def __init__(self) -> None:
         self.requests = 0
         self.under_way = 0
         self.in_flight = 0.0
+        self.first_tokens: dict[int, dict[int, int]] = {}
+        """By part of the time, and by their class."""
 
     def take(self, load: Load, share: float) -> None:
         self.requests += load.begun
         self.under_way = load.under_way
         self.in_flight += (load.under_way - self.in_flight) * share
+
+    def first_token(self, part: int, milliseconds: float) -> None:
+        counts, edge = self.first_tokens.setdefault(part, {}), edge_of(milliseconds)
+        counts[edge] = counts.get(edge, 0) + 1
+
+    def ttft(self, part: int) -> tuple[tuple[int, int], ...]:
+        """Those of the parts that count when it is `part`."""
+        self.first_tokens = {p: counts for p, counts in self.first_tokens.items() if p > part - PARTS}
+        found: dict[int, int] = {}
+        for counts in self.first_tokens.values():
+            for edge, count in counts.items():
+                found[edge] = found.get(edge, 0) + count
+        return tuple(sorted(found.items()))
 
 
 class Demand:
@@ -61,9 +83,10 @@ class Demand:
         self._revisions: dict[tuple[str, str], _Counted] = {}
         self._waiting: dict[str, int] = {}
         self._runs: dict[str, GateRun] = {}
-        self._told: dict[str, tuple[int, dict[str, tuple[int, float]], GateRun | None]] = {}
-        """By deployment: requests that wait, by revision requests so far and under way, and how far its gate is; the
-        version's content."""
+        self._engines: Callable[[], dict[str, EngineLoad]] = dict
+        self._told: dict[str, tuple[int, dict[str, _Said], GateRun | None]] = {}
+        """By deployment: requests that wait, by revision requests so far, under way and the times to their first token,
+        and how far its gate is; the version's content."""
         self._version = Version()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -110,10 +133,21 @@ class Demand:
     def answered(self, answers: Iterable[Answer]) -> None:
         """Requests have ended; those of a gate say how far it is. Told with Envoy's next report."""
         for answer in answers:
+            counted = self._revisions.get((answer.deployment, answer.revision))
+            if counted is not None and answer.ttft is not None and not answer.held:
+                counted.first_token(self._part, answer.ttft)
             run, before = answer.run, self._runs.get(answer.deployment)
             # they end in another order than they began
             if run is not None and (before is None or before.job != run.job or before.done < run.done):
                 self._runs[answer.deployment] = run
+
+    def reading(self, engines: Callable[[], dict[str, EngineLoad]]) -> None:
+        """Who knows what engines have to do, by `namespace/pod`."""
+        self._engines = engines
+
+    def read(self) -> None:
+        """Engines were read: that is something new."""
+        self._version.grow()
 
     # -- what is told ----------------------------------------------------------------------------------------------
 
@@ -125,19 +159,25 @@ class Demand:
                 idle_seconds=self._idle(name),
                 waiting=waiting,
                 revisions={
-                    revision: RevisionDemand.model_construct(requests=requests, in_flight=in_flight)
-                    for revision, (requests, in_flight) in revisions.items()
+                    revision: RevisionDemand.model_construct(requests=requests, in_flight=in_flight, ttft=dict(ttft))
+                    for revision, (requests, in_flight, ttft) in revisions.items()
                 },
                 gate=gate,
             )
             for name, (waiting, revisions, gate) in self._told.items()
         }
-        return DemandReport.model_construct(gateway=self._name, version=self._version.number, deployments=deployments)
+        return DemandReport.model_construct(
+            gateway=self._name, version=self._version.number, deployments=deployments, engines=self._engines()
+        )
 
     async def report_after(self, version: int, within: float) -> DemandReport:
         """The report as soon as its version is another than `version`, or after `within` seconds."""
         await self._version.other_than(version, within)
         return self.report()
+
+    @property
+    def _part(self) -> int:
+        return int((self._seen or 0.0) / (FIRST_TOKENS / PARTS))
 
     def _idle(self, deployment: str) -> float:
         used = self._used.get(deployment)
@@ -151,9 +191,10 @@ class Demand:
 
     def _tell(self) -> None:
         """Make it a new version, if it is one."""
-        revisions: dict[str, dict[str, tuple[int, float]]] = {}
+        revisions: dict[str, dict[str, _Said]] = {}
         for (deployment, revision), counted in self._revisions.items():
-            revisions.setdefault(deployment, {})[revision] = (counted.requests, round(counted.in_flight, 1))
+            said = (counted.requests, round(counted.in_flight, 1), counted.ttft(self._part))
+            revisions.setdefault(deployment, {})[revision] = said
         told = {
             name: (self._waiting.get(name, 0), revisions.get(name, {}), self._runs.get(name))
             for name in sorted(self._used.keys() | self._waiting.keys())

@@ -34,6 +34,7 @@ from tuneyard.gateway import mirrorserver, quotafleet, quotarefusals, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
+from tuneyard.gateway.engineloads import EngineLoads
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.externalkeys import ExternalKeys
@@ -128,6 +129,7 @@ class Gateway:
         self._token = names.observe_token(master)
         self._peers = Peers(given.peers, self._token)
         self.pressure = self._pressing()
+        self.engine_loads = self._reading(authority(master))
         self.feedback = Feedback(clock, self._rated, self._peers.ask)
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
@@ -162,9 +164,7 @@ class Gateway:
                 folder=given.tls.certificate,
                 secret=given.tls.secret,
             )
-        self._leaving = False
-        self._resumed = False
-        self._was_ready = False
+        self._leaving = self._resumed = self._was_ready = False
 
     def _show(self) -> None:
         """What metrics look up when they are asked for."""
@@ -179,6 +179,13 @@ class Gateway:
             return None
         metrics = PressureMetrics(self.metrics.registry)
         return Pressure(self._given.name, limits, self._peers.addresses, self._token, metrics)
+
+    def _reading(self, authority_of_pods: str) -> EngineLoads:
+        """What reads engines, which is told with what is asked."""
+        clock = asyncio.get_running_loop().time
+        loads = EngineLoads(self._peers.addresses, self.demand.read, clock, authority_of_pods)
+        self.demand.reading(loads.loads)
+        return loads
 
     def _counting(self) -> tuple[Usage | None, UsageExport | None]:
         """What counts tokens, and what writes them away, where they are wanted."""
@@ -226,7 +233,7 @@ class Gateway:
         self.holding.changed(model)
         self.mirroring.changed(model)
         self.external.routed(model, routes)
-        for each in (self.tenancy, self.pressure):
+        for each in (self.tenancy, self.pressure, self.engine_loads):
             if each is not None:
                 each.routed(model, routes)
 
@@ -283,7 +290,7 @@ class Gateway:
         await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
         holding = await serve(self.holding, self._given.holding_socket, *self._asked_beside())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export, self.pressure):
+        for each in (self._export, self.usage, self._usage_export, self.pressure, self.engine_loads):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -303,7 +310,7 @@ class Gateway:
                 looking.cancel()
             await self._count_all()
             await server.cleanup()
-            writing = (self._export, self._usage_export, self.pressure, self.quotas)
+            writing = (self._export, self._usage_export, self.pressure, self.engine_loads, self.quotas)
             await asyncio.gather(*(each.close() for each in writing if each is not None))
             await holding.cleanup()
             await self._peers.close()

@@ -31,6 +31,7 @@ from tuneyard.runtime.looking import Looking
 from tuneyard.runtime.metrics import Metrics
 from tuneyard.runtime.queue import WorkQueue
 from tuneyard.runtime.reconcile import Reconciler
+from tuneyard.runtime.scaling import Scaling
 from tuneyard.runtime.wakes import Wakes
 from tuneyard.runtime.workers import Workers
 from tuneyard.runtime.world import CONFIG_MAP, World
@@ -72,9 +73,14 @@ class Operator:
         self.wakes = Wakes(self.world, self.queue.add, self.queue.add_all)
         self.lease = LeaderLease(api, settings.tuneyard_namespace, LEASE, identity)
         self._events = Events(api, identity)
-        demanded = Growing(self.world).concerned
+        growing, scaling = Growing(self.world), Scaling(self.world)
         looking = Looking(self.world, self.queue.add_after)
-        self._gateways = Gateways(names.observe_token(master), self._on_gateways, demanded, looking.concerns)
+        self._gateways = Gateways(
+            names.observe_token(master),
+            self._on_gateways,
+            lambda asked: [*growing.concerned(asked), *scaling.concerned(asked)],
+            looking.concerns,
+        )
         self._checks = Checking(settings.prometheus, self._deployment, looking.concerns, self.world.evidence)
         self._kopf = EventSource(self._shown, self._on_missed)
         executor = Executor(api, self._events, self.world.applied, self.metrics, self.lease.holds)

@@ -7,6 +7,7 @@ Rules:
 - a digest is used for plans only after it stood in the status: a crash between the two must not pin another one;
 - what the pools of a namespace share comes with its first BaseModel and goes with the last, by garbage collection:
   gateways look for pods wherever a ModelDeployment stands, also while there is no pool;
+- how many pods a pool has that is scaled by its load is decided here and applied at once (poolscaling.py);
 - the workload (a Deployment, or a LeaderWorkerSet where replicas span nodes) is applied last, so that no pod starts
   without its key, its plan and its NetworkPolicy, and deleted first; the rest goes when its pods are gone, because pods
   that drain still need it;
@@ -29,9 +30,11 @@ from tuneyard.planning.observations import BaseModelObservation, ChildObservatio
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import WantedPlan, wanted_plan
 from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
+from tuneyard.planning.poolscaling import keeps_replicas, next_pool_scale
 from tuneyard.planning.poolsleep import PoolSleep, next_pool_sleep
 from tuneyard.planning.prewarm import prewarm_state
 from tuneyard.planning.readiness import stalled_event
+from tuneyard.planning.remedies import clipped
 from tuneyard.planning.timestamps import remaining, rfc3339
 
 
@@ -58,10 +61,10 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         shared = wanted.plan.adapters if wanted and pool.deployment is None else shared
         actions += steps
         waits += [*(wanted.waits if wanted else ()), *([LOOK] if pool.waking else ()), *state.waits]
-        events += _sleep_events(state, about)
+        events += [*_sleep_events(state, about), *_scale_events(state, about)]
         events += _growth_events(obs, wanted)
         if state.workload is None and state.former is None and any(_is_workload(a) for a in steps):
-            message = f"created pool {pool.name} of {pool.serving.replicas} pods"
+            message = f"created pool {pool.name} of {state.pool.serving.replicas} pods"
             events.append(Event("Normal", Reason.POOL_CREATED, message, about))
     unused = _unused_pools(obs, {p.name for p in pools}, mine)
     for leftover in unused:
@@ -115,14 +118,18 @@ def _unless_there(wanted: Iterable[children.Json], found: Iterable[ChildObservat
 def _state(
     obs: BaseModelObservation, base: BaseModelResource, pool: Pool, mine: Iterable[ChildObservation]
 ) -> PoolState:
-    serving, has = pool.serving, obs.has_leader_worker_sets
-    violation = servingchecks.violation(base, serving, obs.settings)
-    violation = violation or servingchecks.leader_worker_set_missing(serving, obs.settings, served=has)
-    pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
-    wanted = None if violation else children.pool_workload(pool, base, obs.settings, pods)
     deployment = _found(mine, "Deployment", names.pool_deployment(pool.name))
     groups = _found(mine, "LeaderWorkerSet", names.pool_groups(pool.name))
-    workload, former = (deployment, groups) if serving.nodes_per_replica == 1 else (groups, deployment)
+    spans = pool.serving.nodes_per_replica > 1
+    workload, former = (groups, deployment) if spans else (deployment, groups)
+    has = obs.has_leader_worker_sets
+    violation = servingchecks.violation(base, pool.serving, obs.settings)
+    violation = violation or servingchecks.leader_worker_set_missing(pool.serving, obs.settings, served=has)
+    scale = next_pool_scale(obs, base, pool, workload or former, frozen=violation is not None)
+    pool = scale.pool
+    pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
+    kept = not pool.serving.scales_outside or keeps_replicas(deployment)
+    wanted = None if violation else children.pool_workload(pool, base, obs.settings, pods, with_replicas=kept)
     sleep = PoolSleep() if violation else next_pool_sleep(obs, pool)
     return PoolState(
         pool=pool,
@@ -135,6 +142,7 @@ def _state(
         makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
         sleep=sleep,
         was_asleep=any(p.name == pool.name and p.asleep_since for p in base.status.pools or ()),
+        scale=scale,
     )
 
 
@@ -174,6 +182,15 @@ def _sleep_events(state: PoolState, about: ObjectReference) -> list[Event]:
         return []
     words = f"pool {name} has no pods until somebody asks" if asleep else f"starts the pods of pool {name}"
     return [Event("Normal", Reason.ASLEEP if asleep else Reason.WOKEN, words, about)]
+
+
+def _scale_events(state: PoolState, about: ObjectReference) -> list[Event]:
+    """Told when its load gives a pool more pods, or takes some; waking and sleeping are told as that."""
+    before, now = state.scale.before, state.scale.wanted
+    if before is None or now is None or before == now or state.pool.asleep_since or state.was_asleep:
+        return []
+    words = clipped(f"pool {state.pool.name}: {before} → {now} replicas, {state.scale.reason}")
+    return [Event("Normal", Reason.SCALED_UP if now > before else Reason.SCALED_DOWN, words, about)]
 
 
 def _growth_events(obs: BaseModelObservation, wanted: WantedPlan | None) -> list[Event]:

@@ -2,7 +2,8 @@
 
 Rules:
 - a pod serves when its own report says so (engine Ready); Kubernetes' readiness alone tells nothing about routing;
-- a pool is complete when as many pods serve as are wanted and all of them run what is wanted now;
+- a pool is complete when as many pods serve as are wanted and all of them run what is wanted now. One that its load
+  gives more pods stays complete while these start and nothing is wrong with them: it is no work of somebody's;
 - what was once read from the base (digest, size, architecture) stays, also while no pod runs.
 """
 
@@ -19,9 +20,18 @@ from tuneyard.api.conditions import Finding, merged
 from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.autoscaling import least_replicas
 from tuneyard.planning.children import DEPLOYMENT, as_applied, is_workload, template_mark
-from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation, Problem, problem_of
+from tuneyard.planning.observations import (
+    BaseModelObservation,
+    ChildObservation,
+    PodObservation,
+    Problem,
+    problem_of,
+    serves,
+)
 from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
+from tuneyard.planning.poolscaling import PoolScale
 from tuneyard.planning.poolsleep import PoolSleep
 from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.promotion import promotion
@@ -53,6 +63,7 @@ class PoolState:
     """What is there of the wanted kind; with a violation, what there is."""
     pods: tuple[PodObservation, ...]
     """Those that are not leaving; where replicas span nodes, their leaders."""
+    scale: PoolScale
     former: ChildObservation | None = None
     """Its workload of the other kind, while it changes from that to the wanted one."""
     workers: tuple[PodObservation, ...] = ()
@@ -64,9 +75,11 @@ class PoolState:
 
     @property
     def waits(self) -> tuple[float, ...]:
-        """After how many seconds it may have to sleep, or may find what its pods need: nobody tells of a new kind."""
+        """After how many seconds it may have to sleep, to have another number of pods, or may find what its pods need:
+        nobody tells of a new kind.
+        """
         missing = self.violation is not None and self.violation.reason is Reason.LEADER_WORKER_SET_MISSING
-        waits = (self.sleep.wait, LOOK_FOR_KIND if missing else None)
+        waits = (self.sleep.wait, self.scale.wait, LOOK_FOR_KIND if missing else None)
         return tuple(wait for wait in waits if wait is not None)
 
     @property
@@ -113,7 +126,14 @@ class PoolState:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do or to wait for."""
-        return self.rolled_out and self.serving >= self.pool.pods
+        return self.rolled_out and (self.serving >= self.pool.pods or self.grows)
+
+    @property
+    def grows(self) -> bool:
+        """Whether its load has given it more pods, which start."""
+        settings = self.pool.serving.scaled
+        enough = settings is not None and least_replicas(settings) <= self.serving < self.pool.pods
+        return enough and problem_of(self.pods) is None and not (self.workload and self.workload.problem)
 
     @property
     def problem(self) -> Problem | None:
@@ -132,7 +152,7 @@ class PoolState:
         replicas = self.pool.pods
         if self.pool.asleep_since:
             return "asleep; the next request starts its pods"
-        if self.complete:
+        if self.complete and not self.grows:
             return "serving" if replicas else "scaled to 0"
         if self.pods and not self.serving and not any(p.base_report for p in self.pods):
             transfer = slowest(p.report.base_transfer for p in self.pods if p.report)
@@ -158,11 +178,6 @@ class UnusedPool:
 def unused_since(workload: ChildObservation) -> datetime | None:
     """Since when its pool was seen without references."""
     return parsed_time(workload.annotations.get(names.ANNOTATION_UNUSED_SINCE))
-
-
-def serves(pod: PodObservation) -> bool:
-    """Whether the pod can answer with the base."""
-    return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
 
 
 def listed(users: Sequence[str]) -> list[str] | None:
@@ -245,10 +260,10 @@ def _work(pools: Sequence[PoolState], digest: str | None) -> Problem | None:
 def _done(pools: Sequence[PoolState]) -> Problem:
     if not pools:
         return Problem(Reason.NOT_USED, Reason.NOT_USED.doc)
-    total = sum(s.pool.pods for s in pools)
+    serving, total = sum(s.serving for s in pools), sum(s.pool.pods for s in pools)
     if all(s.pool.asleep_since for s in pools):
         return Problem(Reason.ASLEEP, Reason.ASLEEP.doc)
-    return Problem(Reason.READY, f"{total} of {total} pods serve")
+    return Problem(Reason.READY, f"{serving} of {total} pods serve")
 
 
 def _resolved(
@@ -306,6 +321,9 @@ def _used_status(state: PoolState) -> PoolStatus:
         progress=state.progress,
         asleep_since=state.sleep.asleep_since,
         makes_room=list(state.makes_room) or None,
+        wanted_replicas=state.scale.wanted,
+        reason=state.scale.reason,
+        scaling=state.scale.state,
     )
 
 

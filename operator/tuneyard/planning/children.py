@@ -159,13 +159,21 @@ def _with_mark(template: Json, mark: str) -> Json:
     return {**template, "metadata": {**metadata, "annotations": annotations}}
 
 
-def pool_workload(pool: Pool, base: BaseModelResource, settings: Settings, pods: Iterable[PodObservation] = ()) -> Json:
+def pool_workload(
+    pool: Pool,
+    base: BaseModelResource,
+    settings: Settings,
+    pods: Iterable[PodObservation] = (),
+    *,
+    with_replicas: bool = True,
+) -> Json:
     """What makes the pool's pods now; its serving block passed servingchecks.violation.
 
-    `pods`: the pool's that are not leaving, by which groups of pods are replaced step by step.
+    `pods`: the pool's that are not leaving, by which groups of pods are replaced step by step. `with_replicas`: whether
+    the number of a Deployment's is ours to set.
     """
     if pool.serving.nodes_per_replica == 1:
-        return pool_deployment(pool, base, settings)
+        return pool_deployment(pool, base, settings, with_replicas=with_replicas)
     templates = group_templates(pool, base, settings)
     mark = content_hash({"leader": templates[0], "workers": templates[1]})
     leader, workers = (_with_mark(template, mark) for template in templates)
@@ -175,14 +183,17 @@ def pool_workload(pool: Pool, base: BaseModelResource, settings: Settings, pods:
     return marked(obj)
 
 
-def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings) -> Json:
-    """The pool's Deployment; its serving block passed servingchecks.violation."""
+def pool_deployment(pool: Pool, base: BaseModelResource, settings: Settings, *, with_replicas: bool = True) -> Json:
+    """The pool's Deployment; its serving block passed servingchecks.violation.
+
+    Without replicas they are somebody else's to set.
+    """
     serving = pool.serving
     surge = serving.update == "Surge"
     template = pod_template(pool, base, settings)
     template = _with_mark(template, content_hash(template))
     spec = {
-        "replicas": pool.pods,
+        **({"replicas": pool.pods} if with_replicas else {}),
         "revisionHistoryLimit": 2,
         "progressDeadlineSeconds": serving.startup_timeout + 600,
         "strategy": {

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from tuneyard.api.documents import DemandReport, DeploymentDemand
+from tuneyard.api.documents import DemandReport, DeploymentDemand, EngineLoad
 from tuneyard.api.gatereports import GateRun
 
 
@@ -48,6 +48,26 @@ class DemandView:
         """Requests to a revision that are under way."""
         return self._in_flight.get((namespace, deployment, revision), 0.0)
 
+    def first_tokens(self, namespace: str, deployment: str, revision: str) -> dict[int, int]:
+        """Streams of the last minute by the time to their first token (firsttokens.py)."""
+        found: dict[int, int] = {}
+        for said in self.of(namespace, deployment):
+            of_it = said.revisions.get(revision)
+            for edge, count in (of_it.ttft if of_it else {}).items():
+                found[edge] = found.get(edge, 0) + count
+        return found
+
+    @cached_property
+    def engines(self) -> dict[str, EngineLoad]:
+        """By `namespace/pod`, what was read of its engine last."""
+        found: dict[str, EngineLoad] = {}
+        for report in self.reports:
+            for pod, load in report.engines.items():
+                known = found.get(pod)
+                if known is None or load.age_seconds < known.age_seconds:
+                    found[pod] = load
+        return found
+
     def gate_run(self, namespace: str, deployment: str, job: str) -> GateRun | None:
         """How far a gate's Job (its uid) is, by the gateway that knows most of it."""
         runs = (d.gate for d in self.of(namespace, deployment) if d.gate is not None and d.gate.job == job)
@@ -56,6 +76,11 @@ class DemandView:
     def asked(self) -> Iterator[tuple[str, str]]:
         """(namespace, name) of the deployments of which requests are under way."""
         return iter({(namespace, name): None for namespace, name, _ in self._in_flight})
+
+    def waited_for(self) -> Iterator[tuple[str, str]]:
+        """(namespace, name) of the deployments for which requests are held."""
+        names = (n for report in self.reports for n, said in report.deployments.items() if said.waiting)
+        return iter(dict.fromkeys((n.partition("/")[0], n.partition("/")[2]) for n in names))
 
     @cached_property
     def _in_flight(self) -> dict[tuple[str, str, str], float]:

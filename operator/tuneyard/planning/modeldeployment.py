@@ -328,6 +328,9 @@ def _withheld(serving: Serving, revision: str, unready: Problem | None) -> str |
         return named(serving.taken)
     if unready:
         return withheld_for(unready)
+    work = serving.decision.work
+    if work and work.reason is Reason.AWAITING_REPLICAS and revision == serving.decision.status.candidate:
+        return named(work)
     reason = serving.split.withheld.get(revision)
     return f"{reason.value}: {reason.doc}" if reason else None
 

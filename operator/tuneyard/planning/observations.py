@@ -362,6 +362,11 @@ def pod_observation(pod: Mapping[str, Any]) -> PodObservation:
     )
 
 
+def serves(pod: PodObservation) -> bool:
+    """Whether the pod can answer with the base."""
+    return not pod.deleted and pod.report is not None and pod.report.engine == "Ready"
+
+
 def problem_of(pods: Iterable[PodObservation]) -> Problem | None:
     """The problem of a pod of the newest template of its pool, which it names; others are being replaced anyway."""
     ordered = sorted(pods, key=lambda p: (p.created, p.name))

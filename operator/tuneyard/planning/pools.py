@@ -7,6 +7,7 @@ Rules:
 - all adapters of all revisions that are listed are wanted, also at weight 0: a rollback must find its adapter loaded.
   Those that only idle ModelDeployments name (idling.py) are not, until somebody asks for them, nor those beyond
   `rollout.keepWarm` (keepwarm.py);
+- how many pods a pool has that is scaled by its load (poolscaling.py) stands in the base's status;
 - a pool that sleeps by its status has no pods while every ModelDeployment that uses it is idle (poolsleep.py);
 - a pod holds at most `lora.maxCpuLoras` adapters (an engine that evicts one reads it again from a folder that may be
   gone, and dies), a pool as many as its pods hold together, each of them `lora.copies` times. Pods that are away for a
@@ -25,10 +26,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneyard.api import names
+from tuneyard.api.autoscaling import Autoscaling
 from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import PoolPlan
@@ -50,6 +52,7 @@ from tuneyard.api.serving import (
 from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
+from tuneyard.planning.poolreplicas import decided_replicas, pool_status, sleeps_after, spec_replicas
 from tuneyard.planning.sharedadapters import adapters_not_shared
 
 POOL_GRACE = 60.0
@@ -93,6 +96,18 @@ class Serving:
     drain_timeout: int
     startup_timeout: int
     custom: CustomEngine | None = None
+    autoscaling: Autoscaling | None = None
+    """Who decides on `replicas`; None: the spec."""
+
+    @property
+    def scales_outside(self) -> bool:
+        """Whether somebody else decides on the Deployment's replicas."""
+        return bool(self.autoscaling and self.autoscaling.external)
+
+    @property
+    def scaled(self) -> Autoscaling | None:
+        """By what the operator decides on `replicas`, if it does."""
+        return None if self.scales_outside else self.autoscaling
 
     def declares(self, volume: str) -> bool:
         """Whether pods of the pool have that artifact volume."""
@@ -154,8 +169,8 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         nodes_per_replica=nodes,
         exclusive_topology_key=spec.exclusive_topology_key,
         settings=EngineSettings.model_validate(spec.model_dump(include=set(EngineSettings.model_fields))),
-        replicas=1 if spec.replicas is None else spec.replicas,
-        scale_to_zero_after=seconds(spec.scale_to_zero_after) if spec.scale_to_zero_after else None,
+        replicas=spec_replicas(spec),
+        scale_to_zero_after=sleeps_after(spec),
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
         resources=Resources(limits=gpus) if spec.resources is None else spec.resources,
@@ -169,7 +184,14 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         update=spec.update or "Surge",
         drain_timeout=seconds(spec.drain_timeout or "10m"),
         startup_timeout=seconds(spec.startup_timeout or "30m"),
+        autoscaling=spec.autoscaling,
     )
+
+
+def _as_scaled(serving: Serving, base: BaseModelResource, pool: str) -> Serving:
+    """With as many replicas as the base's status says were decided on."""
+    replicas = decided_replicas(serving.autoscaling, base, pool)
+    return serving if replicas is None else replace(serving, replicas=replicas)
 
 
 def own_pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str | None:
@@ -190,7 +212,8 @@ def pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str:
 
 def serving_of(base: BaseModelResource, deployment: ModelDeploymentResource, revision: Revision) -> Serving:
     """How the pool of a revision serves."""
-    return resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
+    serving = resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
+    return _as_scaled(serving, base, pool_of(deployment, revision))
 
 
 def referring(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> list[ModelDeploymentResource]:
@@ -242,7 +265,8 @@ def _pool(base: BaseModelResource, name: str, uses: Sequence[tuple[ModelDeployme
 
 
 def _asleep_since(base: BaseModelResource, name: str) -> str | None:
-    return next((p.asleep_since for p in base.status.pools or () if p.name == name), None)
+    told = pool_status(base, name)
+    return told.asleep_since if told else None
 
 
 def plan_of(config_map: ChildObservation | None) -> PoolPlan | None:

@@ -36,6 +36,7 @@ from tuneyard.planning.rolloutcontents import with_contents
 from tuneyard.planning.rolloutgate import OPEN, Gate, gate, inconclusive_left
 from tuneyard.planning.rollouthistory import was_stable, with_history
 from tuneyard.planning.rolloutphases import PHASE_IN, Situation, transition
+from tuneyard.planning.rolloutpods import LOOK, awaits_replicas
 from tuneyard.planning.rolloutposition import Position, position, promotions, rest_left, rests
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.traffic import Split, by_claim, choose_stable, effective
@@ -85,6 +86,8 @@ class _Step:
     gate: Gate = OPEN
     gating: Gating | None = None
     """Of a candidate that has no verdict."""
+    lacking: Problem | None = None
+    """It has too few pods for what it is about to get."""
 
 
 def decide(seen: Seen) -> Decision:
@@ -103,7 +106,8 @@ def decide(seen: Seen) -> Decision:
     looks = (found.again if found else None, inconclusive_left(seen, status.analysis))
     gated = taken.gating.look_again if taken.gating else None
     turn = rest_left(seen, status) if _next_in_turn(seen, status) else None
-    waits = (held.left if held else None, taken.waiting, gated, turn, *looks)
+    lacking = LOOK if taken.lacking else None
+    waits = (held.left if held else None, taken.waiting, gated, turn, lacking, *looks)
     return Decision(
         status=status,
         split=split,
@@ -236,6 +240,11 @@ def _progressive(seen: Seen, status: RolloutStatus, promoted: str | None) -> _St
         status = status.model_copy(update={"allowed": _allowed(seen, status, None)})
         situation = Situation.STOPPED if stopped else Situation.GATED
         return _Step(status, situation, None, deadline_left(seen, since), asked, gates)
+    first = None if proven or promote else _lacks_its_first(seen, candidate, stable)
+    if first is not None:
+        begins = status.model_copy(update={"allowed": _allowed(seen, status, None)})
+        situation = Situation.STOPPED if stopped else Situation.CLIMBING
+        return _Step(begins, situation, None, deadline_left(seen, since), asked, lacking=first)
     held = position(seen, candidate, stable, skips=proven, stopped=stopped, passes=asked.opens, promoted=promote)
     if held.whole and (promote or proven or (held.served and not held.left and not held.waits)):
         return _taken_over(seen, status, candidate)
@@ -246,7 +255,16 @@ def _progressive(seen: Seen, status: RolloutStatus, promoted: str | None) -> _St
         "step_started_at": held.started,
         "analysis": asked.status,
     }
-    return _Step(status.model_copy(update=update), _situation(held, stopped), held, deadline_left(seen, since), asked)
+    situation, left = _situation(held, stopped), deadline_left(seen, since)
+    return _Step(status.model_copy(update=update), situation, held, left, asked, lacking=held.lacking)
+
+
+def _lacks_its_first(seen: Seen, candidate: str, stable: str) -> Problem | None:
+    """What a candidate without any weight waits for."""
+    steps = seen.rollout.steps or []
+    if seen.allowed_before(candidate) or not steps:
+        return None
+    return awaits_replicas(seen, candidate, stable, min(steps[0].weight, seen.spec.weight_of(candidate)))
 
 
 def _situation(held: Position, stopped: bool) -> Situation:
@@ -368,12 +386,14 @@ def _off(seen: Seen, status: RolloutStatus, verdict: Verdict) -> str:
 def _work(seen: Seen, status: RolloutStatus, split: Split, taken: _Step) -> Problem | None:
     """What the rollout waits for; a candidate that has what the spec gives it waits for nothing."""
     candidate, held = status.candidate, taken.position
-    if candidate is None or (held is None and taken.gating is None):
+    if candidate is None or (held is None and taken.gating is None and taken.lacking is None):
         return None
     has = f"{candidate} has {split.weights[candidate]} of {status.target} %"
     if taken.situation is Situation.STOPPED:
         by = "spec.rollout.paused" if seen.rollout.paused else "a command"
         return Problem(Reason.PAUSED, f"{has}, paused by {by}")
+    if taken.lacking is not None:
+        return Problem(taken.lacking.reason, f"{has}: {taken.lacking.message}")
     if held is None:
         return taken.gating.held if taken.gating else None
     shut = taken.gate.closed if held.waits else None

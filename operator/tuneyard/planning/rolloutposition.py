@@ -12,7 +12,8 @@ Rules:
 - who has all that the spec gives it, less than 100, has held that for as long as its step says, and where answers are
   judged has passed, rests: it keeps that, and another candidate climbs. Of several that rest the one that climbed last
   is the candidate, and judged;
-- a step is taken only below the spec weight, while stable has a ready pod, and one at a time; where the evidence is
+- a step is taken only below the spec weight, while stable has a ready pod and the candidate as many as it will need
+  (rolloutpods.py), and one at a time; where the evidence is
   missing (rolloutgate.py) the candidate stays, however long its hold has been over.
 """
 
@@ -25,6 +26,8 @@ from datetime import timedelta
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus, Step
 from tuneyard.api.schema import seconds
 from tuneyard.planning.analysis import Outcome
+from tuneyard.planning.observations import Problem
+from tuneyard.planning.rolloutpods import awaits_replicas
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
@@ -55,6 +58,8 @@ class Position:
     """What a command gave it: as much as its step's weight, or more."""
     completed: str = ""
     """The step that was completed just now, in words."""
+    lacking: Problem | None = None
+    """Its hold is over, and it has too few pods for the next step."""
 
 
 def position(
@@ -87,7 +92,11 @@ def position(
         started = before.step_started_at or (seen.stamp if served else None)
     above = limit if raised and limit == raised else None
     at = Position(step, len(steps), limit, started, served=served, promoted_to=above)
-    return _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
+    moved = _moved(seen, steps, at, target, stable, passes=passes or skips or promoted)
+    if not moved.completed:
+        return moved
+    lacking = awaits_replicas(seen, candidate, stable, min(moved.limit, target))
+    return moved if lacking is None else replace(at, goes_on=True, lacking=lacking)
 
 
 def rests(seen: Seen, revision: str) -> bool:

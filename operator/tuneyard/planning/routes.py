@@ -20,17 +20,19 @@ from tuneyard.api.analysis import Slo
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.drill import Fault, fault_of
 from tuneyard.api.loraadapter import LoRAAdapterResource
-from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.rollout import RolloutStatus
 from tuneyard.api.routing import Affinity
 from tuneyard.api.schema import seconds
 from tuneyard.api.systemprompt import SystemPrompt
+from tuneyard.planning.autoscaling import ENGINES, targets_of
 from tuneyard.planning.contents import hash_of
 from tuneyard.planning.endpoints import Endpoint, ReportingPod, adapter_digest, engine_name, ready_pods
 from tuneyard.planning.external import Accesses, ExternalRoute, accesses_of, external_route, lacking_of, nothing_asked
 from tuneyard.planning.idling import has_no_room, held_on_demand
 from tuneyard.planning.mirror import MirrorRoute, mirror_route
 from tuneyard.planning.modelnames import owners
+from tuneyard.planning.poolreplicas import scaled_by
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.rolloutcontents import in_force
 from tuneyard.planning.served import served_contents
@@ -74,6 +76,8 @@ class RevisionRoute:
     """What its chats begin with."""
     external: ExternalRoute | None = None
     """Where it is served, if not by pods of this cluster."""
+    asks_engines: bool = False
+    """Its pool is scaled by what its engines say (autoscaling.ENGINES)."""
 
     @property
     def contents(self) -> str:
@@ -237,9 +241,8 @@ def model_routes(
     )
     by_name = {a.metadata.name: a for a in known if a.metadata.namespace == deployment.metadata.namespace}
     prompts = {name: adapter.spec.system_prompt for name, adapter in by_name.items()}
-    base_digests = {
-        b.metadata.name: b.pinned_digest for b in bases if b.metadata.namespace == deployment.metadata.namespace
-    }
+    bases_by_name = {b.metadata.name: b for b in bases if b.metadata.namespace == deployment.metadata.namespace}
+    base_digests = {name: base.pinned_digest for name, base in bases_by_name.items()}
     routing, fault = deployment.spec.routing, fault_of(deployment.metadata.annotations)
     waits = routing.cold_start if routing else None
     analysis = deployment.spec.analysis
@@ -271,6 +274,7 @@ def model_routes(
                 base_model=revision.base_model,
                 prompt=prompts.get(revision.adapter or "", revision.system_prompt_of_its_own),
                 external=external_route(revision.external, outside.get(revision.name)),
+                asks_engines=_asks_engines(bases_by_name.get(revision.base_model), deployment, revision),
             )
             for revision in deployment.spec.revisions
         ),
@@ -288,6 +292,11 @@ def model_routes(
         hold_seconds=seconds(waits.hold_timeout) if waits and waits.hold_timeout else None,
         most_held=waits.max_held if waits else None,
     )
+
+
+def _asks_engines(base: BaseModelResource | None, deployment: ModelDeploymentResource, revision: Revision) -> bool:
+    by = scaled_by(revision.serving, deployment.spec.serving, base.spec.serving) if base is not None else None
+    return by is not None and bool(targets_of(by.targets).keys() & ENGINES)
 
 
 def _runs(pod: ReportingPod) -> bool:

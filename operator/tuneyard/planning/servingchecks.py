@@ -171,6 +171,9 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
     if ranks % nodes:
         words = f"serving.nodesPerReplica {nodes} does not divide tensorParallelSize x pipelineParallelSize, {ranks}"
         return Problem(Reason.INVALID_SPEC, words)
+    if serving.scales_outside:
+        words = "serving.autoscaling.external does not go with nodesPerReplica: leave external out"
+        return Problem(Reason.INVALID_SPEC, words)
     if any(a.split("=", 1)[0].replace("_", "-") == EXECUTOR for a in serving.extra_args):
         words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
         return Problem(Reason.INVALID_SPEC, words)

@@ -5,7 +5,7 @@ Rules:
   maximum over replicas, and a new leader begins nothing anew;
 - labels are names of Kubernetes objects and words of the API (phases, outcomes, reasons); nothing comes from messages;
 - an object has a bounded number of series: a ModelDeployment 9, 4 a revision, 4 an objective, 1 a gate, 1 a verdict; a
-  LoRAAdapter 4, a BaseModel 2 and 2 a pool. What is gone has none.
+  LoRAAdapter 4, a BaseModel 2 and 4 a pool. What is gone has none.
 """
 
 from __future__ import annotations
@@ -65,12 +65,19 @@ VERDICT = Family(
 )
 POOL_REPLICAS = Family("tuneyard_pool_replicas", "Pods that a pool should have.", ("namespace", "base_model", "pool"))
 POOL_READY = Family("tuneyard_pool_ready_replicas", "Those that are ready.", ("namespace", "base_model", "pool"))
+_POOL = ("namespace", "base_model", "pool")
+POOL_WANTED = Family("tuneyard_pool_wanted_replicas", "Pods that a pool's load asks for, within its bounds.", _POOL)
+POOL_LIMITED = Family(
+    "tuneyard_pool_scaling_limited",
+    "1 while a pool's load asks for more pods than it may have; what forbids more.",
+    (*_POOL, "limit"),
+)
 ADAPTER_PODS = Family("tuneyard_adapter_pods", "Pods that should serve an adapter.", ("namespace", "adapter"))
 ADAPTER_LOADED = Family("tuneyard_adapter_loaded_pods", "Those that do.", ("namespace", "adapter"))
 
 FAMILIES = (
     *(OBJECT_READY, OBJECT_STALLED, SPEC_WEIGHT, WEIGHT, ALLOWED, ENDPOINTS, ROLE, PHASE, STEP, ANALYSIS, JUDGED, BAD),
-    *(GATE, VERDICT, POOL_REPLICAS, POOL_READY, ADAPTER_PODS, ADAPTER_LOADED),
+    *(GATE, VERDICT, POOL_REPLICAS, POOL_READY, POOL_WANTED, POOL_LIMITED, ADAPTER_PODS, ADAPTER_LOADED),
 )
 
 
@@ -110,6 +117,10 @@ def _of_base(base: BaseModelResource) -> Iterator[Sample]:
         of = (base.metadata.namespace, base.metadata.name, pool.name)
         yield POOL_REPLICAS, of, pool.replicas
         yield POOL_READY, of, pool.ready_replicas
+        if pool.wanted_replicas is not None and not pool.asleep_since:
+            yield POOL_WANTED, of, pool.wanted_replicas
+        if pool.scaling is not None and pool.scaling.limit is not None:
+            yield POOL_LIMITED, (*of, pool.scaling.limit), 1.0
 
 
 def _of_adapter(adapter: LoRAAdapterResource) -> Iterator[Sample]:

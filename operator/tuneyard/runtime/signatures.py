@@ -28,12 +28,13 @@ def orders(item: Object) -> tuple[object, ...]:
 def references(item: Object) -> object:
     """What others read of a ModelDeployment: which pools and adapters it uses under which name, not its weights.
 
-    Of its status only whether its adapters are wanted, and whether requests wait for them; with keepWarm also which.
+    Of its status only whether its adapters are wanted, and whether requests wait for them; with keepWarm also which,
+    and with more than one pool how much each revision gets and is about to get: pools may be scaled for that.
     """
     spec, status, metadata = item.get("spec") or {}, item.get("status") or {}, item["metadata"]
     used = {part: spec.get(part) for part in ("modelName", "revisions", "serving")}
     sleep = bool(status.get("idleSince")), bool(status.get("wakingSince"))
-    used |= _keeps_warm(spec, status)
+    used |= _keeps_warm(spec, status) | _shares(spec, status)
     return metadata.get("uid"), bool(metadata.get("deletionTimestamp")), sleep, json.dumps(used, sort_keys=True)
 
 
@@ -47,6 +48,18 @@ def _keeps_warm(spec: Object, status: Object) -> Object:
     mirrored = (spec.get("mirror") or {}).get("revision")
     keep = spec["rollout"]["keepWarm"], spec["rollout"].get("mode"), mirrored
     return {"warm": [*keep, rollout.get("stable"), rollout.get("candidate"), weighted, history]}
+
+
+def _shares(spec: Object, status: Object) -> Object:
+    """What decides how much its pools are about to be asked, where a rollout moves it between them."""
+    revisions = [r for r in spec.get("revisions") or () if isinstance(r, dict)]
+    rollout = status.get("rollout") or {}
+    own = any(r.get("serving") for r in revisions) or len({r.get("baseModel") for r in revisions}) > 1
+    if not own or (spec.get("rollout") or {}).get("mode") != "Progressive":
+        return {}
+    weights = [(t.get("revision"), t.get("weight")) for t in status.get("traffic") or ()]
+    told = [rollout.get(part) for part in ("phase", "stable", "candidate", "step", "allowed")]
+    return {"shares": [weights, spec.get("traffic"), spec["rollout"].get("steps"), told]}
 
 
 def signature(item: Object) -> object:

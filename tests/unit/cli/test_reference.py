@@ -74,6 +74,8 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "AdapterSpread",
         "Woken",
         "DriftEnded",
+        "ScaledUp",
+        "ScaledDown",
     )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []

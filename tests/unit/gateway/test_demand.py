@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import pytest
 
+from tuneyard.api.documents import EngineLoad
 from tuneyard.api.gatereports import GateRun
 from tuneyard.gateway.demand import SMOOTHING, Demand
 from tuneyard.systems.envoy.answers import Answer, Outcome
@@ -221,3 +222,33 @@ def test_how_far_a_gate_is_is_told_with_the_next_report(told: Told) -> None:
     told.routed = {"team/chat": {"v1"}}
     told.after(1)
     assert run() is None, "of a deployment that comes again nothing is known"
+
+
+def first_tokens(told: Told, revision: str = "v1") -> dict[int, int]:
+    return told.demand.report().deployments["team/chat"].revisions[revision].ttft
+
+
+def test_first_tokens_of_the_last_minute_are_told_in_classes(told: Told) -> None:
+    told.after(1, v1=(3, 1))
+    stream = OTHERS._replace(streamed=True, ttft=120.0)
+    told.demand.answered([stream, stream._replace(ttft=900.0), stream, stream._replace(held=True), OTHERS])
+    told.demand.answered([stream._replace(revision="v9"), stream._replace(deployment="team/gone")])
+    told.after(1, v1=(0, 1))
+    assert first_tokens(told) == {150: 2, 1000: 1}
+    told.after(30, v1=(0, 1))
+    told.demand.answered([stream])
+    told.after(20, v1=(0, 1))
+    assert first_tokens(told) == {150: 3, 1000: 1}
+    before = told.version
+    told.after(15, v1=(0, 1))
+    assert first_tokens(told) == {150: 1}
+    assert told.version != before
+
+
+def test_what_engines_have_to_do_is_told_with_it(told: Told) -> None:
+    told.after(1, v1=(3, 1))
+    before, loads = told.version, {"team/pod-0": EngineLoad(waiting=3)}
+    told.demand.reading(lambda: loads)
+    told.demand.read()
+    assert told.version != before
+    assert told.demand.report().engines == loads

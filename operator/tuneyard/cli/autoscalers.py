@@ -1,0 +1,196 @@
+"""A pool's `serving.autoscaling` as a HorizontalPodAutoscaler or a KEDA ScaledObject, for those who prefer these. Pure.
+
+Rules:
+- they scale the pool's Deployment, which the block `autoscaling: {external: true}` leaves to them: that has to be
+  applied with them, or two would set one number;
+- what is measured are series that the chart's rules record for each pool (monitoring/rules.py). KEDA asks Prometheus
+  itself, an HPA by way of an adapter for external metrics;
+- ttft is left out: neither can be told that a target says only when there are too few. waitingRequests is not refused,
+  though it makes both of them go up and down; who has only such targets is;
+- 1 replica at least: no gateway holds requests for a pool that somebody else has put to sleep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tuneyard.api import names
+from tuneyard.api.autoscaling import DEFAULT_DOWN_WINDOW, DEFAULT_UP_WINDOW, Autoscaling, ScalingRules
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.schema import seconds
+from tuneyard.api.serving import ServingSpec
+from tuneyard.cli.errors import UserError
+from tuneyard.planning.autoscaling import Metric, least_replicas, most_replicas, targets_of
+from tuneyard.planning.pools import pool_of
+
+Json = dict[str, Any]
+
+SERIES = {
+    Metric.IN_FLIGHT: "tuneyard:pool_in_flight_requests",
+    Metric.WAITING: "tuneyard:pool_waiting_requests",
+    Metric.KV_CACHE: "tuneyard:pool_kv_cache_percent",
+    Metric.TOKENS: "tuneyard:pool_tokens_per_second",
+}
+"""What is recorded of each pool: sums over its pods."""
+
+
+@dataclass(frozen=True)
+class ScaledPool:
+    """A pool whose block says how it is scaled."""
+
+    namespace: str | None
+    name: str
+    settings: Autoscaling
+
+
+def scaled_pools(text: str) -> list[ScaledPool]:
+    """Those of a manifest; UserError where it cannot be read or has none."""
+    try:
+        documents = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from error
+    found: dict[str, ScaledPool] = {}
+    for document in documents:
+        for pool in _pools_of(document):
+            found[pool.name] = pool
+    if not found:
+        raise UserError("no serving.autoscaling with targets in it: write the block first, then export it")
+    return list(found.values())
+
+
+def _pools_of(document: Json) -> Iterable[ScaledPool]:
+    kind = document.get("kind")
+    if kind not in ("BaseModel", "ModelDeployment"):
+        return
+    metadata = document.get("metadata") or {}
+    namespace, named = metadata.get("namespace"), {**metadata, "namespace": metadata.get("namespace") or "default"}
+    try:
+        if kind == "BaseModel":
+            base = BaseModelResource.from_dict({**document, "metadata": named, "status": {}})
+            yield from _scaled(namespace, names.pool_name(base.metadata.name), base.spec.serving)
+            return
+        deployment = ModelDeploymentResource.from_dict({**document, "metadata": named, "status": {}})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{kind} {metadata.get('name', '?')}: {where}: {first['msg']}") from error
+    for revision in deployment.spec.revisions:
+        if revision.external is None:
+            yield from _scaled(namespace, pool_of(deployment, revision), revision.serving or deployment.spec.serving)
+
+
+def _scaled(namespace: str | None, pool: str, serving: ServingSpec | None) -> Iterable[ScaledPool]:
+    settings = serving.autoscaling if serving else None
+    if settings is not None and not settings.external:
+        yield ScaledPool(namespace, pool, settings)
+
+
+def _targets(pool: ScaledPool) -> dict[Metric, float]:
+    found = {metric: target for metric, target in targets_of(pool.settings.targets).items() if metric in SERIES}
+    if not found.keys() - {Metric.WAITING}:
+        raise UserError(
+            f"pool {pool.name}: its targets say only when there are too few replicas; add inFlightRequests, "
+            "kvCacheUtilization or tokensPerSecond"
+        )
+    return found
+
+
+def hpa(pool: ScaledPool) -> Json:
+    """A HorizontalPodAutoscaler over external metrics."""
+    settings = pool.settings
+    metrics = [
+        {
+            "type": "External",
+            "external": {
+                "metric": {
+                    "name": SERIES[metric].replace(":", "_"),
+                    "selector": {"matchLabels": {"pool": pool.name}},
+                },
+                "target": {"type": "AverageValue", "averageValue": f"{target:g}"},
+            },
+        }
+        for metric, target in _targets(pool).items()
+    ]
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.pool_deployment(pool.name)},
+        "minReplicas": least_replicas(settings),
+        "maxReplicas": most_replicas(settings),
+        "metrics": metrics,
+        "behavior": _behavior(settings),
+    }
+    return _object("autoscaling/v2", "HorizontalPodAutoscaler", pool, spec)
+
+
+def keda(pool: ScaledPool, server: str) -> Json:
+    """A KEDA ScaledObject that asks Prometheus itself."""
+    settings, where = pool.settings, f'namespace="{pool.namespace}",' if pool.namespace else ""
+    triggers = [
+        {
+            "type": "prometheus",
+            "metricType": "AverageValue",
+            "metadata": {
+                "serverAddress": server,
+                "query": f'sum({SERIES[metric]}{{{where}pool="{pool.name}"}})',
+                "threshold": f"{target:g}",
+                # an empty answer is an outage, and no reason to take replicas away
+                "ignoreNullValues": "false",
+            },
+        }
+        for metric, target in _targets(pool).items()
+    ]
+    spec = {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.pool_deployment(pool.name)},
+        "minReplicaCount": least_replicas(settings),
+        "maxReplicaCount": most_replicas(settings),
+        "pollingInterval": 15,
+        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": _behavior(settings)}},
+        "triggers": triggers,
+    }
+    return _object("keda.sh/v1alpha1", "ScaledObject", pool, spec)
+
+
+def limits(pools: Iterable[ScaledPool]) -> list[str]:
+    """What the exported objects cannot do, for people."""
+    found = ["apply it together with serving.autoscaling: {external: true} in the block that it was made from"]
+    for pool in pools:
+        settings = pool.settings
+        if settings.targets is not None and settings.targets.ttft is not None:
+            found.append(f"{pool.name}: ttft is left out, neither knows a target that only asks for more")
+        if settings.min_replicas == 0:
+            found.append(f"{pool.name}: 1 replica at least; only Tuneyard's own scaling holds requests for a pool at 0")
+        if settings.targets is not None and settings.targets.waiting_requests is not None:
+            found.append(f"{pool.name}: waitingRequests falls to 0 once there are enough, and takes them back again")
+    found.append("a candidate's pool is not enlarged before its next step: that is Tuneyard's own scaling too")
+    return found
+
+
+def _object(api_version: str, kind: str, pool: ScaledPool, spec: Json) -> Json:
+    metadata: Json = {"name": names.pool_deployment(pool.name)}
+    if pool.namespace:
+        metadata["namespace"] = pool.namespace
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _behavior(settings: Autoscaling) -> Json:
+    up, down = settings.scale_up or ScalingRules(), settings.scale_down or ScalingRules()
+    up_policies = [{"type": "Pods", "value": up.max_step or 4, "periodSeconds": 15}]
+    if up.max_step is None:
+        up_policies.append({"type": "Percent", "value": 100, "periodSeconds": 15})
+    window = seconds(down.stabilization_window or DEFAULT_DOWN_WINDOW)
+    found: Json = {
+        "scaleUp": {
+            "stabilizationWindowSeconds": seconds(up.stabilization_window or DEFAULT_UP_WINDOW),
+            "policies": up_policies,
+        },
+        "scaleDown": {"stabilizationWindowSeconds": min(3600, window)},
+    }
+    if down.max_step is not None:
+        period = max(1, min(1800, window))
+        found["scaleDown"]["policies"] = [{"type": "Pods", "value": down.max_step, "periodSeconds": period}]
+    return found

@@ -1,0 +1,124 @@
+"""A pool's scaling as an HPA and a ScaledObject, and what is refused because it would not hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tuneyard.cli.autoscalers import SERIES, hpa, keda, limits, scaled_pools
+from tuneyard.cli.errors import UserError
+from tuneyard.cli.main import run
+
+MANIFEST = """
+apiVersion: tuneyard.dev/v1alpha1
+kind: BaseModel
+metadata: {name: llama, namespace: models}
+spec:
+  source: {volume: {name: v, path: p}}
+  serving:
+    autoscaling:
+      minReplicas: 0
+      maxReplicas: 9
+      targets: {inFlightRequests: 16, ttft: {max: 2s}}
+      costCeiling: {perHour: 12, perReplicaHour: 2}
+      scaleDown: {stabilizationWindow: 10m, maxStep: 1}
+    scaleToZeroAfter: 30m
+---
+apiVersion: tuneyard.dev/v1alpha1
+kind: ModelDeployment
+metadata: {name: chat, namespace: models}
+spec:
+  serving: {autoscaling: {maxReplicas: 4, targets: {kvCacheUtilization: 70}}}
+  revisions: [{name: v1, baseModel: llama}]
+  traffic: [{revision: v1, weight: 100}]
+"""
+
+
+def test_an_hpa_for_each_pool() -> None:
+    shared, own = scaled_pools(MANIFEST)
+    assert hpa(shared) == {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "llama-pool", "namespace": "models"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "llama-pool"},
+            "minReplicas": 1,
+            "maxReplicas": 6,
+            "metrics": [
+                {
+                    "type": "External",
+                    "external": {
+                        "metric": {
+                            "name": "tuneyard_pool_in_flight_requests",
+                            "selector": {"matchLabels": {"pool": "llama"}},
+                        },
+                        "target": {"type": "AverageValue", "averageValue": "16"},
+                    },
+                }
+            ],
+            "behavior": {
+                "scaleUp": {
+                    "stabilizationWindowSeconds": 0,
+                    "policies": [
+                        {"type": "Pods", "value": 4, "periodSeconds": 15},
+                        {"type": "Percent", "value": 100, "periodSeconds": 15},
+                    ],
+                },
+                "scaleDown": {
+                    "stabilizationWindowSeconds": 600,
+                    "policies": [{"type": "Pods", "value": 1, "periodSeconds": 600}],
+                },
+            },
+        },
+    }
+    assert own.name != shared.name
+    assert [line.partition(":")[0] for line in limits([shared, own])[1:3]] == ["llama", "llama"]
+
+
+def test_a_scaled_object_asks_prometheus() -> None:
+    _, own = scaled_pools(MANIFEST)
+    found = keda(own, "http://prometheus:9090")
+    (trigger,) = found["spec"]["triggers"]
+    assert (found["kind"], found["spec"]["minReplicaCount"], found["spec"]["maxReplicaCount"]) == ("ScaledObject", 1, 4)
+    assert (
+        trigger["metadata"]["query"] == f'sum(tuneyard:pool_kv_cache_percent{{namespace="models",pool="{own.name}"}})'
+    )
+    assert trigger["metadata"]["threshold"] == "70"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kind: ConfigMap", "no serving.autoscaling"),
+        ("a: [", "not valid YAML"),
+        (
+            MANIFEST.replace("inFlightRequests: 16, ttft: {max: 2s}", "waitingRequests: 3"),
+            "only when there are too few",
+        ),
+        (
+            MANIFEST.replace("maxReplicas: 9", "maxReplicas: many"),
+            "BaseModel llama: spec.serving.autoscaling.maxReplicas",
+        ),
+    ],
+)
+def test_refused_with_what_to_do(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        [hpa(pool) for pool in scaled_pools(text)]
+
+
+def test_the_command_writes_yaml_with_its_limits_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "base.yaml"
+    path.write_text(MANIFEST)
+    assert run(["export", "keda", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("# apply it together with serving.autoscaling: {external: true}")
+    assert [d["kind"] for d in yaml.safe_load_all(said)] == ["ScaledObject", "ScaledObject"]
+    assert run(["export", "hpa", str(tmp_path / "none.yaml")]) == 1
+
+
+def test_what_is_exported_is_recorded() -> None:
+    rules = yaml.safe_load((Path(__file__).parents[3] / "charts/tuneyard/files/rules.yaml").read_text())
+    recorded = {rule.get("record") for group in rules["groups"] for rule in group["rules"]}
+    assert set(SERIES.values()) <= recorded
