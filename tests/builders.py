@@ -13,6 +13,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus
+from tuneyard.api.build import BaseSource
 from tuneyard.api.documents import (
     AdapterReport,
     AppliedDeployment,
@@ -100,7 +101,7 @@ def base_model(
     return BaseModelResource(
         metadata=meta(name, **fields),
         spec=BaseModelSpec(
-            source=source or Source(volume=VolumeSource(name="models", path=path)),
+            source=BaseSource.from_dict((source or Source(volume=VolumeSource(name="models", path=path))).to_dict()),
             digest=digest,
             serving=serving or ServingSpec(artifact_volumes=[VOLUME]),
         ),

@@ -258,6 +258,9 @@ images:
   tuneyard: {{ include "tuneyard.image" (dict "root" . "name" "tuneyard") | quote }}
   envoy: {{ include "tuneyard.image" (dict "root" . "name" "envoy") | quote }}
   vllm: {{ include "tuneyard.image" (dict "root" . "name" "vllm") | quote }}
+  {{- if .Values.images.buildTools }}
+  buildTools: {{ include "tuneyard.image" (dict "root" . "name" "buildTools") | quote }}
+  {{- end }}
 imagePullPolicy: {{ .Values.imagePullPolicy }}
 engineEnv:
   {{- range $name, $value := .Values.engineEnv }}

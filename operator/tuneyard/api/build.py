@@ -347,3 +347,8 @@ class BaseSource(Source):
     )
 
     build: Annotated[Build | None, Field(description="Made of other bases and adapters by Jobs.")] = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version knows its kind; newer ones may have more."""
+        return self.build is not None or super().is_known

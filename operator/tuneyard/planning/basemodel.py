@@ -21,6 +21,8 @@ from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status
+from tuneyard.planning.builds import next_building
+from tuneyard.planning.built import as_built
 from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
@@ -46,6 +48,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
     pools = pools_of(base, obs.deployments)
     actions += _access_actions(obs, base)
+    building = next_building(obs, base, mine)
+    actions += building.actions
+    events += building.events
+    waits += [] if building.wait is None else [building.wait]
+    # pools serve what was built; before, nothing of them is made or changed
+    base = as_built(base) or base
     states = []
     shared: list[PlannedAdapter] = []
     for pool in pools:
@@ -65,14 +73,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         steps, wait = _retirement(obs, leftover)
         actions += steps
         waits += wait
-        if any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
-            message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
-            events.append(Event("Normal", Reason.POOL_DELETED, message, about))
+        events += _retirement_events(leftover, steps, about)
     prewarming = prewarm_state(obs, base, mine, shared, base.pinned_digest)
     # last: whatever the API server says of it, the pools are as they should be
     actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
-    status, problem = basemodel_status(obs, base, states, unused, prewarming)
-    if base.status.digest is None and status.digest is not None and base.spec.digest is None:
+    status, problem = basemodel_status(obs, base, states, unused, prewarming, building=building)
+    if base.status.digest is None and status.digest is not None and base.spec.digest is None and building.done:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
         # the write of a status wakes nobody, and pods that are on their way should be told of the digest
         waits.append(0.0)
@@ -113,6 +119,8 @@ def _state(
     obs: BaseModelObservation, base: BaseModelResource, pool: Pool, mine: Iterable[ChildObservation]
 ) -> PoolState:
     violation = servingchecks.violation(base, pool.serving, obs.settings)
+    if violation is None and obs.base is not None:
+        violation = servingchecks.gguf_in_vllm(obs.base, pool.serving)
     wanted = None if violation else children.pool_deployment(pool, base, obs.settings)
     sleep = PoolSleep() if violation else next_pool_sleep(obs, pool)
     return PoolState(
@@ -196,6 +204,13 @@ def _retirement(obs: BaseModelObservation, pool: UnusedPool) -> tuple[list[Actio
         return [_annotated(deployment, rfc3339(obs.now))], [POOL_GRACE]
     left = remaining(since, POOL_GRACE, obs.now)
     return ([], [left]) if left > 0 else ([_deletion(deployment)], [])
+
+
+def _retirement_events(pool: UnusedPool, steps: Iterable[Action], about: ObjectReference) -> list[Event]:
+    if not any(isinstance(a, Delete) and a.kind == "Deployment" for a in steps):
+        return []
+    message = f"deleted pool {pool.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
+    return [Event("Normal", Reason.POOL_DELETED, message, about)]
 
 
 def _annotated(child: ChildObservation, since: str | None) -> Annotate:

@@ -22,6 +22,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.buildobservations import BuildObservation
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.ownership import owned_fields
@@ -170,6 +171,8 @@ class BaseModelObservation:
     """Names of the namespace's ModelDeployments that cannot be read, and so are missing above: while there are any,
     nothing is taken away for want of a reference."""
     demand: DemandView = field(default_factory=DemandView)
+    build: BuildObservation | None = None
+    """None: nobody has looked, for there is nothing to build."""
 
 
 @dataclass(frozen=True)

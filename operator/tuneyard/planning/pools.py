@@ -25,18 +25,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneyard.api import names
 from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ArtifactCache, ArtifactVolume, LoRASettings, Resources, ServingSpec, Toleration
+from tuneyard.api.serving import (
+    ArtifactCache,
+    ArtifactVolume,
+    LoRASettings,
+    Resources,
+    ServingSpec,
+    Toleration,
+    VolumeClaim,
+)
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 
@@ -160,7 +169,14 @@ def pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str:
 
 def serving_of(base: BaseModelResource, deployment: ModelDeploymentResource, revision: Revision) -> Serving:
     """How the pool of a revision serves."""
-    return resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
+    serving = resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
+    build = base.spec.source.build
+    if build is None or build.output.volume is None:
+        return serving
+    # the claim that it is built onto, whatever other blocks say of volumes
+    claim = VolumeClaim(claim_name=build.output.volume.claim_name)
+    built = ArtifactVolume(name=BUILT_VOLUME, persistent_volume_claim=claim)
+    return replace(serving, artifact_volumes=(*serving.artifact_volumes, built))
 
 
 def referring(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> list[ModelDeploymentResource]:

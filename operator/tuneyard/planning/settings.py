@@ -19,6 +19,7 @@ class Images(ApiModel):
     tuneyard: str = "tuneyard/tuneyard:0.1.0"
     envoy: str = "tuneyard/envoy:0.1.0"
     vllm: str = "vllm/vllm-openai:v0.32.0"
+    build_tools: str = "tuneyard/build-tools:0.1.0"
 
 
 class PrometheusSettings(ApiModel):
