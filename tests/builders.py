@@ -37,6 +37,7 @@ from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.buildobservations import BuildObservation
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
@@ -267,6 +268,8 @@ class Situation:
     answers: AnswersView = field(default_factory=AnswersView)
     gates: GateObservation | None = None
     checks: Evaluations = field(default_factory=dict)
+    builds: Mapping[str, BuildObservation] = field(default_factory=dict)
+    """By BaseModel; none: nobody has looked."""
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -284,6 +287,7 @@ class Situation:
             now=self.now,
             unreadable=self.unreadable,
             demand=self.demand,
+            build=self.builds.get(name),
         )
 
     def adapter(self, name: str) -> LoRAAdapterObservation:
