@@ -62,6 +62,7 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "drift",
             "routing",
             "system-prompt",
+            "build",
         ),
         "tenants",
     ],

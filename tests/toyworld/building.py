@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tests.builders import Situation, digest
 from tests.toyworld.world import World
 from tuneyard.api import names
+from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.buildtask import BuildReport, BuildResult, BuildTask, StepRecord, UsedInput
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.planning.buildjobs import TASK_FILE
 from tuneyard.planning.buildobservations import BuildObservation, looked_at
+from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.plan import Annotate, Apply, Delete
 
 Json = dict[str, Any]
@@ -137,8 +139,17 @@ class BuildWorld(World):
 
     def situation(self) -> Situation:
         found = super().situation()
-        fields = {f: getattr(found, f) for f in found.__dataclass_fields__}
-        return Situation(**{**fields, "builds": self._builds(found.adapters)})
+        found = replace(found, pods=tuple(self._reading(p) for p in found.pods))
+        return replace(found, builds=self._builds(found.adapters))
+
+    def _reading(self, pod: PodObservation) -> PodObservation:
+        """Pods of what was built read what is at its output."""
+        base = self.resources.get(("BaseModel", pod.base_model))
+        built = isinstance(base, BaseModelResource) and base.spec.source.build is not None
+        if not built or pod.base_report is None:
+            return pod
+        (made,) = self.outputs.values()
+        return replace(pod, base_report=pod.base_report.model_copy(update={"digest": made}))
 
     def _builds(self, adapters: tuple[LoRAAdapterResource, ...]) -> Mapping[str, BuildObservation]:
         """Everything that there is of each; who has nothing to build does not look."""
