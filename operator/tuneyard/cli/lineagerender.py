@@ -70,12 +70,12 @@ def _step(step: StepRecord) -> str:
     tools = ", ".join(f"{name} {version}" for name, version in sorted((step.tools or {}).items()))
     seed = f"seed {step.seed}" if step.seed is not None else ""
     checks = ", ".join(f"{name}: {found}" for name, found in sorted((step.checks or {}).items()))
-    return "; ".join(part for part in (step.kind, tools, seed, checks) if part)
+    return _printable("; ".join(part for part in (step.kind, tools, seed, checks) if part))
 
 
 def _built(build: BuildStatus) -> Facts:
     if not build.succeeded:
-        yield "build", Text(f"{build.state}: {build.progress or 'it has not begun'}", style="yellow")
+        yield "build", Text(_printable(f"{build.state}: {build.progress or 'it has not begun'}"), style="yellow")
     for given in build.inputs or ():
         yield "built from", f"{given.kind} {given.name}\n{given.digest}"
     for step in build.steps or ():

@@ -115,12 +115,18 @@ def _pod(task: str, build: Build, inputs: Sequence[FoundInput], settings: Settin
         mount("tmp", "/tmp"),  # noqa: S108
         token_mount(),
     ]
-    for number, found in enumerate(i for i in inputs if i.volume is not None):
-        volumes.append({"name": f"input-{number}", **(found.volume or {})})
-        mounts.append(mount(f"input-{number}", found.folder, read_only=True))
+    named: list[Json] = []
     if build.output.volume is not None:
-        volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": build.output.volume.claim_name}})
+        named.append({"name": "output", "persistentVolumeClaim": {"claimName": build.output.volume.claim_name}})
         mounts.append(mount("output", OUTPUT))
+    for found in (i for i in inputs if i.volume is not None):
+        # one that is a volume of the pod already is not attached once more, and not in another way
+        there = next((v["name"] for v in named if _same(v, found.volume or {})), None)
+        if there is None:
+            there = f"input-{len(named)}"
+            named.append({"name": there, **(found.volume or {})})
+        mounts.append(mount(there, found.folder, read_only=True))
+    volumes += named
     # TMPDIR of what only fetches is a small folder in memory
     env = [e for e in fetching(ArtifactCache(), settings) if e["name"] != "TMPDIR"]
     spec: Json = {
@@ -151,6 +157,12 @@ def _pod(task: str, build: Build, inputs: Sequence[FoundInput], settings: Settin
     if settings.model_pull_secrets:
         spec["imagePullSecrets"] = [{"name": n} for n in settings.model_pull_secrets]
     return spec
+
+
+def _same(volume: Json, other: Json) -> bool:
+    """Whether both are the same claim, or the same in every word."""
+    claims = [v.get("persistentVolumeClaim", {}).get("claimName") for v in (volume, other)]
+    return claims[0] == claims[1] if any(claims) else {**volume, "name": None} == {**other, "name": None}
 
 
 def _resources(build: Build) -> Json:
