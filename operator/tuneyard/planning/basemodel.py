@@ -120,7 +120,7 @@ def _state(
 ) -> PoolState:
     violation = servingchecks.violation(base, pool.serving, obs.settings)
     if violation is None and obs.base is not None:
-        violation = servingchecks.gguf_in_vllm(obs.base, pool.serving)
+        violation = servingchecks.built_for_another_engine(obs.base, pool.serving)
     wanted = None if violation else children.pool_deployment(pool, base, obs.settings)
     sleep = PoolSleep() if violation else next_pool_sleep(obs, pool)
     return PoolState(

@@ -89,7 +89,9 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
     end = _state(container, "terminated")
     report = parsed(BuildReport, ((pod.get("metadata") or {}).get("annotations") or {}).get(names.ANNOTATION_ADAPTERS))
     result = _result(mark, parsed(BuildResult, end.get("message")), report)
-    # the pod of a Job that goes on is replaced: after an eviction what it left behind is not the end
+    if not over and _disrupted(pod) and (result is None or result.error is not None):
+        # its Job makes another pod: what an evicted one left behind is not the end
+        result, end = None, {}
     ended = None if result is not None or not (over or end) else _ended(over, end, pod)
     return BuildJob(
         name=metadata["name"],
@@ -100,7 +102,7 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
         deleted=bool(metadata.get("deletionTimestamp")),
         report=report,
         result=result if end or over else None,
-        ended=ended if over or not _disrupted(pod) else None,
+        ended=ended,
         final=end.get("exitCode") == _FINAL,
         waits_for=_waits_for(pod, container),
         runs=bool(_state(container, "running")),

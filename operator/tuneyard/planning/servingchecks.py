@@ -26,6 +26,10 @@ _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[numkMG
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
+_READ_SAFETENSORS = frozenset({"vllm", "sglang", "tgi"})
+_READ_GGUF = frozenset({"llamaCpp", "ollama"})
+"""Engines that read only the one; of others nobody knows."""
+
 
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
     """The first thing that keeps a pool of the base from serving like this, or None."""
@@ -33,7 +37,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         not_built(base)
         or base_volume_not_declared(base, serving)
         or built_volume_name_taken(serving)
-        or gguf_in_vllm(base, serving)
+        or built_for_another_engine(base, serving)
         or unsafe_source_path(base)
         or host_path_not_allowed(serving, settings)
         or malformed_quantities(serving)
@@ -64,12 +68,19 @@ def built_volume_name_taken(serving: Serving) -> Problem | None:
     return None
 
 
-def gguf_in_vllm(base: BaseModelResource, serving: Serving) -> Problem | None:
-    """What steps make decides which engine can serve it."""
-    build = base.spec.source.build
-    if build is not None and build.steps[-1].gguf is not None and serving.engine == "vllm":
-        words = f"BaseModel {base.metadata.name} is built as GGUF, which vllm does not read"
-        return Problem(Reason.INVALID_SPEC, f"{words}: set serving.engine to one that does, or build by quantize")
+def built_for_another_engine(base: BaseModelResource, serving: Serving) -> Problem | None:
+    """What the last step makes decides which engines can serve it."""
+    build, engine = base.spec.source.build, serving.engine
+    if build is None:
+        return None
+    is_gguf = build.steps[-1].gguf is not None
+    name = base.metadata.name
+    if is_gguf and engine in _READ_SAFETENSORS:
+        words = f"BaseModel {name} is built as GGUF, which {engine} does not read: set serving.engine to one that does"
+        return Problem(Reason.INVALID_SPEC, f"{words}, or create one without the gguf step")
+    if not is_gguf and engine in _READ_GGUF:
+        words = f"BaseModel {name} is built as safetensors, which {engine} does not read: create one with a gguf step"
+        return Problem(Reason.INVALID_SPEC, words)
     return None
 
 

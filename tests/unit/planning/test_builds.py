@@ -199,6 +199,9 @@ class TestWhatJobsLeftBehind:
         evicted = [{"type": "DisruptionTarget", "status": "True"}]
         assert seen(state=ended(143, "stopped"), conditions=evicted).ended is None
         assert seen(state=ended(143, "stopped"), conditions=evicted, reason="X").ended is not None
+        told = ended(1, BuildResult(key="0" * 32, error="stopped").shortened())
+        assert seen(state=told, conditions=evicted).result is None
+        assert seen(state=told).result is not None
 
     def test_a_result_counts_under_its_own_key_only(self):
         def said(key: str) -> BuildJob:
@@ -319,7 +322,7 @@ class TestAttempts:
         assert (status, plan.requeue_after) == (done, None)
 
 
-def test_nothing_serves_it_before_and_vllm_no_gguf():
+def test_nothing_serves_it_before_and_no_engine_what_it_does_not_read():
     waiting = built(status=BuildStatus(state="Waiting", progress="for x"))
     found = servingchecks.violation(waiting, resolved_serving(), SETTINGS)
     assert found == Problem(Reason.BUILD_PENDING, "the build of BaseModel merged waits: for x")
@@ -327,6 +330,12 @@ def test_nothing_serves_it_before_and_vllm_no_gguf():
     found = servingchecks.violation(gguf, resolved_serving(), SETTINGS)
     assert found is not None
     assert "which vllm does not read" in found.message
+    llama = replace(resolved_serving(), engine="llamaCpp")
+    assert servingchecks.violation(gguf, llama, SETTINGS) is None
+    plain = built("p", status=BuildStatus(state="Succeeded", key="0" * 32))
+    found = servingchecks.violation(plain, llama, SETTINGS)
+    assert found is not None
+    assert "create one with a gguf step" in found.message
 
 
 @pytest.mark.parametrize(
