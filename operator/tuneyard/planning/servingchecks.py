@@ -56,7 +56,7 @@ def not_built(base: BaseModelResource) -> Problem | None:
         return Problem(Reason.BUILD_PENDING, f"the build of BaseModel {name} waits{more}")
     if build.state == "Failed":
         return Problem(Reason.BUILD_FAILED, f"the build of BaseModel {name} has failed: {build.progress or ''}")
-    return Problem(Reason.BUILD_RUNNING, f"BaseModel {name} is being built: step {build.step}, {build.progress or ''}")
+    return Problem(Reason.BUILD_RUNNING, f"BaseModel {name} is being built: step {build.step}")
 
 
 def built_volume_name_taken(serving: Serving) -> Problem | None:
