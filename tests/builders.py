@@ -13,6 +13,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource, BaseModelSpec, BaseModelStatus
+from tuneyard.api.build import BaseSource
 from tuneyard.api.documents import (
     AdapterReport,
     AppliedDeployment,
@@ -36,6 +37,7 @@ from tuneyard.api.rollout import RolloutSpec
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Prewarm, ServingSpec
 from tuneyard.api.sources import S3Source, Source, VolumeSource
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.buildobservations import BuildObservation
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
@@ -100,7 +102,7 @@ def base_model(
     return BaseModelResource(
         metadata=meta(name, **fields),
         spec=BaseModelSpec(
-            source=source or Source(volume=VolumeSource(name="models", path=path)),
+            source=BaseSource.from_dict((source or Source(volume=VolumeSource(name="models", path=path))).to_dict()),
             digest=digest,
             serving=serving or ServingSpec(artifact_volumes=[VOLUME]),
         ),
@@ -267,6 +269,8 @@ class Situation:
     gates: GateObservation | None = None
     checks: Evaluations = field(default_factory=dict)
     has_leader_worker_sets: bool = False
+    builds: Mapping[str, BuildObservation] = field(default_factory=dict)
+    """By BaseModel; none: nobody has looked."""
     settings: Settings = SETTINGS
     now: datetime = field(default=T0)
 
@@ -285,6 +289,7 @@ class Situation:
             unreadable=self.unreadable,
             demand=self.demand,
             has_leader_worker_sets=self.has_leader_worker_sets,
+            build=self.builds.get(name),
         )
 
     def adapter(self, name: str) -> LoRAAdapterObservation:

@@ -67,6 +67,7 @@ def test_from_hosted_to_own_and_back(apiserver: ApiServer) -> None:
             "routing",
             "system-prompt",
             "engines",
+            "build",
         ),
         "tenants",
     ],

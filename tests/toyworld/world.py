@@ -332,9 +332,9 @@ def _settled(resource: Resource) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[World], None]] = {
-    "garbage collector": World.collect_garbage,
+    "garbage collector": lambda w: w.collect_garbage(),
     "Deployment controller": World.roll_deployments,
-    "pods": World.move_pods,
+    "pods": lambda w: w.move_pods(),
     "agents": World.move_agents,
     "gateway g1": lambda w: w.move_gateway("g1"),
     "gateway g2": lambda w: w.move_gateway("g2"),

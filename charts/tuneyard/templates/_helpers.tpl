@@ -261,6 +261,9 @@ images:
   {{- if .Values.images.llamaCpp }}
   llamaCpp: {{ include "tuneyard.image" (dict "root" . "name" "llamaCpp") | quote }}
   {{- end }}
+  {{- if .Values.images.buildTools }}
+  buildTools: {{ include "tuneyard.image" (dict "root" . "name" "buildTools") | quote }}
+  {{- end }}
 imagePullPolicy: {{ .Values.imagePullPolicy }}
 engineEnv:
   {{- range $name, $value := .Values.engineEnv }}

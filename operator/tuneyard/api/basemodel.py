@@ -11,12 +11,14 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.autoscaling import ScalingStatus
 from tuneyard.api.base import ApiModel
+from tuneyard.api.build import BaseSource
+from tuneyard.api.buildstatus import BuildStatus
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.schema import Digest, Text, cel, unchanged
 from tuneyard.api.serving import ServingSpec
-from tuneyard.api.sources import PINNED, PINNED_IMAGE, Source
+from tuneyard.api.sources import PINNED, PINNED_IMAGE
 
 
 class BaseModelSpec(ApiModel):
@@ -34,7 +36,8 @@ class BaseModelSpec(ApiModel):
                 PINNED_IMAGE,
                 cel(
                     "!has(self.serving) || !has(self.serving.cache) || !has(self.serving.cache.prewarm) || "
-                    "has(self.source.huggingFace) || has(self.source.s3)",
+                    "has(self.source.huggingFace) || has(self.source.s3) || (has(self.source.build) && "
+                    "!has(self.source.build.output.volume))",
                     "serving.cache.prewarm fetches what comes over the network: remove it, a base on a volume or in an "
                     "image needs no cache",
                 ),
@@ -43,7 +46,7 @@ class BaseModelSpec(ApiModel):
         }
     )
 
-    source: Source
+    source: BaseSource
     digest: Annotated[
         Digest | None,
         Field(description="The artifact's digest; pods refuse other bytes. Default: pinned when first read."),
@@ -88,6 +91,9 @@ class BaseModelStatus(ApiModel):
     tensor_parallel_size: int | None = None
     replicas: Annotated[str | None, Field(description="Ready and wanted pods over all pools, for example 2/2.")] = None
     progress: Text | None = None
+    build: Annotated[BuildStatus | None, Field(description="Of a source `build`: how far it is, and its records.")] = (
+        None
+    )
     prewarmed: Annotated[
         str | None,
         Field(

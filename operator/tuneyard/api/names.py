@@ -46,6 +46,12 @@ ANNOTATION_DRILL = f"{GROUP}/drill"
 """On a ModelDeployment that a rehearsal has made: the fault of one of its revisions, as JSON (api/drill.py)."""
 ANNOTATION_GATE = f"{GROUP}/gate"
 """On the Job of a gate: whose it is, as JSON, see planning.gatejobs."""
+ANNOTATION_BUILD = f"{GROUP}/build"
+"""On the Job of a build: which attempt of which build it is, as JSON, see planning.buildobservations."""
+LABEL_BUILD = f"{GROUP}/build"
+"""On the Job of a build and on its pods: the BaseModel that is built, as a label value."""
+BUILD = "build"
+"""Value of the label app.kubernetes.io/component of everything that runs a build."""
 GATE = "gate"
 """Value of the label app.kubernetes.io/component of everything that runs a gate."""
 GATE_REPORTS = "gate-reports"
@@ -164,6 +170,16 @@ def gate_job(deployment: str, key: str, attempt: int) -> str:
 def gate_secret(job: str) -> str:
     """Name of the Secret with the token of a gate's Job, under `token`."""
     return f"{job}-token"
+
+
+def build_task(base_model: str, key: str) -> str:
+    """Name of the ConfigMap that tells the Jobs of a build what to do, the same for every attempt."""
+    return f"{bounded(base_model, 40)}-build-{short_hash(base_model, key, length=10)}-task"
+
+
+def build_job(base_model: str, key: str, attempt: int) -> str:
+    """Name of the Job of one attempt of a build."""
+    return f"{bounded(base_model, 40)}-build-{short_hash(base_model, key, str(attempt), length=10)}"
 
 
 def prewarm(base_model: str) -> str:

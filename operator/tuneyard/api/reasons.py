@@ -82,6 +82,21 @@ class Reason(StrEnum):
     )
     INVALID_SPEC = ("InvalidSpec", "The object cannot be read; the message names the field.")
 
+    # builds
+    BUILT = ("Built", "The base is built; its result is pinned.")
+    BUILD_PENDING = (
+        "BuildPending",
+        "The build waits: for the build of an input, for its pod to start, or to be tried again.",
+    )
+    BUILD_RUNNING = ("BuildRunning", "A Job makes the base; no pool starts before it is done.")
+    BUILD_FAILED = ("BuildFailed", "The build's attempts have failed; the message is the last one's.")
+    BUILD_INPUT_MISSING = (
+        "BuildInputMissing",
+        "A base, an adapter or calibration data that a step names is not there, or nobody knows its digest.",
+    )
+    BUILD_STARTED = ("BuildStarted", "An attempt of a build has started.")
+    BUILD_SUCCEEDED = ("BuildSucceeded", "A build is done: its output and its digest are named.")
+
     # pods
     UNSCHEDULABLE = ("Unschedulable", "No node can take the pod, for example too few GPUs on any node.")
     IMAGE_PULL_FAILED = ("ImagePullFailed", "The engine's image cannot be pulled.")

@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from rich.text import Text
 from rich.tree import Tree
 
+from tuneyard.api.buildstatus import BuildStatus
+from tuneyard.api.buildtask import StepRecord
 from tuneyard.api.lineage import Evaluation, Lineage
 from tuneyard.cli.lineageview import LineageView, Made, MadeAdapter, ServedRevision
 
 Facts = Iterator[tuple[str, str | Text]]
 UNFOLDED = 8192
 """Width of the console that the tree is printed to, so that it folds nothing more."""
-_WORDS = frozenset({"missing", "prompt", "warning", "with", "lineage"})
+_WORDS = frozenset({"missing", "prompt", "warning", "with", "lineage", "build", "by"})
 _INDENT = 4
 """Columns that a branch is set in."""
 
@@ -63,6 +65,25 @@ def _record(lineage: Lineage) -> Facts:
         yield "evals", Text("\n").join(_evaluation(e) for e in lineage.evals)
 
 
+def _step(step: StepRecord) -> str:
+    """One step of a build, with all that it takes to make it again."""
+    tools = ", ".join(f"{name} {version}" for name, version in sorted((step.tools or {}).items()))
+    seed = f"seed {step.seed}" if step.seed is not None else ""
+    checks = ", ".join(f"{name}: {found}" for name, found in sorted((step.checks or {}).items()))
+    return _printable("; ".join(part for part in (step.kind, tools, seed, checks) if part))
+
+
+def _built(build: BuildStatus) -> Facts:
+    if not build.succeeded:
+        yield "build", Text(_printable(f"{build.state}: {build.progress or 'it has not begun'}"), style="yellow")
+    for given in build.inputs or ():
+        yield "built from", f"{given.kind} {given.name}\n{given.digest}"
+    for step in build.steps or ():
+        yield "by", _step(step)
+    if build.output and build.succeeded:
+        yield "built at", f"{build.finished_at} into {build.output}" + (f"@{build.commit}" if build.commit else "")
+
+
 def _facts(made: Made) -> Facts:
     if made.missing:
         yield "missing", Text("it is named and does not exist", style="red")
@@ -70,6 +91,8 @@ def _facts(made: Made) -> Facts:
     yield "digest", made.digest or Text("not known yet: no pod has read it", style="yellow")
     if made.source:
         yield "source", made.source
+    if made.build is not None:
+        yield from _built(made.build)
     if made.promoted_at:
         yield "promoted", f"{made.promoted_at} by {made.promoted_by}"
     if isinstance(made, MadeAdapter) and made.system_prompt:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.buildstatus import BuildStatus
 from tuneyard.api.conditions import find
 from tuneyard.api.external import ExternalSpec
 from tuneyard.api.lineage import Lineage
@@ -42,6 +43,8 @@ class Made(ApiModel):
     promoted_at: str | None = None
     promoted_by: str | None = None
     lineage: Lineage | None = None
+    build: BuildStatus | None = None
+    """Of a base that was built: of what, by what, and where it is."""
 
 
 class MadeAdapter(Made):
@@ -105,6 +108,7 @@ def _base(name: str, read: Read) -> Made:
         promoted_at=base.status.promoted_at,
         promoted_by=base.status.promoted_by,
         lineage=base.spec.lineage,
+        build=base.status.build,
     )
 
 

@@ -72,6 +72,8 @@ def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool 
     unpinned = False
     for artifact in artifacts(text):
         what = f"{artifact.kind} {artifact.name}"
+        if _is_built(artifact):
+            continue  # what it is made of is pinned where that stands
         source = _source(artifact, what)
         given = artifact.spec.get("digest")
         if not source.is_remote:
@@ -98,6 +100,11 @@ def pin(text: str, resolve: Resolve, tell: Callable[[str], object], check: bool 
     if check:
         return None if unpinned else text
     return pinned(text, pins) if pins else text
+
+
+def _is_built(artifact: Artifact) -> bool:
+    source = artifact.spec.get("source")
+    return isinstance(source, dict) and source.get("build") is not None
 
 
 def _names_digest(source: Source) -> bool:

@@ -1,10 +1,12 @@
 """A source as one word, as people type it and read it: `s3://…`, `hf://REPO@REVISION`, `volume:NAME/PATH`. Pure.
 
-An image (`image:REFERENCE//PATH`) is only read: adapters, for which people type sources, do not come as one.
+An image (`image:REFERENCE//PATH`) and a build (`build:merge+quantize`) are only read: adapters, for which people type
+sources, do not come as one.
 """
 
 from __future__ import annotations
 
+from tuneyard.api.build import BaseSource
 from tuneyard.api.sources import HuggingFaceSource, S3Source, Source, VolumeSource
 
 FORMS = "s3://BUCKET/PREFIX, hf://REPO@COMMIT or volume:NAME/PATH"
@@ -12,6 +14,9 @@ FORMS = "s3://BUCKET/PREFIX, hf://REPO@COMMIT or volume:NAME/PATH"
 
 def source_text(source: Source) -> str:
     """The word for a source; credentials and endpoints are left out."""
+    build = source.build if isinstance(source, BaseSource) else None
+    if build is not None:
+        return f"build:{'+'.join(step.kind or '?' for step in build.steps)}"
     if source.hugging_face is not None:
         return f"hf://{source.hugging_face.repo}@{source.hugging_face.revision}"
     if source.s3 is not None:

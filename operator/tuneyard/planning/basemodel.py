@@ -25,6 +25,8 @@ from tuneyard.api.documents import PlannedAdapter
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import children, servingchecks
 from tuneyard.planning.basestatus import PoolState, UnusedPool, basemodel_status, unused_since
+from tuneyard.planning.builds import next_building
+from tuneyard.planning.built import as_built
 from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
@@ -52,6 +54,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
     mine = [c for c in obs.children if c.base_model == children.label_value(base.metadata.name)]
     pools = pools_of(base, obs.deployments)
     actions += _access_actions(obs, base)
+    building = next_building(obs, base, mine)
+    actions += building.actions
+    events += building.events
+    waits += [] if building.wait is None else [building.wait]
+    # pools serve what was built; before, nothing of them is made or changed
+    base = as_built(base) or base
     states = []
     shared: list[PlannedAdapter] = []
     for pool in pools:
@@ -71,14 +79,12 @@ def plan_basemodel(obs: BaseModelObservation) -> Plan:
         steps, wait = _retirement(obs, leftover)
         actions += steps
         waits += wait
-        if any(isinstance(a, Delete) and children.is_workload(a.kind) for a in steps):
-            message = f"deleted pool {leftover.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
-            events.append(Event("Normal", Reason.POOL_DELETED, message, about))
+        events += _retirement_events(leftover, steps, about)
     prewarming = prewarm_state(obs, base, mine, shared, base.pinned_digest)
     # last: whatever the API server says of it, the pools are as they should be
     actions += [*_unless_there(prewarming.wanted, mine), *(_deletion(c) for c in prewarming.unwanted)]
-    status, problem = basemodel_status(obs, base, states, unused, prewarming)
-    if base.status.digest is None and status.digest is not None and base.spec.digest is None:
+    status, problem = basemodel_status(obs, base, states, unused, prewarming, building=building)
+    if base.status.digest is None and status.digest is not None and base.spec.digest is None and building.done:
         events.append(Event("Normal", Reason.DIGEST_PINNED, f"pinned {status.digest}", about))
         # the write of a status wakes nobody, and pods that are on their way should be told of the digest
         waits.append(0.0)
@@ -125,6 +131,8 @@ def _state(
     has = obs.has_leader_worker_sets
     violation = servingchecks.violation(base, pool.serving, obs.settings)
     violation = violation or servingchecks.leader_worker_set_missing(pool.serving, obs.settings, served=has)
+    if violation is None and obs.base is not None:
+        violation = servingchecks.built_for_another_engine(obs.base, pool.serving)
     scale = next_pool_scale(obs, base, pool, workload or former, frozen=violation is not None)
     pool = scale.pool
     pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
@@ -237,6 +245,13 @@ def _retirement(obs: BaseModelObservation, pool: UnusedPool) -> tuple[list[Actio
         actions += [_annotated(workload, rfc3339(obs.now))] if since is None else []
         actions += [_deletion(workload)] if left <= 0 else []
     return actions, waits
+
+
+def _retirement_events(pool: UnusedPool, steps: Iterable[Action], about: ObjectReference) -> list[Event]:
+    if not any(isinstance(a, Delete) and children.is_workload(a.kind) for a in steps):
+        return []
+    message = f"deleted pool {pool.name}: nothing has referred to it for {POOL_GRACE:.0f} s"
+    return [Event("Normal", Reason.POOL_DELETED, message, about)]
 
 
 def _annotated(child: ChildObservation, since: str | None) -> Annotate:

@@ -21,6 +21,7 @@ from tuneyard.api.digests import is_digest
 from tuneyard.api.documents import BaseReport
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.autoscaling import least_replicas
+from tuneyard.planning.builds import Building
 from tuneyard.planning.children import DEPLOYMENT, as_applied, is_workload, template_mark
 from tuneyard.planning.observations import (
     BaseModelObservation,
@@ -192,29 +193,39 @@ def basemodel_status(
     pools: Sequence[PoolState],
     unused: Sequence[UnusedPool],
     prewarming: PrewarmState,
+    *,
+    building: Building,
 ) -> tuple[BaseModelStatus, Problem | None]:
     """The whole status, and the problem that stalls the base."""
     reports = _reports(obs.pods)
-    digest = base.pinned_digest or next((r.digest for r in reports if r.ok and r.digest), None)
+    made = building.result
+    digest = base.pinned_digest or (made.digest if made else _first_read(building, reports))
     facts = next((r for r in reports if r.ok and r.digest == digest), None)
     mismatch = _digest_mismatch(obs.pods, digest)
-    problem = next((s.problem for s in pools if s.problem), None) or mismatch
+    # until a base is built, that it is not is what keeps its pools: not theirs to say
+    unbuilt = building.problem or building.work
+    problem = building.problem if unbuilt else next((s.problem for s in pools if s.problem), None) or mismatch
+    work = building.work if unbuilt else _work(pools, digest)
     findings = [
-        *readiness(problem, _work(pools, digest), _done(pools)),
+        *readiness(problem, work, _done(pools)),
+        *_built(base, building),
         _resolved(pools, reports, digest, mismatch),
-        _available(pools, problem),
+        _available(pools, unbuilt or problem),
         *_settings_unknown(obs, pools),
     ]
     shared, promoted = resolved_serving(base.spec.serving), promotion(base, obs.deployments)
     status = BaseModelStatus(
         observed_generation=base.metadata.generation,
         digest=digest,
-        size_bytes=facts.size_bytes if facts and facts.size_bytes is not None else base.status.size_bytes,
+        size_bytes=(facts.size_bytes if facts else None)
+        or (made.size_bytes if made else None)
+        or base.status.size_bytes,
         architecture=(facts.architecture if facts else None) or base.status.architecture,
         engine=shared.engine,
         tensor_parallel_size=shared.tensor_parallel_size,
         replicas=f"{sum(s.serving for s in pools)}/{sum(s.pool.pods for s in pools)}",
-        progress=_progress(pools),
+        progress=_building_progress(building) or _progress(pools),
+        build=building.status,
         prewarmed=prewarming.prewarmed,
         prewarm_progress=prewarming.progress,
         promoted_at=promoted.at if promoted else None,
@@ -226,6 +237,30 @@ def basemodel_status(
         ),
     )
     return status, problem
+
+
+def _first_read(building: Building, reports: Iterable[BaseReport]) -> str | None:
+    """What pods have read is what is pinned; of a build its own word, whatever lies at its output meanwhile."""
+    return next((r.digest for r in reports if r.ok and r.digest), None) if building.status is None else None
+
+
+def _building_progress(building: Building) -> str | None:
+    if building.done or building.status is None:
+        return None
+    status = building.status
+    words = {"Waiting": "build waits", "Failed": "build failed"}.get(status.state, f"building {status.step}")
+    return clipped(f"{words}: {status.progress}" if status.progress else words, _PROGRESS_LIMIT)
+
+
+def _built(base: BaseModelResource, building: Building) -> list[Finding]:
+    """A condition of bases that are built, for who waits for one."""
+    status = building.status
+    if status is None:
+        return []
+    if status.succeeded:
+        return [Finding(type="Built", status="True", reason=Reason.BUILT, message=status.output or "")]
+    why = building.problem or building.work or Problem(Reason.BUILD_PENDING, f"{base.metadata.name} is not built yet")
+    return [Finding(type="Built", status="False", reason=why.reason, message=clipped(why.message))]
 
 
 def _reports(pods: Iterable[PodObservation]) -> list[BaseReport]:

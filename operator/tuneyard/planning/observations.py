@@ -22,6 +22,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.buildobservations import BuildObservation
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.ownership import owned_fields
@@ -185,6 +186,8 @@ class BaseModelObservation:
     demand: DemandView = field(default_factory=DemandView)
     has_leader_worker_sets: bool = False
     """Whether the API server knows them, and the operator may make them."""
+    build: BuildObservation | None = None
+    """None: nobody has looked, for there is nothing to build."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from tuneyard.api import names
 from tuneyard.api.autoscaling import Autoscaling
 from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.loraadapter import LoRAAdapterResource
@@ -48,6 +49,7 @@ from tuneyard.api.serving import (
     Resources,
     ServingSpec,
     Toleration,
+    VolumeClaim,
 )
 from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
@@ -213,7 +215,14 @@ def pool_of(deployment: ModelDeploymentResource, revision: Revision) -> str:
 def serving_of(base: BaseModelResource, deployment: ModelDeploymentResource, revision: Revision) -> Serving:
     """How the pool of a revision serves."""
     serving = resolved_serving(revision.serving, deployment.spec.serving, base.spec.serving)
-    return _as_scaled(serving, base, pool_of(deployment, revision))
+    serving = _as_scaled(serving, base, pool_of(deployment, revision))
+    build = base.spec.source.build
+    if build is None or build.output.volume is None:
+        return serving
+    # the claim that it is built onto, whatever other blocks say of volumes
+    claim = VolumeClaim(claim_name=build.output.volume.claim_name)
+    built = ArtifactVolume(name=BUILT_VOLUME, persistent_volume_claim=claim)
+    return replace(serving, artifact_volumes=(*serving.artifact_volumes, built))
 
 
 def referring(base: BaseModelResource, deployments: Iterable[ModelDeploymentResource]) -> list[ModelDeploymentResource]:

@@ -118,7 +118,8 @@ def prewarm_state(
     """What fills caches for a base. `adapters`: the shared pool's plan; `digest`: the base's pinned one."""
     serving, name = resolved_serving(base.spec.serving), names.prewarm(base.metadata.name)
     found = {c.kind: c for c in mine if c.name == name and not c.pool and not c.deployment and c.kind in _KINDS}
-    if serving.cache.prewarm is None or not base.spec.source.is_remote:
+    source = base.spec.source
+    if serving.cache.prewarm is None or not (source.is_remote or source.build is not None):
         going = (found[kind] for kind in _KINDS if kind in found)
         return PrewarmState(unwanted=tuple(c for c in going if not c.deleted))
     settings = obs.settings

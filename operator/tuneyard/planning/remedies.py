@@ -21,6 +21,8 @@ REMEDIES: dict[Reason, str] = {
     Reason.VOLUME_NOT_DECLARED: "add it to serving.artifactVolumes of the BaseModel",
     Reason.HOST_PATH_NOT_ALLOWED: "use a PersistentVolumeClaim, or allow the prefix in the chart",
     Reason.INVALID_SPEC: "correct the field",
+    Reason.BUILD_FAILED: "mend what it names; deleting the Job (status.build.job) starts the next attempt at once",
+    Reason.BUILD_INPUT_MISSING: "create it, or give it spec.digest (`tuneyard digest` prints it)",
     Reason.UNSCHEDULABLE: "add nodes that fit, or lower serving.resources, tensorParallelSize or replicas",
     Reason.UNKNOWN_ENGINE_VERSION: "see docs/howto/engine-settings.md for the versions that are known",
     Reason.IMAGE_PULL_FAILED: "check serving.image and the nodes' access to its registry",

@@ -35,6 +35,8 @@ _WORK = frozenset(
         Reason.DRAINING,
         Reason.NO_READY_ENDPOINT,
         Reason.NOT_USED,
+        Reason.BUILD_PENDING,
+        Reason.BUILD_RUNNING,
     }
 )
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning import engines
@@ -40,7 +41,10 @@ _RESERVED = {
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
     """The first thing that keeps a pool of the base from serving like this, or None."""
     return (
-        base_volume_not_declared(base, serving)
+        not_built(base)
+        or base_volume_not_declared(base, serving)
+        or built_volume_name_taken(serving)
+        or built_for_another_engine(base, serving)
         or unsafe_source_path(base)
         or host_path_not_allowed(serving, settings)
         or malformed_quantities(serving)
@@ -52,6 +56,44 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or draft_not_on_a_volume(serving)
         or unsupported_setting(serving, settings.images.vllm)
     )
+
+
+def not_built(base: BaseModelResource) -> Problem | None:
+    """A base that Jobs make is served when it is made, and not before."""
+    build, name = base.status.build, base.metadata.name
+    if base.spec.source.build is None or (build is not None and build.succeeded):
+        return None
+    if build is None or build.state == "Waiting":
+        more = f": {build.progress}" if build and build.progress else ""
+        return Problem(Reason.BUILD_PENDING, f"the build of BaseModel {name} waits{more}")
+    if build.state == "Failed":
+        return Problem(Reason.BUILD_FAILED, f"the build of BaseModel {name} has failed: {build.progress or ''}")
+    return Problem(Reason.BUILD_RUNNING, f"BaseModel {name} is being built: step {build.step}")
+
+
+def built_volume_name_taken(serving: Serving) -> Problem | None:
+    """Pools of what is built onto a claim have a volume of this name."""
+    taken = [v for v in serving.artifact_volumes if v.name == BUILT_VOLUME]
+    if len(taken) > 1:
+        words = f"serving.artifactVolumes may not have the name {BUILT_VOLUME}: it is that of what was built"
+        return Problem(Reason.INVALID_SPEC, words)
+    return None
+
+
+def built_for_another_engine(base: BaseModelResource, serving: Serving) -> Problem | None:
+    """What the last step makes decides which engines can serve it."""
+    build, engine = base.spec.source.build, serving.engine
+    if build is None:
+        return None
+    made: engines.Weights = "gguf" if build.steps[-1].gguf is not None else "safetensors"
+    name = base.metadata.name
+    if made in engines.ENGINES[engine].weights:
+        return None
+    if made == "gguf":
+        words = f"BaseModel {name} is built as GGUF, which {engine} does not read: set serving.engine to one that does"
+        return Problem(Reason.INVALID_SPEC, f"{words}, or create one without the gguf step")
+    words = f"BaseModel {name} is built as safetensors, which {engine} does not read: create one with a gguf step"
+    return Problem(Reason.INVALID_SPEC, words)
 
 
 def base_volume_not_declared(base: BaseModelResource, serving: Serving) -> Problem | None:
@@ -113,6 +155,11 @@ def _not_allowed(words: str, allowed: Sequence[str]) -> Problem:
     return Problem(Reason.HOST_PATH_NOT_ALLOWED, f"{words} (allowed: {', '.join(allowed) or 'none'})")
 
 
+def is_label_value(text: str) -> bool:
+    """Whether the API server takes it as the value of a label."""
+    return _LABEL_VALUE.fullmatch(text) is not None
+
+
 def malformed_quantities(serving: Serving) -> Problem | None:
     """The API server would refuse the whole Deployment for one bad quantity."""
     given: dict[str, str | int] = {
@@ -134,7 +181,7 @@ def malformed_quantities(serving: Serving) -> Problem | None:
 def malformed_node_selector(serving: Serving) -> Problem | None:
     """Node selectors are labels."""
     for key, value in serving.node_selector.items():
-        if not _LABEL_VALUE.fullmatch(value):
+        if not is_label_value(value):
             return Problem(Reason.INVALID_SPEC, f"serving.nodeSelector.{key}: {value!r} is not a label value")
     return None
 
@@ -143,7 +190,7 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
     """Keys too: for one bad label, the API server would refuse the whole DaemonSet in every pass."""
     prewarm = serving.cache.prewarm
     for key, value in ((prewarm.node_selector if prewarm else None) or serving.node_selector).items():
-        if not _LABEL_KEY.fullmatch(key) or not _LABEL_VALUE.fullmatch(value):
+        if not _LABEL_KEY.fullmatch(key) or not is_label_value(value):
             words = f"serving.cache.prewarm.nodeSelector: {key}={value} is not a label"
             return Problem(Reason.INVALID_SPEC, words)
     return None

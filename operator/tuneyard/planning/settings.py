@@ -20,6 +20,7 @@ class Images(ApiModel):
     envoy: str = "tuneyard/envoy:0.1.0"
     vllm: str = "vllm/vllm-openai:v0.32.0"
     llama_cpp: str = "tuneyard/llama-cpp:0.1.0"
+    build_tools: str = "tuneyard/build-tools:0.1.0"
 
 
 class PrometheusSettings(ApiModel):

@@ -5,7 +5,7 @@ Rules:
   maximum over replicas, and a new leader begins nothing anew;
 - labels are names of Kubernetes objects and words of the API (phases, outcomes, reasons); nothing comes from messages;
 - an object has a bounded number of series: a ModelDeployment 9, 4 a revision, 4 an objective, 1 a gate, 1 a verdict; a
-  LoRAAdapter 4, a BaseModel 2 and 4 a pool. What is gone has none.
+  LoRAAdapter 4, a BaseModel 2, 2 of its build and 4 a pool. What is gone has none.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ VERDICT = Family(
     "When a revision was rejected that still has its verdict.",
     (*_OF, "revision", "reason"),
 )
+BUILD = Family("tuneyard_build", "1 for the state of a base's build.", ("namespace", "base_model", "state"))
+BUILD_ATTEMPTS = Family("tuneyard_build_attempts", "Attempts of a base's build so far.", ("namespace", "base_model"))
 POOL_REPLICAS = Family("tuneyard_pool_replicas", "Pods that a pool should have.", ("namespace", "base_model", "pool"))
 POOL_READY = Family("tuneyard_pool_ready_replicas", "Those that are ready.", ("namespace", "base_model", "pool"))
 _POOL = ("namespace", "base_model", "pool")
@@ -77,7 +79,8 @@ ADAPTER_LOADED = Family("tuneyard_adapter_loaded_pods", "Those that do.", ("name
 
 FAMILIES = (
     *(OBJECT_READY, OBJECT_STALLED, SPEC_WEIGHT, WEIGHT, ALLOWED, ENDPOINTS, ROLE, PHASE, STEP, ANALYSIS, JUDGED, BAD),
-    *(GATE, VERDICT, POOL_REPLICAS, POOL_READY, POOL_WANTED, POOL_LIMITED, ADAPTER_PODS, ADAPTER_LOADED),
+    *(BUILD, BUILD_ATTEMPTS, GATE, VERDICT, POOL_REPLICAS, POOL_READY, POOL_WANTED, POOL_LIMITED),
+    *(ADAPTER_PODS, ADAPTER_LOADED),
 )
 
 
@@ -113,6 +116,12 @@ def _readiness(kind: str, metadata: ObjectMeta, conditions: list[Condition]) -> 
 
 def _of_base(base: BaseModelResource) -> Iterator[Sample]:
     yield from _readiness("BaseModel", base.metadata, base.status.conditions)
+    build = base.status.build
+    if build is not None:
+        named = (base.metadata.namespace, base.metadata.name)
+        yield BUILD, (*named, build.state), 1.0
+        # of one that failed it is the next one
+        yield BUILD_ATTEMPTS, named, float((build.attempt or 0) - (build.state == "Failed"))
     for pool in base.status.pools or ():
         of = (base.metadata.namespace, base.metadata.name, pool.name)
         yield POOL_REPLICAS, of, pool.replicas

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from itertools import chain
 from typing import TypeVar
 
 from tuneyard.api import names
@@ -17,8 +18,11 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import AppliedReport, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
+from tuneyard.api.sources import Source
 from tuneyard.planning import children
 from tuneyard.planning.answers import AnswersView
+from tuneyard.planning.buildinputs import credentials_of_build, named_adapters
+from tuneyard.planning.buildobservations import BuildObservation
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.gateobservations import GateObservation
 from tuneyard.planning.observations import (
@@ -36,6 +40,7 @@ from tuneyard.planning.pools import places
 from tuneyard.planning.promqueries import Evaluations
 from tuneyard.planning.rolloutrecord import worth_keeping
 from tuneyard.planning.settings import Settings
+from tuneyard.runtime.buildgather import gather_build, wants_look
 from tuneyard.runtime.gategather import gather_gates
 from tuneyard.runtime.keys import BASE_MODEL, LORA_ADAPTER, MODEL_DEPLOYMENT, Key
 from tuneyard.runtime.wakes import Group, all_bases, claim, unreadable
@@ -133,6 +138,14 @@ class Reads:
     ) -> GateObservation | None:
         """What is known of the deployment's gates, always fetched; None while none is under way."""
         return gather_gates(self._api, deployment, keys, now)
+
+    def build(self, base: BaseModelResource | None) -> BuildObservation | None:
+        """What is known of a base's build, always fetched; None where there is nothing to build any more."""
+        if base is None or base.spec.source.build is None or not wants_look(base):
+            return None
+        namespace = base.metadata.namespace
+        named = (self.adapter(namespace, name) for name in sorted(named_adapters(base.spec.source.build)))
+        return gather_build(self._api, base, tuple(a for a in named if a is not None))
 
     def _fetched_config_map(self, namespace: str, name: str) -> ChildObservation | None:
         item = objects.get(self._api, *CONFIG_MAP, namespace, name)
@@ -290,8 +303,9 @@ def gather_basemodel(
     deployments = reads.deployments(namespace, [name])
     siblings = reads.siblings(namespace)
     named = {r.adapter for d in deployments for r in d.spec.revisions if r.adapter and r.base_model == name}
+    base = reads.base_model(namespace, name)
     return BaseModelObservation(
-        base=reads.base_model(namespace, name),
+        base=base,
         deployments=deployments,
         adapters=reads.adapters(namespace, [name], named),
         pods=reads.pods(namespace, [name]),
@@ -304,6 +318,7 @@ def gather_basemodel(
         unreadable=reads.unreadable(namespace),
         demand=demand,
         has_leader_worker_sets=reads.has_leader_worker_sets,
+        build=reads.build(base),
     )
 
 
@@ -311,14 +326,15 @@ def credentials_of(reads: Reads, namespace: str, bases: Iterable[BaseModelResour
     """Names of the Secrets that agents of the namespace need."""
     known = {b.metadata.name: b for b in bases}
     adapters = reads.adapters(namespace, known)
-    sources = [*(b.spec.source for b in known.values()), *(a.spec.source for a in adapters)]
+    sources: list[Source] = [*(b.spec.source for b in known.values()), *(a.spec.source for a in adapters)]
     named = {r.adapter for d in reads.deployments(namespace, known) for r in d.spec.revisions if r.adapter}
     gone = named - {a.metadata.name for a in adapters}
     if gone:
         # pods are told to fetch these as long as they stand in a plan (planning/vanished.py)
         plans = (parsed(PoolPlan, c.plan) for base in known for c in reads.plans(namespace, base))
         sources += [a.source for plan in plans if plan for a in plan.adapters if a.name in gone]
-    return frozenset(s.credentials for s in sources if s.credentials)
+    built = (b.spec.source.build for b in known.values() if b.spec.source.build)
+    return frozenset((*(s.credentials for s in sources if s.credentials), *chain(*map(credentials_of_build, built))))
 
 
 def gather_loraadapter(reads: Reads, key: Key, *, settings: Settings, now: datetime) -> LoRAAdapterObservation:

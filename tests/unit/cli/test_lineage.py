@@ -10,6 +10,7 @@ import pytest
 from tests.unit.cli import world
 from tests.unit.cli.test_status_render import compare, shown
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.buildstatus import BuildStatus
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.lineage import chosen_kind, run
@@ -93,6 +94,34 @@ def test_what_is_named_and_does_not_exist_is_in_the_chain() -> None:
         (True, True)
     ] * 2
     assert shown(render_lineage(view, 80), 80).count("it is named and does not exist") == 4
+
+
+def test_a_built_base_shows_what_it_came_from() -> None:
+    steps = [
+        {"kind": "merge", "key": "0" * 32, "seed": 7, "tools": {"peft": "0.21.2\x1b[2J"}, "checks": {"finite": "yes"}}
+    ]
+    status = {
+        "state": "Succeeded",
+        "key": "0" * 32,
+        "output": "models:built/0",
+        "finishedAt": "2026-02-22T10:00:00Z",
+        "inputs": [{"kind": "LoRAAdapter", "name": "v1", "digest": world.DIGEST}],
+        "steps": steps,
+    }
+    raw = world.base().to_dict()
+    output = {"volume": {"claimName": "models", "path": "built"}}
+    source = {"build": {"output": output, "steps": [{"merge": {"baseModel": "b", "adapter": "v1"}}]}}
+    base = BaseModelResource.from_dict({**raw, "spec": {**raw["spec"], "source": source}, "status": {"build": status}})
+    view = lineage_view("BaseModel", world.BASE, replace(registry(), base_models=[base]))
+    told = shown(render_lineage(view, 120), UNFOLDED)
+    assert "build:merge" in told
+    assert "LoRAAdapter v1" in told
+    assert world.DIGEST in told
+    assert "merge; peft 0.21.2\\x1b[2J; seed 7; finite: yes" in told
+    assert "2026-02-22T10:00:00Z into models:built/0" in told
+    waiting = base.model_copy(update={"status": base.status.model_copy(update={"build": BuildStatus(state="Waiting")})})
+    view = lineage_view("BaseModel", world.BASE, replace(registry(), base_models=[waiting]))
+    assert "Waiting: it has not begun" in shown(render_lineage(view, 120), UNFOLDED)
 
 
 def test_view_for_programs() -> None:

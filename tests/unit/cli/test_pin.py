@@ -317,3 +317,11 @@ def test_nothing_of_a_file_is_called_pinned_when_the_next_source_fails(
     with pytest.raises(UserError, match="LoRAAdapter acme"):
         command.run(arguments(path))
     assert "is pinned" not in capsys.readouterr().err
+
+
+def test_what_is_built_is_pinned_by_what_it_is_made_of() -> None:
+    source = "{build: {output: {volume: {claimName: m}}, steps: [{gguf: {baseModel: llama}}]}}"
+    text = f"apiVersion: tuneyard.dev/v1alpha1\nkind: BaseModel\nmetadata: {{name: x}}\nspec: {{source: {source}}}\n"
+    told: list[str] = []
+    assert (pin(text, resolve, told.append), pin(text, resolve, told.append, check=True)) == (text, text)
+    assert told == []

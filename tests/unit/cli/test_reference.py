@@ -58,6 +58,7 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "Idle",
         "Asleep",
         "Steady",
+        "Built",
     )
     going_on = ("Resolving", "Loading", "Starting", "Applying", "Draining", "Fetching")
     events = (
@@ -76,6 +77,8 @@ def test_every_reason_that_asks_for_something_is_in_the_guide() -> None:
         "DriftEnded",
         "ScaledUp",
         "ScaledDown",
+        "BuildStarted",
+        "BuildSucceeded",
     )
     missing = [r.value for r in Reason if r.value not in (*well, *going_on, *events) and f"`{r.value}`" not in guide]
     assert missing == []

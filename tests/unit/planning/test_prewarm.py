@@ -79,7 +79,7 @@ def test_a_base_is_fetched_beforehand_while_nothing_refers_to_it():
     plan = plan_basemodel(before_a_rollout().base_model())
     assert [k for k in kinds(plan) if k[0] in dict(MADE) and k[1] == NAME] == MADE
     assert kinds(plan)[-4:] == MADE, "after everything else"
-    assert planned(plan) == PrewarmPlan(base_model=BASE, source=prewarmed_base().spec.source)
+    assert planned(plan) == PrewarmPlan(base_model=BASE, source=Source(s3=prewarmed_base().spec.source.s3))
     assert conditions(plan)["Ready"] == ("True", Reason.NOT_USED)
     assert plan_basemodel(settled(before_a_rollout()).base_model()).actions == ()
 

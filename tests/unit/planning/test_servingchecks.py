@@ -6,9 +6,9 @@ import pytest
 
 from tests.builders import VOLUME, base_model
 from tuneyard.api.basemodel import BaseModelSpec
+from tuneyard.api.build import BaseSource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Resources, ServingSpec, VolumeClaim
-from tuneyard.api.sources import Source
 from tuneyard.planning.pools import resolved_serving
 from tuneyard.planning.servingchecks import is_under, violation
 from tuneyard.planning.settings import Settings
@@ -125,11 +125,11 @@ def test_a_source_stays_on_its_volume_also_when_the_crd_was_not_asked(path):
 
 
 def _source(base, path):
-    return Source.model_construct(volume=base.spec.source.volume.model_copy(update={"path": path}))
+    return BaseSource.model_construct(volume=base.spec.source.volume.model_copy(update={"path": path}))
 
 
 def test_a_source_of_a_kind_of_the_future_is_said_so():
-    base = base_model().model_copy(update={"spec": BaseModelSpec.model_construct(source=Source())})
+    base = base_model().model_copy(update={"spec": BaseModelSpec.model_construct(source=BaseSource())})
     problem = violation(base, resolved_serving(ServingSpec(artifact_volumes=[CLAIM])), Settings())
     assert problem is not None
     assert problem.reason is Reason.INVALID_SPEC

@@ -1,0 +1,59 @@
+"""The keys of a build's results: the same steps of the same inputs by the same tools have the same key. Pure.
+
+Names of objects do not count, what they hold does; nor does anything that decides only how a Job runs. A step's key
+holds that of the step before, so that chains which begin alike share what they begin with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, BuildStep
+from tuneyard.api.buildtask import TaskStep
+from tuneyard.planning.buildinputs import FoundInput
+
+TOOLSET = "1"
+"""Raised with a release whose tools make other files of the same inputs: then nothing older is taken for the same."""
+_LENGTH = 32
+
+
+def task_steps(steps: Iterable[BuildStep], inputs: Sequence[FoundInput]) -> list[TaskStep]:
+    """The steps with their keys."""
+    known = {(i.told.kind, i.told.name): i.identity for i in inputs}
+    result: list[TaskStep] = []
+    key = names.short_hash("tuneyard-build", TOOLSET, length=_LENGTH)
+    for step in steps:
+        text = json.dumps(_contents(step, known), sort_keys=True)
+        key = names.short_hash(key, text, length=_LENGTH)
+        result.append(TaskStep(key=key, step=step))
+    return result
+
+
+def _contents(step: BuildStep, known: dict[tuple[Any, str], str]) -> dict[str, Any]:
+    """What a step does, with contents in the place of names."""
+    told = step.to_dict()
+    if step.merge is not None:
+        return {"merge": _by_contents(told["merge"], known)}
+    if step.mergekit is not None:
+        models = [_by_contents(model, known) for model in told["mergekit"]["models"]]
+        return {"mergekit": {"seed": 0, **told["mergekit"], "models": models}}
+    if step.gguf is not None:
+        return {"gguf": {"type": DEFAULT_GGUF, **_by_contents(told["gguf"], known)}}
+    quantize = _by_contents(told.get("quantize") or {}, known)
+    calibration = step.quantize.calibration if step.quantize else None
+    if calibration is not None:
+        name = calibration.config_map or "s3"
+        quantize["calibration"] = {
+            "data": known.get(("Calibration", name)),
+            "samples": calibration.samples or DEFAULT_SAMPLES,
+            "maxLength": calibration.max_length,
+        }
+    return {"quantize": quantize}
+
+
+def _by_contents(told: dict[str, Any], known: dict[tuple[Any, str], str]) -> dict[str, Any]:
+    kinds = {"baseModel": "BaseModel", "adapter": "LoRAAdapter"}
+    return {field: known.get((kinds[field], given)) if field in kinds else given for field, given in told.items()}

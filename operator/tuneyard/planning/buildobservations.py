@@ -1,0 +1,157 @@
+"""What is known of the build of one BaseModel: its Jobs, what their pods say, and what its steps name.
+
+Rules:
+- it is looked at only until the build has succeeded; None of it means that nobody has looked;
+- what pods say is input from a tenant's namespace: what cannot be read counts as not said, and a result counts only
+  under the key that its Job is for;
+- a pod is a Job's by the uid of its owner. Of several (one was evicted, the Job has made another) the newest counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuneyard.api import names
+from tuneyard.api.base import ApiModel, parsed
+from tuneyard.api.buildtask import BuildReport, BuildResult
+from tuneyard.api.loraadapter import LoRAAdapterResource
+
+CONTAINER = "build"
+_FINAL = 2
+"""Exit code of a run whose task fails again whenever it is run."""
+_WORDS = 600
+
+
+class BuildMark(ApiModel):
+    """Which attempt of which build a Job is: its annotation tuneyard.dev/build."""
+
+    key: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """One Job and what its pod says."""
+
+    name: str
+    uid: str
+    resource_version: str
+    mark: BuildMark | None
+    created: str = ""
+    deleted: bool = False
+    report: BuildReport | None = None
+    result: BuildResult | None = None
+    """What it came to, where its pod could say so."""
+    ended: str | None = None
+    """Why it is over without a result, in words; None: it goes on, or has one."""
+    final: bool = False
+    """Its task fails again whenever it is run."""
+    waits_for: str | None = None
+    """Why its pod does not start, in words."""
+    runs: bool = False
+    """Its container has started."""
+
+
+@dataclass(frozen=True)
+class BuildObservation:
+    """All of one BaseModel's build."""
+
+    jobs: tuple[BuildJob, ...] = ()
+    adapters: tuple[LoRAAdapterResource, ...] = ()
+    """Those that its steps name."""
+    calibrations: Mapping[tuple[str, str], str | None] = field(default_factory=dict)
+    """Digest of the calibration data, by ConfigMap and key; None: it is not there."""
+
+
+def looked_at(jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> tuple[BuildJob, ...]:
+    """Read Jobs and their pods as the API server returns them."""
+    by_job: dict[str, list[Mapping[str, Any]]] = {}
+    for pod in sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp") or "")):
+        for owner in pod["metadata"].get("ownerReferences") or ():
+            by_job.setdefault(str(owner.get("uid")), []).append(pod)
+    return tuple(_job(j, by_job.get(j["metadata"].get("uid", ""), [])) for j in jobs)
+
+
+def text_digest(text: str) -> str:
+    """The digest of calibration data in a ConfigMap."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
+    metadata = job["metadata"]
+    mark = parsed(BuildMark, (metadata.get("annotations") or {}).get(names.ANNOTATION_BUILD))
+    pod: Mapping[str, Any] = pods[-1] if pods else {}
+    container: Mapping[str, Any] = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
+    over = _condition(job, "Complete", "Failed")
+    end = _state(container, "terminated")
+    report = parsed(BuildReport, ((pod.get("metadata") or {}).get("annotations") or {}).get(names.ANNOTATION_ADAPTERS))
+    result = _result(mark, parsed(BuildResult, end.get("message")), report)
+    if not over and _disrupted(pod) and (result is None or result.error is not None):
+        # its Job makes another pod: what an evicted one left behind is not the end
+        result, end = None, {}
+    ended = None if result is not None or not (over or end) else _ended(over, end, pod)
+    return BuildJob(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        resource_version=metadata.get("resourceVersion") or "",
+        mark=mark,
+        created=metadata.get("creationTimestamp") or "",
+        deleted=bool(metadata.get("deletionTimestamp")),
+        report=report,
+        result=result if end or over else None,
+        ended=ended,
+        final=end.get("exitCode") == _FINAL,
+        waits_for=_waits_for(pod, container),
+        runs=bool(_state(container, "running")),
+    )
+
+
+def _result(mark: BuildMark | None, said: BuildResult | None, report: BuildReport | None) -> BuildResult | None:
+    """The termination message's word counts; the annotation may have more to say of the same result."""
+    if said is None or mark is None or said.key != mark.key:
+        return None
+    whole = report.result if report else None
+    same = whole is not None and (whole.key, whole.digest, whole.error) == (said.key, said.digest, said.error)
+    return whole if same and whole is not None else said
+
+
+def _condition(item: Mapping[str, Any], *types: str) -> Mapping[str, Any]:
+    found = ((item.get("status") or {}).get("conditions")) or ()
+    return next((c for c in found if c.get("type") in types and c.get("status") == "True"), {})
+
+
+def _disrupted(pod: Mapping[str, Any]) -> bool:
+    """Whether Kubernetes itself ended the pod (a drain, a node under pressure): its Job makes another one."""
+    return bool(_condition(pod, "DisruptionTarget"))
+
+
+def _state(container: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    return (container.get("state") or {}).get(which) or {}
+
+
+def _ended(over: Mapping[str, Any], end: Mapping[str, Any], pod: Mapping[str, Any]) -> str:
+    """Why a run is over that left no result: the last line of its log, or what Kubernetes says."""
+    if over.get("reason") == "DeadlineExceeded":
+        return "it took longer than build.timeout"
+    if end.get("reason") == "OOMKilled":
+        return "it took more memory than build.resources allows (OOMKilled)"
+    lines = [line.strip() for line in str(end.get("message") or "").splitlines() if line.strip()]
+    if end:
+        code = end.get("exitCode", "?")
+        return f"{lines[-1][-_WORDS:]} (exit code {code})" if lines else f"its pod ended with exit code {code}"
+    status = pod.get("status") or {}
+    words = over.get("message") or status.get("message") or over.get("reason") or "no pod of it is left"
+    return f"its Job ended: {words}"[:_WORDS]
+
+
+def _waits_for(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str | None:
+    waiting = _state(container, "waiting")
+    if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+        return f"{waiting['reason']}: {waiting.get('message') or ''}".rstrip(": ")[:_WORDS]
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"{condition.get('reason')}: {condition.get('message') or ''}".rstrip(": ")[:_WORDS]
+    return None
