@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
-_IGNORED_NAMES = frozenset({"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", ".gitignore"})
+_IGNORED_NAMES = frozenset(
+    {"README.md", "LICENSE", "LICENSE.txt", ".gitattributes", ".gitignore", "tuneyard-build.json"}
+)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _IGNORED_ENDINGS = (*PICKLES, ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".mlmodel")
 _IGNORED_PARTS = frozenset({".git", ".cache", "__pycache__", "lost+found"})

@@ -1,0 +1,493 @@
+"""Building a base: `BaseModel.spec.source.build`, and the documents that the operator and a build's Job exchange.
+
+Rules:
+- a build is named by its key: the hash of its steps, of its inputs' digests and of the toolset. The same key is the
+  same result, wherever it was made: it is looked for at the output before anything is built, and so is the result of
+  each step, which has a key of its own (`TaskStep.key`);
+- below the output each result has a folder of its key. On a volume that is `<path>/<key>/`, in a bucket
+  `<uri>/<key>/`, in a repository of a hub the tag `tuneyard-<key>`. It is complete when it holds RECORD (a
+  `BuildResult` as JSON), which is written last; anything without it is nobody's and may be removed;
+- the process writes a BuildReport on its own pod, as the annotation that agents have (names.ANNOTATION_ADAPTERS) and
+  with their account: the admission policy lets it change nothing else. Who it is stands in POD_NAME, POD_NAMESPACE and
+  POD_UID. When it ends, its container's termination message is the BuildResult, `shortened`: that one counts;
+- exit codes: 0 built or found; 1 failed, and the next attempt may succeed; 2 failed, and the same task fails again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from tuneyard.api.base import ApiModel
+from tuneyard.api.schema import Digest, Duration, Name, ObjectName, Quantity, Text, cel, exactly_one
+from tuneyard.api.serving import Resources, Toleration
+from tuneyard.api.sources import (
+    HuggingFaceSource,
+    S3Source,
+    SecretReference,
+    Source,
+    Url,
+    VolumeSource,
+)
+
+RECORD = "tuneyard-build.json"
+"""Name of the file that says what made the files beside it; no part of their digest (digests.py)."""
+BUILT_VOLUME = "tuneyard-built"
+"""Name of the volume of a pool that serves what was built onto a claim: no volume of artifactVolumes may have it."""
+KEY_PATTERN = r"^[0-9a-f]{32}$"
+TERMINATION_LIMIT = 4096
+"""Bytes of a termination message that the kubelet keeps."""
+DEFAULT_PROMPTS = "prompts.jsonl"
+DEFAULT_TIMEOUT = "24h"
+DEFAULT_SAMPLES = 512
+DEFAULT_GGUF = "Q4_K_M"
+MAX_MODELS = 16
+
+StepKind = Literal["merge", "mergekit", "quantize", "gguf"]
+STEP_KINDS: tuple[StepKind, ...] = ("merge", "mergekit", "quantize", "gguf")
+GgufType = Literal[
+    "Q2_K",
+    "Q3_K_S",
+    "Q3_K_M",
+    "Q3_K_L",
+    "Q4_0",
+    "Q4_1",
+    "Q4_K_S",
+    "Q4_K_M",
+    "Q5_0",
+    "Q5_1",
+    "Q5_K_S",
+    "Q5_K_M",
+    "Q6_K",
+    "Q8_0",
+    "F16",
+    "BF16",
+    "F32",
+]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class OutputVolume(ApiModel):
+    """A folder on a PersistentVolumeClaim of the namespace; pools that serve the result mount it read-only."""
+
+    claim_name: ObjectName
+    path: Annotated[
+        str | None,
+        Field(max_length=512, pattern=r"^[^/].*$", description="Folder on the volume; default: its root."),
+    ] = None
+
+
+class OutputBucket(ApiModel):
+    """A prefix of a bucket, on any server that speaks S3."""
+
+    uri: Annotated[
+        str,
+        Field(
+            max_length=900,
+            pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$",
+            description="For example s3://models/built/: results get folders of their own below it.",
+        ),
+    ]
+    endpoint: Annotated[Url | None, Field(description="The server; default: Amazon's.")] = None
+    region: Annotated[str | None, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] = None
+    credentials: Annotated[
+        SecretReference | None,
+        Field(description="As of an S3 source; they must allow to write, and to read by the pools' agents."),
+    ] = None
+
+
+class OutputRepository(ApiModel):
+    """A model repository of the Hugging Face Hub, or of a mirror of it, that there is already."""
+
+    repo: Annotated[str, Field(max_length=193, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    endpoint: Annotated[Url | None, Field(description="A mirror; default: https://huggingface.co.")] = None
+    credentials: Annotated[SecretReference, Field(description="Secret with the key token, which may write.")]
+
+
+class BuildOutput(ApiModel):
+    """Where what is built is kept: exactly one kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                exactly_one("build.output", "volume", "s3", "huggingFace"),
+                cel(
+                    "!has(self.volume) || !has(self.volume.path) || "
+                    "!self.volume.path.split('/').exists(p, p == '..' || p == '.')",
+                    "build.output.volume.path may not hold '.' or '..': name the folder as it is",
+                ),
+                cel(
+                    "!has(self.s3) || !self.s3.uri.split('/').exists(p, p == '..' || p == '.')",
+                    "build.output.s3.uri may not hold '.' or '..': name the prefix as it is",
+                ),
+            ]
+        }
+    )
+
+    volume: OutputVolume | None = None
+    s3: OutputBucket | None = None
+    hugging_face: OutputRepository | None = None
+
+    @property
+    def credentials(self) -> str | None:
+        """Name of the Secret that writing to it takes, None for none."""
+        remote = self.hugging_face or self.s3
+        return remote.credentials.name if remote and remote.credentials else None
+
+    def place(self, key: str) -> str:
+        """Where the result of a key is, for people."""
+        if self.volume is not None:
+            return f"{self.volume.claim_name}:{_below(self.volume.path, key)}"
+        if self.s3 is not None:
+            return f"{self.s3.uri.rstrip('/')}/{key}/"
+        return f"{self.hugging_face.repo}@tuneyard-{key}" if self.hugging_face else ""
+
+    def source(self, key: str, commit: str | None = None) -> Source | None:
+        """The result of a key as what a pool can serve; of a hub it takes the commit. None: of no kind known here."""
+        if self.volume is not None:
+            return Source(volume=VolumeSource(name=BUILT_VOLUME, path=_below(self.volume.path, key)))
+        if self.s3 is not None:
+            given = self.s3.model_copy(update={"uri": self.place(key)}).to_dict()
+            return Source(s3=S3Source.from_dict(given))
+        if self.hugging_face is not None and commit is not None:
+            pinned = {**self.hugging_face.to_dict(), "revision": commit}
+            return Source(hugging_face=HuggingFaceSource.from_dict(pinned))
+        return None
+
+
+def _below(path: str | None, key: str) -> str:
+    return f"{path.rstrip('/')}/{key}" if path else key
+
+
+class Merge(ApiModel):
+    """An adapter added to its base's weights, in float32."""
+
+    base_model: Annotated[ObjectName, Field(description="The BaseModel that the adapter was trained on.")]
+    adapter: Annotated[ObjectName, Field(description="The LoRAAdapter.")]
+    dtype: Annotated[
+        DType | None,
+        Field(description="In which the sum is written; default: that of the base. float32 keeps it exactly."),
+    ] = None
+
+
+class MergekitModel(ApiModel):
+    """A model of a mergekit configuration."""
+
+    name: Annotated[Name, Field(description="The configuration's word for it.")]
+    base_model: ObjectName
+    adapter: Annotated[
+        ObjectName | None, Field(description="A LoRAAdapter of that base, which is merged into it first.")
+    ] = None
+
+
+class Mergekit(ApiModel):
+    """Several models made one, by mergekit."""
+
+    config: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=16384,
+            description="A mergekit configuration as YAML, with the names of `models` in place of paths.",
+        ),
+    ]
+    models: Annotated[
+        list[MergekitModel],
+        Field(
+            min_length=1,
+            max_length=MAX_MODELS,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
+    seed: Annotated[int | None, Field(ge=0, le=2**31 - 1, description="Of methods that draw, as DARE. Default 0.")] = (
+        None
+    )
+
+
+class CalibrationData(ApiModel):
+    """Texts that a quantisation measures the model on: JSON lines, each with `text`, `prompt` or `messages`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                exactly_one("calibration", "configMap", "s3"),
+                cel(
+                    "!has(self.s3) || has(self.digest)",
+                    "calibration.s3 takes calibration.digest, because objects change: `tuneyard digest URI` prints it",
+                ),
+            ]
+        }
+    )
+
+    config_map: Annotated[ObjectName | None, Field(description="A ConfigMap of the namespace.")] = None
+    s3: Annotated[S3Source | None, Field(description="Objects under a prefix: every .jsonl file of it.")] = None
+    key: Annotated[str | None, Field(max_length=253, description=f"Of the ConfigMap; default {DEFAULT_PROMPTS}.")] = (
+        None
+    )
+    digest: Annotated[Digest | None, Field(description="Of the objects, as `tuneyard digest` prints it.")] = None
+    samples: Annotated[
+        int | None, Field(ge=1, le=8192, description=f"Lines that are used at most. Default {DEFAULT_SAMPLES}.")
+    ] = None
+    max_length: Annotated[int | None, Field(ge=16, le=32768, description="Tokens of each. Default 2048.")] = None
+
+
+class Quantize(ApiModel):
+    """Weights in fewer bits, by llmcompressor, in the format compressed-tensors."""
+
+    base_model: Annotated[ObjectName | None, Field(description="The BaseModel; only of the first step.")] = None
+    scheme: Annotated[
+        Literal["AWQ", "GPTQ", "INT8", "FP8"],
+        Field(
+            description="AWQ and GPTQ: weights of 4 bits in groups; INT8: weights and activations of 8 bits; FP8: the "
+            "same in floating point, activations scaled as they come."
+        ),
+    ]
+    group_size: Annotated[
+        int | None,
+        Field(ge=16, le=1024, description="Of AWQ and GPTQ; default: the largest up to 128 that fits the model."),
+    ] = None
+    calibration: Annotated[CalibrationData | None, Field(description="Required by AWQ and GPTQ.")] = None
+
+
+class Gguf(ApiModel):
+    """One GGUF file for llama.cpp."""
+
+    base_model: Annotated[ObjectName | None, Field(description="The BaseModel; only of the first step.")] = None
+    type: Annotated[GgufType | None, Field(description=f"Default {DEFAULT_GGUF}.")] = None
+
+
+class BuildStep(ApiModel):
+    """One step: exactly one kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                exactly_one("a build step", *STEP_KINDS),
+                cel(
+                    "!has(self.quantize) || !(self.quantize.scheme in ['AWQ', 'GPTQ']) || has(self.quantize.calibration)",
+                    "quantize by AWQ or GPTQ needs calibration: name texts like those that the model is asked",
+                ),
+                cel(
+                    "!has(self.quantize) || !has(self.quantize.groupSize) || self.quantize.scheme in ['AWQ', 'GPTQ']",
+                    "quantize.groupSize is of AWQ and GPTQ: remove it",
+                ),
+            ]
+        }
+    )
+
+    merge: Merge | None = None
+    mergekit: Mergekit | None = None
+    quantize: Quantize | None = None
+    gguf: Gguf | None = None
+
+    @property
+    def kind(self) -> StepKind | None:
+        """Which one it is; None: one that this version does not know."""
+        return next((kind for kind in STEP_KINDS if getattr(self, kind) is not None), None)
+
+
+class Scratch(ApiModel):
+    """Where a Job keeps what it works on, while it runs."""
+
+    size: Annotated[Quantity | None, Field(description="For example 200Gi; default: what the node's disk has.")] = None
+    storage_class: Annotated[
+        ObjectName | None,
+        Field(description="A volume of this class for each run, of `size`; default: the node's own disk (emptyDir)."),
+    ] = None
+
+
+_FIRST = "self.steps[0]"
+_SUMS = "self.steps.filter(s, has(s.merge) || has(s.mergekit)).size()"
+_LEANS = "self.steps.filter(s, has(s.quantize) || has(s.gguf)).size()"
+_NAMED = "self.steps.filter(s, (has(s.quantize) && has(s.quantize.baseModel)) || (has(s.gguf) && has(s.gguf.baseModel))).size()"
+_STARTS_WITH_SUM = f"(has({_FIRST}.merge) || has({_FIRST}.mergekit))"
+
+
+class Build(ApiModel):
+    """A base that Jobs of the namespace make of others, once; then it is served like any other."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    f"{_SUMS} == ({_STARTS_WITH_SUM} ? 1 : 0)",
+                    "merge and mergekit can only be the first of build.steps: give what they make a BaseModel of its own, "
+                    "and merge that",
+                ),
+                cel(
+                    f"{_LEANS} <= 1",
+                    "build.steps may hold one of quantize and gguf, because neither can work on what the other made: "
+                    "build two BaseModels",
+                ),
+                cel(
+                    f"{_NAMED} == ({_STARTS_WITH_SUM} ? 0 : 1)",
+                    "quantize and gguf take baseModel as the first step, and only there: later ones work on the result of "
+                    "the step before",
+                ),
+                cel(
+                    "!has(self.scratch) || !has(self.scratch.storageClass) || has(self.scratch.size)",
+                    "build.scratch.storageClass takes build.scratch.size: say how large the volume is to be",
+                ),
+            ]
+        }
+    )
+
+    output: BuildOutput
+    steps: Annotated[list[BuildStep], Field(min_length=1, max_length=4)]
+    resources: Annotated[
+        Resources | None, Field(description="Of the build's container. Default: 1 CPU and 4Gi asked for, no limit.")
+    ] = None
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
+    tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
+    timeout: Annotated[
+        Duration | None, Field(description=f"How long one attempt may take. Default {DEFAULT_TIMEOUT}.")
+    ] = None
+    retries: Annotated[
+        int | None, Field(ge=0, le=20, description="How often it is tried again after a failure. Default 3.")
+    ] = None
+    scratch: Scratch | None = None
+
+
+class BaseSource(Source):
+    """Where a base's files are: exactly one kind."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                exactly_one("source", "volume", "huggingFace", "s3", "image", "build"),
+                cel(
+                    "!has(self.volume) || !self.volume.path.split('/').exists(p, p == '..')",
+                    "source.volume.path may not leave the volume: remove '..'",
+                ),
+                cel(
+                    "!has(self.image) || !has(self.image.path) || !self.image.path.split('/').exists(p, p == '..')",
+                    "source.image.path may not leave the image: remove '..'",
+                ),
+            ]
+        }
+    )
+
+    build: Annotated[Build | None, Field(description="Made of other bases and adapters by Jobs.")] = None
+
+
+InputKind = Literal["BaseModel", "LoRAAdapter", "Calibration"]
+
+
+class BuildInput(ApiModel):
+    """What a step reads. `kind` and `name` are the step's own words for it: see `BuildTask.input`."""
+
+    kind: InputKind
+    name: Annotated[ObjectName, Field(description="Of the object; of calibration data the ConfigMap's, or s3.")]
+    source: Annotated[Source | None, Field(description="None: of a ConfigMap, which is mounted.")] = None
+    digest: Annotated[
+        Digest | None,
+        Field(
+            description="Which its files must have; of a ConfigMap's text, sha256: and the SHA-256 of its bytes. None: the "
+            "source is a commit, which cannot move; the process says the digest in its records."
+        ),
+    ] = None
+    local_path: Annotated[
+        str | None, Field(max_length=2048, description="Where it is mounted, a file or a folder; None: to be fetched.")
+    ] = None
+
+
+class TaskStep(ApiModel):
+    """A step and the key of what it makes: the same key is the same result."""
+
+    key: Annotated[str, Field(max_length=32, pattern=KEY_PATTERN)]
+    step: BuildStep
+
+
+class BuildTask(ApiModel):
+    """What a Job is to do: /etc/tuneyard-build/task/task.json."""
+
+    build: Annotated[str, Field(description="namespace/name of the BaseModel, for logs.")]
+    key: Annotated[str, Field(max_length=32, pattern=KEY_PATTERN, description="That of the last step.")]
+    steps: list[TaskStep]
+    inputs: list[BuildInput]
+    output: BuildOutput
+    output_path: Annotated[
+        str | None,
+        Field(description="Where output.volume is mounted, its root; output.volume.path is below. None: no volume."),
+    ] = None
+    digest: Annotated[
+        Digest | None, Field(description="spec.digest: what comes out must have it. None: whatever comes out.")
+    ] = None
+
+    def input(self, kind: InputKind, name: str) -> BuildInput | None:
+        """The input that a step names."""
+        return next((i for i in self.inputs if (i.kind, i.name) == (kind, name)), None)
+
+
+class UsedInput(ApiModel):
+    """An input as it was read."""
+
+    kind: InputKind
+    name: ObjectName
+    digest: Digest
+
+
+class StepRecord(ApiModel):
+    """How one step was made."""
+
+    kind: StepKind
+    key: Annotated[str, Field(max_length=32, pattern=KEY_PATTERN)]
+    digest: Annotated[Digest | None, Field(description="Of its result.")] = None
+    seconds: float = 0.0
+    found: Annotated[bool | None, Field(description="Whether it was there already, made by an earlier run.")] = None
+    tools: Annotated[
+        dict[str, Annotated[str, Field(max_length=64)]] | None,
+        Field(max_length=16, description="Versions, by package."),
+    ] = None
+    seed: int | None = None
+    checks: Annotated[
+        dict[str, Annotated[str, Field(max_length=256)]] | None,
+        Field(max_length=16, description="What was looked at before it was kept, and what was found."),
+    ] = None
+
+
+class BuildResult(ApiModel):
+    """What a run came to, and the contents of RECORD. Either `error`, or all of the others."""
+
+    key: Annotated[str, Field(max_length=32)]
+    digest: Digest | None = None
+    size_bytes: int | None = None
+    commit: Annotated[str | None, Field(max_length=40, description="Of a hub: where the result is.")] = None
+    steps: Annotated[list[StepRecord] | None, Field(max_length=4)] = None
+    inputs: Annotated[list[UsedInput] | None, Field(max_length=64)] = None
+    error: Annotated[Text | None, Field(description="One line for people; no secret.")] = None
+    reason: Annotated[str | None, Field(max_length=63, description="The Reason of the error, where it has one.")] = None
+
+    def shortened(self, limit: int = TERMINATION_LIMIT) -> str:
+        """As JSON of at most `limit` bytes: what is said of steps and inputs goes first, then the error's end."""
+        short = [step.model_copy(update={"checks": None, "tools": None}) for step in self.steps or []]
+        for result in (self, self.model_copy(update={"steps": short or None}), _bare(self)):
+            text = _json(result)
+            if len(text.encode()) <= limit:
+                return text
+        return _json(_bare(self).model_copy(update={"error": (self.error or "")[: limit // 8] or None}))
+
+
+def _bare(result: BuildResult) -> BuildResult:
+    return result.model_copy(update={"steps": None, "inputs": None})
+
+
+def _json(document: ApiModel) -> str:
+    return document.model_dump_json(by_alias=True, exclude_none=True)
+
+
+class BuildReport(ApiModel):
+    """How far a run is, and what it came to: the annotation of its pod. Written when it differs, every 2 s at most."""
+
+    step: Annotated[int, Field(ge=0, description="Which of the task's steps, from 0.")] = 0
+    phase: Literal["Fetching", "Building", "Verifying", "Storing", "Ended"] = "Fetching"
+    percent: Annotated[int | None, Field(ge=0, le=100, description="Of this phase, where that can be told.")] = None
+    message: Annotated[str | None, Field(max_length=256, description="What it is at, in a few words.")] = None
+    result: BuildResult | None = None
+
+
+def is_key(text: str) -> bool:
+    """Whether the text can be the key of a result."""
+    return re.match(KEY_PATTERN, text) is not None
