@@ -74,7 +74,7 @@ class UnfitError(ValueError):
 
 
 def unserved(result: str, engine: str) -> str | None:
-    """Why an engine build does not serve a result (a scheme, GGUF or bitsandbytes), and what it serves; None: it does."""
+    """Why an engine build does not serve a result (a scheme, GGUF, bitsandbytes), and what it serves; None: it does."""
     words = _UNSERVED.get((engine, result))
     return None if words is None else words.format(engine=engine)
 
@@ -127,4 +127,3 @@ def layer_inputs(config: Mapping[str, Any], tensor_parallel: int = 1) -> dict[st
 def _number(config: Mapping[str, Any], name: str) -> int | None:
     value = config.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-

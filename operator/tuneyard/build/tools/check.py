@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from tuneyard.build.tools.files import read_config
-from tuneyard.build.tools.judging import first_line, identical, load_model, load_tokenizer
 from tuneyard.build.tools.judging import figures as figures_of
+from tuneyard.build.tools.judging import first_line, identical, load_model, load_tokenizer
 from tuneyard.build.tools.reporting import Report, ToolError
 from tuneyard.build.tools.texts import CHECKED, PROMPTS, READ
 
@@ -38,7 +38,9 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
     report.doing("listening to the result")
     heard, tokens = _heard(folder, files[0] if files else None, prompts)
     if not any(text.strip() for text in heard.texts):
-        raise ToolError(f"the model says nothing to any of {len(prompts)} prompts: its weights or tokenizer are damaged")
+        raise ToolError(
+            f"the model says nothing to any of {len(prompts)} prompts: its weights or tokenizer are damaged"
+        )
     checks |= {"answers": f"{sum(bool(t.strip()) for t in heard.texts)} of {len(prompts)}", "loss": f"{heard.loss:.4f}"}
     if settings.get("reference"):
         report.doing("listening to what it was made of")
@@ -58,10 +60,7 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
 
 def _heard(folder: Path, gguf: str | None, prompts: tuple[str, ...]) -> tuple[Any, list[list[int]]]:
     """What a model says, and the tokens of READ."""
-    if gguf:
-        tokenizer = _gguf_tokenizer(folder, gguf)
-    else:
-        tokenizer = load_tokenizer(folder)
+    tokenizer = _gguf_tokenizer(folder, gguf) if gguf else load_tokenizer(folder)
     model = load_model(folder, torch.float32 if gguf else "auto", gguf)
     return figures_of(model, tokenizer, prompts), [tokenizer(text)["input_ids"] for text in READ]
 

@@ -30,7 +30,7 @@ class Figures:
 
 
 def load_model(folder: Path, dtype: Any, gguf: str | None = None) -> Any:
-    """The model of a folder (of a GGUF file in it) on the CPU; raises ToolError where files and configuration differ."""
+    """The model of a folder (or of a GGUF file in it) on the CPU; raises ToolError where files do not fit."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- slow, and not every tool loads a model
 
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"output_loading_info": True}

@@ -74,7 +74,9 @@ def _calibrating(settings: Mapping[str, Any], tokenizer: Any) -> tuple[dict[str,
     lines = chosen(read_lines(Path(settings["calibration"])), int(settings["samples"]), SEED)
     texts = [as_text(line, tokenizer) for line in lines]
     rows = [tokenizer(text, truncation=True, max_length=longest, add_special_tokens=False) for text in texts]
-    rows = [{"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]} for row in rows if row["input_ids"]]
+    rows = [
+        {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]} for row in rows if row["input_ids"]
+    ]
     if not rows:
         raise ToolError("the calibration data holds no text that the tokenizer makes tokens of")
     options = {"dataset": Dataset.from_list(rows), "max_seq_length": longest, "num_calibration_samples": len(rows)}

@@ -65,7 +65,7 @@ PROMPTS = (
 READ = (
     "The museum opens at nine in the morning and closes at six in the evening. Visitors who arrive late may still see "
     "the garden, which stays open until it is dark.",
-    "Water boils at one hundred degrees at the level of the sea. On a mountain the air is thinner, and it boils sooner.",
+    "Water boils at one hundred degrees at the level of the sea. On a mountain, where air is thin, it boils sooner.",
     "She put the letter on the table, looked out of the window, and said that the train would be late again.",
     "A list of numbers is sorted when each number is at least as large as the one before it.",
 )
