@@ -22,7 +22,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, se
 from huggingface_hub.errors import HfHubHTTPError
 
 from tuneyard.api.base import parsed
-from tuneyard.api.build import RECORD, BuildResult, OutputRepository
+from tuneyard.api.build import OutputRepository
+from tuneyard.api.buildtask import RECORD, BuildResult
 from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource

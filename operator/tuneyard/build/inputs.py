@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tuneyard.api.build import BuildInput, BuildTask, InputKind, UsedInput
+from tuneyard.api.buildtask import BuildInput, BuildTask, InputKind, UsedInput
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
 from tuneyard.build.errors import BuildError, StoppedError, of_artifact

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tuneyard.api.build import BuildResult, BuildTask
+from tuneyard.api.buildtask import BuildResult, BuildTask
 from tuneyard.api.reasons import Reason
 from tuneyard.build.errors import BuildError, StoppedError, of_artifact
 from tuneyard.build.inputs import Inputs, Read

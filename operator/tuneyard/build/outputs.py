@@ -1,6 +1,6 @@
 """Where results are kept: found again by their key, and stored so that nobody ever sees half of one.
 
-Rules (api/build.py says where a result is):
+Rules (api/buildtask.py says where a result is):
 - RECORD is what makes a result: it is written last, or comes with the rename that makes the folder appear;
 - a result is believed only after its files were looked at: of a folder every byte, of a bucket the sizes;
 - what is kept has been made again from the work folder, where it was checked, and is never written over.
@@ -15,11 +15,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TextIO, TypeVar
 
 from tuneyard.api.base import parsed
-from tuneyard.api.build import RECORD, BuildOutput, BuildResult, BuildTask
+from tuneyard.api.build import BuildOutput
+from tuneyard.api.buildtask import RECORD, BuildResult, BuildTask
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source, Source
 from tuneyard.build.errors import BuildError, StoppedError
@@ -223,7 +225,7 @@ class BucketOutput:
 
         with closing(S3Writer(self._source(result.key), self._given())) as bucket:
             for name in names:
-                patiently(lambda name=name: bucket.put_file(name, folder / name, came), self._stopped)
+                patiently(partial(bucket.put_file, name, folder / name, came), self._stopped)
             record = (folder / RECORD).read_bytes()
             patiently(lambda: bucket.put(RECORD, record, "application/json"), self._stopped)
         return result

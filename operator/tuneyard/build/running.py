@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneyard.api.base import parsed
-from tuneyard.api.build import RECORD, BuildResult, BuildTask, StepRecord, TaskStep, UsedInput
+from tuneyard.api.buildtask import RECORD, BuildResult, BuildTask, StepRecord, TaskStep, UsedInput
 from tuneyard.api.reasons import Reason
 from tuneyard.build.errors import BuildError, StoppedError, of_artifact
 from tuneyard.build.inputs import Inputs

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, CalibrationData, StepKind, TaskStep, UsedInput
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, CalibrationData, StepKind
+from tuneyard.api.buildtask import TaskStep, UsedInput
 from tuneyard.build.errors import BuildError
 from tuneyard.build.inputs import Input, Inputs, Told
 

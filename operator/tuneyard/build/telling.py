@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.build import BuildReport, BuildResult
+from tuneyard.api.buildtask import BuildReport, BuildResult
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 _log = logging.getLogger(__name__)

@@ -80,6 +80,8 @@ class Tools:
             "OMP_NUM_THREADS": str(threads()),
             # threads that spin while they wait slow down everything beside them
             "OMP_WAIT_POLICY": "PASSIVE",
+            # the image has no compiler, and without one torch.compile fails at its first use
+            "TORCHDYNAMO_DISABLE": "1",
         }
         return subprocess.Popen(
             [self.python, "-m", _MODULE, str(request), f"/dev/fd/{writing}"],
@@ -91,7 +93,7 @@ class Tools:
 
     def _listen(self, report: int, heard: Heard) -> dict[str, Any]:
         """The last line; returns when the tool has closed its end. Raises StoppedError."""
-        rest, last = b"", {}
+        rest, last = b"", dict[str, Any]()
         with selectors.DefaultSelector() as selector:
             selector.register(report, selectors.EVENT_READ)
             while True:

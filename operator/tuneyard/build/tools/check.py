@@ -80,7 +80,7 @@ def _tensors(folder: Path, report: Report) -> dict[str, str]:
 
     read_config(folder)
     files = _weight_files(folder)
-    count, kinds = 0, set()
+    count, kinds = 0, set[str]()
     for number, file in enumerate(files):
         report.doing("looking at weights", number, len(files))
         try:
