@@ -42,7 +42,7 @@ def merged(folder: Path) -> tuple[Path, dict[str, str]]:
 
 def same(text: str) -> int:
     """The first number of `49 of 50`."""
-    return int(text.split()[0])
+    return int(text.split(maxsplit=1)[0])
 
 
 def engine(base: Path, name: str, *flags: str) -> EngineProcess:
