@@ -88,7 +88,10 @@ class Run:
                 made = self._kept(made)
             self._forget(before)
         assert made is not None  # noqa: S101 -- a task has a step
-        return made.record if begin < len(self._task.steps) else self._kept(made).record
+        if begin < len(self._task.steps):
+            return made.record
+        self._as_wanted(made.record)  # the attempt before ended while it stored this
+        return self._kept(made).record
 
     def _resume(self) -> tuple[int, Made | None]:
         """The step to begin with, and what the one before has made."""

@@ -169,6 +169,17 @@ def test_nothing_half_made_is_kept_when_the_pod_is_to_end(world: World) -> None:
     assert world.run(Tools()).digest
 
 
+def test_what_was_made_and_not_stored_is_stored_by_the_next_attempt(world: World) -> None:
+    task = world.task(output={"volume": {"claimName": "models", "path": "built"}})
+    (world.folder / "volume").write_text("a file where the volume should be")
+    with pytest.raises(BuildError, match=r"build\.output"):
+        world.run(Tools(), task)
+    (world.folder / "volume").unlink()
+    with pytest.raises(BuildError, match=r"spec\.digest wants"):
+        world.run(Tools(), world.task(digest="sha256:" + "0" * 64))
+    assert world.run(Tools(), task).digest == digest_of(world.kept(QUANTIZED)).digest
+
+
 def test_copying_ends_when_the_pod_is_to_end(world: World) -> None:
     world.stopped.set()
     with pytest.raises(StoppedError):

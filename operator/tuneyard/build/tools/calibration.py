@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tuneyard.build.tools.judging import PLAIN
 from tuneyard.build.tools.reporting import ToolError
+from tuneyard.build.tools.texts import PLAIN
 
 _MOST_BYTES = 1 << 30
 

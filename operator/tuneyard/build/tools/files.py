@@ -52,7 +52,9 @@ def refuse_quantized(folder: Path, what: str) -> None:
 
 
 def refuse_code(folder: Path) -> None:
-    """Raise ToolError where the model needs code of its repository, which is never run."""
+    """Raise ToolError where reading the model would run code: of its repository, or of a pickle."""
+    if not any(folder.glob("*.safetensors")):
+        raise ToolError(f"{folder.name} has no weights in safetensors, and others may run code: save it in that format")
     if "auto_map" in read_config(folder):
         raise ToolError(
             f"{folder.name} needs Python code of its repository (auto_map in config.json), which is not run here: use "

@@ -14,10 +14,7 @@ from typing import Any
 import torch
 
 from tuneyard.build.tools.reporting import ToolError
-from tuneyard.build.tools.texts import NEW_TOKENS, READ
-
-PLAIN = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-"""For bases without a chat template."""
+from tuneyard.build.tools.texts import NEW_TOKENS, PLAIN, READ
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ def load_model(folder: Path, dtype: Any, gguf: str | None = None) -> Any:
     """The model of a folder (or of a GGUF file in it) on the CPU; raises ToolError where files do not fit."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 -- slow, and not every tool loads a model
 
-    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"output_loading_info": True}
+    options: dict[str, Any] = {"gguf_file": gguf} if gguf else {"output_loading_info": True, "use_safetensors": True}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -42,6 +42,8 @@ def merge(  # noqa: PLR0917 -- what a merge is made of
 
     refuse_code(base)
     refuse_quantized(base, "merge into")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ToolError("the adapter has no adapter_model.safetensors, and other formats may run code: save it so")
     written = dtype or base_dtype(base)
     prompts = PROMPTS[:compared]
     report.doing("loading base and adapter")

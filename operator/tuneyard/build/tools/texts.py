@@ -9,6 +9,9 @@ CHECKED = 8
 """So many prompts are asked in a check: each costs some seconds on a large model without a GPU."""
 NEW_TOKENS = 24
 
+PLAIN = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+"""For bases without a chat template."""
+
 PROMPTS = (
     "How do I reset my password?",
     "What is the capital of France?",
