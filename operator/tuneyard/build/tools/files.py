@@ -15,6 +15,7 @@ from typing import Any
 from tuneyard.api.digests import matters_for_serving
 from tuneyard.build.tools.reporting import ToolError
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 _OF_ANOTHER = frozenset({"adapter_config.json", "tuneyard-build.json", "config.json", "recipe.yaml"})
 
@@ -60,3 +61,10 @@ def refuse_code(folder: Path) -> None:
             f"{folder.name} needs Python code of its repository (auto_map in config.json), which is not run here: use "
             "a release of the model in a format that transformers knows"
         )
+
+
+def base_dtype(base: Path) -> str:
+    """What a base's weights are in, by its config.json; float32 where it does not say."""
+    config = read_config(base)
+    found = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    return found if found in _DTYPES else "float32"

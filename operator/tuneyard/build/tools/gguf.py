@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneyard.build.tools.files import read_config, refuse_code, refuse_quantized
-from tuneyard.build.tools.merge import base_dtype
+from tuneyard.build.tools.files import base_dtype, read_config, refuse_code, refuse_quantized
 from tuneyard.build.tools.reporting import Report, ToolError
 from tuneyard.build.tools.versions import versions_of
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tuneyard.build.tools.files import carry_over, read_config, refuse_code, refuse_quantized
+from tuneyard.build.tools.files import base_dtype, carry_over, refuse_code, refuse_quantized
 from tuneyard.build.tools.judging import answers, first_line, identical, load_model, load_tokenizer, logits
 from tuneyard.build.tools.reporting import Report, ToolError
 from tuneyard.build.tools.texts import CHECKED, PROMPTS
@@ -96,10 +96,3 @@ def largest_difference(ones: list[torch.Tensor], others: list[torch.Tensor]) -> 
     """Of two models' scores, relative to the largest score."""
     largest = max(float(one.abs().max()) for one in ones)
     return max(float((one - other).abs().max()) for one, other in zip(ones, others, strict=True)) / max(largest, 1e-30)
-
-
-def base_dtype(base: Path) -> str:
-    """What a base's weights are in, by its config.json; float32 where it does not say."""
-    config = read_config(base)
-    found = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    return found if found in DTYPES else "float32"

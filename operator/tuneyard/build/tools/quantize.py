@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from tuneyard.build.tools.calibration import as_text, chosen, read_lines
-from tuneyard.build.tools.files import carry_over, read_config, refuse_code, refuse_quantized
+from tuneyard.build.tools.files import base_dtype, carry_over, read_config, refuse_code, refuse_quantized
 from tuneyard.build.tools.judging import first_line, load_model, load_tokenizer
-from tuneyard.build.tools.merge import DTYPES, base_dtype
+from tuneyard.build.tools.merge import DTYPES
 from tuneyard.build.tools.reporting import Report, ToolError
 from tuneyard.build.tools.versions import versions_of
 from tuneyard.planning.buildpresets import Preset, UnfitError, fitting_group_size, preset
