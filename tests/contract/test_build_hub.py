@@ -17,6 +17,9 @@ from tuneyard.build.huboutput import HubOutput
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials
 
+# huggingface_hub's own: how it hands files to its HTTP client
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 TOKEN = "hf_of_the_build"
 
 

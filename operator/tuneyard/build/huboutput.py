@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 
 from tuneyard.api.base import parsed
@@ -41,9 +41,6 @@ from tuneyard.systems.artifacts.remote import (
 )
 
 _log = logging.getLogger(__name__)
-
-# a mirror takes uploads as files; the protocol that deduplicates blocks is of the hub itself
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 
 class HubOutput:
@@ -115,6 +112,8 @@ class HubOutput:
         given = self._given()
         [token] = given.need("token")
         set_client_factory(_clients(given))
+        # files are sent as files: the other protocol has a client of its own, without our authority and time limits
+        constants.HF_HUB_DISABLE_XET = True
         endpoint = self._output.endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
         yield HfApi(endpoint=endpoint.rstrip("/"), token=token)
 
@@ -132,7 +131,9 @@ class HubOutput:
                 text = f"the repository {repo} is not there: make it, or correct build.output.huggingFace.repo"
                 raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, text) from None
             raise UnreachableError(f"the hub answers {status} when asked to {verb} {repo}") from None
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # the latter two: of a file's upload
+            if isinstance(error, ArtifactError):
+                raise
             raise UnreachableError(f"the hub cannot be asked to {verb} {repo}: {type(error).__name__}") from None
 
 
