@@ -132,8 +132,6 @@ class HubOutput:
                 raise ArtifactError(Reason.ARTIFACT_NOT_FOUND, text) from None
             raise UnreachableError(f"the hub answers {status} when asked to {verb} {repo}") from None
         except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # the latter two: of a file's upload
-            if isinstance(error, ArtifactError):
-                raise
             raise UnreachableError(f"the hub cannot be asked to {verb} {repo}: {type(error).__name__}") from None
 
 
