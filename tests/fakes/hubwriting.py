@@ -114,9 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, b"")
 
     def _upload(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        there = wanted["oid"] in self.hub.stored
-        actions = {} if there else {"upload": {"href": f"{self.hub.url}/store/{wanted['oid']}"}}
-        return {**wanted, "actions": actions}
+        if wanted["oid"] in self.hub.stored:
+            return wanted  # nothing is to be done
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.url}/store/{wanted['oid']}"}}}
 
     def _commit(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
         files = dict(self.hub.files("main") or {})
