@@ -43,6 +43,7 @@ _LEFT_OUT = {
     "torch/share",
     *(f"torch/lib/{name}" for name in cudaless.UNLOADED),
 }
+TOOLS = PurePosixPath("usr/local/lib/tuneyard-build-tools")
 _CONSOLE = """#!/usr/bin/python3 -P
 import sys
 
@@ -70,6 +71,8 @@ class Recipe:
     binary: str = ""
     compiled: str = ""
     """A program of cluster/llamacpp.py."""
+    tools: str = ""
+    """A lock whose packages lie in TOOLS, beside the image's own: processes that need them put the folder first."""
 
 
 RECIPES = {
@@ -78,6 +81,7 @@ RECIPES = {
     "envoy": Recipe("envoy", binary="envoy/_bin/envoy"),
     # Only the server: the image's Python runs the loop around it.
     "llama-cpp": Recipe("llama-cpp", compiled="llama-server"),
+    "build-tools": Recipe("tuneyard", (Group("packages"),), code=True, tools="build", compiled="llama-quantize"),
     "vllm-cpu": Recipe(
         "vllm-cpu",
         (
@@ -88,6 +92,8 @@ RECIPES = {
     ),
 }
 
+_TOOLS_OF = Recipe("build", (Group("torch", RECIPES["vllm-cpu"].groups[0].packages), Group("packages")))
+
 
 def layers(name: str, progress: Progress) -> list[Layer]:
     """The image's layers, lowest first; those that are not in the cache are made."""
@@ -96,9 +102,13 @@ def layers(name: str, progress: Progress) -> list[Layer]:
     lock = pythons.read_lock(recipe.lock)
     if recipe.binary:
         return [debian, _binary_layer(name, lock, recipe.binary, progress)]
+    found = [debian]
     if recipe.compiled:
-        return [debian, _compiled_layer(name, recipe.compiled, progress)]
-    found = [debian, *_package_layers(recipe, lock, debian, progress)]
+        found.append(_compiled_layer(recipe.compiled, progress))
+    if recipe.groups:
+        found += _package_layers(recipe, lock, debian, progress)
+    if recipe.tools:
+        found += _package_layers(_TOOLS_OF, pythons.read_lock(recipe.tools), debian, progress, TOOLS)
     if recipe.code:
         found.append(_code_layer(debian, progress))
     return found
@@ -124,27 +134,32 @@ def _binary_layer(name: str, lock: Lock, binary: str, progress: Progress) -> Lay
     return cached(name, key_over(_RECIPE, lock.text, binary), write, progress)
 
 
-def _compiled_layer(name: str, program: str, progress: Progress) -> Layer:
+def _compiled_layer(program: str, progress: Progress) -> Layer:
     def write(layer: LayerWriter) -> None:
         content = (llamacpp.ensure(progress) / "bin" / program).read_bytes()
         layer.content(PurePosixPath("usr/local/bin") / program, content, 0o755)
 
-    return cached(name, key_over(_RECIPE, llamacpp.key(), program), write, progress)
+    return cached(program, key_over(_RECIPE, llamacpp.key(), program), write, progress)
 
 
-def _package_layers(recipe: Recipe, lock: Lock, debian: Layer, progress: Progress) -> Iterator[Layer]:
+def _package_layers(
+    recipe: Recipe, lock: Lock, debian: Layer, progress: Progress, folder: PurePosixPath | None = None
+) -> Iterator[Layer]:
+    """The groups of a recipe, below `folder`, or where the image's Python looks by itself."""
+    place = folder or _packages_folder(debian)
     named = {package for group in recipe.groups for package in group.packages}
     rest = tuple(package for package in lock.entries if package not in named)
     for group in recipe.groups:
         packages = group.packages or rest
         made_by = (_RECIPE, repr(sorted(_LEFT_OUT)), pythons.compiling_key(), Path(cudaless.__file__).read_text())
         entries = [lock.entries[package] for package in sorted(packages)]
-        key = key_over(*made_by, debian.facts["python"], debian.facts["release"], *entries)
+        where = (str(folder),) if folder else ()
+        key = key_over(*made_by, debian.facts["python"], debian.facts["release"], *entries, *where)
 
         def write(layer: LayerWriter, packages: tuple[str, ...] = packages, unowned: bool = not group.packages) -> None:
             with site_for(lock, debian, progress) as site:
                 chosen = Chosen(site, frozenset(packages), unowned)
-                layer.tree(_packages_folder(debian), site, chosen)
+                layer.tree(place, site, chosen)
 
         yield cached(f"{lock.name}-{group.name}", key, write, progress)
 

@@ -18,15 +18,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneyard.api import names
 from tuneyard.api.documents import Transfer
-from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
 from tuneyard.systems.artifacts.download import FetchStopped, fetch, take_up
 from tuneyard.systems.artifacts.floor import files_in_time
-from tuneyard.systems.artifacts.folder import ArtifactError, FolderDigest
+from tuneyard.systems.artifacts.folder import FolderDigest
 from tuneyard.systems.artifacts.progress import Progress
-from tuneyard.systems.artifacts.remote import Credentials, Remote, RemoteFile, listing_key, remote_of
+from tuneyard.systems.artifacts.remote import Credentials, Remote, RemoteFile, given_for, listing_key, remote_of
 from tuneyard.systems.artifacts.store import Held, Store
 
 _log = logging.getLogger(__name__)
@@ -76,21 +74,11 @@ class Obtainer:
             raise FetchStopped
 
     def _given(self, source: Source) -> Credentials | None:
-        """The credentials that the source names, if they may go where it says; raises ArtifactError.
-
-        A hub is sent the token itself, and who names the Secret names the server too.
-        """
+        """The credentials that the source names, if they may go where it says; raises ArtifactError."""
         if source.credentials is None:
             return None
-        given = self.credentials(source.credentials)
         endpoint = source.hugging_face.endpoint if source.hugging_face else None
-        if endpoint is not None and endpoint.rstrip("/") not in given.endpoints:
-            raise ArtifactError(
-                Reason.CREDENTIALS_MISSING,
-                f"{given.origin} is not meant for {endpoint}: whoever owns it says so by kubectl annotate secret "
-                f"{source.credentials} {names.ANNOTATION_ENDPOINTS}={endpoint.rstrip('/')}",
-            )
-        return given
+        return given_for(source.credentials, endpoint, self.credentials)
 
     def _through_the_store(
         self, remote: Remote, files: list[RemoteFile], pinned: str | None, told: Told, stopped: _Either

@@ -176,6 +176,12 @@ COMMANDS = (
         _lazy("tuneyard.gate.main", "add_arguments"),
         _lazy("tuneyard.gate.main", "run"),
     ),
+    Command(
+        "build",
+        "make a model out of others (in the pod of a Job)",
+        _lazy("tuneyard.build.main", "add_arguments"),
+        _lazy("tuneyard.build.main", "run"),
+    ),
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tuneyard.api.build import Build
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.servingchecks import is_label_value, is_quantity
+from tuneyard.planning.quantities import is_quantity
+from tuneyard.planning.servingchecks import is_label_value
 
 
 def violation(build: Build) -> Problem | None:

@@ -174,12 +174,18 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_all_images_are_listed_with_what_they_are_made_of(capsys: pytest.CaptureFixture[str]) -> None:
     with told(capsys, 0, "list") as (out, _err):
-        assert [line.split(":")[0] for line in out.splitlines()] == ["tuneyard", "envoy", "llama-cpp", "vllm-cpu"]
+        assert [line.split(":")[0] for line in out.splitlines()] == [
+            "tuneyard",
+            "envoy",
+            "llama-cpp",
+            "build-tools",
+            "vllm-cpu",
+        ]
 
 
 def test_an_unknown_image_is_refused() -> None:
     with pytest.raises(
-        ClusterError, match="there is no image 'nothing'; there are: tuneyard, envoy, llama-cpp, vllm-cpu"
+        ClusterError, match="there is no image 'nothing'; there are: tuneyard, envoy, llama-cpp, build-tools, vllm-cpu"
     ):
         images.build("nothing")
 

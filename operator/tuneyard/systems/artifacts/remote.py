@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tuneyard.api import names
 from tuneyard.api.digests import PICKLES, matters_for_serving
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
@@ -90,6 +91,21 @@ class Credentials:
                 "value there",
             )
         return [self.data[key] for key in keys]
+
+
+def given_for(name: str, endpoint: str | None, read: Callable[[str], Credentials]) -> Credentials:
+    """The credentials in a Secret, if a token in it may go to that endpoint of a hub; raises ArtifactError.
+
+    A hub is sent the token itself, and who names the Secret names the server too. `endpoint` None: the hub's own.
+    """
+    given = read(name)
+    if endpoint is not None and endpoint.rstrip("/") not in given.endpoints:
+        raise ArtifactError(
+            Reason.CREDENTIALS_MISSING,
+            f"{given.origin} is not meant for {endpoint}: whoever owns it says so by kubectl annotate secret "
+            f"{name} {names.ANNOTATION_ENDPOINTS}={endpoint.rstrip('/')}",
+        )
+    return given
 
 
 class Remote(Protocol):

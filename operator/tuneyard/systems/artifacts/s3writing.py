@@ -8,6 +8,12 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -26,6 +32,9 @@ from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials
 from tuneyard.systems.artifacts.s3access import EXPIRED, WRONG, S3Access, why
 
+_PARTS = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4)
+_ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
+
 
 class S3Writer:
     """Writes objects under one prefix. Calls come from one thread at a time."""
@@ -34,15 +43,52 @@ class S3Writer:
         """`target`: its `uri` names bucket and prefix; raises ArtifactError where the credentials are unfit."""
         self._at = S3Access(target, credentials)
 
-    def put(self, name: str, body: bytes) -> None:
+    def put(self, name: str, body: bytes, kind: str = "application/x-ndjson") -> None:
         """Write one object, `name` is its key below the prefix; raises ArtifactError."""
-        what = f"{self._at.what}{name}"
-        try:
+        with self._errors(f"{self._at.what}{name}"):
             self._at.client().put_object(
-                Bucket=self._at.bucket, Key=self._at.prefix + name, Body=body, ContentType="application/x-ndjson"
+                Bucket=self._at.bucket, Key=self._at.prefix + name, Body=body, ContentType=kind
             )
+
+    def put_file(self, name: str, file: Path, came: Callable[[int], None]) -> None:
+        """Write one object of a file, a large one in parts; `came` hears of bytes, from other threads, and may raise.
+
+        Raises ArtifactError.
+        """
+        with self._errors(f"{self._at.what}{name}"):
+            self._at.client().upload_file(
+                str(file), self._at.bucket, self._at.prefix + name, Callback=came, Config=_PARTS
+            )
+
+    def get(self, name: str) -> bytes | None:
+        """One small object, None where there is none; raises ArtifactError."""
+        try:
+            with self._errors(f"{self._at.what}{name}"):
+                answer = self._at.client().get_object(Bucket=self._at.bucket, Key=self._at.prefix + name)
+                found: bytes = answer["Body"].read()
+                return found
+        except ArtifactError as error:
+            if isinstance(error.__context__, ClientError) and _code(error.__context__) in _ABSENT:
+                return None
+            raise
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._at.close()
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Make ArtifactErrors of whatever goes wrong with an object."""
+        try:
+            yield
         except ClientError as error:
             raise self._refused(error, what) from None
+        except S3UploadFailedError as error:
+            cause = error.__context__
+            if isinstance(cause, ClientError):
+                raise self._refused(cause, what) from None
+            text = f"{what} cannot be written at {self._at.where}: {type(cause or error).__name__}"
+            raise ArtifactError(Reason.SOURCE_UNREACHABLE, text) from None
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound):
             text = f"there are no credentials for {what}: name a Secret, or give the service account a role"
             raise ArtifactError(Reason.CREDENTIALS_MISSING, text) from None
@@ -56,12 +102,8 @@ class S3Writer:
             text = f"{what} cannot be written at {self._at.where}: {why(error)}"
             raise ArtifactError(Reason.SOURCE_UNREACHABLE, text) from None
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._at.close()
-
     def _refused(self, error: ClientError, what: str) -> ArtifactError:
-        code = str(error.response.get("Error", {}).get("Code", ""))
+        code = _code(error)
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in EXPIRED:
             text = f"the credentials have expired ({code}): {self._at.refused} may not write {what}; renew them"
@@ -73,3 +115,7 @@ class S3Writer:
             text = f"{self._at.refused} may not write {what} ({code or status}): give it the right s3:PutObject"
             return ArtifactError(Reason.ACCESS_DENIED, text)
         return ArtifactError(Reason.SOURCE_UNREACHABLE, f"{self._at.where} refuses to write {what} ({code or status})")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
