@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,16 @@ def main(arguments: Sequence[str]) -> int:
         adapters = copies(Path(folder), args.tenants)
         shared = asyncio.run(_measured(adapters, args.rounds))
         lone = asyncio.run(_measured(adapters[:1], args.rounds))
-    return _write(args.tenants, shared, lone)
+    figures = _figures(args.tenants, shared, lone)
+    unit = dict.fromkeys(figures, "GiB") | dict.fromkeys(("memory_ratio", "cost_ratio"), "x")
+    unit |= dict.fromkeys(("tokens_per_second_one_pool", "tokens_per_second_pool_each"), "tokens/s")
+    spread = {
+        "tokens_per_second_one_pool": f"{min(shared.rates):.1f} to {max(shared.rates):.1f}",
+        "tokens_per_second_pool_each": f"{min(lone.rates):.1f} to {max(lone.rates):.1f}",
+    }
+    targets = dict.fromkeys(("memory_ratio", "cost_ratio"), REPORTED)
+    note = _cost_line(args.tenants, figures)
+    return write("tenants", figures, unit, targets=targets, spread=spread, note=note)
 
 
 async def _measured(adapters: Sequence[Path], rounds: int) -> Seen:
@@ -113,10 +122,10 @@ def _memory(engine: EngineProcess) -> int:
     return total
 
 
-def _write(tenants: int, shared: Seen, lone: Seen) -> int:
+def _figures(tenants: int, shared: Seen, lone: Seen) -> dict[str, float]:
     together, alone = statistics.median(shared.rates), statistics.median(lone.rates)
     gib = 1 << 30
-    figures: dict[str, float] = {
+    return {
         "memory_ratio": tenants * lone.memory / shared.memory,
         "cost_ratio": together / alone,
         "tokens_per_second_one_pool": together,
@@ -124,19 +133,16 @@ def _write(tenants: int, shared: Seen, lone: Seen) -> int:
         "memory_one_pool_gib": shared.memory / gib,
         "memory_pool_each_gib": lone.memory / gib,
     }
-    unit = dict.fromkeys(figures, "GiB") | dict.fromkeys(("memory_ratio", "cost_ratio"), "x")
-    unit |= dict.fromkeys(("tokens_per_second_one_pool", "tokens_per_second_pool_each"), "tokens/s")
-    spread = {
-        "tokens_per_second_one_pool": f"{min(shared.rates):.1f} to {max(shared.rates):.1f}",
-        "tokens_per_second_pool_each": f"{min(lone.rates):.1f} to {max(lone.rates):.1f}",
-    }
-    note = (
+
+
+def _cost_line(tenants: int, figures: Mapping[str, float]) -> str:
+    """What it comes to, in dollars."""
+    alone, together = figures["tokens_per_second_pool_each"], figures["tokens_per_second_one_pool"]
+    return (
         f"{tenants} tenants, a stream each, where an engine's hour costs 1: ${tenants * QUOTED_MONTH:,.0f} a month on "
         f"{tenants} pools, ${QUOTED_MONTH:,.0f} on one. A million tokens: ${1e6 / alone / 3600:.2f} on pools of their "
         f"own, ${1e6 / together / 3600:.2f} on one"
     )
-    targets = dict.fromkeys(("memory_ratio", "cost_ratio"), REPORTED)
-    return write("tenants", figures, unit, targets=targets, spread=spread, note=note)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from tests.builders import (
 from tests.unit.planning.basemodels import applied_to, conditions, kinds
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelStatus
+from tuneyard.api.build import BaseSource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactCache, CacheClaim, ServingSpec
-from tuneyard.api.sources import HuggingFaceSource, Source
+from tuneyard.api.sources import HuggingFaceSource
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.children import pool_companions, pool_workload, template_hash, template_mark
 from tuneyard.planning.grouprolling import Rolling, next_rolling
@@ -200,7 +201,7 @@ def test_a_budget_and_a_policy_cover_whole_groups() -> None:
 
 
 def test_a_base_from_the_network_is_fetched_by_every_pod_and_held() -> None:
-    source = Source(hugging_face=HuggingFaceSource(repo="a/b", revision="c" * 40))
+    source = BaseSource(hugging_face=HuggingFaceSource(repo="a/b", revision="c" * 40))
     situation = spanning(cache=CLAIM)
     base = situation.bases[0].model_copy(update={"spec": situation.bases[0].spec.model_copy(update={"source": source})})
     first, others = templates(replace(situation, bases=(base,)))
