@@ -3,10 +3,10 @@ from a gateway's report to replicas that are asked for, by the real operator on 
 
 The day is simulated (scalingworld.py) with the operator's own rule and with Kubernetes' documented one, both told the
 same at the same moment: a real HPA hears of it later, by way of Prometheus. `oscillations` are changes of direction
-that the load did not cause. Both rules are run with the target waitingRequests too, which says nothing of
-how many replicas would do.
+that the load did not cause, where what waits because pods still start is load, too. Both rules are run with the target
+waitingRequests as well, which says nothing of how many replicas would do.
 
-python -m benchmarks.autoscale [--rounds N]
+python -m benchmarks.autoscale [--rounds N] [--seeds N ...]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import REPORTED, percentile, write
@@ -25,18 +26,21 @@ from tests.contract.operator_process import FakeGateway, OperatorProcess, eventu
 from tests.contract.test_operator_autoscaling import replicas, served
 from tuneyard.api.autoscaling import Autoscaling, AutoscalingTargets
 
-SEEDS = (1, 2)
+SEEDS = (3, 4)
+"""The rule's numbers were chosen with seeds 1 and 2: those would say nothing of days that it has not seen."""
 TARGET = 12
 MOST = 20
 BY_REQUESTS = AutoscalingTargets(in_flight_requests=TARGET)
 BY_QUEUE = AutoscalingTargets(waiting_requests=2)
 
 
-def _days(targets: AutoscalingTargets, rule: type[Ours] | type[Hpa]) -> dict[tuple[str, int], Day]:
+def _days(
+    targets: AutoscalingTargets, rule: type[Ours] | type[Hpa], seeds: Sequence[int]
+) -> dict[tuple[str, int], Day]:
     settings = Autoscaling(min_replicas=1, max_replicas=MOST, targets=targets)
     found = {}
     for name, make in PATTERNS.items():
-        for seed in SEEDS:
+        for seed in seeds:
             pattern = make(seed)
             found[name, seed] = simulated(pattern, rule(settings), seed, TARGET, math.ceil(pattern(0)))
     return found
@@ -77,10 +81,11 @@ def main() -> int:
     """Measure, and say so."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args()
     took = _decision_seconds(given.rounds)
-    days = {name: _days(BY_REQUESTS, rule) for name, rule in (("", Ours), ("hpa_", Hpa))}
-    queues = {name: _days(BY_QUEUE, rule) for name, rule in (("queue_", Ours), ("hpa_queue_", Hpa))}
+    days = {name: _days(BY_REQUESTS, rule, given.seeds) for name, rule in (("", Ours), ("hpa_", Hpa))}
+    queues = {name: _days(BY_QUEUE, rule, given.seeds) for name, rule in (("queue_", Ours), ("hpa_queue_", Hpa))}
     figures = {"decision_seconds": max(took), "decision_seconds_p50": percentile(took, 0.5)}
     for name, found in {**days, **queues}.items():
         figures |= _figures(name, found)

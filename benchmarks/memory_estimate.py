@@ -24,7 +24,7 @@ from models.tiny import build_tiny
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, room
-from tuneyard.planning.pools import Serving, resolved_serving
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.settings import Settings
 from tuneyard.planning.vllmflags import setting_flags
 from tuneyard.systems.artifacts.basefiles import read_size

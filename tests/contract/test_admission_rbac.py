@@ -19,8 +19,9 @@ from tuneyard.planning.gatejobs import companions, job_object, reports_object
 from tuneyard.planning.gateobservations import GateJob, JobMark
 from tuneyard.planning.observations import EngineKeys
 from tuneyard.planning.plan import Redacted
-from tuneyard.planning.pools import Pool, resolved_serving
+from tuneyard.planning.pools import Pool
 from tuneyard.planning.prewarm import prewarm_objects
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.kube.client import Api, Object
 

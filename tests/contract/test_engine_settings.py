@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract.engines import BASE, KEY, EngineProcess, adapters, own_engine
 from tuneyard.api.serving import ServingSpec
-from tuneyard.planning.pools import Serving, resolved_serving
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.settingchecks import unknown_engine_version, unsupported_setting
 from tuneyard.planning.vllmflags import setting_flags
 from tuneyard.systems.engines.vllm import Vllm

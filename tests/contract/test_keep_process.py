@@ -28,8 +28,8 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.documents import KeepReport, PlannedAdapter
 from tuneyard.api.sources import Source
 from tuneyard.planning.children import namespace_access
-from tuneyard.planning.pools import resolved_serving
 from tuneyard.planning.prewarm import prewarm_objects
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.artifacts.store import Store

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.property.test_placing import EXAMPLES, Toy, named, pods
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.serving import LoRASettings, ServingSpec
-from tuneyard.planning.pools import Serving, capacity, copies, resolved_serving
+from tuneyard.planning.pools import capacity, copies
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 
 
 class Edge:

@@ -14,7 +14,7 @@ DEFAULT_DOWN_WINDOW = "5m"
 DEFAULT_UP_WINDOW = "0s"
 
 Latency = Annotated[str, Field(max_length=16, pattern=r"^[1-9][0-9]*(ms|s|m)$")]
-Money = Annotated[float, Field(gt=0, le=1_000_000)]
+Money = Annotated[float, Field(ge=0.0001, le=1_000_000)]
 
 
 class TtftTarget(ApiModel):

@@ -15,9 +15,10 @@ from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.pools import GPU, Pool, Serving, pool_for, pools_of
+from tuneyard.planning.pools import Pool, pool_for, pools_of
 from tuneyard.planning.quantities import whole
 from tuneyard.planning.remedies import named
+from tuneyard.planning.resolvedserving import GPU, Serving
 from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version
 from tuneyard.planning.settings import Settings
 

@@ -28,7 +28,8 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.external import Accesses, nothing_asked, secrets_of
 from tuneyard.planning.handover import LAST_RESORT_SECONDS
 from tuneyard.planning.modelnames import owners
-from tuneyard.planning.pools import pool_of, resolved_serving
+from tuneyard.planning.pools import pool_of
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.routes import (
     GRACE,
     Key,

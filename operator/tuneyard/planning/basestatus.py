@@ -31,13 +31,14 @@ from tuneyard.planning.observations import (
     problem_of,
     serves,
 )
-from tuneyard.planning.pools import POOL_GRACE, Pool, referring, resolved_serving
+from tuneyard.planning.pools import POOL_GRACE, Pool, referring
 from tuneyard.planning.poolscaling import PoolScale
 from tuneyard.planning.poolsleep import PoolSleep
 from tuneyard.planning.prewarm import PrewarmState
 from tuneyard.planning.promotion import promotion
 from tuneyard.planning.readiness import readiness
 from tuneyard.planning.remedies import clipped, named, with_remedy
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.settingchecks import unknown_engine_version
 from tuneyard.planning.sizes import slowest, transfer_for_people
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339

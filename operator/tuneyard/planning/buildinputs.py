@@ -23,7 +23,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import COMMIT_PATTERN, Source
 from tuneyard.planning.built import as_built
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.pools import Serving, resolved_serving
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.servingchecks import host_path_not_allowed
 from tuneyard.planning.settings import Settings
 

@@ -1,9 +1,8 @@
-"""What a quantisation scheme means, which engine builds serve its result, and the group size that fits a model. Pure.
+"""What a quantisation scheme means, and the group size that fits a model. Pure.
 
 Rules:
 - a scheme is a name of the API; what it becomes in a tool is written here once, for the tool and for whoever judges it;
-- what an engine build cannot serve is refused before anything is computed, with what serves instead. The table holds
-  what was measured (docs/howto/merge-and-quantise.md says which); a build that is not in it is not judged;
+- which engines read a result stands in engines.py; a scheme that vLLM serves nowhere is none;
 - weights in groups have one scale for so many neighbouring inputs, so that a group size has to divide the inputs of
   every layer, also of each part where tensor parallelism cuts them.
 """
@@ -16,11 +15,8 @@ from typing import Any
 
 from tuneyard.planning.basefacts import attention_heads, text_config
 
-VLLM_CPU, VLLM_GPU, LLAMA_CPP = "vllm-0.32-cpu", "vllm-0.32-gpu", "llama.cpp"
-"""The engine builds that are judged."""
 GROUP_SIZES = (128, 64, 32)
 """Those that engines have kernels for, the best compression first."""
-GGUF = "GGUF"
 BITS_AND_BYTES = "bitsandbytes"
 
 
@@ -53,36 +49,19 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 _NO_BITS_AND_BYTES = (
-    "bitsandbytes rounds weights while an engine loads them, so that there is nothing to build, and {engine} has no "
+    "bitsandbytes rounds weights while an engine loads them, so that there is nothing to build, and vLLM 0.32 has no "
     "loader for it: use AWQ or GPTQ (4 bits), INT8 or FP8"
 )
-_UNSERVED: Mapping[tuple[str, str], str] = {
-    (VLLM_CPU, GGUF): "{engine} reads no GGUF: serve it with engine llamaCpp, or use quantize (AWQ, GPTQ, INT8, FP8)",
-    (VLLM_GPU, GGUF): "{engine} reads no GGUF: serve it with engine llamaCpp, or use quantize (AWQ, GPTQ, INT8, FP8)",
-    (VLLM_CPU, BITS_AND_BYTES): _NO_BITS_AND_BYTES,
-    (VLLM_GPU, BITS_AND_BYTES): _NO_BITS_AND_BYTES,
-    (LLAMA_CPP, BITS_AND_BYTES): "{engine} reads GGUF alone: use a gguf step",
-    **{
-        (LLAMA_CPP, scheme): "{engine} reads GGUF alone: use a gguf step (Q4_K_M, Q8_0 …) in place of quantize"
-        for scheme in PRESETS
-    },
-}
 
 
 class UnfitError(ValueError):
     """A build that cannot be made or served as it is asked for; the text says what can."""
 
 
-def unserved(result: str, engine: str) -> str | None:
-    """Why an engine build does not serve a result (a scheme, GGUF, bitsandbytes), and what it serves; None: it does."""
-    words = _UNSERVED.get((engine, result))
-    return None if words is None else words.format(engine=engine)
-
-
 def preset(scheme: str) -> Preset:
     """The preset of a scheme; raises UnfitError, which names those there are."""
     if scheme == BITS_AND_BYTES:
-        raise UnfitError(_NO_BITS_AND_BYTES.format(engine="vLLM 0.32"))
+        raise UnfitError(_NO_BITS_AND_BYTES)
     found = PRESETS.get(scheme)
     if found is None:
         raise UnfitError(f"there is no scheme {scheme}: use {', '.join(PRESETS)}")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneyard.planning.pools import Serving
+from tuneyard.planning.resolvedserving import Serving
 
 _TAG = re.compile(r"^(?:.*/)?[^/]*vllm[^/:@]*:v?(?P<version>\d+\.\d+)(?:\.\d+)?(?:[-+._].*)?(?:@.*)?$")
 _CPU_NAME = re.compile(r"(?:^|[-_./:])cpu(?:[-_./:@]|$)")

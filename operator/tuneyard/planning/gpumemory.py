@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.planning.enginepresets import engine_of
-from tuneyard.planning.pools import GPU, Serving
 from tuneyard.planning.quantities import whole
+from tuneyard.planning.resolvedserving import GPU, Serving
 from tuneyard.planning.settings import Settings
 
 NODE_LABEL = "nvidia.com/gpu.memory"

@@ -21,7 +21,8 @@ from datetime import datetime
 
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.planning.demand import DemandView
-from tuneyard.planning.pools import Serving, pool_of
+from tuneyard.planning.pools import pool_of
+from tuneyard.planning.resolvedserving import Serving
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 
 QUIET = 4.0

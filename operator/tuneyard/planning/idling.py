@@ -31,7 +31,8 @@ from tuneyard.api.schema import seconds
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, ModelDeploymentObservation, Problem
-from tuneyard.planning.pools import Pool, Serving, holders, placement, plan_of, pool_of, serving_of
+from tuneyard.planning.pools import Pool, holders, placement, plan_of, pool_of, serving_of
+from tuneyard.planning.resolvedserving import Serving
 from tuneyard.planning.revisions import RevisionState, cause, is_obstacle, is_work, says_full
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
 from tuneyard.planning.traffic import effective

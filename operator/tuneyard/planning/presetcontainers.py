@@ -12,7 +12,8 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.planning.podparts import literal, value
 from tuneyard.planning.podvolumes import base_path
-from tuneyard.planning.pools import Pool, Serving
+from tuneyard.planning.pools import Pool
+from tuneyard.planning.resolvedserving import Serving
 from tuneyard.planning.settings import Settings
 
 HOME = "/home/engine"

@@ -49,8 +49,8 @@ from tuneyard.planning.podparts import (
     token_volume,
     value,
 )
-from tuneyard.planning.pools import Serving, resolved_serving
 from tuneyard.planning.remedies import clipped, named
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.settings import Settings
 from tuneyard.planning.sizes import slowest, transfer_for_people
 

@@ -21,8 +21,9 @@ from tuneyard.planning import servingchecks
 from tuneyard.planning.external import told_lacking
 from tuneyard.planning.observations import ModelDeploymentObservation, PodObservation, Problem, problem_of
 from tuneyard.planning.podreport import failed_with
-from tuneyard.planning.pools import Serving, pool_of, serving_of, volume_not_declared
+from tuneyard.planning.pools import pool_of, serving_of, volume_not_declared
 from tuneyard.planning.remedies import clipped, unnamed, with_remedy
+from tuneyard.planning.resolvedserving import Serving
 
 _WORK = frozenset(
     {

@@ -22,7 +22,8 @@ from tuneyard.api.rollout import RolloutStatus
 from tuneyard.planning.autoscaling import Metric, for_load, most_replicas, targets_of
 from tuneyard.planning.demand import DemandView
 from tuneyard.planning.growth import PoolKey
-from tuneyard.planning.pools import Serving, pool_of, serving_of
+from tuneyard.planning.pools import pool_of, serving_of
+from tuneyard.planning.resolvedserving import Serving
 
 _TINY = 1e-9
 

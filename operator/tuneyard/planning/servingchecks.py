@@ -20,9 +20,9 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning import engines
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.pools import Serving
 from tuneyard.planning.quantities import is_quantity
 from tuneyard.planning.ranks import EXECUTOR
+from tuneyard.planning.resolvedserving import Serving
 from tuneyard.planning.settingchecks import unsupported_setting
 from tuneyard.planning.settings import Settings
 

@@ -18,7 +18,7 @@ from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.pools import Serving
+from tuneyard.planning.resolvedserving import Serving
 
 _MOST_NAMED = 12
 _OPERATORS = frozenset({"engine_version", "engine_build", "gpu_memory"})

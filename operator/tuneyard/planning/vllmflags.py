@@ -12,7 +12,7 @@ from typing import Any
 from tuneyard.api.enginesettings import EngineSettings, Speculative
 from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.podparts import literal
-from tuneyard.planning.pools import Serving
+from tuneyard.planning.resolvedserving import Serving
 
 _VALUES = {
     "pipeline_parallel_size": "--pipeline-parallel-size",

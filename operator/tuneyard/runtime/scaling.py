@@ -25,7 +25,8 @@ from tuneyard.planning.growth import PoolKey
 from tuneyard.planning.observations import serves
 from tuneyard.planning.poolload import Use, measured
 from tuneyard.planning.poolreplicas import pool_status, scaled_by
-from tuneyard.planning.pools import Serving, pool_of, serving_of
+from tuneyard.planning.pools import pool_of, serving_of
+from tuneyard.planning.resolvedserving import Serving
 from tuneyard.runtime.keys import BASE_MODEL, Key
 from tuneyard.runtime.world import World
 

@@ -1,22 +1,16 @@
-"""What schemes mean, what serves them, and which groups fit a model."""
+"""What schemes mean, and which groups fit a model."""
 
 from __future__ import annotations
 
 import pytest
 
 from tuneyard.planning.buildpresets import (
-    BITS_AND_BYTES,
-    GGUF,
-    LLAMA_CPP,
     PRESETS,
-    VLLM_CPU,
-    VLLM_GPU,
     Preset,
     UnfitError,
     fitting_group_size,
     layer_inputs,
     preset,
-    unserved,
 )
 
 SMOL = {"hidden_size": 576, "num_attention_heads": 9, "intermediate_size": 1536}
@@ -45,27 +39,6 @@ def test_presets() -> None:
 def test_a_scheme_that_cannot_be_built_names_those_that_can(scheme: str, said: str) -> None:
     with pytest.raises(UnfitError, match=said.replace("(", r"\(").replace(")", r"\)")):
         preset(scheme)
-
-
-@pytest.mark.parametrize(
-    ("result", "engine", "instead"),
-    [
-        ("AWQ", VLLM_CPU, None),
-        ("INT8", VLLM_GPU, None),
-        ("FP8", "vllm-1.0-gpu", None),
-        (GGUF, LLAMA_CPP, None),
-        (GGUF, VLLM_CPU, "engine llamaCpp"),
-        (GGUF, VLLM_GPU, "engine llamaCpp"),
-        (BITS_AND_BYTES, VLLM_CPU, "use AWQ or GPTQ"),
-        (BITS_AND_BYTES, LLAMA_CPP, "use a gguf step"),
-        ("AWQ", LLAMA_CPP, "use a gguf step"),
-    ],
-)
-def test_what_an_engine_build_does_not_serve_is_said_with_what_it_does(
-    result: str, engine: str, instead: str | None
-) -> None:
-    said = unserved(result, engine)
-    assert said is None if instead is None else said is not None and instead in said
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tuneyard.planning.buildkeys import task_steps
 from tuneyard.planning.buildobservations import BuildJob, BuildMark, BuildObservation, looked_at
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Apply, Delete, Plan
-from tuneyard.planning.pools import resolved_serving
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.statusseries import BUILD, BUILD_ATTEMPTS, status_series
 
 COMMIT = "0e9e39f249a16976918f6564b8830bc894c89659"

@@ -26,8 +26,9 @@ from tuneyard.planning.children import (
     pool_plan,
     service_name,
 )
-from tuneyard.planning.pools import Pool, pools_of, resolved_serving
+from tuneyard.planning.pools import Pool, pools_of
 from tuneyard.planning.prewarm import prewarm_objects
+from tuneyard.planning.resolvedserving import resolved_serving
 
 BASE_OBJECT = base_model()
 REMOTE = prewarmed_base()

@@ -15,7 +15,8 @@ from tuneyard.planning import engines
 from tuneyard.planning.engines import Loading, capabilities
 from tuneyard.planning.observations import PodObservation, Problem
 from tuneyard.planning.poolplan import turns
-from tuneyard.planning.pools import GPU, placement, pools_of, resolved_serving
+from tuneyard.planning.pools import placement, pools_of
+from tuneyard.planning.resolvedserving import GPU, resolved_serving
 from tuneyard.planning.servingchecks import violation
 from tuneyard.planning.settings import Settings
 

@@ -21,7 +21,7 @@ from tuneyard.planning.growth import (
     pool_loads,
     remembered,
 )
-from tuneyard.planning.pools import resolved_serving
+from tuneyard.planning.resolvedserving import resolved_serving
 
 
 def later(seconds: float) -> datetime:

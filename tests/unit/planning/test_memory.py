@@ -11,8 +11,8 @@ from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.gpumemory import checked_demand, gpu_memory
 from tuneyard.planning.memory import Room, estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import Division, ModelSize, Part, model_size
-from tuneyard.planning.pools import resolved_serving
 from tuneyard.planning.quantities import is_quantity, whole
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.settings import Settings
 
 GIB = 1 << 30

@@ -34,7 +34,8 @@ from tuneyard.planning.children import pool_companions, pool_workload, template_
 from tuneyard.planning.grouprolling import Rolling, next_rolling
 from tuneyard.planning.observations import PodObservation, pod_observation
 from tuneyard.planning.plan import Action, Apply, Delete, Plan
-from tuneyard.planning.pools import GPU, Pool, placement, pools_of, resolved_serving
+from tuneyard.planning.pools import Pool, placement, pools_of
+from tuneyard.planning.resolvedserving import GPU, resolved_serving
 from tuneyard.planning.servingchecks import violation
 
 GROUPS = ("LeaderWorkerSet", f"{BASE}-group")

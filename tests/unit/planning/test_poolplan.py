@@ -38,7 +38,8 @@ from tuneyard.planning.placing import Host, Wish
 from tuneyard.planning.placing import spread as spread_over
 from tuneyard.planning.plan import Apply
 from tuneyard.planning.poolplan import LOST_AFTER, staying_pods
-from tuneyard.planning.pools import PLAN_BYTES, plan_of, resolved_serving, stored_bytes
+from tuneyard.planning.pools import PLAN_BYTES, plan_of, stored_bytes
+from tuneyard.planning.resolvedserving import resolved_serving
 
 NAMES = [f"v{n}" for n in range(1, 7)]
 PODS = ("a", "b", "c")

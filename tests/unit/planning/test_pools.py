@@ -10,8 +10,9 @@ from tuneyard.api.documents import PoolPlan
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings, Resources, ServingSpec
 from tuneyard.planning import pools
-from tuneyard.planning.pools import capacity, placement, pools_of, resolved_serving
+from tuneyard.planning.pools import capacity, placement, pools_of
 from tuneyard.planning.pools import copies as copies_of
+from tuneyard.planning.resolvedserving import resolved_serving
 
 OWN = ServingSpec(replicas=3)
 

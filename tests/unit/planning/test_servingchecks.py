@@ -9,7 +9,7 @@ from tuneyard.api.basemodel import BaseModelSpec
 from tuneyard.api.build import BaseSource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactCache, ArtifactVolume, HostPath, Resources, ServingSpec, VolumeClaim
-from tuneyard.planning.pools import resolved_serving
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.servingchecks import is_under, violation
 from tuneyard.planning.settings import Settings
 

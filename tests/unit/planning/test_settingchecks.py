@@ -12,7 +12,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.enginepresets import Engine, engine_of
 from tuneyard.planning.modelsize import ModelSize
-from tuneyard.planning.pools import Serving, resolved_serving
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.servingchecks import violation
 from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version, unsupported_setting
 from tuneyard.planning.settings import Settings

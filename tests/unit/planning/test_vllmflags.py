@@ -17,7 +17,8 @@ from tuneyard.api.enginesettings import (
 )
 from tuneyard.api.serving import CacheClaim, CompileCache, HostPath, LoRASettings, ServingSpec
 from tuneyard.planning.podspec import pod_template
-from tuneyard.planning.pools import pools_of, resolved_serving
+from tuneyard.planning.pools import pools_of
+from tuneyard.planning.resolvedserving import resolved_serving
 from tuneyard.planning.vllmflags import setting_flags
 
 
