@@ -33,7 +33,6 @@ from cluster import pythons
 from tests.contract.dying import die_with_parent
 from tests.contract.envoy import Front, Rig
 from tests.contract.ports import free_port
-from tuneyard.systems.envoy.usage import usage_log
 
 ROUNDS = 5
 SIZES = {"1kb": 1024, "100kb": 100 * 1024}
@@ -126,11 +125,11 @@ def _wait(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> 
 async def _run(folder: Path, rounds: int, seconds: float) -> tuple[dict[str, Results], float]:
     """Results by size and way, and the speed of the machine."""
     programs = pythons.venv("peers").parent
-    upstream, socket, tokens = free_port(), folder / "ads.sock", usage_log(str(folder / "usage.log"))
+    upstream, socket = free_port(), folder / "ads.sock"
     with load.upstream(upstream), ExitStack() as stack:
         ways = {DIRECT: Way(upstream)}
-        async with Front(folder, upstream) as front, Rig(folder, ads=socket, usage=tokens) as rig:
-            heard = stack.enter_context(counting(socket, [front.address]))
+        async with Front(folder, upstream) as front, Rig(folder, ads=socket, count_usage=True) as rig:
+            heard = stack.enter_context(counting(socket, [front.address], folder))
             await rig.envoy.ready()
             ways[WHOLE] = Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,))
             ports = {name: free_port() for name in PEERS}
