@@ -3,7 +3,7 @@
 Rules:
 - what counts is what ends while this process is there: it begins where the log ends. How far it has read is kept
   nowhere, as nothing of what it tells is; usage, which must lose nothing, has a place of its own (usage.py);
-- a line is heard of within FLUSHED_MILLISECONDS (requestlog.py) and LOOK of a request's end;
+- an end is heard of after FLUSHED_MILLISECONDS (requestlog.py) and LOOK at the latest;
 - lines that cannot be read are left to usage to count;
 - this process spends half of its time on answers at most, whatever the rate is: it rests as long as some took. Where
   more than MOST_BEHIND wait, the oldest are dropped, of whichever revision, and counted: old news helps no judge, and
