@@ -32,6 +32,7 @@ from tuneyard.gateway.requestfiles import CURRENT, RequestFiles
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.settings import TracingSettings
+from tuneyard.systems.envoy.accesslogs import AccessLog, stdout_log
 from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
@@ -195,13 +196,14 @@ class Rig:
         tokens: Tokens | None = None,
         priorities: bool = False,
         authorities: str = SYSTEM_CA,
+        access_log: AccessLog = AccessLog.ALL,
     ) -> None:
         """`ads`: the socket of an ADS server of another process, then this one runs none.
 
         `heard` gets the lines of the request log, some at a time; `count_usage`: streams are asked for their tokens.
         `memory`: bytes that Envoy is told it may use, 0: nothing is told. `keys`: clients need keys. `tokens`: which
         are taken, in the place of keys. `priorities`: full pools refuse who may wait. `authority`: who signs pods'
-        certificates; `authorities`: file of who signs those of external APIs.
+        certificates; `authorities`: file of who signs those of external APIs. `access_log`: what its output has.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -226,6 +228,7 @@ class Rig:
             scripts=scripts,
             traces=traces or TracingSettings(),
             requests=str(self.requests),
+            access_log=stdout_log(access_log),
             count_usage=count_usage,
             tls=tls,
             limits=limits,

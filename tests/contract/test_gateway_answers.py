@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract.envoy import Rig, eventually, model, revision
 from tests.fakes.upstream import Upstream
+from tuneyard.systems.envoy.accesslogs import AccessLog
 from tuneyard.systems.envoy.answers import Outcome, answers_of
 from tuneyard.systems.envoy.requestlog import Line, line_of
 
@@ -97,6 +98,33 @@ async def test_no_header_of_an_engine_breaks_a_line(tmp_path: Path, kind: bytes)
     control = kind[-1] < 32
     assert (line.status, line.host) == (str(status), address)
     assert (status != 200, not line.kind or line.kind == "application/json") == (control, control)
+
+
+@pytest.mark.parametrize(("of", "lines"), [(AccessLog.ALL, 4), (AccessLog.ERRORS, 2), (AccessLog.NONE, 0)])
+async def test_what_people_read_may_be_less(tmp_path: Path, pod: Upstream, of: AccessLog, lines: int) -> None:
+    """An answer, a refusal, a stream, one that tells an error: judges hear of all."""
+
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        writer.write(b'data: {"error": {"message": "out of memory"}}\n\n')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(broken, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with Rig(tmp_path, access_log=of) as rig:
+        await rig.serve(
+            model("support", revision("v1", 100, [pod.address])), model("ill", revision("v1", 100, [address]))
+        )
+        assert (await rig.post({"model": "support"}))[0] == 200
+        assert (await rig.post({"model": "nobody"}))[0] == 404
+        assert (await rig.post({"model": "support", "stream": True}))[0] == 200
+        assert (await rig.post({"model": "ill", "stream": True}))[0] == 200
+        assert len(await rig.lines(4)) == 4
+        rig.envoy.stop(signal.SIGTERM)
+        assert len(await rig.envoy.logged(lines)) == lines
+    server.close()
 
 
 async def test_an_envoy_that_ends_by_itself_writes_its_last_lines(tmp_path: Path, pod: Upstream) -> None:

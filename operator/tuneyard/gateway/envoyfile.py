@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tuneyard.gateway.options import options
+from tuneyard.systems.envoy.accesslogs import stdout_log
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.tenancy import tenant_script
 from tuneyard.systems.envoy.tls import sources
@@ -34,6 +35,7 @@ def write_bootstrap(config: Path, path: Path) -> int:
         memory=given.memory,
         traces=settings.tracing,
         requests=str(given.request_log),
+        access_log=stdout_log(given.access_log),
         count_usage=given.usage,
         tenants=tenant_script(tokens, priorities=given.priorities is not None) if given.keys else NO_TENANTS,
         tls=given.tls,

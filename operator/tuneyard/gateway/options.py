@@ -18,6 +18,7 @@
 | TUNEYARD_PRIORITIES | whom full pools refuse: priorityoptions.py | nobody |
 | TUNEYARD_JWT_… | which tokens are taken: tokenoptions.py | none |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
+| TUNEYARD_ACCESS_LOG | of which requests Envoy's output tells: All, Errors, None | All |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
 | TUNEYARD_LOG_DIRECTORY | shared with Envoy: its request log, and how far it was read | the run directory |
 | TUNEYARD_EXTERNAL_CA | file of Envoy's container: who signs certificates of external APIs | the system's bundle |
@@ -39,6 +40,7 @@ from tuneyard.gateway.requestfiles import CURRENT, UNCOUNTED_BYTES, VOLUME_BYTES
 from tuneyard.gateway.tlsoptions import tls_options
 from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
 from tuneyard.planning.priorities import PoolLimits
+from tuneyard.systems.envoy.accesslogs import AccessLog
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.outside import SYSTEM_CA
@@ -66,6 +68,7 @@ class Options:
     """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
     priorities: PoolLimits | None = None
     feedback: BucketTarget | None = None
+    access_log: AccessLog = AccessLog.ALL
     usage: bool = True
     usage_export: BucketTarget | None = None
     log_directory: Path | None = None
@@ -136,6 +139,13 @@ def _memory_of(environment: Mapping[str, str], usage: bool) -> int:
     return memory
 
 
+def _access_log_of(environment: Mapping[str, str]) -> AccessLog:
+    told = environment.get("TUNEYARD_ACCESS_LOG") or AccessLog.ALL
+    if told not in set(AccessLog):
+        raise ValueError(f"the access log is one of {', '.join(AccessLog)} (gateway.accessLog), not {told}")
+    return AccessLog(told)
+
+
 def options(environment: Mapping[str, str]) -> Options:
     """The options that the environment gives; ValueError where one makes no sense."""
     directory = Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY)
@@ -160,6 +170,7 @@ def options(environment: Mapping[str, str]) -> Options:
         priorities=priority_options(environment),
         tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
+        access_log=_access_log_of(environment),
         usage=usage,
         log_directory=Path(log_directory) if log_directory else None,
         usage_export=bucket_target(environment, "USAGE"),

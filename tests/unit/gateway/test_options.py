@@ -34,3 +34,9 @@ def test_the_request_log_is_where_envoy_is_told() -> None:
         Path("/run/b"),
         Path("/run/a/ads.sock"),
     )
+
+
+def test_the_access_log_is_of_all_unless_somebody_says_otherwise() -> None:
+    assert [options({"TUNEYARD_ACCESS_LOG": told}).access_log for told in ("", "Errors")] == ["All", "Errors"]
+    with pytest.raises(ValueError, match=r"one of All, Errors, None \(gateway\.accessLog\), not some"):
+        options({"TUNEYARD_ACCESS_LOG": "some"})

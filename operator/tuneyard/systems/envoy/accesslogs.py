@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from tuneyard.api import names
-from tuneyard.systems.envoy.documents import Json, extension
+from tuneyard.systems.envoy.documents import Json, extension, status_is
 
 ADS_CLUSTER = "xds"
 METADATA = "tuneyard"
@@ -15,7 +17,7 @@ def _metadata(key: str) -> str:
 
 
 LOG_FORMAT: Json = {
-    "time": "%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
+    "time": "%START_TIME%",
     "request_id": "%REQ(x-request-id)%",
     "traceparent": "%REQ(traceparent):55%",
     "trace_id": "%TRACE_ID%",
@@ -51,6 +53,24 @@ LOG_FORMAT: Json = {
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 
 
-def stdout_log() -> list[Json]:
+class AccessLog(StrEnum):
+    """Of which requests Envoy's output tells."""
+
+    ALL = "All"
+    ERRORS = "Errors"
+    """Those with a status of 400 and above, those that did not end as they should, and streams that told an error."""
+    NONE = "None"
+
+
+def _failed() -> Json:
+    matcher = {"filter": METADATA, "path": [{"key": "failed"}], "value": {"present_match": True}}
+    told = {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
+    return {"or_filter": {"filters": [status_is("GE", 400), {"response_flag_filter": {}}, told]}}
+
+
+def stdout_log(of: AccessLog = AccessLog.ALL) -> list[Json]:
     """One JSON line of LOG_FORMAT per request."""
-    return [extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})]
+    if of is AccessLog.NONE:
+        return []
+    log = extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})
+    return [log if of is AccessLog.ALL else {**log, "filter": _failed()}]

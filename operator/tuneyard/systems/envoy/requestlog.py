@@ -108,7 +108,7 @@ def _served(key: str) -> str:
 
 
 _COMMANDS = Line(
-    time="%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
+    time="%START_TIME%",
     request_id=f"%REQ(x-request-id):{MAX_REQUEST_ID + 1}%",
     attempt="%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
     tenant=f"%REQ({names.TENANT_HEADER})%",
