@@ -14,7 +14,7 @@ from benchmarks.processes import beside
 from tests.contract.envoy import engine_key, model, revision
 from tuneyard.api.analysis import Slo
 from tuneyard.gateway.answermetrics import AnswerMetrics
-from tuneyard.gateway.endings import Endings
+from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.requestfiles import RequestFiles
@@ -48,7 +48,7 @@ async def _serve(socket: Path, pods: Sequence[str], folder: Path) -> None:
     usage = Usage(
         "bench", files, folder / STATE, EnvoyAdmin(str(folder / "envoy-admin.sock")).reopen_logs, UsageMetrics(registry)
     )
-    endings = Endings(files, ended, registry)
+    endings = Endings(files, ended, EndingsMetrics(registry))
     usage.others.append(lambda: endings.place)
     endings.start()
     usage.start()

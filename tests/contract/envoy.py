@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 from cluster import pythons
 from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
-from tuneyard.gateway.endings import Endings
+from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.requestfiles import CURRENT, RequestFiles
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
@@ -246,7 +246,7 @@ class Rig:
         if self._own_ads:
             await self.ads.start(self._socket)
         if self._heard is not None:
-            self._endings = Endings(RequestFiles(self.folder), self._heard, CollectorRegistry())
+            self._endings = Endings(RequestFiles(self.folder), self._heard, EndingsMetrics(CollectorRegistry()))
             self._endings.start()
         self.envoy.start()
         self.session = aiohttp.ClientSession(

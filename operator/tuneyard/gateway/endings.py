@@ -34,6 +34,17 @@ _PIECE = 256 << 10
 _log = logging.getLogger(__name__)
 
 
+class EndingsMetrics:
+    """What is told of the reading itself."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.dropped = Counter(
+            "tuneyard_gateway_endings_dropped",
+            "Requests whose end was not heard of because this process could not keep up.",
+            registry=registry,
+        )
+
+
 class Endings:
     """Tells what becomes of requests."""
 
@@ -41,7 +52,7 @@ class Endings:
         self,
         files: RequestFiles,
         ended: Callable[[Sequence[Line]], None],
-        registry: CollectorRegistry,
+        metrics: EndingsMetrics,
         *,
         reopen: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
@@ -49,11 +60,7 @@ class Endings:
         given where nobody else does it.
         """
         self._files, self._ended, self._reopen = files, ended, reopen
-        self._dropped = Counter(
-            "tuneyard_gateway_endings_dropped",
-            "Requests whose end was not heard of because this process could not keep up.",
-            registry=registry,
-        )
+        self._metrics = metrics
         self._told = ""
         self.place = files.end()
         """Up to where it has read."""
@@ -97,7 +104,7 @@ class Endings:
         clock = asyncio.get_running_loop().time
         while (piece := self._files.read(self.place, _PIECE)).end != self.place:
             if self._files.after(self.place) > MOST_BEHIND:
-                self._dropped.inc(len(piece.lines))
+                self._metrics.dropped.inc(len(piece.lines))
                 self._read_to(piece.end)
                 continue
             for at in range(0, len(piece.lines), AT_A_TIME):

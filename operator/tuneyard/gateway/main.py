@@ -33,7 +33,7 @@ from tuneyard.gateway import mirrorserver, quotafleet, quotarefusals, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
-from tuneyard.gateway.endings import Endings
+from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
 from tuneyard.gateway.externalkeys import ExternalKeys
@@ -183,10 +183,10 @@ class Gateway:
         """Who reads the request log: what counts tokens and writes them away, where that is wanted; everybody else."""
         given, registry, reopen = self._given, self.metrics.registry, self.envoy.reopen_logs
         if not given.usage:
-            return None, None, Endings(files, self._ended, registry, reopen=reopen)
+            return None, None, Endings(files, self._ended, EndingsMetrics(registry), reopen=reopen)
         folder = given.log_folder
         usage = Usage(given.name, files, folder / STATE, reopen, UsageMetrics(registry))
-        endings = Endings(files, self._ended, registry)
+        endings = Endings(files, self._ended, EndingsMetrics(registry))
         usage.others.append(lambda: endings.place)
         if given.usage_export is None:
             return usage, None, endings

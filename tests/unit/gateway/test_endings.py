@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from tests.contract.envoy import eventually
 from tests.unit.gateway.test_usage import line
 from tuneyard.gateway import endings, requestfiles
-from tuneyard.gateway.endings import Endings
+from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.requestfiles import Place, RequestFiles
 from tuneyard.systems.envoy.requestlog import Line
 
@@ -23,7 +23,8 @@ class Ears:
     def __init__(self, folder: Path, *, alone: bool = False) -> None:
         self.files, self.registry = RequestFiles(folder), CollectorRegistry()
         self.ids: list[str] = []
-        self.endings = Endings(self.files, self.ended, self.registry, reopen=self.reopen if alone else None)
+        metrics = EndingsMetrics(self.registry)
+        self.endings = Endings(self.files, self.ended, metrics, reopen=self.reopen if alone else None)
 
     def ended(self, lines: Sequence[Line]) -> None:
         self.ids += [line.request_id for line in lines]
@@ -74,7 +75,7 @@ async def test_other_things_get_half_of_the_time_however_much_is_told(tmp_path: 
             pass
         busy += loop.time() - began
 
-    reader = Endings(ears.files, slow, CollectorRegistry())
+    reader = Endings(ears.files, slow, EndingsMetrics(CollectorRegistry()))
     ears.wrote(*(f"r{n}" for n in range(10 * endings.AT_A_TIME)))
     began = loop.time()
     await reader.look()
