@@ -21,7 +21,6 @@ from benchmarks.ways import Round, Way, added, measured, medians
 from tests.contract.envoy import Envoy, Front, Rig
 from tests.contract.ports import free_port
 from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
-from tuneyard.systems.envoy.usage import usage_log
 
 ROUNDS = 5
 DIRECT, BARE, TWO_BARE = "direct", "bare Envoy", "two bare Envoys"
@@ -54,12 +53,12 @@ async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
     port, bare_port, before_port = free_port(), free_port(), free_port()
     bare = Envoy(_passing_on(bare_port, port, folder / "bare-admin.sock"), folder, "bare")
     before = Envoy(_passing_on(before_port, bare_port, folder / "before-admin.sock"), folder, "before")
-    socket, tokens = folder / "ads.sock", usage_log(str(folder / "usage.log"))
+    socket = folder / "ads.sock"
     with load.upstream(port), ExitStack() as stack:
-        async with Front(folder, port) as front, Rig(folder, ads=socket, usage=tokens) as rig:
+        async with Front(folder, port) as front, Rig(folder, ads=socket, count_usage=True) as rig:
             stack.callback(bare.stop)
             stack.callback(before.stop)
-            heard = stack.enter_context(counting(socket, [front.address]))
+            heard = stack.enter_context(counting(socket, [front.address], folder))
             for envoy in (bare, before):
                 envoy.start()
                 await envoy.ready()

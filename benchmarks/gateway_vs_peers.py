@@ -1,9 +1,14 @@
-"""The whole way through Tuneyard, vllm-router and LiteLLM in front of one upstream, in one run.
+"""Tuneyard's gateway, vllm-router and LiteLLM in front of one upstream, in one run; and the way with a pod's front.
 
-Each proxy has one worker: one thread of Envoy's (and one of the pod's front behind it), one of vllm-router's runtime,
-one process of LiteLLM's. So requests/s are per worker, and ratios are of those. Ours does what an installation does:
-reads and rewrites the body, splits 90/10, writes tokens and the log, and is counted by a process beside it; vllm-router
-passes on to its one worker, LiteLLM translates for one model without keys or a database.
+Each proxy has one worker: one thread of Envoy's, one of vllm-router's runtime, one process of LiteLLM's. So requests/s
+are per worker, and ratios are of those. What is measured:
+
+- `added_…`, `requests_per_second_…`, `cpu_…`, `ratio_…`: the gateway alone, as peers are measured: between client and
+  upstream. It does what an installation does: reads and rewrites the body, splits 90/10, reads tokens from the answer,
+  writes the request log and the one for people, and a process beside it counts both for judges, metrics and bills;
+- `whole_…`: the same through the front that every pod of ours has, which peers have nothing of: a second Envoy, with
+  one worker too. A request of an installation takes this way;
+- vllm-router passes on to its one worker, LiteLLM translates for one model without keys or a database.
 
 Peers run in an environment of their own (requirements/peers.txt, built once into the cache), know nothing of this
 process's environment, and talk to nobody but the upstream.
@@ -33,12 +38,13 @@ from cluster import pythons
 from tests.contract.dying import die_with_parent
 from tests.contract.envoy import Front, Rig
 from tests.contract.ports import free_port
-from tuneyard.systems.envoy.usage import usage_log
 
 ROUNDS = 5
 SIZES = {"1kb": 1024, "100kb": 100 * 1024}
 MODEL = "support"
-DIRECT, WHOLE, ROUTER, LITELLM = "direct", "gateway + front", "vllm-router", "LiteLLM"
+DIRECT, GATEWAY, WHOLE, ROUTER, LITELLM = "direct", "gateway", "gateway + front", "vllm-router", "LiteLLM"
+OURS = {GATEWAY: "", WHOLE: "whole_"}
+"""Begin of the names of figures."""
 PEERS = {ROUTER: "vllm_router", LITELLM: "litellm"}
 _PATIENCE = 90.0
 """LiteLLM imports for half a minute on a slow disk."""
@@ -126,13 +132,24 @@ def _wait(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> 
 async def _run(folder: Path, rounds: int, seconds: float) -> tuple[dict[str, Results], float]:
     """Results by size and way, and the speed of the machine."""
     programs = pythons.venv("peers").parent
-    upstream, socket, tokens = free_port(), folder / "ads.sock", usage_log(str(folder / "usage.log"))
+    upstream = free_port()
     with load.upstream(upstream), ExitStack() as stack:
         ways = {DIRECT: Way(upstream)}
-        async with Front(folder, upstream) as front, Rig(folder, ads=socket, usage=tokens) as rig:
-            heard = stack.enter_context(counting(socket, [front.address]))
-            await rig.envoy.ready()
-            ways[WHOLE] = Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,))
+        alone, whole = folder / "alone", folder / "whole"
+        for one in (alone, whole):
+            one.mkdir()
+        async with (
+            Front(folder, upstream) as front,
+            Rig(alone, ads=alone / "ads.sock", count_usage=True) as gateway,
+            Rig(whole, ads=whole / "ads.sock", count_usage=True) as before_front,
+        ):
+            for name, rig, pod, fronts in (
+                (GATEWAY, gateway, f"127.0.0.1:{upstream}", ()),
+                (WHOLE, before_front, front.address, (front.envoy.pid,)),
+            ):
+                heard = stack.enter_context(counting(rig.folder / "ads.sock", [pod], rig.folder))
+                await rig.envoy.ready()
+                ways[name] = Way(rig.port, (rig.envoy.pid, *fronts), (heard,))
             ports = {name: free_port() for name in PEERS}
             commands = {
                 ROUTER: router(programs, ports[ROUTER], upstream),
@@ -153,11 +170,16 @@ def figures_of(results: Mapping[str, Results]) -> dict[str, float]:
     """The figures, from rounds by size and way."""
     found: dict[str, float] = {}
     for size, ways in results.items():
-        direct, whole = ways[DIRECT], medians(ways[WHOLE])
+        direct = ways[DIRECT]
+        for name, begin in OURS.items():
+            ours = medians(ways[name])
+            found |= {
+                f"{begin}added_ms_p50_{size}": statistics.median(added(ways[name], direct)),
+                f"{begin}requests_per_second_{size}": ours.per_second,
+                f"{begin}cpu_us_per_request_{size}": ours.cpu_us,
+                f"{begin}counting_cpu_us_per_request_{size}": ours.counting_us,
+            }
         found |= {
-            f"added_ms_p50_{size}": statistics.median(added(ways[WHOLE], direct)),
-            f"requests_per_second_{size}": whole.per_second,
-            f"cpu_us_per_request_{size}": whole.cpu_us,
             f"direct_ms_p50_{size}": medians(direct).one,
             f"direct_requests_per_second_{size}": medians(direct).per_second,
         }
@@ -169,21 +191,24 @@ def figures_of(results: Mapping[str, Results]) -> dict[str, float]:
                 f"{key}_cpu_us_per_request_{size}": peer.cpu_us,
             }
     for key in PEERS.values():
-        found[f"ratio_{key}"] = found["requests_per_second_1kb"] / found[f"{key}_requests_per_second_1kb"]
+        for begin in OURS.values():
+            rates = found[f"{begin}requests_per_second_1kb"], found[f"{key}_requests_per_second_1kb"]
+            found[f"{begin}ratio_{key}"] = rates[0] / rates[1]
     return found
 
 
 def _spread(results: Mapping[str, Results]) -> dict[str, str]:
     found = {}
     for size, ways in results.items():
-        more, rates = added(ways[WHOLE], ways[DIRECT]), [r.per_second for r in ways[WHOLE]]
-        found[f"added_ms_p50_{size}"] = f"{min(more):.3f} to {max(more):.3f}"
-        found[f"requests_per_second_{size}"] = f"{min(rates):.0f} to {max(rates):.0f}"
+        for name, begin in OURS.items():
+            more, rates = added(ways[name], ways[DIRECT]), [r.per_second for r in ways[name]]
+            found[f"{begin}added_ms_p50_{size}"] = f"{min(more):.3f} to {max(more):.3f}"
+            found[f"{begin}requests_per_second_{size}"] = f"{min(rates):.0f} to {max(rates):.0f}"
     return found
 
 
 def _unit(name: str) -> str:
-    if name.startswith("ratio"):
+    if "ratio" in name:
         return "times"
     return "us" if "cpu_us" in name else "requests/s" if "per_second" in name else "ms"
 
@@ -195,6 +220,9 @@ TARGETS = {
     "requests_per_second_100kb": ">= 4500",
     "ratio_litellm": ">= 100",
     "ratio_vllm_router": ">= 1",
+    **{f"whole_{name}_{size}": REPORTED for name in ("added_ms_p50", "requests_per_second") for size in SIZES},
+    "whole_ratio_litellm": REPORTED,
+    "whole_ratio_vllm_router": REPORTED,
     "litellm_requests_per_second_1kb": REPORTED,
     "vllm_router_requests_per_second_1kb": REPORTED,
 }
@@ -216,8 +244,8 @@ def main(arguments: list[str]) -> int:
         targets=TARGETS,
         spread=_spread(results),
         note=f"One worker each; client, upstream and proxies share the cores; medians of {given.rounds} rounds in "
-        "turn; p50 at 1 connection, requests/s and CPU at 32. The gateway's part has two Envoys (its own and the pod's "
-        "front), tokens and log on, and a process that counts; peers have no front, keys, split or log.",
+        "turn; p50 at 1 connection, requests/s and CPU at 32. The gateway has tokens and logs on, and a process that "
+        "counts; `whole_` is the same with a pod's front behind it. Peers have no front, keys, split or log.",
     )
 
 

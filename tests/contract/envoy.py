@@ -22,13 +22,17 @@ from typing import Any, Self
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import aiohttp
+from prometheus_client import CollectorRegistry
 
 from cluster import pythons
 from tests.contract.dying import die_with_parent
 from tests.contract.ports import free_port
+from tuneyard.gateway.endings import Endings, EndingsMetrics
+from tuneyard.gateway.requestfiles import CURRENT, RequestFiles
 from tuneyard.planning.endpoints import Endpoint
 from tuneyard.planning.routes import ModelRoutes, RevisionRoute
 from tuneyard.planning.settings import TracingSettings
+from tuneyard.systems.envoy.accesslogs import AccessLog, stdout_log
 from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
@@ -36,6 +40,7 @@ from tuneyard.systems.envoy.documents import Json
 from tuneyard.systems.envoy.front import Guarding, front_config
 from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.podtls import front_source
+from tuneyard.systems.envoy.requestlog import Line, line_of
 from tuneyard.systems.envoy.tenancy import tenant_script, tenants_list_resources
 from tuneyard.systems.envoy.tls import Tls, sources
 from tuneyard.systems.envoy.tokens import Tokens
@@ -181,9 +186,9 @@ class Rig:
         concurrency: int = 1,
         ads: Path | None = None,
         memory: int = 0,
-        services: Sequence[Callable[[Any], None]] = (),
+        heard: Callable[[Sequence[Line]], None] | None = None,
         traces: TracingSettings | None = None,
-        usage: Json | None = None,
+        count_usage: bool = False,
         keys: bool = False,
         tls: Tls | None = None,
         authority: str = "",
@@ -191,12 +196,14 @@ class Rig:
         tokens: Tokens | None = None,
         priorities: bool = False,
         authorities: str = SYSTEM_CA,
+        access_log: AccessLog = AccessLog.ALL,
     ) -> None:
-        """`ads`: the socket of an ADS server of another process, then this one runs none; `services` join its own.
+        """`ads`: the socket of an ADS server of another process, then this one runs none.
 
-        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `usage`: its log of tokens. `keys`: clients
-        need keys. `authority`: who signs pods' certificates; `authorities`: file of who signs those of external APIs.
-        `tokens`: which are taken, in the place of keys. `priorities`: full pools refuse who may wait.
+        `heard` gets the lines of the request log, some at a time; `count_usage`: streams are asked for their tokens.
+        `memory`: bytes that Envoy is told it may use, 0: nothing is told. `keys`: clients need keys. `tokens`: which
+        are taken, in the place of keys. `priorities`: full pools refuse who may wait. `authority`: who signs pods'
+        certificates; `authorities`: file of who signs those of external APIs. `access_log`: what its output has.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -204,7 +211,9 @@ class Rig:
         self.folder = folder
         self.authority, self.authorities = authority, authorities
         self._own_ads = ads is None
-        self._services = services
+        self.requests = folder / CURRENT
+        self._heard = heard
+        self._endings: Endings | None = None
         self._socket = ads or folder / "ads.sock"
         config = bootstrap(
             "gateway-test",
@@ -218,7 +227,9 @@ class Rig:
             tenants=tenant_script(tokens, priorities=priorities) if keys or tokens else NO_TENANTS,
             scripts=scripts,
             traces=traces or TracingSettings(),
-            usage=usage,
+            requests=str(self.requests),
+            access_log=stdout_log(access_log),
+            count_usage=count_usage,
             tls=tls,
             limits=limits,
             tokens=tokens,
@@ -233,7 +244,10 @@ class Rig:
 
     async def __aenter__(self) -> Self:
         if self._own_ads:
-            await self.ads.start(self._socket, *self._services)
+            await self.ads.start(self._socket)
+        if self._heard is not None:
+            self._endings = Endings(RequestFiles(self.folder), self._heard, EndingsMetrics(CollectorRegistry()))
+            self._endings.start()
         self.envoy.start()
         self.session = aiohttp.ClientSession(
             base_url=self.url,
@@ -247,7 +261,15 @@ class Rig:
     ) -> None:
         await self.session.close()
         self.envoy.stop()
+        if self._endings is not None:
+            await self._endings.close()
         await self.ads.stop()
+
+    async def lines(self, count: int) -> list[Line]:
+        """The request log, once it has that many lines."""
+        path = self.requests
+        await eventually(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, f"{count} lines are told")
+        return [line_of(text) for text in path.read_bytes().splitlines()]
 
     async def serve(self, *models: ModelRoutes) -> None:
         """Serve these models, besides those that are served already, and wait until Envoy works with them."""

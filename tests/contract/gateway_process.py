@@ -26,7 +26,6 @@ from tuneyard.api.mirror import MirrorReport
 from tuneyard.gateway.evidence import SETTLING
 from tuneyard.systems.envoy.tls import Tls
 from tuneyard.systems.envoy.tokens import Tokens
-from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
 Json = dict[str, Any]
@@ -216,7 +215,7 @@ class GatewayProcess:
         self.rig = Rig(
             self.folder,
             ads=self.folder / "ads.sock",
-            usage=usage_log(str(self.folder / "usage.log")),
+            count_usage=True,
             keys=keys,
             tls=tls,
             tokens=tokens,

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.contract.engines import BASE, OWN_ENGINES, EngineProcess, running_engine
-from tests.contract.envoy import Front, Rig, eventually, model, revision
-from tuneyard.systems.envoy.answers import Answer, AnswerReports
+from tests.contract.envoy import Front, Rig, model, revision
+from tuneyard.systems.envoy.answers import Answer, answers_of
 
 pytestmark = pytest.mark.envoy
 
@@ -84,14 +84,12 @@ async def streams(engine: EngineProcess, folder: Path, path: str) -> list[tuple[
     The first one finds kernels that are not compiled and connections that are not made, and does not count. It ends
     when STREAMS of them tell something.
     """
-    answers: list[Answer] = []
-    reports = AnswerReports(answers.extend)
-    async with Front(folder, engine.port) as front, Rig(folder, services=[reports.join]) as rig:
+    async with Front(folder, engine.port) as front, Rig(folder) as rig:
         await rig.serve(model("support", revision("v1", 100, [front.address], engine=BASE)))
         seen = [await stream(rig, path, 0, TOKENS[engine.kind])]
         while sum(map(tells, seen[1:])) < STREAMS and len(seen) < MOST:
             seen.append(await stream(rig, path, len(seen), TOKENS[engine.kind]))
-        await eventually(lambda: len(answers) == len(seen), "all are told")
+        answers = answers_of(await rig.lines(len(seen)))
         lines = await rig.envoy.logged(len(seen))
     return [found for found in zip(seen[1:], answers[1:], lines[1:], strict=True) if tells(found[0])]
 

@@ -31,9 +31,10 @@ from tuneyard.planning.plan import Redacted
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.planning.settings import TracingSettings
 from tuneyard.planning.tenants import Caller, Policy
-from tuneyard.systems.envoy.answers import Answer, AnswerReports, Outcome
+from tuneyard.systems.envoy.answers import Answer, Outcome, answers_of
 from tuneyard.systems.envoy.quotas import UNASKED, Spent, spent_of
-from tuneyard.systems.envoy.usage import usage_log, usage_record
+from tuneyard.systems.envoy.requestlog import Line
+from tuneyard.systems.envoy.usage import usage_record
 from tuneyard.systems.kube.client import MERGE, Api
 
 pytestmark = pytest.mark.envoy
@@ -72,16 +73,7 @@ def routes(
 
 
 async def test_what_goes_out_and_what_does_not(tmp_path: Path, authority: Authority, api: Hosted) -> None:
-    answers: list[Answer] = []
-    usage = tmp_path / "usage.log"
-    reports = AnswerReports(answers.extend)
-    rig = Rig(
-        tmp_path,
-        keys=True,
-        authorities=str(authority.path),
-        usage=usage_log(str(usage)),
-        services=(reports.join,),
-    )
+    rig = Rig(tmp_path, keys=True, authorities=str(authority.path), count_usage=True)
     body = b'{ "model":"chat",\t"messages":[{"role":"user","content":"\\u00e4 \xc3\xa4"}], "seed": 1.50}'
     told = {
         "x-user-id": "u-1", "cookie": "session=1", "x-api-key": KEY, "forwarded": "for=1.2.3.4",
@@ -111,11 +103,11 @@ async def test_what_goes_out_and_what_does_not(tmp_path: Path, authority: Author
         assert status == 200 and b"[DONE]" in text and b"usage" not in text
         (line,) = [line for line in await rig.envoy.logged(2) if not line["chunks"]]
         assert (line["out"], line["pod"]) == ("acme chat /v1/chat/completions", f"localhost:{api.port}")
-        await eventually(lambda: len(answers) == 2 and usage.read_bytes().count(b"\n") == 2, "both are told of")
-        assert OURS not in rig.envoy.access_log.read_text() + rig.envoy.log.read_text() + usage.read_text()
+        lines = await rig.lines(2)
+        assert OURS not in rig.envoy.access_log.read_text() + rig.envoy.log.read_text() + rig.requests.read_text()
         assert await rig.envoy.stat("http.gateway.lua.rewrite.errors") == 0
-    assert {(a.tenant, a.outcome, a.revision) for a in answers} == {("acme", Outcome.OK, "hosted")}
-    records = [usage_record(line, "g") for line in usage.read_bytes().splitlines()]
+    assert {(a.tenant, a.outcome, a.revision) for a in answers_of(lines)} == {("acme", Outcome.OK, "hosted")}
+    records = [usage_record(line, "g") for line in lines]
     assert [(r.tenant, r.model, r.prompt_tokens, r.completion_tokens, r.estimated) for r in records if r] == [
         ("acme", "chat", 11, 3, False),
         ("acme", "chat", 7, 5, False),  # the API was asked for the numbers of a stream, too
@@ -128,7 +120,11 @@ async def test_what_is_known_of_a_request_whose_headers_have_gone(
     """Whose it was, for limits; what deadline it had, for the judge; and its trace, which ends here."""
     answers: list[Answer] = []
     spent: list[Spent] = []
-    reports = AnswerReports(answers.extend, lambda entries: spent.extend(spent_of(entries)))
+
+    def heard(lines: Sequence[Line]) -> None:
+        answers.extend(answers_of(lines))
+        spent.extend(spent_of(lines))
+
     limited = Caller("acme", Policy(("*",), limits={Kind.TOKENS: 100}))
     async with (
         Collector() as collector,
@@ -136,7 +132,7 @@ async def test_what_is_known_of_a_request_whose_headers_have_gone(
             tmp_path,
             keys=True,
             authorities=str(authority.path),
-            services=(reports.join,),
+            heard=heard,
             traces=TracingSettings(otlp_endpoint=collector.endpoint, sampling=100),
         ) as rig,
     ):
@@ -155,10 +151,9 @@ async def test_what_is_known_of_a_request_whose_headers_have_gone(
 
 
 async def test_a_request_keeps_the_price_of_its_time(tmp_path: Path, authority: Authority, api: Hosted) -> None:
-    usage = tmp_path / "usage.log"
     cheap = ExternalPricing(input_per_million=0.3, cached_input_per_million=0.15, output_per_million=1.2)
     dear = ExternalPricing(input_per_million=3, output_per_million=12.5, currency="EUR")
-    async with Rig(tmp_path, authorities=str(authority.path), usage=usage_log(str(usage))) as rig:
+    async with Rig(tmp_path, authorities=str(authority.path), count_usage=True) as rig:
         await rig.serve(routes("chat", api.url, pricing=cheap))
         assert (await rig.post({"model": "chat"}))[0] == 200
         # one that is under way while the price changes
@@ -169,12 +164,12 @@ async def test_a_request_keeps_the_price_of_its_time(tmp_path: Path, authority: 
         assert (await rig.post({"model": "chat"}))[0] == 200
         running.cancel()  # its client leaves
         await asyncio.gather(running, return_exceptions=True)
-        await eventually(lambda: usage.read_bytes().count(b"\n") == 3, "it has ended")
+        await rig.lines(3)
         await rig.serve(routes("chat", api.url))
         assert (await rig.post({"model": "chat"}))[0] == 200
-        await eventually(lambda: usage.read_bytes().count(b"\n") == 4, "all are told of")
+        lines = await rig.lines(4)
         assert await rig.envoy.stat("http.gateway.lua.rewrite.errors") == 0
-    records = [usage_record(line, "g") for line in usage.read_bytes().splitlines()]
+    records = [usage_record(line, "g") for line in lines]
     assert [(r.price, r.estimated) for r in records if r] == [
         (cheap, False), (dear, False), (cheap, True), (None, False),
     ]  # fmt: skip
@@ -190,8 +185,7 @@ async def test_an_api_without_a_key_gets_no_clients_key(tmp_path: Path, authorit
 
 
 async def test_refusals_of_the_api(tmp_path: Path, authority: Authority, api: Hosted) -> None:
-    answers: list[Answer] = []
-    async with Rig(tmp_path, authorities=str(authority.path), services=(AnswerReports(answers.extend).join,)) as rig:
+    async with Rig(tmp_path, authorities=str(authority.path)) as rig:
         await rig.serve(routes("chat", api.url))
         api.limited = True
         for _ in range(20):
@@ -208,7 +202,7 @@ async def test_refusals_of_the_api(tmp_path: Path, authority: Authority, api: Ho
         api.mode = "error"
         status, _, answer = await rig.post({"model": "chat"})
         assert (status, b"an error of the engine" in answer) == (500, True)
-        await eventually(lambda: len(answers) == 23, "all are told of")
+        answers = answers_of(await rig.lines(23))
         assert await rig.envoy.stat("http.gateway.lua.answer.errors") == 0
     assert [a.outcome for a in answers] == [Outcome.ERROR] * 20 + [Outcome.OK] + [Outcome.ERROR] * 2
 

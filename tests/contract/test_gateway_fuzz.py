@@ -22,7 +22,6 @@ from tests.contract.envoy import Rig, model, revision
 from tests.contract.fuzzing import MODELS, InvalidError, Pairs, Reading, SinkPod, bodies, send_all
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.planning import systemprompt
-from tuneyard.systems.envoy.usage import usage_log
 
 pytestmark = pytest.mark.envoy
 
@@ -42,7 +41,7 @@ async def test_no_body_is_taken_for_another(tmp_path: Path, count: int) -> None:
     made = bodies(SEED if count == 20_000 else SEED + 1)
     async with AsyncExitStack() as stack:
         pods = {name: await stack.enter_async_context(SinkPod()) for name in MODELS}
-        rig = await stack.enter_async_context(Rig(tmp_path, usage=usage_log(str(tmp_path / "usage.log"))))
+        rig = await stack.enter_async_context(Rig(tmp_path, count_usage=True))
         await rig.serve(*(served(name, pod) for name, pod in pods.items()))
         pid = rig.envoy.pid
         for first in range(0, count, AT_A_TIME):

@@ -200,7 +200,7 @@ async def test_a_month_outlives_all_gateways(gateways: list[GatewayProcess], tea
         gateway.rig.envoy.stop()
         for path in gateway.folder.glob("quotas*"):
             path.unlink()
-        for path in gateway.folder.glob("usage*"):
+        for path in (*gateway.folder.glob("usage*"), *gateway.folder.glob("requests*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         gateway.rig.envoy.start()
         gateway.start()

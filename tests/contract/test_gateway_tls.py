@@ -297,4 +297,4 @@ def test_envoy_takes_what_is_written(more: dict[str, Any], tmp_path: Path) -> No
     tls = Tls(port=8443, certificate="/etc/tls", sources=str(tmp_path), **more)
     for path, content in sources(tls).items():
         Path(path).write_text(json.dumps(content))
-    assert not validation_errors(bootstrap("x", tls=tls))
+    assert not validation_errors(bootstrap("x", tls=tls, requests="/dev/null"))

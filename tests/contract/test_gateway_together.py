@@ -21,7 +21,6 @@ from tuneyard.gateway.unixserver import serve_unix
 from tuneyard.planning.limits import Kind, Limits
 from tuneyard.planning.priorities import Priority
 from tuneyard.planning.tenants import NAME_MARK, Caller, Policy
-from tuneyard.systems.envoy.answers import AnswerReports
 from tuneyard.systems.envoy.priorities import full_text
 from tuneyard.systems.envoy.quotas import Spent, spent_of
 from tuneyard.systems.envoy.tokens import Tokens
@@ -81,7 +80,6 @@ async def pod() -> AsyncIterator[Upstream]:
 
 async def test_limits_and_priorities_of_keys_and_of_tokens(tmp_path: Path, pod: Upstream) -> None:
     process, spent = Process(), list[Spent]()
-    reports = AnswerReports(lambda _: None, lambda entries: spent.extend(spent_of(entries)))
     keys = {tenant: f"sk-{tenant}-0123456789abcdef" for tenant in POLICIES}
     callers = {key: Caller(tenant, POLICIES[tenant]) for tenant, key in keys.items()}
     callers |= {NAME_MARK + tenant: Caller(tenant, policy) for tenant, policy in POLICIES.items()}
@@ -90,7 +88,9 @@ async def test_limits_and_priorities_of_keys_and_of_tokens(tmp_path: Path, pod: 
     spoken = replace(revision("v1", 100, [pod.address], pool="spoken"), prompt=ALWAYS)
     async with JwksServer(RSA) as issuer, process.listening(tmp_path / "holding.sock"):
         tokens = Tokens(ISSUER, (AUDIENCE,), "tenant", issuer.uri, keys_too=True)
-        async with Rig(tmp_path, tokens=tokens, priorities=True, services=(reports.join,)) as rig:
+        async with Rig(
+            tmp_path, tokens=tokens, priorities=True, heard=lambda lines: spent.extend(spent_of(lines))
+        ) as rig:
             put_keys(rig, callers)
             await rig.serve(model("chat", awake), model("asleep", asleep), model("spoken", spoken))
             shown = [*map(bearer, keys.values()), *(bearer(RSA.token(claims_of(t))) for t in POLICIES)]

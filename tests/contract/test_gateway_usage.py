@@ -23,10 +23,10 @@ from tests.fakes.upstream import Upstream
 from tuneyard.api.drill import Fault
 from tuneyard.api.systemprompt import SystemPrompt
 from tuneyard.api.usage import Outcome, UsageRecord
-from tuneyard.gateway import usage
+from tuneyard.gateway import requestfiles, usage
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
-from tuneyard.gateway.usagefiles import UsageFiles
-from tuneyard.systems.envoy.usage import usage_log, usage_record
+from tuneyard.gateway.requestfiles import RequestFiles
+from tuneyard.systems.envoy.usage import usage_record
 
 pytestmark = pytest.mark.envoy
 
@@ -67,14 +67,12 @@ TOOL = event(
 @asynccontextmanager
 async def counted(folder: Path, **more: Any) -> AsyncIterator[Rig]:
     """A gateway that writes usage down."""
-    async with Rig(folder, usage=usage_log(str(folder / "usage.log")), **more) as rig:
+    async with Rig(folder, count_usage=True, **more) as rig:
         yield rig
 
 
 async def records(rig: Rig, count: int) -> list[UsageRecord]:
-    path = rig.folder / "usage.log"
-    await eventually(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, f"{count} lines")
-    found = (usage_record(line, "gw") for line in path.read_bytes().splitlines())
+    found = (usage_record(line, "gw") for line in await rig.lines(count))
     return [record for record in found if record is not None]
 
 
@@ -131,9 +129,9 @@ async def test_usage_is_taken_out_wherever_a_stream_is_cut(tmp_path: Path) -> No
             _, _, body = await rig.post({"model": "support", "stream": True})
             assert body == SHOWN, at
         found = await records(rig, len(cuts))
-        lines = (rig.folder / "usage.log").read_text().splitlines()
+        lines = await rig.lines(len(cuts))
     assert {(r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.estimated) for r in found} == {(7, 3, 5, False)}
-    assert {json.loads(line)["chunks"] for line in lines} == {5}
+    assert {line.chunks for line in lines} == {"5"}
 
 
 @pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}])
@@ -215,7 +213,7 @@ async def test_bodies_change_in_that_place_alone(tmp_path: Path) -> None:
             assert (await rig.post(body % b"support"))[0] == 200, body
             assert pod.received[-1].body == arrives % b"engine-v1"
             assert not [h for h in pod.received[-1].headers if h.startswith("x-tuneyard")]
-    async with Upstream("a") as pod, Rig(tmp_path / "..", usage=None) as rig:
+    async with Upstream("a") as pod, Rig(tmp_path / "..") as rig:
         await rig.serve(model("support", revision("v1", 100, [pod.address])))
         for body in BODIES:
             assert (await rig.post(body % b"support"))[0] == 200, body
@@ -313,9 +311,9 @@ async def test_what_no_engine_got_is_no_usage(tmp_path: Path) -> None:
         assert len(await records(rig, 3)) == 0
         assert (await rig.post({"model": "support"}))[0] == 200
         (record,) = await records(rig, 4)
-        lines = [json.loads(line) for line in (rig.folder / "usage.log").read_text().splitlines()]
+        lines = await rig.lines(4)
     assert record.attempt == 1
-    assert [bool(line["cluster"]) for line in lines] == [True] * 4, "the route of each was known"
+    assert [bool(line.cluster) for line in lines] == [True] * 4, "the route of each was known"
     assert not pod.active
     holding.close()
 
@@ -341,7 +339,7 @@ async def test_an_answer_without_usage_is_an_estimate(tmp_path: Path, streams: b
 
 async def test_a_killed_envoy_costs_the_next_ones_requests_nothing(tmp_path: Path) -> None:
     """Killed within a write: the next one goes on behind half a line."""
-    log = tmp_path / "usage.log"
+    log = tmp_path / "requests.log"
     async with Upstream("a") as pod, counted(tmp_path) as rig:
         await rig.serve(model("support", revision("v1", 100, [pod.address])))
         await rig.post({"model": "support"}, headers={"x-request-id": "r0"})
@@ -361,13 +359,13 @@ async def test_a_killed_envoy_costs_the_next_ones_requests_nothing(tmp_path: Pat
 
 async def test_files_are_rotated_while_envoy_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Envoy's file is renamed many times under load; each line counts once, and what was counted is removed."""
-    monkeypatch.setattr(usage, "ROTATE_BYTES", 20_000)
+    monkeypatch.setattr(requestfiles, "ROTATE_BYTES", 20_000)
     monkeypatch.setattr(usage, "EVERY", 0.02)
     metrics = usage.UsageMetrics(CollectorRegistry())
     async with Upstream("a") as pod, counted(tmp_path, concurrency=2) as rig:
         await rig.serve(model("support", revision("v1", 100, [pod.address])))
         reopen = EnvoyAdmin(str(tmp_path / "envoy-admin.sock")).reopen_logs
-        counting = usage.Usage("gw", UsageFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
+        counting = usage.Usage("gw", RequestFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
         counting.start()
         left = iter(range(3000))
 
@@ -385,5 +383,5 @@ async def test_files_are_rotated_while_envoy_writes(tmp_path: Path, monkeypatch:
     assert totals == {usage.REQUESTS: 3000, usage.TOKENS: 3000 * (11 + 3)}
     assert counting.place.number >= 5
     assert len(files) <= 4, "those of the end, and one that was just renamed"
-    again = usage.Usage("gw", UsageFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
+    again = usage.Usage("gw", RequestFiles(tmp_path), tmp_path / "usage.json", reopen, metrics)
     assert again.page() == page, "the next process shows the same"

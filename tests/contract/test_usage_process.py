@@ -28,9 +28,9 @@ from tuneyard.cli.main import run
 from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.looks import MOST
 from tuneyard.gateway.options import options
+from tuneyard.gateway.requestfiles import CURRENT, UNCOUNTED_BYTES, VOLUME_BYTES
 from tuneyard.gateway.usage import FLUSHING
 from tuneyard.gateway.usageexport import LEAVING
-from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 
 pytestmark = [pytest.mark.s3, pytest.mark.envoy, pytest.mark.apiserver]
 
@@ -243,19 +243,20 @@ def test_the_log_has_a_volume_of_its_own() -> None:
     """Both find it there, it holds what the program says, and Envoy's memory is told without it."""
     spec = gateway_pod()["spec"]
     (bootstrap, envoy), (process,) = spec["initContainers"], spec["containers"]
-    told = [options(environment_of(c)).usage_log for c in (bootstrap, process)]
+    told = [options(environment_of(c)).request_log for c in (bootstrap, process)]
     for container in (envoy, process):
         mounted = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
-        assert [mounted[str(path.parent)] for path in told] == ["usage-log", "usage-log"]
+        assert [mounted[str(path.parent)] for path in told] == ["request-log", "request-log"]
     assert told[0].name == CURRENT
-    (volume,) = [v["emptyDir"] for v in spec["volumes"] if v["name"] == "usage-log"]
+    (volume,) = [v["emptyDir"] for v in spec["volumes"] if v["name"] == "request-log"]
     assert volume == {"medium": "Memory", "sizeLimit": f"{VOLUME_BYTES >> 20}Mi"}
     memory = 1 << 30
     limit = {"TUNEYARD_ENVOY_MEMORY": str(memory)}
     assert options(environment_of(bootstrap) | limit).memory == memory - VOLUME_BYTES
     without = gateway_pod(usage={"enabled": False})["spec"]
-    assert "usage-log" not in json.dumps(without)
-    assert options(environment_of(without["initContainers"][0]) | limit).memory == memory
+    (volume,) = [v["emptyDir"] for v in without["volumes"] if v["name"] == "request-log"]
+    assert volume == {"medium": "Memory", "sizeLimit": f"{UNCOUNTED_BYTES >> 20}Mi"}, "answers are told all the same"
+    assert options(environment_of(without["initContainers"][0]) | limit).memory == memory - UNCOUNTED_BYTES
 
 
 def test_a_pod_lives_until_everything_is_counted_and_written() -> None:

@@ -21,6 +21,7 @@ from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.gateway.world import pod_of
 from tuneyard.planning.routes import GatewayRoutes, Vanished, gateway_routes
+from tuneyard.systems.envoy.accesslogs import AccessLog, stdout_log
 from tuneyard.systems.envoy.ads import packed
 from tuneyard.systems.envoy.bootstrap import bootstrap
 from tuneyard.systems.envoy.delta import CLUSTER, ENDPOINTS, ROUTES, SCOPE
@@ -140,7 +141,7 @@ def test_envoy_accepts_it(name: str) -> None:
 
     Each model, and the list of them, has a listener of its own: one Envoy looks at all.
     """
-    config = bootstrap("golden")
+    config = bootstrap("golden", requests="/dev/null")
     static = config["static_resources"]
     template = static["listeners"][0]
     static["listeners"] = []
@@ -164,9 +165,10 @@ def test_envoy_accepts_it(name: str) -> None:
 
 @pytest.mark.envoy
 def test_envoy_accepts_the_static_configurations() -> None:
-    assert validation_errors(bootstrap("golden")) == ""
-    assert validation_errors(bootstrap("golden", memory=1 << 30)) == ""
-    assert validation_errors(bootstrap("golden", tenants=tenant_script())) == ""
+    assert validation_errors(bootstrap("golden", requests="/dev/null")) == ""
+    assert validation_errors(bootstrap("golden", requests="/dev/null", memory=1 << 30)) == ""
+    assert validation_errors(bootstrap("golden", requests="/dev/null", tenants=tenant_script())) == ""
+    assert validation_errors(bootstrap("golden", requests="/dev/null", access_log=stdout_log(AccessLog.ERRORS))) == ""
     assert validation_errors(front_config()) == ""
     broken = front_config()
     broken["static_resources"]["no_such_field"] = 1

@@ -166,9 +166,8 @@ tolerations:
 {{- end }}
 
 {{- define "tuneyard.usageEnvironment" -}}
-{{- if include "tuneyard.usage" . -}}
-- {name: TUNEYARD_USAGE_DIRECTORY, value: /run/tuneyard-usage}
-{{- else -}}
+- {name: TUNEYARD_LOG_DIRECTORY, value: /run/tuneyard-log}
+{{- if not (include "tuneyard.usage" .) }}
 - {name: TUNEYARD_USAGE, value: "false"}
 {{- end -}}
 {{- end }}

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from tuneyard.gateway.options import options
+from tuneyard.systems.envoy.accesslogs import stdout_log
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.tenancy import tenant_script
 from tuneyard.systems.envoy.tls import sources
-from tuneyard.systems.envoy.usage import usage_log
 from tuneyard.systems.kube.settings import ConfigurationError, load_settings
 
 
@@ -34,7 +34,9 @@ def write_bootstrap(config: Path, path: Path) -> int:
         listen=given.listen,
         memory=given.memory,
         traces=settings.tracing,
-        usage=usage_log(str(given.usage_log)) if given.usage else None,
+        requests=str(given.request_log),
+        access_log=stdout_log(given.access_log),
+        count_usage=given.usage,
         tenants=tenant_script(tokens, priorities=given.priorities is not None) if given.keys else NO_TENANTS,
         tls=given.tls,
         tokens=tokens,

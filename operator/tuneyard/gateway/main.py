@@ -27,13 +27,13 @@ from pathlib import Path
 
 import uvloop
 from aiohttp import web
-from envoy.data.accesslog.v3 import accesslog_pb2
 
 from tuneyard.api import names
 from tuneyard.gateway import mirrorserver, quotafleet, quotarefusals, snapshot
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
 from tuneyard.gateway.demand import Demand
+from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.engineloads import EngineLoads
 from tuneyard.gateway.envoyadmin import EnvoyAdmin
 from tuneyard.gateway.evidence import Evidence
@@ -51,6 +51,7 @@ from tuneyard.gateway.publisher import Publisher
 from tuneyard.gateway.quotafleet import Fleet
 from tuneyard.gateway.quotamonths import Months
 from tuneyard.gateway.quotas import Quotas, quotas_of
+from tuneyard.gateway.requestfiles import RequestFiles
 from tuneyard.gateway.server import application
 from tuneyard.gateway.shadow import Pods
 from tuneyard.gateway.signingkeys import SigningKeys
@@ -58,18 +59,18 @@ from tuneyard.gateway.tenancy import Tenancy
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics
 from tuneyard.gateway.usageexport import STATE as EXPORT_STATE
 from tuneyard.gateway.usageexport import UsageExport, UsageExportMetrics
-from tuneyard.gateway.usagefiles import UsageFiles
 from tuneyard.gateway.watches import Watches
 from tuneyard.gateway.world import World
 from tuneyard.planning.feedbackrecords import feedback_record
 from tuneyard.planning.podcertificates import authority
 from tuneyard.planning.quotas import Ledger
 from tuneyard.planning.settings import Settings
-from tuneyard.systems.envoy.answers import Answer, AnswerReports
+from tuneyard.systems.envoy.answers import Answer, answers_of
 from tuneyard.systems.envoy.bootstrap import FEEDBACK_PATH
 from tuneyard.systems.envoy.listening import listening_socket
 from tuneyard.systems.envoy.loads import Load, LoadReports
 from tuneyard.systems.envoy.quotas import spent_of
+from tuneyard.systems.envoy.requestlog import Line
 from tuneyard.systems.envoy.tenancy import tenants_list_resources
 from tuneyard.systems.envoy.translate import list_resources
 from tuneyard.systems.kube.client import Api, connect
@@ -116,20 +117,18 @@ class Gateway:
         loop = asyncio.get_running_loop()
         clock = loop.time
         self._loads = LoadReports(lambda: self.demand.begin(clock()), lambda loads: self._loaded(clock(), loads))
-        self._answers = AnswerReports(self._answered, self._ended if given.keys else None)
         self.answer_metrics = AnswerMetrics()
-        # Envoy opens its streams of answers with the first one: until then its other stream says that it is there
         self.evidence = Evidence(
             given.name,
             f"{given.name}-{secrets.token_hex(4)}",
             clock,
             loop.call_later,
-            lambda: self.publisher.ads.connected or self._answers.streams > 0,
+            lambda: self.publisher.ads.connected,
         )
         self._token = names.observe_token(master)
         self._peers = Peers(given.peers, self._token)
         self.pressure = self._pressing()
-        self.engine_loads = self._reading(authority(master))
+        self.engine_loads = self._asking_engines(authority(master))
         self.feedback = Feedback(clock, self._rated, self._peers.ask)
         self.holding = Holding(
             self.publisher.routes, self.publisher.ads.in_force, self.demand.waiting, given.hold, self.metrics
@@ -152,7 +151,7 @@ class Gateway:
         self._export: FeedbackExport | None = None
         if given.feedback is not None:
             self._export = FeedbackExport(given.name, given.feedback.open, FeedbackMetrics(self.metrics.registry))
-        self.usage, self._usage_export = self._counting()
+        self.usage, self._usage_export, self._endings = self._reading(RequestFiles(given.log_folder))
         self.quotas = self._limiting(api, settings.tuneyard_namespace)
         self._looks = Looks(clock)
         self._certificate: Certificate | None = None
@@ -180,27 +179,28 @@ class Gateway:
         metrics = PressureMetrics(self.metrics.registry)
         return Pressure(self._given.name, limits, self._peers.addresses, self._token, metrics)
 
-    def _reading(self, authority_of_pods: str) -> EngineLoads:
+    def _asking_engines(self, authority_of_pods: str) -> EngineLoads:
         """What reads engines, which is told with what is asked."""
         clock = asyncio.get_running_loop().time
         loads = EngineLoads(self._peers.addresses, self.demand.read, clock, authority_of_pods)
         self.demand.reading(loads.loads)
         return loads
 
-    def _counting(self) -> tuple[Usage | None, UsageExport | None]:
-        """What counts tokens, and what writes them away, where they are wanted."""
-        given, registry = self._given, self.metrics.registry
+    def _reading(self, files: RequestFiles) -> tuple[Usage | None, UsageExport | None, Endings]:
+        """Who reads the request log: what counts tokens and writes them away, where that is wanted; everybody else."""
+        given, registry, reopen = self._given, self.metrics.registry, self.envoy.reopen_logs
         if not given.usage:
-            return None, None
-        folder = given.usage_folder
-        files = UsageFiles(folder)
-        usage = Usage(given.name, files, folder / STATE, self.envoy.reopen_logs, UsageMetrics(registry))
+            return None, None, Endings(files, self._ended, EndingsMetrics(registry), reopen=reopen)
+        folder = given.log_folder
+        usage = Usage(given.name, files, folder / STATE, reopen, UsageMetrics(registry))
+        endings = Endings(files, self._ended, EndingsMetrics(registry))
+        usage.others.append(lambda: endings.place)
         if given.usage_export is None:
-            return usage, None
+            return usage, None, endings
         metrics = UsageExportMetrics(registry)
         export = UsageExport(given.name, files, folder / EXPORT_STATE, given.usage_export.open, metrics)
-        usage.exported = lambda: export.place
-        return usage, export
+        usage.others.append(lambda: export.place)
+        return usage, export, endings
 
     def _limiting(self, api: Api, namespace: str) -> Quotas | None:
         """What keeps tenants within their limits, where clients need keys."""
@@ -242,17 +242,15 @@ class Gateway:
         if self.pressure is not None:
             self.pressure.reported(loads)
 
-    def _answered(self, answers: Sequence[Answer]) -> None:
+    def _ended(self, lines: Sequence[Line]) -> None:
+        spent = spent_of(lines) if self.quotas is not None else None
+        if self.quotas is not None and spent:
+            self.quotas.ended(spent)
+        answers = answers_of(lines)
         self.evidence.answered(answers)
         self.answer_metrics.answered(answers)
         self.feedback.answered(answers)
         self.demand.answered(answers)
-
-    def _ended(self, entries: Sequence[accesslog_pb2.HTTPAccessLogEntry]) -> None:
-        if self.quotas is not None:
-            spent = spent_of(entries)
-            if spent:
-                self.quotas.ended(spent)
 
     def _rated(self, answer: Answer, given: Given) -> None:
         self.evidence.rated(answer, given.bad)
@@ -287,10 +285,10 @@ class Gateway:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set and the streams have finished."""
         restored = self._restore()
-        await self.publisher.ads.start(self._given.ads_socket, self._loads.join, self._answers.join)
+        await self.publisher.ads.start(self._given.ads_socket, self._loads.join)
         holding = await serve(self.holding, self._given.holding_socket, *self._asked_beside())
         mirror = await mirrorserver.serve(self.mirroring, self._given.mirror_socket)
-        for each in (self._export, self.usage, self._usage_export, self.pressure, self.engine_loads):
+        for each in (self._endings, self._export, self.usage, self._usage_export, self.pressure, self.engine_loads):
             if each is not None:
                 each.start()
         self.watches.start()
@@ -309,6 +307,7 @@ class Gateway:
             if looking is not None:
                 looking.cancel()
             await self._count_all()
+            await self._endings.close()
             await server.cleanup()
             writing = (self._export, self._usage_export, self.pressure, self.engine_loads, self.quotas)
             await asyncio.gather(*(each.close() for each in writing if each is not None))

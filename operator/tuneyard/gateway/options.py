@@ -18,8 +18,9 @@
 | TUNEYARD_PRIORITIES | whom full pools refuse: priorityoptions.py | nobody |
 | TUNEYARD_JWT_… | which tokens are taken: tokenoptions.py | none |
 | TUNEYARD_FEEDBACK_…, TUNEYARD_USAGE_… | where feedback and usage are written: buckettarget.py | nowhere |
+| TUNEYARD_ACCESS_LOG | of which requests Envoy's output tells: All, Errors, None | All |
 | TUNEYARD_USAGE | whether tokens are counted: true or false | true |
-| TUNEYARD_USAGE_DIRECTORY | shared with Envoy: its log of usage, and how far it was read | the run directory |
+| TUNEYARD_LOG_DIRECTORY | shared with Envoy: its request log, and how far it was read | the run directory |
 | TUNEYARD_EXTERNAL_CA | file of Envoy's container: who signs certificates of external APIs | the system's bundle |
 | TUNEYARD_TLS_… | TLS for clients: tlsoptions.py | none |
 """
@@ -35,10 +36,11 @@ from tuneyard.api import names
 from tuneyard.gateway.buckettarget import BucketTarget, bucket_target
 from tuneyard.gateway.holding import Limits
 from tuneyard.gateway.priorityoptions import priority_options
+from tuneyard.gateway.requestfiles import CURRENT, UNCOUNTED_BYTES, VOLUME_BYTES
 from tuneyard.gateway.tlsoptions import tls_options
 from tuneyard.gateway.tokenoptions import NOBODY, GivenTokens, token_options
-from tuneyard.gateway.usagefiles import CURRENT, VOLUME_BYTES
 from tuneyard.planning.priorities import PoolLimits
+from tuneyard.systems.envoy.accesslogs import AccessLog
 from tuneyard.systems.envoy.bootstrap import RUN_DIRECTORY
 from tuneyard.systems.envoy.listening import everywhere
 from tuneyard.systems.envoy.outside import SYSTEM_CA
@@ -66,9 +68,10 @@ class Options:
     """Where tenants' Secrets and ConfigMaps are; empty: in names.tenants_namespace."""
     priorities: PoolLimits | None = None
     feedback: BucketTarget | None = None
+    access_log: AccessLog = AccessLog.ALL
     usage: bool = True
     usage_export: BucketTarget | None = None
-    usage_directory: Path | None = None
+    log_directory: Path | None = None
     tls: Tls | None = None
     external_authorities: str = SYSTEM_CA
     """File of Envoy's container with those who sign certificates of external APIs."""
@@ -94,19 +97,20 @@ class Options:
         return self.directory / "mirror.sock"
 
     @property
-    def usage_log(self) -> Path:
-        """Where Envoy writes the tokens of each request."""
-        return self.usage_folder / CURRENT
+    def request_log(self) -> Path:
+        """Where Envoy writes what became of each request."""
+        return self.log_folder / CURRENT
 
     @property
-    def usage_folder(self) -> Path:
+    def log_folder(self) -> Path:
         """Where that and what is known of it are."""
-        return self.usage_directory or self.directory
+        return self.log_directory or self.directory
 
     @property
     def memory(self) -> int:
-        """Bytes that Envoy may use for itself: what its log of usage may hold, in memory, counts as its own."""
-        return self.envoy_memory - (VOLUME_BYTES if self.usage and self.envoy_memory else 0)
+        """Bytes that Envoy may use for itself: what its request log may hold, in memory, counts as its own."""
+        log = VOLUME_BYTES if self.usage else UNCOUNTED_BYTES
+        return max(self.envoy_memory - log, self.envoy_memory // 2)
 
     @property
     def snapshot(self) -> Path:
@@ -125,20 +129,27 @@ class Options:
 
 
 def _memory_of(environment: Mapping[str, str], usage: bool) -> int:
-    """What Envoy's container may use; ValueError where the log of usage would leave it too little."""
+    """What Envoy's container may use; ValueError where the request log would leave it too little."""
     memory = int(environment.get("TUNEYARD_ENVOY_MEMORY") or 0)
     if usage and 0 < memory < 2 * VOLUME_BYTES:
         raise ValueError(
-            f"Envoy may use {memory >> 20} MiB of memory, and {VOLUME_BYTES >> 20} of them are for the log of usage: "
+            f"Envoy may use {memory >> 20} MiB of memory, and {VOLUME_BYTES >> 20} of them are for its request log: "
             f"give it {2 * VOLUME_BYTES >> 20} MiB or more (gateway.envoyResources), or count none (usage.enabled)"
         )
     return memory
 
 
+def _access_log_of(environment: Mapping[str, str]) -> AccessLog:
+    told = environment.get("TUNEYARD_ACCESS_LOG") or AccessLog.ALL
+    if told not in set(AccessLog):
+        raise ValueError(f"the access log is one of {', '.join(AccessLog)} (gateway.accessLog), not {told}")
+    return AccessLog(told)
+
+
 def options(environment: Mapping[str, str]) -> Options:
     """The options that the environment gives; ValueError where one makes no sense."""
     directory = Path(environment.get("TUNEYARD_RUN_DIRECTORY") or RUN_DIRECTORY)
-    usage, usage_directory = environment.get("TUNEYARD_USAGE") != "false", environment.get("TUNEYARD_USAGE_DIRECTORY")
+    usage, log_directory = environment.get("TUNEYARD_USAGE") != "false", environment.get("TUNEYARD_LOG_DIRECTORY")
     return Options(
         name=environment.get("POD_NAME") or socket.gethostname(),
         directory=directory,
@@ -159,8 +170,9 @@ def options(environment: Mapping[str, str]) -> Options:
         priorities=priority_options(environment),
         tenants_namespace=environment.get("TUNEYARD_TENANTS_NAMESPACE", ""),
         feedback=bucket_target(environment, "FEEDBACK"),
+        access_log=_access_log_of(environment),
         usage=usage,
-        usage_directory=Path(usage_directory) if usage_directory else None,
+        log_directory=Path(log_directory) if log_directory else None,
         usage_export=bucket_target(environment, "USAGE"),
         tls=tls_options(environment, directory),
         external_authorities=environment.get("TUNEYARD_EXTERNAL_CA") or SYSTEM_CA,

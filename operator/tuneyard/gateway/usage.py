@@ -1,4 +1,4 @@
-"""Tokens as this gateway has counted them: from the lines that Envoy writes, into sums for Prometheus.
+"""Tokens as this gateway has counted them: from the lines of the request log, into sums for Prometheus.
 
 Rules:
 - each line counts once, whenever this process ends: sums and the place up to which they were read are written together
@@ -28,14 +28,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.api.usage import Outcome, UsageRecord
 from tuneyard.gateway.keptstate import KeptState
-from tuneyard.gateway.usagefiles import NOWHERE, Place, UsageFiles
+from tuneyard.gateway.requestfiles import NOWHERE, Place, RequestFiles
 from tuneyard.planning.usage import Tokens, UsageKey, UsageSums, key_of, tokens_of
-from tuneyard.systems.envoy.usage import after_half, usage_record
+from tuneyard.systems.envoy.requestlog import after_half, line_of
+from tuneyard.systems.envoy.usage import usage_record
 
 EVERY = 0.5
 SHARE = 0.05
 """Of the time, at most, is spent writing sums."""
-ROTATE_BYTES = 4 << 20
 MOST_BYTES = 64 << 20
 """Of files that wait, for the bucket or for counting to work again: about 130,000 requests."""
 AT_A_TIME = 100
@@ -81,7 +81,7 @@ class Usage:
     def __init__(
         self,
         gateway: str,
-        files: UsageFiles,
+        files: RequestFiles,
         state: Path,
         reopen: Callable[[], Awaitable[bool]],
         metrics: UsageMetrics,
@@ -100,8 +100,8 @@ class Usage:
         self._given_up: set[int] = set()
         """Numbers of files that this process has dropped uncounted."""
         metrics.stopped.set_function(self._stopped)
-        self.exported: Callable[[], Place] | None = None
-        """Up to where records have left, where there is an export; nobody else needs the files."""
+        self.others: list[Callable[[], Place]] = []
+        """Up to where others have read who need the files."""
         self._sums, self.place = self._restored()
         files.know(self.place)
         self._task: asyncio.Task[None] | None = None
@@ -200,13 +200,8 @@ class Usage:
 
     async def _tidy(self, *, counts: bool) -> None:
         """Have Envoy begin a new file where one is large; remove those that everybody has read or that are too many."""
-        if not self.files.reopened():
-            await self._reopen()
-        elif self.files.size() >= ROTATE_BYTES:
-            self.files.rotate()
-            await self._reopen()
-        exported = self.exported() if self.exported is not None else self.place
-        self.files.remove_before(min(exported, self.place))
+        await self.files.renew(self._reopen)
+        self.files.remove_before(min([self.place, *(place() for place in self.others)]))
         for number in self.files.over(MOST_BYTES):
             if number < self.place.number:
                 self.files.remove_before(Place(number + 1))
@@ -259,8 +254,8 @@ def records_of(
         text: bytes | None = line
         while text is not None:
             try:
-                record = usage_record(text, gateway, record_id)
-            except (ValueError, KeyError, TypeError):
+                record = usage_record(line_of(text), gateway, record_id)
+            except ValueError:
                 broken += 1
                 text = after_half(text)
             else:

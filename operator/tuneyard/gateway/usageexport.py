@@ -1,7 +1,7 @@
 """Records of usage on their way out of the cluster: JSON lines in objects of a bucket.
 
 Rules:
-- an object holds the records of one stretch of one of Envoy's files (usagefiles.py), of one day (UTC), and is called
+- an object holds the records of one stretch of one of Envoy's files (requestfiles.py), of one day (UTC), and is called
   after it: `dt=YYYY-MM-DD/<gateway>-<run>-<file>-<offset>.jsonl`. `run` is made once for the volume with the files;
 - before an object is written, the stretch is written down; so a process that comes after a killed one writes the same
   bytes under the same key, and each record is in the bucket once. A record's own id is made of the same: run, file and
@@ -15,7 +15,6 @@ All methods belong to the event loop's thread.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import Callable
@@ -29,8 +28,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.gateway.bucketwriting import BucketWriting, Writer
 from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.requestfiles import Place, RequestFiles
 from tuneyard.gateway.usage import AT_A_TIME, records_of
-from tuneyard.gateway.usagefiles import Place, UsageFiles
+from tuneyard.systems.envoy.requestlog import line_of
 
 INTERVAL = 60.0
 RECORDS = 1000
@@ -39,7 +39,7 @@ LEAVING = 10.0
 STATE = "usage-export.json"
 _LOOK = 1.0
 _PIECE = 2 << 20
-_SHORTEST = 300
+_SHORTEST = 150
 """Bytes that a line has at least."""
 _ROOM = 4096
 
@@ -76,7 +76,7 @@ class UsageExport:
     def __init__(
         self,
         gateway: str,
-        files: UsageFiles,
+        files: RequestFiles,
         state: Path,
         open_writer: Callable[[], Writer],
         metrics: UsageExportMetrics,
@@ -215,6 +215,6 @@ def _within(lines: list[bytes], size: int) -> list[bytes]:
 def _day(lines: list[bytes]) -> str:
     """The day of the first line that has one."""
     for line in lines:
-        with suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(line)["time"])[:10]
+        with suppress(ValueError):
+            return line_of(line).time[:10]
     return ""

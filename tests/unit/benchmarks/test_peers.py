@@ -12,9 +12,10 @@ from benchmarks.ways import Round
 from cluster import pythons
 
 
-def ways(whole: float, router: float, litellm: float) -> peers.Results:
+def ways(gateway: float, router: float, litellm: float) -> peers.Results:
     """One round each, with these rates; latencies go the other way."""
-    rates = {peers.DIRECT: 50_000.0, peers.WHOLE: whole, peers.ROUTER: router, peers.LITELLM: litellm}
+    rates = {peers.DIRECT: 50_000.0, peers.GATEWAY: gateway, peers.WHOLE: gateway / 2}
+    rates |= {peers.ROUTER: router, peers.LITELLM: litellm}
     return {name: [Round(1000 / rate, 1.0, rate, 1e6 / rate, 0.0)] for name, rate in rates.items()}
 
 
@@ -22,7 +23,9 @@ def test_figures_are_of_requests_per_second_of_one_worker() -> None:
     found = peers.figures_of({"1kb": ways(10_000, 8000, 100), "100kb": ways(5000, 6000, 50)})
     assert found["ratio_litellm"] == 100
     assert found["ratio_vllm_router"] == 1.25
+    assert (found["whole_ratio_litellm"], found["whole_ratio_vllm_router"]) == (50, 0.625)
     assert round(found["added_ms_p50_1kb"], 6) == 0.08
+    assert round(found["whole_added_ms_p50_1kb"], 6) == 0.18
     assert round(found["litellm_added_ms_p50_100kb"], 6) == 19.98
     assert missed(found, peers.TARGETS) == {}
     slower = peers.figures_of({"1kb": ways(9000, 9900, 100), "100kb": ways(5000, 6000, 50)})

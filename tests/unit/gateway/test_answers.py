@@ -1,16 +1,14 @@
-"""From an entry of Envoy's gRPC access log to what became of the request."""
+"""From a line of the request log to what became of the request."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from envoy.data.accesslog.v3 import accesslog_pb2
-from envoy.service.accesslog.v3 import als_pb2
-from google.protobuf import json_format
 
 from tuneyard.api.gatereports import GateRun
 from tuneyard.systems.envoy.answers import Answer, Outcome, answer_of, answers_of
+from tuneyard.systems.envoy.requestlog import Line
 
 ENGINE = "via_upstream"
 
@@ -22,32 +20,23 @@ def entry(
     cluster: str = "team/support~chat/v1/0123abcd",
     route: str = "weights",
     content: str = "application/json",
-    deadline: str | None = None,
+    host: str = "10.0.0.1:8000",
     **told: Any,
-) -> accesslog_pb2.HTTPAccessLogEntry:
-    return json_format.ParseDict(
-        {
-            "common_properties": {
-                "start_time": "2026-01-01T00:00:00.250Z",
-                "upstream_cluster": cluster,
-                "route_name": route,
-                "time_to_last_rx_byte": "0.020s",
-                "time_to_last_upstream_rx_byte": "1.520s",
-                "duration": "2.020s",
-                "response_flags": dict.fromkeys(flags, True),
-                "metadata": {"filter_metadata": {"tuneyard": told}} if told else {},
-            },
-            "request": {
-                "request_body_bytes": 4000,
-                "request_headers": {} if deadline is None else {"grpc-timeout": deadline},
-            },
-            "response": {
-                "response_code": status,
-                "response_code_details": details,
-                "response_headers": {"content-type": content},
-            },
-        },
-        accesslog_pb2.HTTPAccessLogEntry(),
+) -> Line:
+    return Line(**dict.fromkeys(Line._fields, ""))._replace(
+        time="2026-01-01T00:00:00.250Z",
+        cluster=cluster,
+        host=host,
+        route=route,
+        arrived="20000",
+        answered="1520000",
+        duration="2020",
+        flags=",".join(flags) or "-",
+        received="4000",
+        status=str(status),
+        details=details,
+        kind=content[:17],
+        **{key: str(value) for key, value in told.items()},
     )
 
 
@@ -63,13 +52,13 @@ def read(*args: Any, **more: Any) -> Answer:
         (entry(200), Outcome.OK),
         (entry(204), Outcome.OK),
         (entry(500), Outcome.ERROR),
-        (entry(503, "upstream_retry_limit_exceeded"), Outcome.ERROR),
-        (entry(503, "upstream_connection_failure", details="upstream_reset_before_response_started"), Outcome.ERROR),
-        (entry(503, "upstream_connection_termination", details="upstream_reset"), Outcome.ERROR),
-        (entry(504, "stream_idle_timeout", details="stream_idle_timeout"), Outcome.ERROR),
-        (entry(200, "stream_idle_timeout", details="stream_idle_timeout"), Outcome.ERROR),
-        (entry(200, "upstream_remote_reset", details="upstream_reset_after_response_started"), Outcome.ERROR),
-        (entry(200, "upstream_protocol_error", details="upstream_reset_after_response_started"), Outcome.ERROR),
+        (entry(503, "URX"), Outcome.ERROR),
+        (entry(503, "UF", details="upstream_reset_before_response_started"), Outcome.ERROR),
+        (entry(503, "UC", details="upstream_reset"), Outcome.ERROR),
+        (entry(504, "SI", details="stream_idle_timeout"), Outcome.ERROR),
+        (entry(200, "SI", details="stream_idle_timeout"), Outcome.ERROR),
+        (entry(200, "UR", details="upstream_reset_after_response_started"), Outcome.ERROR),
+        (entry(200, "UPE", details="upstream_reset_after_response_started"), Outcome.ERROR),
         # it took 2.02 s
         (entry(504, details="max_duration_timeout"), Outcome.ERROR),
         (entry(200, details="max_duration_timeout"), Outcome.ERROR),
@@ -82,23 +71,23 @@ def read(*args: Any, **more: Any) -> Answer:
         (entry(200, deadline="1S"), Outcome.OK),
         (entry(200, failed=True), Outcome.ERROR),
         (
-            entry(200, "downstream_connection_termination", details="downstream_remote_disconnect", failed=True),
+            entry(200, "DC", details="downstream_remote_disconnect", failed=True),
             Outcome.ERROR,
         ),
-        (entry(500, "downstream_connection_termination"), Outcome.ERROR),
+        (entry(500, "DC"), Outcome.ERROR),
         (entry(400), Outcome.CLIENT_ERROR),
         (entry(429), Outcome.CLIENT_ERROR),
-        (entry(200, "downstream_connection_termination", details="downstream_remote_disconnect"), Outcome.CLIENT_LEFT),
-        (entry(0, "downstream_remote_reset", details="http2.remote_reset"), Outcome.CLIENT_LEFT),
-        (entry(503, "upstream_overflow", details="upstream_reset_before_response_started"), Outcome.REFUSED),
-        (entry(503, "overload_manager", details="overload"), Outcome.REFUSED),
-        (entry(408, "stream_idle_timeout", details="request_timeout"), Outcome.REFUSED),
+        (entry(200, "DC", details="downstream_remote_disconnect"), Outcome.CLIENT_LEFT),
+        (entry(0, "DR", details="http2.remote_reset"), Outcome.CLIENT_LEFT),
+        (entry(503, "UO", details="upstream_reset_before_response_started"), Outcome.REFUSED),
+        (entry(503, "OM", details="overload"), Outcome.REFUSED),
+        (entry(408, "SI", details="request_timeout"), Outcome.REFUSED),
         (entry(413, details="request_payload_too_large"), Outcome.REFUSED),
-        (entry(503, details="lua_response", error="model_not_ready"), Outcome.REFUSED),
+        (entry(503, details="lua_response"), Outcome.REFUSED),
         (entry(500, details="rbac_access_denied_matched_policy[none]"), Outcome.REFUSED),
     ],
 )
-def test_how_a_request_ended(given: accesslog_pb2.HTTPAccessLogEntry, outcome: Outcome) -> None:
+def test_how_a_request_ended(given: Line, outcome: Outcome) -> None:
     found = answer_of(given)
     assert found is not None
     assert found.outcome is outcome
@@ -113,12 +102,13 @@ def test_whose_answer_it_was() -> None:
     assert read(content="text/event-stream; charset=utf-8").streamed
     for cluster in ("", "nowhere", "holding"):
         assert answer_of(entry(cluster=cluster)) is None
+    assert answer_of(entry(503, host="")) is None, "a route was chosen, and no endpoint"
 
 
 def test_what_the_script_answers_for_a_revision_is_the_revisions() -> None:
     for key, status, outcome in (("refused", 400, Outcome.CLIENT_ERROR), ("spoiled", 502, Outcome.ERROR)):
         told = {key: "team/support~chat/v2/4567"}
-        found = read(status, details="lua_response", cluster="", error="invalid_body", **told)
+        found = read(status, details="lua_response", cluster="", **told)
         assert (found.deployment, found.revision, found.contents) == ("team/support.chat", "v2", "4567")
         assert found.outcome is outcome
         assert found.took == pytest.approx(2000)
@@ -126,10 +116,10 @@ def test_what_the_script_answers_for_a_revision_is_the_revisions() -> None:
 
 def test_an_answer_is_timed_to_its_last_byte_and_a_wait_to_its_end() -> None:
     assert read().took == pytest.approx(1500)
-    assert read(200, "downstream_connection_termination").took == pytest.approx(2000)
+    assert read(200, "DC").took == pytest.approx(2000)
     assert read(500).took == pytest.approx(2000)
     assert (read().ttft, read().itl) == (None, None)
-    assert (read(ttft_ms=302.5, itl_ms=30.25).ttft, read(ttft_ms=302.5, itl_ms=30.25).itl) == (302.5, 30.25)
+    assert (read(ttft=302.5, itl=30.25).ttft, read(ttft=302.5, itl=30.25).itl) == (302.5, 30.25)
 
 
 def test_it_is_known_when_a_request_came() -> None:
@@ -148,29 +138,32 @@ def test_it_is_known_when_a_request_came() -> None:
     ],
 )
 def test_a_request_of_a_gate_says_how_far_that_is(route: str, header: str, run: GateRun | None) -> None:
-    given = entry(route=route)
-    given.request.request_headers["tuneyard-gate-run"] = header
-    found = answer_of(given)
-    assert found is not None
-    assert found.run == run
+    assert read(route=route, gate_run=header).run == run
+    assert read(route=route, noted_run=header).run == run, "also where its headers are gone"
     assert run is None or run.header == header
 
 
 def test_whose_request_it_was() -> None:
-    given = entry()
-    assert (found := answer_of(given)) is not None and found.tenant == ""
-    given.request.request_headers["x-tenant"] = "acme"
-    assert (found := answer_of(given)) is not None and found.tenant == "acme"
+    assert read().tenant == ""
+    assert read(tenant="acme").tenant == "acme"
+    assert read(out="acme chat /v1/embeddings").tenant == "acme"
+    assert read(out="- chat /v1/embeddings").tenant == ""
 
 
-def test_a_message_is_read_in_its_order_without_what_is_nobodys() -> None:
-    message = als_pb2.StreamAccessLogsMessage()
-    message.http_logs.log_entry.extend([entry(500), entry(cluster=""), entry(200)])
-    assert [a.outcome for a in answers_of(message.http_logs.log_entry)] == [Outcome.ERROR, Outcome.OK]
+@pytest.mark.parametrize(
+    ("status", "outcome"), [(401, Outcome.ERROR), (429, Outcome.ERROR), (400, Outcome.CLIENT_ERROR)]
+)
+def test_what_an_api_says_of_our_account_is_the_revisions(status: int, outcome: Outcome) -> None:
+    assert read(status, out="acme chat /v1/embeddings").outcome is outcome
+    assert read(status).outcome is Outcome.CLIENT_ERROR, "a pod speaks of the request"
+
+
+def test_lines_are_read_in_their_order_without_what_is_nobodys() -> None:
+    assert [a.outcome for a in answers_of([entry(500), entry(cluster=""), entry(200)])] == [Outcome.ERROR, Outcome.OK]
     assert answers_of([]) == []
 
 
 @pytest.mark.parametrize(("told", "streams"), [({"start": "1700000000000000"}, True), ({}, False)])
 def test_a_stream_that_never_began_is_one_by_what_was_asked_for(told: dict[str, Any], streams: bool) -> None:
-    left = read(0, "downstream_connection_termination", details="downstream_remote_disconnect", content="", **told)
+    left = read(0, "DC", details="downstream_remote_disconnect", content="", **told)
     assert (left.streamed, left.outcome, left.ttft) == (streams, Outcome.CLIENT_LEFT, None)

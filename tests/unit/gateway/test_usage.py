@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,40 @@ from prometheus_client import CollectorRegistry
 
 from tuneyard.api.external import ExternalPricing
 from tuneyard.api.usage import Outcome, UsageRecord
-from tuneyard.gateway import usage
+from tuneyard.gateway import requestfiles, usage
 from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.requestfiles import Piece, Place, RequestFiles
 from tuneyard.gateway.usage import STATE, Usage, UsageMetrics, records_of
-from tuneyard.gateway.usagefiles import Piece, Place, UsageFiles
 from tuneyard.systems.envoy.external import price_of, price_text
-from tuneyard.systems.envoy.usage import USAGE_FORMAT, usage_record
+from tuneyard.systems.envoy.requestlog import SEPARATOR, Line, line_of, text_of
+from tuneyard.systems.envoy.usage import usage_record
 
-TOLD: dict[str, Any] = dict.fromkeys(USAGE_FORMAT) | {
-    "time": "2026-11-20T10:00:00.000Z",
-    "id": "r1",
-    "attempt": 1,
-    "model": "support",
-    "path": "/v1/chat/completions",
-    "route": "weights",
-    "cluster": "models/support/v1/c1",
-    "status": 200,
-    "flags": "-",
-    "bytes": 400,
-    "prompt": 7,
-    "cached": 2,
-    "completion": 5,
-    "whole": True,
-}
+TOLD = Line(**dict.fromkeys(Line._fields, ""))._replace(
+    time="2026-11-20T10:00:00.000Z",
+    request_id="r1",
+    attempt="1",
+    model="support",
+    path="/v1/chat/completions",
+    route="weights",
+    cluster="models/support/v1/c1",
+    host="10.0.0.1:8000",
+    status="200",
+    flags="-",
+    received="400",
+    prompt="7",
+    cached="2",
+    completion="5",
+    whole="true",
+)
+
+
+def told(**change: Any) -> Line:
+    """A line that says something else in these fields, None: nothing."""
+    return TOLD._replace(**{key: "" if value is None else str(value) for key, value in change.items()})
 
 
 def line(**change: Any) -> bytes:
-    return json.dumps({**TOLD, **change}).encode()
+    return text_of(told(**change))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def line(**change: Any) -> bytes:
 def test_what_is_the_engines_number_and_what_an_estimate(
     change: dict[str, Any], outcome: Outcome, tokens: tuple[int, int, int], estimated: bool
 ) -> None:
-    record = usage_record(line(**change), "gw")
+    record = usage_record(told(**change), "gw")
     assert record is not None
     assert record.outcome is outcome
     assert (record.prompt_tokens, record.cached_tokens, record.completion_tokens) == tokens
@@ -98,22 +104,22 @@ def test_what_is_the_engines_number_and_what_an_estimate(
 
 
 def test_whose_request_it_was() -> None:
-    record = usage_record(line(cluster="models/a~b/v1~1/c1", tenant="acme", route="gate/v1", attempt=2), "gw-0")
+    record = usage_record(told(cluster="models/a~b/v1~1/c1", tenant="acme", route="gate/v1", attempt=2), "gw-0")
     assert record is not None
-    told = (record.deployment, record.revision, record.contents, record.tenant, record.gate, record.attempt)
-    assert told == ("models/a.b", "v1.1", "c1", "acme", False, 2)
+    found = (record.deployment, record.revision, record.contents, record.tenant, record.gate, record.attempt)
+    assert found == ("models/a.b", "v1.1", "c1", "acme", False, 2)
 
 
 def test_what_an_api_served_and_at_which_price() -> None:
-    told = {"external": "api.example:8443", "out": "acme chat /v1/embeddings", "path": "/v1/embeddings", "pool": None}
-    record = usage_record(line(**told, price="0.15 0.075 0.6 EUR"), "gw")
+    said = {"external": "api.example:8443", "out": "acme chat /v1/embeddings", "path": "/v1/embeddings", "pool": None}
+    record = usage_record(told(**said, price="0.15 0.075 0.6 EUR"), "gw")
     assert record is not None and record.price is not None
     assert (record.external, record.pool, record.tenant, record.model) == ("api.example:8443", None, "acme", "chat")
     assert record.price.to_dict() == {
         "inputPerMillion": 0.15, "cachedInputPerMillion": 0.075, "outputPerMillion": 0.6, "currency": "EUR",
     }  # fmt: skip
     assert UsageRecord.model_validate_json(record.line()) == record
-    unpriced = usage_record(line(**told), "gw")
+    unpriced = usage_record(told(**said), "gw")
     assert unpriced is not None and unpriced.price is None
 
 
@@ -140,7 +146,7 @@ def test_prices_are_read_as_they_were_written(price: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_billed_to_nobody(tenant: str | None, route: str, gate: bool) -> None:
-    record = usage_record(line(tenant=tenant, route=route), "gw", "id")
+    record = usage_record(told(tenant=tenant, route=route), "gw", "id")
     assert record is not None
     assert record.gate is gate
 
@@ -158,23 +164,31 @@ def test_what_is_billed_to_nobody(tenant: str | None, route: str, gate: bool) ->
     ],
 )
 def test_requests_to_no_engine_are_no_usage(change: dict[str, Any]) -> None:
-    assert usage_record(line(**change), "gw") is None
+    assert usage_record(told(**change), "gw") is None
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"{}x", line(time="yesterday"), line(prompt="many"), line(price="1 2")]
+    "text",
+    [
+        *(b"", b"{}", line()[1:], line() + SEPARATOR.encode(), line(time="yesterday"), line(prompt="many")),
+        *(line(price="1 2"), line(attempt="x"), line(status="OK"), line(tenant=SEPARATOR)),
+    ],
 )
 def test_what_is_no_line_is_an_error_of_value(text: bytes) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        usage_record(text, "gw")
+        usage_record(line_of(text), "gw")
 
 
-@pytest.mark.parametrize("half", [b'{"ti', line()[:1], line()[:40], line()[:-1]])
+def test_lines_are_read_as_they_were_written() -> None:
+    assert line_of(line(model="a b")) == told(model="a b")
+    assert line_of(line().replace(b"r1", b"r\xff")).request_id == "r\ufffd", "a client may send any byte"
+
+
+@pytest.mark.parametrize("half", [line()[:1], line()[:40], line()[:-1]])
 def test_half_a_line_of_a_killed_envoy_costs_no_other(half: bytes) -> None:
-    whole = line(id='","attempt":1,"x":{', model='{"')
-    found, broken = records_of([line(id="r0"), half + whole, half], "gw", Place(3, 7), "run")
-    assert [r.request_id for r in found] == ["r0", '","attempt":1,"x":{']
-    assert [r.id for r in found] == ["run-3-7", f"run-3-{7 + len(line(id='r0')) + 1}"]
+    found, broken = records_of([line(), half + line(request_id="r2"), half], "gw", Place(3, 7), "run")
+    assert [r.request_id for r in found] == ["r1", "r2"]
+    assert [r.id for r in found] == ["run-3-7", f"run-3-{7 + len(line()) + 1}"]
     assert broken == 2
 
 
@@ -182,7 +196,7 @@ def test_half_a_line_of_a_killed_envoy_costs_no_other(half: bytes) -> None:
 
 
 def test_a_place_is_the_same_before_and_after_a_rename(tmp_path: Path) -> None:
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     assert files.read(Place(), 100) == Piece(Place(), [], Place())
     files.current.write_bytes(b"one\ntwo\nhal")
     first = files.read(Place(), 4)
@@ -192,7 +206,7 @@ def test_a_place_is_the_same_before_and_after_a_rename(tmp_path: Path) -> None:
     second = files.read(first.end, 100)
     assert (second.lines, second.end) == ([b"two"], Place(0, 8))
     assert files.read(second.end, 100).end == second.end, "Envoy may write the rest yet"
-    with (tmp_path / "usage.0.log").open("ab") as old:
+    with (tmp_path / "requests.0.log").open("ab") as old:
         old.write(b"f\n")
     third = files.read(second.end, 100)
     assert third.lines == [b"half"]
@@ -203,7 +217,7 @@ def test_a_place_is_the_same_before_and_after_a_rename(tmp_path: Path) -> None:
 
 
 def test_half_a_line_of_a_killed_envoy_is_skipped(tmp_path: Path) -> None:
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     files.current.write_bytes(b"one\nhal")
     files.rotate()
     files.current.write_bytes(b"")
@@ -211,7 +225,7 @@ def test_half_a_line_of_a_killed_envoy_is_skipped(tmp_path: Path) -> None:
 
 
 def test_numbers_go_on_when_files_are_gone(tmp_path: Path) -> None:
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     for text in (b"a\n", b"b\n", b"c\n"):
         files.current.write_bytes(text)
         files.rotate()
@@ -232,7 +246,7 @@ def test_numbers_go_on_when_files_are_gone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_dropped_gives_its_room_back_and_keeps_its_number(tmp_path: Path) -> None:
     """Also where Envoy writes into it yet, and where it is the only one."""
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     with files.current.open("ab", buffering=0) as envoy:
         envoy.write(b"a\nb\n")
         files.rotate()
@@ -245,12 +259,12 @@ def test_a_file_that_is_dropped_gives_its_room_back_and_keeps_its_number(tmp_pat
         assert not files.reopened()
     assert files.read(Place(0, 2), 100) == Piece(Place(0, 2), [], Place(1, 0), lost=1)
     files.current.write_bytes(b"d\n")
-    assert UsageFiles(tmp_path).newest() == 1, "for the next process too"
+    assert RequestFiles(tmp_path).newest() == 1, "for the next process too"
     assert files.read(Place(1, 0), 100).lines == [b"d"]
     assert files.after(Place(0, 2)) == files.after(Place(1, 0)) == 2
     files.know(Place(1))
     files.remove_before(Place(1))
-    assert [path.name for path in tmp_path.iterdir()] == ["usage.log"]
+    assert [path.name for path in tmp_path.iterdir()] == ["requests.log"]
     assert files.newest() == 1
 
 
@@ -260,7 +274,7 @@ def test_a_file_that_is_dropped_gives_its_room_back_and_keeps_its_number(tmp_pat
 class Envoys:
     """Opens its log anew when it is asked to."""
 
-    def __init__(self, files: UsageFiles) -> None:
+    def __init__(self, files: RequestFiles) -> None:
         self._files = files
         self.asked = 0
         self.keeps_back = b""
@@ -274,7 +288,7 @@ class Envoys:
 
 
 def counting(folder: Path) -> tuple[Usage, Envoys, CollectorRegistry]:
-    files, registry = UsageFiles(folder), CollectorRegistry()
+    files, registry = RequestFiles(folder), CollectorRegistry()
     envoy = Envoys(files)
     return Usage("gw", files, folder / STATE, envoy.reopen, UsageMetrics(registry)), envoy, registry
 
@@ -341,7 +355,7 @@ async def test_a_full_volume_stops_counting_for_a_while_and_not_for_ever(
     """Files are renamed and go, uncounted where there is no other way; then it counts again."""
     first, envoy, registry = counting(tmp_path)
     size = len(line()) + 1
-    monkeypatch.setattr(usage, "ROTATE_BYTES", 10 * size)
+    monkeypatch.setattr(requestfiles, "ROTATE_BYTES", 10 * size)
     monkeypatch.setattr(usage, "MOST_BYTES", 35 * size)
     room = 40
 
@@ -384,13 +398,13 @@ async def test_what_grew_while_nobody_was_there_is_counted_and_goes(
 ) -> None:
     first, _, registry = counting(tmp_path)
     monkeypatch.setattr(usage, "MOST_BYTES", 1000)
-    first.files.current.write_bytes((line() + b"\n") * 20_000)
+    first.files.current.write_bytes((line() + b"\n") * 40_000)
     sizes = []
     for _ in range(5):
         await first.turn()
         sizes.append(first.files.after(Place()))
     assert sizes[-1] == 0
-    assert number(first.page(), usage.REQUESTS) == 20_000
+    assert number(first.page(), usage.REQUESTS) == 40_000
     assert registry.get_sample_value("tuneyard_gateway_usage_uncounted_files_total") == 0
 
 

@@ -15,8 +15,8 @@ from tests.unit.gateway.test_feedbackexport import Bucket
 from tests.unit.gateway.test_usage import line
 from tuneyard.gateway import bucketwriting, usageexport
 from tuneyard.gateway.keptstate import KeptState
+from tuneyard.gateway.requestfiles import Place, RequestFiles
 from tuneyard.gateway.usageexport import STATE, UsageExport, UsageExportMetrics
-from tuneyard.gateway.usagefiles import Place, UsageFiles
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def exporting(folder: Path, bucket: Bucket) -> tuple[UsageExport, CollectorRegistry]:
     registry = CollectorRegistry()
     metrics = UsageExportMetrics(registry)
-    return UsageExport("gw-0", UsageFiles(folder), folder / STATE, bucket.open, metrics), registry
+    return UsageExport("gw-0", RequestFiles(folder), folder / STATE, bucket.open, metrics), registry
 
 
 def wrote(folder: Path, *ids: str, day: str = "2026-11-20") -> None:
     """Envoy has."""
-    with (folder / "usage.log").open("ab") as log:
-        log.writelines(line(id=i, time=f"{day}T10:00:00.000Z") + b"\n" for i in ids)
+    with (folder / "requests.log").open("ab") as log:
+        log.writelines(line(request_id=i, time=f"{day}T10:00:00.000Z") + b"\n" for i in ids)
 
 
 async def test_objects_are_called_after_their_stretch(tmp_path: Path, bucket: Bucket) -> None:
@@ -51,7 +51,7 @@ async def test_objects_are_called_after_their_stretch(tmp_path: Path, bucket: Bu
     assert bucket.ids == ["r0", "r1", "r2"]
     shape = re.compile(r"dt=(2026-11-2[01])/gw-0-\d{8}T\d{6}Z[0-9a-f]{6}-0-(\d+)\.jsonl")
     told = [match.groups() for name in bucket.objects if (match := shape.fullmatch(name))]
-    begins = len(line(id="r0", time="2026-11-20T10:00:00.000Z")) * 2 + 2
+    begins = len(line(request_id="r0", time="2026-11-20T10:00:00.000Z")) * 2 + 2
     assert told == [("2026-11-20", "0"), ("2026-11-21", str(begins))]
     run = next(iter(bucket.objects)).split("gw-0-")[1].split("-")[0]
     records = [json.loads(line) for body in bucket.objects.values() for line in body.splitlines()]
@@ -91,7 +91,7 @@ async def test_a_write_that_was_under_way_is_repeated_as_it_was(tmp_path: Path, 
 
 
 async def test_renamed_files_are_read_to_their_end(tmp_path: Path, bucket: Bucket) -> None:
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     for number in range(3):
         wrote(tmp_path, f"r{number}")
         files.rotate()
@@ -103,7 +103,7 @@ async def test_renamed_files_are_read_to_their_end(tmp_path: Path, bucket: Bucke
 
 
 async def test_what_was_removed_is_counted(tmp_path: Path, bucket: Bucket) -> None:
-    files = UsageFiles(tmp_path)
+    files = RequestFiles(tmp_path)
     for number in range(3):
         wrote(tmp_path, f"r{number}")
         files.rotate()

@@ -18,6 +18,7 @@ from tests.unit.gateway.test_usage import line as usage_line
 from tests.unit.planning.test_statusseries import canary
 from tuneyard.gateway.answermetrics import AnswerMetrics
 from tuneyard.gateway.certificate import Certificate
+from tuneyard.gateway.endings import EndingsMetrics
 from tuneyard.gateway.feedbackexport import FeedbackMetrics
 from tuneyard.gateway.metrics import Metrics as GatewayMetrics
 from tuneyard.gateway.mirrormetrics import MirrorMetrics
@@ -61,6 +62,7 @@ def gateway() -> GatewayMetrics:
     quotas.limited.labels("acme", "requestsPerMinute").inc(0)
     quotas.left.labels("acme").set(0)
     Certificate(_nothing, lambda: 0.0, metrics.registry, folder="", secret="")
+    EndingsMetrics(metrics.registry)
     UsageMetrics(metrics.registry)
     UsageExportMetrics(metrics.registry)
     metrics.age("pods", lambda: 1.0)

@@ -1,20 +1,15 @@
-"""What Envoy tells of each request: to whoever reads its output, and to the process (usage.py: to the counts)."""
+"""What Envoy tells of each request to whoever reads its output (requestlog.py: to the gateway process)."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from tuneyard.api import names
-from tuneyard.systems.envoy.deadlines import DEADLINE_HEADER
-from tuneyard.systems.envoy.documents import Json, extension
+from tuneyard.systems.envoy.documents import Json, extension, status_is
 
 ADS_CLUSTER = "xds"
 METADATA = "tuneyard"
 """Namespace of the scripts' dynamic metadata and of the endpoints' metadata."""
-ANSWERS_INTERVAL = "0.1s"
-ANSWERS_BUFFER = 1024 * 1024
-"""After how long, or with how many bytes, each worker tells the process what became of requests.
-
-The bytes are also what it keeps while the process takes nothing: some 1,700 requests, so that a busy moment loses none.
-"""
 
 
 def _metadata(key: str) -> str:
@@ -22,7 +17,7 @@ def _metadata(key: str) -> str:
 
 
 LOG_FORMAT: Json = {
-    "time": "%START_TIME(%Y-%m-%dT%H:%M:%E3SZ)%",
+    "time": "%START_TIME%",
     "request_id": "%REQ(x-request-id)%",
     "traceparent": "%REQ(traceparent):55%",
     "trace_id": "%TRACE_ID%",
@@ -58,23 +53,24 @@ LOG_FORMAT: Json = {
 """One line per request on stdout. No prompt, no answer, no key: nothing here comes from a body or from credentials."""
 
 
-def stdout_log() -> list[Json]:
+class AccessLog(StrEnum):
+    """Of which requests Envoy's output tells."""
+
+    ALL = "All"
+    ERRORS = "Errors"
+    """Those with a status of 400 and above, those that did not end as they should, and streams that told an error."""
+    NONE = "None"
+
+
+def _failed() -> Json:
+    matcher = {"filter": METADATA, "path": [{"key": "failed"}], "value": {"present_match": True}}
+    told = {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
+    return {"or_filter": {"filters": [status_is("GE", 400), {"response_flag_filter": {}}, told]}}
+
+
+def stdout_log(of: AccessLog = AccessLog.ALL) -> list[Json]:
     """One JSON line of LOG_FORMAT per request."""
-    return [extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})]
-
-
-def answers_log() -> Json:
-    """What became of each request, for the gateway process; answers.py says what Envoy does with it."""
-    return extension(
-        "answers",
-        "access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
-        common_config={
-            "log_name": "answers",
-            "transport_api_version": "V3",
-            "grpc_service": {"envoy_grpc": {"cluster_name": ADS_CLUSTER}},
-            "buffer_flush_interval": ANSWERS_INTERVAL,
-            "buffer_size_bytes": ANSWERS_BUFFER,
-        },
-        additional_request_headers_to_log=[names.GATE_RUN_HEADER, names.TENANT_HEADER, DEADLINE_HEADER],
-        additional_response_headers_to_log=["content-type"],
-    )
+    if of is AccessLog.NONE:
+        return []
+    log = extension("access", "access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": LOG_FORMAT})
+    return [log if of is AccessLog.ALL else {**log, "filter": _failed()}]

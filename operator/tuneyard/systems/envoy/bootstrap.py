@@ -17,7 +17,8 @@ Rules of the chain, in its order:
 6. `answer` watches the response for the access logs; 7. `router`.
 Errors that Envoy answers by itself get OpenAI's shape; those of the scripts have it already (metadata `error`).
 Routes and clusters come by delta-ADS over a Unix socket from the gateway process; Envoy does not listen before it has
-them. It tells over the same socket what it sends where (loads.py) and what becomes of it (answers.py). The admin
+them. It tells over the same socket what it sends where (loads.py); what becomes of it stands in a file (requestlog.py).
+The admin
 interface is a Unix socket too: nothing outside the pod reaches /config_dump, which holds engine keys.
 """
 
@@ -27,7 +28,7 @@ from collections.abc import Mapping
 
 from tuneyard.api import names
 from tuneyard.planning.settings import TracingSettings
-from tuneyard.systems.envoy.accesslogs import ADS_CLUSTER, METADATA, answers_log, stdout_log
+from tuneyard.systems.envoy.accesslogs import ADS_CLUSTER, METADATA, stdout_log
 from tuneyard.systems.envoy.clientlimits import ClientLimits, limited
 from tuneyard.systems.envoy.documents import (
     BODY_LIMIT,
@@ -50,6 +51,7 @@ from tuneyard.systems.envoy.holding import hold_milliseconds
 from tuneyard.systems.envoy.mirroring import mirror_cluster, mirror_filter, mirror_script
 from tuneyard.systems.envoy.overload import overload_manager
 from tuneyard.systems.envoy.priorities import priority_script
+from tuneyard.systems.envoy.requestlog import FLUSHED_MILLISECONDS, request_log
 from tuneyard.systems.envoy.tls import Tls, listeners
 from tuneyard.systems.envoy.tokens import Tokens, token_clusters, token_filter
 from tuneyard.systems.envoy.tracing import request_ids, tracing, tracing_clusters
@@ -60,6 +62,7 @@ ADS_SOCKET = f"{RUN_DIRECTORY}/ads.sock"
 ADMIN_SOCKET = f"{RUN_DIRECTORY}/envoy-admin.sock"
 HOLDING_SOCKET = f"{RUN_DIRECTORY}/holding.sock"
 MIRROR_SOCKET = f"{RUN_DIRECTORY}/mirror.sock"
+REQUEST_LOG = f"{RUN_DIRECTORY}/requests.log"
 
 HOLDING_CLUSTER = "holding"
 HOLD_PATH = "/hold"
@@ -129,7 +132,8 @@ def gateway_scripts(
 def envoy_arguments(config: str = BOOTSTRAP_PATH, *, concurrency: int | None = None) -> list[str]:
     """Arguments of the `envoy` program for this configuration; concurrency None: one worker per CPU it may use."""
     workers = ["--concurrency", str(concurrency)] if concurrency else ["--cpuset-threads"]
-    return ["-c", config, *workers, "--drain-time-s", str(DRAIN_SECONDS), "--file-flush-interval-msec", "1000"]
+    flushed = ("--file-flush-interval-msec", str(FLUSHED_MILLISECONDS))
+    return ["-c", config, *workers, "--drain-time-s", str(DRAIN_SECONDS), *flushed]
 
 
 def _early_removals() -> Json:
@@ -297,7 +301,8 @@ def bootstrap(
     scripts: Mapping[str, str] | None = None,
     access_log: list[Json] | None = None,
     traces: TracingSettings = _NO_TRACES,
-    usage: Json | None = None,
+    requests: str = REQUEST_LOG,
+    count_usage: bool = False,
     tls: Tls | None = None,
     limits: ClientLimits = _LIMITS,
     tokens: Tokens | None = None,
@@ -308,18 +313,18 @@ def bootstrap(
     `memory`: bytes that Envoy's container may use, 0 where nobody says. `hold_seconds`: how long a request may wait for
     its adapter to be loaded. `tenants`: how whose a request is is found (tenancy.tenant_script).
     `traces`: where spans go (tracing.py).
-    `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `usage`: the access log by
-    which tokens are counted (usage.py), None where nobody counts them.
+    `scripts` replaces scripts by filter name; `access_log` replaces the JSON log on stdout. `requests`: the file that
+    the gateway process reads (requestlog.py). `count_usage`: every stream is asked for its usage.
     `tls`: the port for clients who speak TLS; the files that it names (tls.sources) must be there when Envoy starts.
     `limits`: what a client's connection may take (clientlimits.py).
     `tokens`: which are taken in the place of keys. `priorities`: full pools refuse who may wait.
     """
     chain = _connection_manager(
         {
-            **gateway_scripts(hold_seconds, tenants, count_usage=usage is not None, priorities=priorities),
+            **gateway_scripts(hold_seconds, tenants, count_usage=count_usage, priorities=priorities),
             **(scripts or {}),
         },
-        [*(stdout_log() if access_log is None else access_log), answers_log(), *([] if usage is None else [usage])],
+        [*(stdout_log() if access_log is None else access_log), request_log(requests)],
         traces,
         limits,
         tokens,

@@ -2,7 +2,8 @@
 
 Rules:
 - Envoy looks the host up by itself, and takes new connections where the name leads then (LOGICAL_DNS: such hosts stand
-  behind many addresses that come and go, and running streams must not end with theirs). No assignment is sent;
+  behind many addresses that come and go, and running streams must not end with theirs). No assignment is sent. A DNS
+  server that says nothing must not keep a starting Envoy from serving all other models: its start waits for none;
 - TLS from 1.2 on, the certificate must be of an authority that is trusted and name the host: before that not a byte is
   sent. Who is trusted is one file of the gateway's pod, the system's bundle unless the chart says otherwise;
 - a host that refuses (429) or fails is never ejected: there is no other one, and others' requests may still do;
@@ -54,6 +55,7 @@ def external_cluster(name: str, external: ExternalRoute, authorities: str) -> Js
         "connect_timeout": "5s",
         "dns_lookup_family": "ALL",
         "respect_dns_ttl": True,
+        "wait_for_warm_on_init": False,
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]},
         "transport_socket": believed(external.host, authorities),
     }
@@ -66,7 +68,7 @@ def sent_out(external: ExternalRoute) -> dict[str, str]:
 
 
 def price_text(pricing: ExternalPricing) -> str:
-    """Prices as the log of usage has them: of input, of cached input and of output, and the currency."""
+    """Prices as the request log has them: of input, of cached input and of output, and the currency."""
     prices = pricing.input_per_million, pricing.cached_input_per_million, pricing.output_per_million
     return " ".join([*("-" if price is None else repr(price) for price in prices), pricing.currency or "-"])
 

@@ -3,7 +3,7 @@
 Rules:
 - a body costs almost three times its size while it is rewritten and kept for another try (22 MB of heap for 8 MiB,
   measured), so a few dozen large ones would have the kernel end Envoy, and with it everybody's streams;
-- the heap may have HEAP_SHARE of the container's limit, from which what its log of usage may hold in memory is taken
+- the heap may have HEAP_SHARE of the container's limit, from which what its request log may hold in memory is taken
   first (gateway/options.py); the rest is for the program itself, for the scripts' copies,
   which are not counted as heap, and for what arrives before the next look (measured: 80 such bodies at once, on
   loopback, stay below 800 MiB of 1 GiB);

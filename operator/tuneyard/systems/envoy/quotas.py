@@ -1,7 +1,7 @@
 """How Envoy asks the gateway process for a tenant with limits (lua/quota.lua), and how it tells that a request ended.
 
-Every entry of Envoy's gRPC access log (answers.py) has the mark under which the request was asked for. What the log
-drops is not heard of: planning/quotas.py lets such a request end after a while.
+Every line of the request log (requestlog.py) has the mark under which the request was asked for. What an Envoy that is
+killed has not written is not heard of: planning/quotas.py lets such a request end after a while.
 Who leaves before an answer begins has had an engine read the prompt: that counts, or budgets would not hold for those
 who leave in time.
 """
@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from envoy.data.accesslog.v3 import accesslog_pb2
-
-from tuneyard.systems.envoy.accesslogs import METADATA
-from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN, Outcome, answer_of, tenant_of
+from tuneyard.systems.envoy.answers import BYTES_PER_TOKEN, ENGINE, Outcome, answer_of, tenant_of
 from tuneyard.systems.envoy.documents import script
+from tuneyard.systems.envoy.requestlog import Line, number
 
 QUOTA_PATH = "/quota"
 MARK_HEADER = "x-tuneyard-quota"
@@ -49,37 +47,26 @@ class Spent(NamedTuple):
         return self.prompt + self.completion
 
 
-def spent_of(entries: Iterable[accesslog_pb2.HTTPAccessLogEntry]) -> list[Spent]:
-    """What entries tell of requests that were asked for."""
-    found = []
-    for entry in entries:
-        metadata = entry.common_properties.metadata.filter_metadata
-        if METADATA in metadata and "quota" in metadata[METADATA].fields:
-            found.append(_spent(entry, metadata[METADATA].fields))
-    return found
+def spent_of(lines: Iterable[Line]) -> list[Spent]:
+    """What lines tell of requests that were asked for."""
+    return [_spent(line) for line in lines if line.quota]
 
 
-def _spent(entry: accesslog_pb2.HTTPAccessLogEntry, told: dict[str, object]) -> Spent:
-    mark, request = told["quota"].string_value, entry.request  # type: ignore[attr-defined]
-    tenant, size = tenant_of(request, told), request.request_body_bytes
-    usage = told["usage"].struct_value.fields if "usage" in told else {}  # type: ignore[attr-defined]
-    prompt, completion = (_number(usage, key) for key in ("prompt_tokens", "completion_tokens"))
-    if "whole" in usage:
+def _spent(line: Line) -> Spent:
+    mark, tenant, size = line.quota, tenant_of(line), number(line.received)
+    prompt, completion = number(line.prompt), number(line.completion)
+    if line.whole:
         return Spent(mark, tenant, size, prompt, completion, True)
-    chunks = int(told["chunks"].number_value) if "chunks" in told else 0  # type: ignore[attr-defined]
-    answered = entry.response.response_code_details == "via_upstream" and entry.response.response_code.value < 400
-    if not chunks and not answered and not _left(entry):
+    chunks = number(line.chunks)
+    answered = line.details == ENGINE and number(line.status) < 400
+    if not chunks and not answered and not _left(line):
         return Spent(mark, tenant, size, 0, 0, False)
     return Spent(mark, tenant, size, prompt or size // BYTES_PER_TOKEN, max(completion, chunks), False)
 
 
-def _left(entry: accesslog_pb2.HTTPAccessLogEntry) -> bool:
+def _left(line: Line) -> bool:
     """Whether its client did not wait for the answer of an engine that was asked."""
-    if not entry.common_properties.upstream_request_attempt_count:
+    if not number(line.attempt):
         return False
-    answer = answer_of(entry)
+    answer = answer_of(line)
     return answer is not None and answer.outcome is Outcome.CLIENT_LEFT
-
-
-def _number(fields: dict[str, object], key: str) -> int:
-    return int(fields[key].number_value) if key in fields else 0  # type: ignore[attr-defined]

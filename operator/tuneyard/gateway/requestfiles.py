@@ -1,28 +1,35 @@
-"""The files that Envoy writes usage into, and how far somebody has read them.
+"""The files that Envoy writes its request log into, and how far somebody has read them.
 
 Rules:
-- `usage.log` is what Envoy writes now. It is rotated by renaming it to `usage.<n>.log`, after which Envoy is asked to
-  open the name anew (POST /reopen_logs): until that file exists, the renamed one may still grow;
+- `requests.log` is what Envoy writes now. It is rotated by renaming it to `requests.<n>.log`, after which Envoy is
+  asked to open the name anew (POST /reopen_logs): until that file exists, the renamed one may still grow;
 - a place is (number, offset): the file of that number, or the current one, whose number is one more than the newest
   renamed one's. A rename changes no place;
 - only whole lines are read. What stands after the last line feed of a file that grows no more is half a line, of an
   Envoy that was killed while it wrote;
 - a file goes when everybody has read it, or when all together are over a limit: the volume is memory. One that goes
   before it was counted is emptied, which gives its room back even where Envoy still writes into it, and its name stays
-  as `usage.<n>.gone` until everybody is past it: numbers must go on after it, and Envoy be asked to open the name anew.
+  as `requests.<n>.gone` until everybody is past it: numbers must go on after it, and Envoy be asked to open the name
+  anew.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-CURRENT = "usage.log"
+CURRENT = "requests.log"
 VOLUME_BYTES = 96 << 20
 """What the volume with these files has room for, and so what they can ever take of the memory of Envoy's container."""
-_ROTATED = re.compile(r"usage\.(\d+)\.(log|gone)")
+UNCOUNTED_BYTES = 32 << 20
+"""What they take at most where nobody counts usage: then no file waits for anybody but the reader of answers."""
+ROTATE_BYTES = 4 << 20
+_LONGEST = 64 << 10
+"""Bytes that no line is longer than."""
+_ROTATED = re.compile(r"requests\.(\d+)\.(log|gone)")
 
 
 class Place(NamedTuple):
@@ -47,7 +54,7 @@ class Piece(NamedTuple):
     """Files that were removed before they were read."""
 
 
-class UsageFiles:
+class RequestFiles:
     """The files of one folder. Only one process rotates and removes them."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,11 +85,28 @@ class UsageFiles:
     def rotate(self) -> None:
         """Rename the current file; Envoy has to be asked to open it anew."""
         if self.current.exists():
-            self.current.rename(self._folder / f"usage.{self.newest()}.log")
+            self.current.rename(self._folder / f"requests.{self.newest()}.log")
 
     def reopened(self) -> bool:
         """Whether Envoy writes under the current name, as far as it has written at all."""
         return self.current.exists() or not self._renamed()
+
+    async def renew(self, reopen: Callable[[], Awaitable[object]]) -> None:
+        """Have Envoy begin a new file where the current one is large; `reopen` asks it to open the name anew."""
+        if not self.reopened():
+            await reopen()
+        elif self.size() >= ROTATE_BYTES:
+            self.rotate()
+            await reopen()
+
+    def end(self) -> Place:
+        """Where the next line begins that Envoy has not written yet, or has written by half."""
+        number, size = self.newest(), self.size()
+        if not size:
+            return Place(number, 0)
+        with self.current.open("rb") as file:
+            begin = file.seek(max(0, size - _LONGEST))
+            return Place(number, begin + file.read(size - begin).rfind(b"\n") + 1)
 
     def size(self) -> int:
         """Bytes of the current file."""
