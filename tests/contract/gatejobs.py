@@ -61,7 +61,7 @@ REFUSED_JOBS: list[tuple[Object, str]] = [
     (_keys_of_theirs("tuneyard-judge-key", "password"), "the keys tuneyard-judge-key"),
     (_build(serviceAccountName="default"), "whose pods are of tuneyard-agent"),
     (_build(hostPID=True), "neither a namespace of the host"),
-    (_build(initContainers=[_RESTRICTED]), "whose pods are of tuneyard-agent"),
+    (_build(initContainers=[{**_RESTRICTED, "name": "before"}]), "whose pods are of tuneyard-agent"),
     (_build(containers=[{"name": "c", "image": "x"}]), "a container whose privileges can grow"),
     (_build_env(secretKeyRef={"name": "theirs", "key": "k"}), "whose environment comes from elsewhere"),
     (_build_mounts(secret={"secretName": "theirs"}), "mount no Secret"),

@@ -38,7 +38,7 @@ def test_the_kind_is_waited_for_and_found(
         assert operator.ask("/readyz")[0] == 200
         assert operator.said().count("cannot follow /apis/leaderworkerset") == 1, "told once, not every few seconds"
         install_crds(operator_apiserver)
-        made = eventually(lambda: cluster.child(GROUPS), lambda: str(cluster.status("BaseModel", "base")))
+        made = eventually(lambda: cluster.child(GROUPS), operator.said)
         assert made["spec"]["leaderWorkerTemplate"]["size"] == 2
         eventually(
             lambda: cluster.condition("BaseModel", "base", "Ready") == ("False", "Resolving"),

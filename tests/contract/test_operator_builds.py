@@ -140,7 +140,8 @@ def test_it_waits_for_its_inputs_is_built_and_then_served(cluster: Cluster, oper
     def told() -> str:
         return str((cluster.status("ModelDeployment", "m").get("traffic") or [{}])[0].get("withheld"))
 
-    eventually(lambda: told() == "NoReadyEndpoint (BuildRunning)", lambda: f"who waits for it is told: {told()}", 30)
+    waits = "NoReadyEndpoint (BuildRunning): BaseModel merged is being built"
+    eventually(lambda: told().startswith(waits), lambda: f"who waits for it is told: {told()}", 30)
     assert cluster.child("apps/v1:deployments/merged-pool") is None
     report = BuildReport(step=1, phase="Building", percent=40, message="layer 12 of 30")
     where = f"/api/v1/namespaces/{cluster.namespace}/pods/{job['metadata']['name']}"

@@ -129,7 +129,11 @@ BAD: dict[str, tuple[str, Object, str]] = {
         with_volume({}),
         "an artifact volume must be exactly one of hostPath, persistentVolumeClaim; found 0",
     ),
-    "no-source": ("BaseModel", {"source": {}}, "source must be exactly one of volume, huggingFace, s3, image; found 0"),
+    "no-source": (
+        "BaseModel",
+        {"source": {}},
+        "source must be exactly one of volume, huggingFace, s3, image, build; found 0",
+    ),
     "path-that-leaves": (
         "LoRAAdapter",
         adapter_spec("base", "good/../../etc"),

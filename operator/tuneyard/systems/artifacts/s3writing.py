@@ -55,9 +55,10 @@ class S3Writer:
 
         Raises ArtifactError.
         """
-        with self._errors(f"{self._at.what}{name}"):
-            self._at.client().upload_file(
-                str(file), self._at.bucket, self._at.prefix + name, Callback=came, Config=_PARTS
+        # opened here: boto leaves its own file open where `came` raises
+        with self._errors(f"{self._at.what}{name}"), file.open("rb") as body:
+            self._at.client().upload_fileobj(
+                body, self._at.bucket, self._at.prefix + name, Callback=came, Config=_PARTS
             )
 
     def get(self, name: str) -> bytes | None:

@@ -233,6 +233,10 @@ class Informer:
                 self._failed(error)
                 state.refused(error)
                 continue
+            if not self.served:
+                # the kind has come since the list, which found none: only a list tells that, and from when on to watch
+                stream.close()
+                raise ApiException(status=410, reason="Gone")
             watched = state.watching(Stream(stream, self._stopping, state))
             if self._stopping.is_set():
                 # stop() may have looked for a stream to hang up a moment too early
