@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from tests.builders import T0
 from tuneyard.api.autoscaling import Autoscaling, ScalingStatus
 from tuneyard.planning.autoscaling import Measured, Metric, PoolNow, decide, least_replicas, most_replicas, targets_of
 
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "30"))
 _TARGETS = st.fixed_dictionaries(
     {},
     optional={
@@ -62,6 +65,7 @@ _POOLS = st.builds(
 _WHOLE = st.frozensets(st.sampled_from(list(Metric)))
 
 
+@hypothesis_settings(max_examples=EXAMPLES, deadline=None)
 @given(settings(), _LOADS, _POOLS, _STATES, _WHOLE)
 def test_bounds_hold_always(
     given_: Autoscaling, load: dict[Metric, float], pool: PoolNow, state: ScalingStatus, whole: frozenset[Metric]
@@ -73,6 +77,7 @@ def test_bounds_hold_always(
     assert found.state.peaks is None or len(found.state.peaks) <= 12
 
 
+@hypothesis_settings(max_examples=EXAMPLES, deadline=None)
 @given(settings(), _LOADS, _POOLS, _STATES, _WHOLE)
 def test_what_is_not_known_lowers_nothing(
     given_: Autoscaling, load: dict[Metric, float], pool: PoolNow, state: ScalingStatus, whole: frozenset[Metric]
@@ -83,6 +88,7 @@ def test_what_is_not_known_lowers_nothing(
         assert found.wanted >= min(most_replicas(given_), max(1, pool.replicas))
 
 
+@hypothesis_settings(max_examples=EXAMPLES, deadline=None)
 @given(settings(), _LOADS, st.floats(1, 10), _POOLS, _STATES)
 def test_more_of_everything_never_gives_fewer(
     given_: Autoscaling, load: dict[Metric, float], factor: float, pool: PoolNow, state: ScalingStatus
@@ -96,6 +102,7 @@ def test_more_of_everything_never_gives_fewer(
     assert high.wanted >= low.wanted
 
 
+@hypothesis_settings(max_examples=EXAMPLES, deadline=None)
 @given(settings(), st.lists(_LOADS, min_size=1, max_size=12), st.integers(1, 20))
 def test_nothing_comes_and_goes_within_a_window(
     given_: Autoscaling, loads: list[dict[Metric, float]], replicas: int

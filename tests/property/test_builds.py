@@ -24,7 +24,7 @@ from tuneyard.planning.plan import Apply
 
 MERGED = "merged"
 Happens = Callable[[BuildWorld, Operator], object]
-EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("TUNEYARD_EXAMPLES", "4"))
 
 
 def merged(name: str = MERGED) -> BaseModelResource:
