@@ -108,8 +108,11 @@ class Endings:
                 self._read_to(piece.end)
                 continue
             for at in range(0, len(piece.lines), AT_A_TIME):
-                began = clock()
-                self._ended(lines_of(piece.lines[at : at + AT_A_TIME]))
+                began, some = clock(), piece.lines[at : at + AT_A_TIME]
+                self._ended(lines_of(some))
+                # at once: whoever ends the reading in the pause that follows must not hear of these again
+                read = sum(len(line) + 1 for line in some)
+                self._read_to(self.place._replace(offset=self.place.offset + read))
                 await asyncio.sleep(clock() - began)
             self._read_to(piece.end)
 

@@ -123,3 +123,13 @@ async def test_a_folder_that_is_gone_is_told_once_and_looked_for_again(
     await eventually(lambda: ears.ids == ["r0"], "it goes on")
     await ears.endings.close()
     assert caplog.text.count("cannot be read") == 1
+
+
+async def test_nothing_is_heard_twice_where_the_reading_ends_between_two_pieces(tmp_path: Path) -> None:
+    ears = Ears(tmp_path)
+    ears.wrote(*(f"r{number}" for number in range(3 * endings.AT_A_TIME)))
+    reading = asyncio.create_task(ears.endings.look())
+    await eventually(lambda: bool(ears.ids), "some are heard")
+    reading.cancel()
+    await ears.endings.close()
+    assert ears.ids == [f"r{number}" for number in range(3 * endings.AT_A_TIME)]
