@@ -270,7 +270,8 @@ class ServingSpec(EngineSettings):
                 cel(
                     "!has(self.extraArgs) || (has(self.engine) && self.engine != 'vllm') || "
                     f"{_sets_none_of(FIELD_ARGUMENTS)}",
-                    "extraArgs may not set what has a field of its own: see docs/howto/engine-settings.md",
+                    "extraArgs may not set what has a field of its own (docs/howto/engine-settings.md); for an engine other than "
+                    "vllm, name it in this block: engine",
                 ),
                 cel(
                     "!has(self.nodesPerReplica) || !has(self.tensorParallelSize) || !has(self.pipelineParallelSize) || "

@@ -109,12 +109,19 @@ class Endings:
                 continue
             for at in range(0, len(piece.lines), AT_A_TIME):
                 began, some = clock(), piece.lines[at : at + AT_A_TIME]
-                self._ended(lines_of(some))
+                self._tell(lines_of(some))
                 # at once: whoever ends the reading in the pause that follows must not hear of these again
                 read = sum(len(line) + 1 for line in some)
                 self._read_to(self.place._replace(offset=self.place.offset + read))
                 await asyncio.sleep(clock() - began)
             self._read_to(piece.end)
+
+    def _tell(self, lines: list[Line]) -> None:
+        """Whatever a listener makes of a line, it must neither end the reading nor stop it there for ever."""
+        try:
+            self._ended(lines)
+        except Exception:  # noqa: BLE001
+            _log.exception("the ends of %d requests are not told", len(lines))
 
     def _read_to(self, place: Place) -> None:
         self.place = place

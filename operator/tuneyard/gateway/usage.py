@@ -148,12 +148,12 @@ class Usage:
         took, problem = 0.0, ""
         try:
             took = await self.count()
-        except OSError as error:
-            problem = str(error)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is told, and tried again
+            problem = str(error) or type(error).__name__
         try:
             await self._tidy(counts=not problem)
-        except OSError as error:
-            problem = problem or str(error)
+        except Exception as error:  # noqa: BLE001
+            problem = problem or str(error) or type(error).__name__
         if problem:
             self._stopped_since = self._stopped_since or time.monotonic()
             if problem != self._told:  # once, not at every turn

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from tuneyard.api.memorydemand import MemoryDemand
+from tuneyard.api.serving import FIELD_ARGUMENTS
 from tuneyard.planning.enginepresets import engine_of
 from tuneyard.planning.quantities import whole
 from tuneyard.planning.resolvedserving import GPU, Serving
@@ -10,6 +13,9 @@ from tuneyard.planning.settings import Settings
 
 NODE_LABEL = "nvidia.com/gpu.memory"
 """Of NVIDIA's feature discovery: MiB of one GPU of the node."""
+_CHANGE_MEMORY = frozenset(
+    {*FIELD_ARGUMENTS, "--cpu-offload-gb", "--kv-cache-memory-bytes", "--hf-overrides", "--load-format"}
+)
 _CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 """Of vLLM's CPU build: GiB of its KV cache."""
 _UTILIZATION = 0.92
@@ -64,8 +70,12 @@ def _cpu_cache(serving: Serving, settings: Settings) -> int | None:
 def checked_demand(serving: Serving, settings: Settings) -> MemoryDemand | None:
     """What a pod compares with its base before the engine starts; None where there is nothing to compare.
 
-    Pods of which nothing new is asked are told nothing, so that they stay as they are.
+    Pods of which nothing new is asked are told nothing, so that they stay as they are; nor those whose extraArgs say
+    something of memory, which the estimate does not know: a pool is refused for what is certain alone.
     """
+    flags = (re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-") for argument in serving.extra_args)
+    if not _CHANGE_MEMORY.isdisjoint(flags):
+        return None
     demand = memory_demand(serving, settings)
     if demand.gpu_memory is None and demand.pipeline_parallel_size == 1 and not demand.expert_parallel:
         return None

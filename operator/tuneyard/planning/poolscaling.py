@@ -22,6 +22,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.planning.autoscaling import LOOK, PoolNow, bounded, decide, least_replicas
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, serves
 from tuneyard.planning.ownership import owns
+from tuneyard.planning.podgroups import LEADER_WORKER_SET
 from tuneyard.planning.poolload import measured, uses_of
 from tuneyard.planning.poolreplicas import pool_status
 from tuneyard.planning.pools import Pool, belongs
@@ -58,6 +59,9 @@ def next_pool_scale(
     """How many pods the pool has from now on; `deployment`: its Deployment, `frozen`: it is not applied now."""
     if pool.serving.scales_outside:
         replicas = 1 if deployment is None else deployment.replicas
+        if keeps_replicas(deployment):
+            # nobody has taken it over yet, and autoscalers leave alone what has none
+            replicas = max(1, replicas)
         return PoolScale(_with(pool, replicas))
     settings, told = pool.serving.scaled, pool_status(base, pool.name)
     if settings is None:
@@ -92,7 +96,9 @@ def _current(settings: Autoscaling, pool: Pool, before: int | None, deployment: 
     if before is not None:
         return max(1, before)
     if deployment is not None and not deployment.deleted and deployment.replicas:
-        return bounded(settings, deployment.replicas)
+        # groups of pods are replaced with one more beside them (grouprolling.py)
+        surge = deployment.kind == LEADER_WORKER_SET[1] and deployment.old_replicas > 0
+        return bounded(settings, deployment.replicas - surge)
     return bounded(settings, pool.serving.replicas)
 
 

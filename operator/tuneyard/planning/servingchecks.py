@@ -19,6 +19,7 @@ from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning import engines
+from tuneyard.planning.autoscaling import Metric, targets_of
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.quantities import is_quantity
 from tuneyard.planning.ranks import EXECUTOR
@@ -54,6 +55,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or engine_cannot(serving)
         or nodes_do_not_fit(serving)
         or draft_not_on_a_volume(serving)
+        or targets_not_measured(serving)
         or unsupported_setting(serving, settings.images.vllm)
     )
 
@@ -238,6 +240,18 @@ def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: b
     )
     words = f"serving.nodesPerReplica {serving.nodes_per_replica}: {how} (docs/howto/multi-node.md)"
     return Problem(Reason.LEADER_WORKER_SET_MISSING, words)
+
+
+def targets_not_measured(serving: Serving) -> Problem | None:
+    """Targets about numbers that the engine does not tell as vLLM does: the pool would not grow by them, nor shrink."""
+    if serving.autoscaling is None or serving.engine in ("vllm", "custom"):
+        return None
+    given = targets_of(serving.autoscaling.targets)
+    for metric in (Metric.WAITING, Metric.KV_CACHE, Metric.TOKENS):
+        if metric in given:
+            words = f"engine {serving.engine} does not tell what serving.autoscaling.targets.{metric.value} goes by"
+            return Problem(Reason.ENGINE_UNSUITABLE, f"{words}: use inFlightRequests or ttft")
+    return None
 
 
 def draft_not_on_a_volume(serving: Serving) -> Problem | None:

@@ -20,6 +20,7 @@ from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import MAX_VERDICTS, RolloutStatus, Verdict
 from tuneyard.api.schema import seconds
+from tuneyard.planning.built import as_built
 from tuneyard.planning.children import template_hash
 from tuneyard.planning.loraadapter import INCOMPATIBLE
 from tuneyard.planning.observations import PodObservation, Problem, problem_of
@@ -123,7 +124,9 @@ def _own_pods(seen: Seen, state: RevisionState) -> list[PodObservation]:
     if state.base is None or state.violation is not None or not any(p.problem for p in state.pods):
         return []
     pool = pool_for(state.base, seen.deployment, state.revision)
-    return [p for p in state.pods if p.wanted_as in ("", template_hash(pool, state.base, seen.settings))]
+    # pods are made from what a build has made, the pool's volumes from the base as it is written
+    mark = template_hash(pool, as_built(state.base) or state.base, seen.settings)
+    return [p for p in state.pods if p.wanted_as in ("", mark)]
 
 
 def _lasts(state: RevisionState) -> bool:

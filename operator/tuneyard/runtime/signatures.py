@@ -67,7 +67,13 @@ def signature(item: Object) -> object:
     status = item.get("status") or {}
     pools = tuple((str(p.get("name")), str(p.get("progress"))) for p in status.get("pools") or ())
     conditions = tuple(tuple(c.get(f) for f in ("type", "status", "reason")) for c in status.get("conditions") or ())
-    return identity(item), status.get("digest"), pools, conditions
+    return identity(item), status.get("digest"), pools, conditions, pool_sizes(item)
+
+
+def pool_sizes(item: Object) -> object:
+    """How many pods a BaseModel's status gives its pools that are scaled by load: places for adapters go by that."""
+    pools = (item.get("status") or {}).get("pools") or ()
+    return tuple((str(p.get("name")), p.get("wantedReplicas"), p.get("replicas")) for p in pools)
 
 
 def reasons(item: Object) -> set[str]:

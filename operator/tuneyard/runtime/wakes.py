@@ -37,6 +37,7 @@ from tuneyard.runtime.signatures import (
     changed_adapters,
     identity,
     orders,
+    pool_sizes,
     reasons,
     references,
     said_of_adapters,
@@ -277,10 +278,12 @@ class Wakes:
         return [] if now == before else [Key(kind, key.namespace, name) for kind, name in served]
 
     def _places_change(self, key: Key, change: Change, item: Object, bases: Iterable[Key]) -> None:
-        """Forget who has a place where what decides it has changed: not a status, which is written all the time."""
+        """Forget who has a place where what decides it has changed. Of a status, which is written all the time,
+        that is the number of a pool's pods alone.
+        """
         before = self._placing.pop(key, None)
         if change != "DELETED":
-            self._placing[key] = identity(item)
+            self._placing[key] = (identity(item), pool_sizes(item))
         if before != self._placing.get(key):
             self._world.places.changed(bases)
 

@@ -14,6 +14,7 @@ from tests.unit.gateway.test_usage import line
 from tuneyard.gateway import endings, requestfiles
 from tuneyard.gateway.endings import Endings, EndingsMetrics
 from tuneyard.gateway.requestfiles import Place, RequestFiles
+from tuneyard.systems.envoy import requestlog
 from tuneyard.systems.envoy.requestlog import Line
 
 
@@ -133,3 +134,26 @@ async def test_nothing_is_heard_twice_where_the_reading_ends_between_two_pieces(
     reading.cancel()
     await ears.endings.close()
     assert ears.ids == [f"r{number}" for number in range(3 * endings.AT_A_TIME)]
+
+
+async def test_what_a_listener_stumbles_over_stops_nobody(tmp_path: Path) -> None:
+    ears, stumbles = Ears(tmp_path), [True]
+
+    def ended(lines: Sequence[Line]) -> None:
+        if stumbles:
+            stumbles.clear()
+            raise OverflowError("a number beyond counting")
+        ears.ended(lines)
+
+    hearing = Endings(ears.files, ended, EndingsMetrics(CollectorRegistry()))
+    ears.wrote("r0")
+    await hearing.look()
+    ears.wrote("r1")
+    await hearing.look()
+    assert ears.ids == ["r1"]
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-3", "9e99", ""])
+def test_counts_that_nobody_can_count_are_none(text: str) -> None:
+    assert requestlog.number(text) == 0
+    assert requestlog.number("12.0") == 12

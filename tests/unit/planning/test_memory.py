@@ -254,3 +254,12 @@ def test_pods_of_which_nothing_new_is_asked_are_told_nothing():
     told = checked_demand(resolved_serving(ServingSpec(pipeline_parallel_size=2)), Settings())
     assert told is not None
     assert (told.pipeline_parallel_size, told.max_loras, told.gpu_memory) == (2, 8, None)
+
+
+@pytest.mark.parametrize("argument", ["--quantization=fp8", "--cpu_offload_gb", "--hf-overrides.rope"])
+def test_what_extra_arguments_say_of_memory_is_not_known_better(argument):
+    spec = ServingSpec(gpu_memory="24Gi", extra_args=[argument])
+    assert checked_demand(resolved_serving(spec), Settings()) is None
+    assert (
+        checked_demand(resolved_serving(spec.model_copy(update={"extra_args": ["--seed=1"]})), Settings()) is not None
+    )

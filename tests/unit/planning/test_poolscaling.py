@@ -250,3 +250,4 @@ def test_a_number_that_only_the_operator_has_set_stays_until_somebody_else_sets_
     mine = outside(theirs, 5, "f:replicas")
     assert replicas(planned(mine)) == [5], "left out it would fall back to 1"
     assert replicas(planned(outside(theirs, 7))) == [], "somebody has: it is theirs"
+    assert replicas(planned(outside(theirs, 0, "f:replicas"))) == [1], "autoscalers leave alone what has none"

@@ -13,7 +13,7 @@ from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.enginepresets import Engine, engine_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
-from tuneyard.planning.servingchecks import violation
+from tuneyard.planning.servingchecks import targets_not_measured, violation
 from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version, unsupported_setting
 from tuneyard.planning.settings import Settings
 
@@ -193,3 +193,18 @@ def test_a_draft_stays_on_a_declared_volume(speculative, reason):
 def test_how_a_base_cannot_be_divided(demand, experts, words):
     found = unfit_for_base(ModelSize(dtype="bfloat16", layers=4, experts=experts), MemoryDemand(**demand))
     assert (found and found.message) == words
+
+
+@pytest.mark.parametrize(
+    ("engine", "targets", "words"),
+    [
+        ("vllm", {"waitingRequests": 2}, None),
+        ("llamaCpp", {"inFlightRequests": 8}, None),
+        ("llamaCpp", {"inFlightRequests": 8, "kvCacheUtilization": 70}, "targets.kvCacheUtilization goes by"),
+        ("sglang", {"waitingRequests": 2}, "use inFlightRequests or ttft"),
+    ],
+)
+def test_a_pool_is_not_scaled_by_what_its_engine_does_not_tell(engine, targets, words):
+    told = targets_not_measured(serving(engine=engine, autoscaling={"maxReplicas": 4, "targets": targets}))
+    assert (told is None) == (words is None)
+    assert told is None or (told.reason is Reason.ENGINE_UNSUITABLE and words in told.message)

@@ -261,6 +261,7 @@ def test_who_has_a_place_is_worked_out_once_per_change_that_decides_it(scene: Sc
         lambda: scene.adapter("three", change="DELETED"),
         lambda: scene.deployment("new", {"v1": ("base", "one")}),
         lambda: scene.base("base", "MODIFIED", generation=2),
+        lambda: scene.base("base", "MODIFIED", generation=2, status={"pools": [{"name": "base", "wantedReplicas": 3}]}),
         lambda: plan_of(scene, "one"),
     ):
         before = places()

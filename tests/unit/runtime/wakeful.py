@@ -53,9 +53,17 @@ class Scene:
         informer._tell(change, json.loads(json.dumps(item)))
         return set(self.others)
 
-    def base(self, name: str, change: Change = "ADDED", serving: Object | None = None, **metadata: Any) -> set[Key]:
+    def base(
+        self,
+        name: str,
+        change: Change = "ADDED",
+        serving: Object | None = None,
+        *,
+        status: Object | None = None,
+        **metadata: Any,
+    ) -> set[Key]:
         spec = {"source": {"volume": {"name": "v", "path": name}}, **({"serving": serving} if serving else {})}
-        item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec}
+        item = {"metadata": {"name": name, "generation": 1, **metadata}, "spec": spec, "status": status or {}}
         return self.tell(self.world.base_models.informer, change, item)
 
     def adapter(

@@ -152,6 +152,8 @@ _COMMANDS = Line(
     completion=_told("usage:completion_tokens"),
     whole=_told("usage:whole"),
 )
+_UNCOUNTABLE = float(1 << 53)
+"""From there on a double does not tell neighbours apart; infinity is above it, too."""
 _BEGIN = BEGIN.encode()
 
 
@@ -188,5 +190,8 @@ def after_half(text: bytes) -> bytes | None:
 
 
 def number(text: str) -> int:
-    """A count as Envoy prints it; 0 where it says nothing."""
-    return int(float(text)) if text else 0
+    """A count as Envoy prints it; 0 where it says nothing, or what an engine made up and nobody can count. Raises
+    ValueError for what is no number.
+    """
+    value = float(text or 0)
+    return int(value) if 0 <= value < _UNCOUNTABLE else 0
