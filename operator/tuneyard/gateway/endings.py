@@ -17,10 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter
 
+from tuneyard.gateway.background import ended
 from tuneyard.gateway.requestfiles import Place, RequestFiles
 from tuneyard.systems.envoy.requestlog import Line, after_half, line_of
 
@@ -73,10 +73,7 @@ class Endings:
 
     async def close(self) -> None:
         """Read what is there; never fails."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await ended(self._task)
         try:
             await self.look()
         except OSError as error:

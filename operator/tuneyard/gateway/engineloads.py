@@ -22,6 +22,7 @@ import aiohttp
 
 from tuneyard.api import names
 from tuneyard.api.documents import EngineLoad
+from tuneyard.gateway.background import ended
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.engines.loads import EngineCounts, counts_in
 
@@ -123,9 +124,7 @@ class EngineLoads:
 
     async def close(self) -> None:
         """Ask nobody any more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        await ended(self._asking)
         if self._session is not None:
             await self._session.close()
 

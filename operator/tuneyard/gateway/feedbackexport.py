@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.api.feedback import FeedbackRecord
+from tuneyard.gateway.background import ended
 from tuneyard.gateway.bucketwriting import BucketWriting, Writer
 
 EVERY = 60.0
@@ -103,10 +104,7 @@ class FeedbackExport:
 
     async def close(self, within: float = LEAVING) -> None:
         """Write what waits, as far as that is possible in so many seconds; the rest is lost and counted."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await ended(self._task)
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._write_all()

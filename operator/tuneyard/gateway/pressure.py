@@ -22,6 +22,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
 
 from tuneyard.api.base import ApiModel
+from tuneyard.gateway.background import ended
 from tuneyard.planning.priorities import PoolLimits
 from tuneyard.planning.routes import ModelRoutes
 from tuneyard.systems.envoy.loads import INTERVAL, Load
@@ -157,9 +158,7 @@ class Pressure:
 
     async def close(self) -> None:
         """Ask nobody any more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        await ended(self._asking)
         if self._session is not None:
             await self._session.close()
 

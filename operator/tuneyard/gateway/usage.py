@@ -27,6 +27,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from tuneyard.api.usage import Outcome, UsageRecord
+from tuneyard.gateway.background import ended
 from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.requestfiles import NOWHERE, Place, RequestFiles
 from tuneyard.planning.usage import Tokens, UsageKey, UsageSums, key_of, tokens_of
@@ -112,10 +113,7 @@ class Usage:
 
     async def close(self) -> None:
         """Count everything that has ended; never fails."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await ended(self._task)
         # Envoy writes what it has kept back just after it has opened the file anew, and has done that when it opens it
         # once more
         try:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from tuneyard.gateway.background import ended
 from tuneyard.gateway.bucketwriting import BucketWriting, Writer
 from tuneyard.gateway.keptstate import KeptState
 from tuneyard.gateway.requestfiles import Place, RequestFiles
@@ -101,10 +102,7 @@ class UsageExport:
 
         The rest stays for the next process, if there is one: with the pod its volume goes, and what is on it.
         """
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await ended(self._task)
         try:
             async with asyncio.timeout(within):
                 await self.write_all()
