@@ -10,7 +10,6 @@ adapters takes a while. Rules:
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from tuneyard.planning.demand import DemandView
 from tuneyard.planning.observations import ChildObservation
 from tuneyard.planning.pools import holders, plan_of, pool_of, serving_of
 from tuneyard.runtime.keys import BASE_MODEL, Key
+from tuneyard.runtime.pace import Pace
 from tuneyard.runtime.world import CONFIG_MAP, World
 
 LOOKING = 0.9
@@ -44,18 +44,14 @@ class Growing:
 
     def __init__(self, world: World, clock: Callable[[], float] = time.monotonic) -> None:
         self._world = world
-        self._clock = clock
-        self._looked = -math.inf
+        self._pace = Pace(LOOKING, clock)
         self._lock = threading.Lock()
         self._known: dict[growth.PoolKey, _Known] = {}
 
     def concerned(self, demand: DemandView) -> list[Key]:
         """The BaseModels that should look again."""
-        with self._lock:
-            now = self._clock()
-            if now - self._looked < LOOKING:
-                return []
-            self._looked = now
+        if not self._pace.due():
+            return []
         asked = self._world.deployments.all(d for d in demand.asked() if self._world.in_scope(d[0]))
         loads = {pool: load for pool, load in growth.pool_loads(asked, demand).items() if load.hottest > growth.QUIET}
         keys = (self._grows(pool, load, asked) for pool, load in loads.items())

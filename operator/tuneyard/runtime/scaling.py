@@ -9,8 +9,6 @@ Gateways tell something new every second. Rules:
 
 from __future__ import annotations
 
-import math
-import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from tuneyard.planning.poolreplicas import pool_status, scaled_by
 from tuneyard.planning.pools import pool_of, serving_of
 from tuneyard.planning.resolvedserving import Serving
 from tuneyard.runtime.keys import BASE_MODEL, Key
+from tuneyard.runtime.pace import Pace
 from tuneyard.runtime.world import World
 
 LOOKING = 0.9
@@ -43,18 +42,13 @@ class Scaling:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._world = world
-        self._clock = clock
+        self._pace = Pace(LOOKING, clock)
         self._now = now
-        self._looked = -math.inf
-        self._lock = threading.Lock()
 
     def concerned(self, demand: DemandView) -> list[Key]:
         """The BaseModels that should look again."""
-        with self._lock:
-            now = self._clock()
-            if now - self._looked < LOOKING:
-                return []
-            self._looked = now
+        if not self._pace.due():
+            return []
         keys = dict.fromkeys((*demand.asked(), *demand.waited_for()))
         asked = self._world.deployments.all(k for k in keys if self._world.in_scope(k[0]))
         found = (self._grows(pool, uses, demand) for pool, uses in _by_pool(asked).items())
