@@ -12,7 +12,18 @@ from pydantic import ConfigDict, Field
 from tuneyard.api.base import ApiModel
 from tuneyard.api.schema import Digest, Duration, Name, ObjectName, Quantity, cel, exactly_one
 from tuneyard.api.serving import Resources, Toleration
-from tuneyard.api.sources import HuggingFaceSource, S3Source, SecretReference, Source, Url, VolumeSource
+from tuneyard.api.sources import (
+    BUCKET_PATTERN,
+    REPOSITORY_PATTERN,
+    BucketRegion,
+    BucketServer,
+    HuggingFaceSource,
+    S3Source,
+    SecretReference,
+    Source,
+    Url,
+    VolumeSource,
+)
 
 BUILT_VOLUME = "tuneyard-built"
 """Name of the volume of a pool that serves what was built onto a claim: no volume of artifactVolumes may have it."""
@@ -63,12 +74,12 @@ class OutputBucket(ApiModel):
         str,
         Field(
             max_length=900,
-            pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$",
+            pattern=BUCKET_PATTERN,
             description="For example s3://models/built/: results get folders of their own below it.",
         ),
     ]
-    endpoint: Annotated[Url | None, Field(description="The server; default: Amazon's.")] = None
-    region: Annotated[str | None, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] = None
+    endpoint: BucketServer = None
+    region: BucketRegion = None
     credentials: Annotated[
         SecretReference | None,
         Field(description="As of an S3 source; they must allow to write, and to read by the pools' agents."),
@@ -78,7 +89,7 @@ class OutputBucket(ApiModel):
 class OutputRepository(ApiModel):
     """A model repository of the Hugging Face Hub, or of a mirror of it, that there is already."""
 
-    repo: Annotated[str, Field(max_length=193, pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    repo: Annotated[str, Field(max_length=193, pattern=REPOSITORY_PATTERN)]
     endpoint: Annotated[Url | None, Field(description="A mirror; default: https://huggingface.co.")] = None
     credentials: Annotated[SecretReference, Field(description="Secret with the key token, which may write.")]
 

@@ -14,8 +14,16 @@ from tuneyard.api.schema import Name, ObjectName, cel, exactly_one
 
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 """A Git commit: the only revision on a hub that cannot move."""
+REPOSITORY_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""A repository on a hub."""
+BUCKET_PATTERN = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$"
+"""A bucket, or a prefix in it."""
 
 Url = Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+
+
+BucketServer = Annotated[Url | None, Field(description="The server; default: Amazon's.")]
+BucketRegion = Annotated[str | None, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")]
 
 
 class VolumeSource(ApiModel):
@@ -41,7 +49,7 @@ class HuggingFaceSource(ApiModel):
         str,
         Field(
             max_length=193,
-            pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
+            pattern=REPOSITORY_PATTERN,
             description="For example meta-llama/Llama-3.1-8B-Instruct.",
         ),
     ]
@@ -77,12 +85,12 @@ class S3Source(ApiModel):
         str,
         Field(
             max_length=1024,
-            pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$",
+            pattern=BUCKET_PATTERN,
             description="For example s3://models/acme-support/v3/: every object under the prefix.",
         ),
     ]
-    endpoint: Annotated[Url | None, Field(description="The server; default: Amazon's.")] = None
-    region: Annotated[str | None, Field(max_length=64, pattern=r"^[A-Za-z0-9-]+$")] = None
+    endpoint: BucketServer = None
+    region: BucketRegion = None
     credentials: Annotated[
         SecretReference | None,
         Field(
