@@ -9,7 +9,6 @@ Blocking; the agent calls it in a thread. Rules:
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import threading
@@ -32,7 +31,7 @@ from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.gguf import GgufBase
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
-from tuneyard.systems.artifacts.basefiles import base_config, base_tensors
+from tuneyard.systems.artifacts.basefiles import MOST_CONFIG, base_config, base_tensors, read_json
 from tuneyard.systems.artifacts.copying import MOST_FILES, copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
@@ -46,7 +45,6 @@ from tuneyard.systems.artifacts.safetensors import Entry, check_finite, read_hea
 
 _log = logging.getLogger(__name__)
 
-_MOST_CONFIG = 1 << 20
 _MOST_WEIGHTS = 16 << 30
 _MOST_FOLDER = 2 * _MOST_WEIGHTS
 """Of all files, which are hashed for the digest whatever an engine needs of them."""
@@ -181,7 +179,7 @@ class Shelf:
                     f"safe_serialization=True as {WEIGHTS}",
                 )
             raise ArtifactError(Reason.FILES_MISSING, f"{WEIGHTS} is missing: copy the whole adapter")
-        for name, most in ((CONFIG, _MOST_CONFIG), (WEIGHTS, _MOST_WEIGHTS)):
+        for name, most in ((CONFIG, MOST_CONFIG), (WEIGHTS, _MOST_WEIGHTS)):
             with opened(folder, name) as file:
                 if file.seek(0, 2) > most:
                     raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is larger than {most} bytes: no adapter's is")
@@ -192,7 +190,7 @@ class Shelf:
     def _checked(self, planned: PlannedAdapter, copy: Path, found: FolderDigest, added: Mapping[str, int]) -> Prepared:
         """The adapter in `copy`, after every check; raises ArtifactError with all that is wrong."""
         with self._examining:
-            config = _json(copy, CONFIG)
+            config = read_json(copy, CONFIG)
             entries = read_header(copy, WEIGHTS)
             wrong = violations(config, [entry.tensor for entry in entries], self.base, self.max_rank, added)
         if wrong:
@@ -249,18 +247,4 @@ def read_base(folder: Path) -> BaseFacts:
 def _beginning(folder: Path, name: str) -> str:
     """As much of a file as is looked at."""
     with opened(folder, name) as file:
-        return file.read(_MOST_CONFIG).decode(errors="replace")
-
-
-def _json(folder: Path, name: str) -> object:
-    """The JSON of a small file; raises ArtifactError (InvalidConfig)."""
-    with opened(folder, name) as file:
-        raw = file.read(_MOST_CONFIG + 1)
-    try:
-        if len(raw) > _MOST_CONFIG:
-            raise ValueError("it is too large")
-        found: object = json.loads(raw.decode())
-        json.dumps(found, ensure_ascii=False).encode()  # halves of characters, which no status can hold
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
-    return found
+        return file.read(MOST_CONFIG).decode(errors="replace")

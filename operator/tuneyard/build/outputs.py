@@ -27,6 +27,7 @@ from tuneyard.api.sources import S3Source, Source
 from tuneyard.build.errors import BuildError, StoppedError
 from tuneyard.build.inputs import Read, fetched
 from tuneyard.systems.artifacts.arriving import unwritable
+from tuneyard.systems.artifacts.download import sync
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, list_files
 from tuneyard.systems.artifacts.remote import Credentials, UnreachableError, remote_of
 from tuneyard.systems.artifacts.s3writing import S3Writer
@@ -126,7 +127,7 @@ class VolumeOutput:
                     scratch.rename(target)
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
-                _sync(self._root)
+                sync(self._root)
         except OSError as error:
             raise unwritable(
                 self._root, result.key, 0, error, disk="build.output's volume", remedy="make it larger"
@@ -155,7 +156,7 @@ class VolumeOutput:
             place.chmod(0o444)
         for here, _, _ in os.walk(scratch):
             Path(here).chmod(0o755)
-            _sync(Path(here))
+            sync(Path(here))
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -259,11 +260,3 @@ def _text(path: Path) -> str | None:
         return path.read_text()
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

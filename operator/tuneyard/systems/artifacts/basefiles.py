@@ -17,7 +17,8 @@ from tuneyard.systems.artifacts.remote import Remote, RemoteFile
 from tuneyard.systems.artifacts.safetensors import Entry, entries_of, header_length, read_header
 
 CONFIG = "config.json"
-_MOST_CONFIG = 1 << 20
+MOST_CONFIG = 1 << 20
+"""Bytes of the largest configuration that is read."""
 _HEADER = 64 << 20
 
 Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
@@ -25,9 +26,13 @@ Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
 
 def base_config(folder: Path) -> dict[str, Any]:
     """config.json of a base; raises ArtifactError."""
-    with opened(folder, CONFIG) as file:
-        raw = file.read(_MOST_CONFIG + 1)
-    return _config(raw)
+    return _config(read_json(folder, CONFIG))
+
+
+def read_json(folder: Path, name: str) -> object:
+    """The JSON of a small file; raises ArtifactError (InvalidConfig)."""
+    with opened(folder, name) as file:
+        return _json(file.read(MOST_CONFIG + 1), name)
 
 
 def base_tensors(folder: Path) -> Tensors:
@@ -46,9 +51,9 @@ def read_remote(remote: Remote) -> ModelSize:
     files = {file.path: file for file in remote.files()}
     if CONFIG not in files:
         raise ArtifactError(Reason.FILES_MISSING, f"{remote.what} has no {CONFIG}: it is no base model")
-    if files[CONFIG].size > _MOST_CONFIG:
-        raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {_MOST_CONFIG} bytes: no base's is")
-    config = _config(_bytes(remote, files[CONFIG], 0, files[CONFIG].size))
+    if files[CONFIG].size > MOST_CONFIG:
+        raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {MOST_CONFIG} bytes: no base's is")
+    config = _config(_json(_bytes(remote, files[CONFIG], 0, files[CONFIG].size), CONFIG))
     return model_size(config, _remote_tensors(remote, files.values()))
 
 
@@ -68,14 +73,18 @@ def _told(entries: list[Entry]) -> Tensors:
         yield entry.tensor.name, entry.tensor.dtype, entry.tensor.shape
 
 
-def _config(raw: bytes) -> dict[str, Any]:
+def _json(raw: bytes, name: str) -> object:
     try:
-        if len(raw) > _MOST_CONFIG:
+        if len(raw) > MOST_CONFIG:
             raise ValueError("it is too large")
         found: object = json.loads(raw.decode())
         json.dumps(found, ensure_ascii=False).encode()  # halves of characters, which no status can hold
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is not valid JSON ({error}): save it again") from error
+        raise ArtifactError(Reason.INVALID_CONFIG, f"{name} is not valid JSON ({error}): save it again") from error
+    return found
+
+
+def _config(found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is not a JSON object: copy the model again")
     return found

@@ -138,7 +138,7 @@ def _fetch(
         place.chmod(0o444)
     _sync_folders(tree)
     tree.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(scratch, ignore_errors=True)
     return _summed(files, digests)
 
@@ -367,10 +367,11 @@ def _summed(files: Sequence[RemoteFile], digests: Sequence[FileDigest]) -> Folde
 
 def _sync_folders(tree: Path) -> None:
     for here, _, _ in os.walk(tree):
-        _sync(Path(here))
+        sync(Path(here))
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """What was renamed in a folder outlives a power cut from now on."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
