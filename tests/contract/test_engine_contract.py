@@ -95,8 +95,8 @@ class Pod:
         assert status == 200, found
         return found
 
-    async def stream(self, model: str, tokens: int, **more: Any) -> list[Any]:
-        """The events of a chat's stream."""
+    async def stream(self, model: str, tokens: int, begun: asyncio.Event | None = None, **more: Any) -> list[Any]:
+        """The events of a chat's stream; `begun` is set with its first one."""
         messages = [{"role": "user", "content": "Tell a story."}]
         body = {"model": model, "messages": messages, "max_tokens": tokens, "stream": True, "ignore_eos": True, **more}
         async with (
@@ -106,7 +106,11 @@ class Pod:
             ) as response,
         ):
             assert response.status == 200, await response.text()
-            lines = [line async for line in response.content]
+            lines = []
+            async for line in response.content:
+                lines.append(line)
+                if begun is not None:
+                    begun.set()
             events = [line[6:].strip().decode() for line in lines if line.startswith(b"data: ")]
         return [json.loads(e) if e != "[DONE]" else e for e in events]
 
@@ -197,8 +201,9 @@ async def test_a_new_adapter_waits_for_its_turn_and_loses_no_stream(pod: Pod) ->
     assert pod.rig.report.engine == "Ready"
     assert (await pod.say(pod.names["a"]))["model"] == pod.names["a"], "until then it serves as before"
 
-    running = asyncio.create_task(pod.stream(pod.names["a"], 150))
-    await asyncio.sleep(0.3)
+    begun = asyncio.Event()
+    running = asyncio.create_task(pod.stream(pod.names["a"], 150, begun))
+    await asyncio.wait_for(begun.wait(), 30)
     began = len(pod.rig.published)
     pod.follow(pod.has("a", 1), pod.has("b", 2), pod.has("c", 3), turn=True)
     await pod.rig.until(lambda r: r.engine == "Draining", "gateways are told first", within=30)

@@ -38,6 +38,18 @@ class Ears:
             log.write(b"".join(line(request_id=i) + b"\n" for i in ids) + half)
 
 
+class Looks:
+    """How often the newest file was asked for."""
+
+    def __init__(self, files: RequestFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made, self._newest = 0, files.newest
+        monkeypatch.setattr(files, "newest", self.newest)
+
+    def newest(self) -> int:
+        self.made += 1
+        return self._newest()
+
+
 async def test_it_begins_where_the_log_ends(tmp_path: Path) -> None:
     before = Ears(tmp_path)
     before.wrote("r0", "r1", half=line(request_id="r2")[:50])
@@ -117,8 +129,8 @@ async def test_a_folder_that_is_gone_is_told_once_and_looked_for_again(
     ears = Ears(folder)
     folder.rename(tmp_path / "away")
     ears.endings.start()
-    await eventually(lambda: "cannot be read" in caplog.text, "it is told")
-    await asyncio.sleep(0.02)
+    looks = Looks(ears.files, monkeypatch)
+    await eventually(lambda: "cannot be read" in caplog.text and looks.made > 3, "it is told, and looked at again")
     (tmp_path / "away").rename(folder)
     ears.wrote("r0")
     await eventually(lambda: ears.ids == ["r0"], "it goes on")
