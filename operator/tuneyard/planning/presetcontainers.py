@@ -10,6 +10,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.planning.engineinit import under_init
 from tuneyard.planning.podparts import literal, value
 from tuneyard.planning.podvolumes import base_path
 from tuneyard.planning.pools import Pool
@@ -48,7 +49,7 @@ def command(pool: Pool) -> list[str] | None:
 
 _COMMANDS: Mapping[str, list[str]] = {
     "ollama": ["sh", "-c", _OLLAMA, "ollama"],
-    "sglang": ["python3", "-m", "sglang.launch_server"],
+    "sglang": under_init(["python3", "-m", "sglang.launch_server"]),
     "tgi": ["text-generation-launcher"],
 }
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from tuneyard.api import names
+from tuneyard.planning.engineinit import under_init
 from tuneyard.planning.podparts import field
 from tuneyard.planning.pools import Pool
 
@@ -32,7 +33,7 @@ except OSError:
     os.execvp("python3", ["python3", "-m", "vllm.entrypoints.cli.main", "serve", *sys.argv[1:]])
 sys.exit("the leader's engine runs already, without this pod: the whole group has to begin anew")
 """
-HEADLESS_COMMAND = ["python3", "-Ic", _JOIN.strip()]
+HEADLESS_COMMAND = under_init(["python3", "-Ic", _JOIN.strip()])
 """The command of a pod that has ranks and no API server."""
 EXECUTOR = "--distributed-executor-backend"
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.planning.engineinit import under_init
 from tuneyard.planning.podparts import key_variable, literal, value
 from tuneyard.planning.podvolumes import ARTIFACTS, COMPILE_CACHE, base_path
 from tuneyard.planning.pools import Pool
 from tuneyard.planning.settings import Settings
 from tuneyard.planning.vllmflags import setting_flags
 
-COMMAND = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+COMMAND = under_init(["python3", "-m", "vllm.entrypoints.openai.api_server"])
 HOME = "/home/engine"
 ENGINE_SHUTDOWN = 20
 """Seconds that an engine gets to end what runs when it is told to end; above 0, or vLLM leaves its streams hanging.
