@@ -8,6 +8,8 @@ CLUSTER ?= local
 export CLUSTER
 # Where it is set, each process compiles every module and each run every test once more.
 export PYTHONDONTWRITEBYTECODE :=
+# Outside the checkout, so that the types of a fresh one are not all worked out again (they depend on contents).
+export MYPY_CACHE_DIR := $(or $(TUNEYARD_CACHE),$(HOME)/.cache/tuneyard)/mypy
 PYSRC := operator cluster models benchmarks demo gitops monitoring examples tests
 
 help:  ## Show the commands
@@ -46,19 +48,29 @@ static:
 	  && $(RUN)/python -m gitops.configmap --check && $(RUN)/python -m monitoring --check
 	@echo "==> format, types, layers and generated files are right"
 
+FAST := $(RUN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
 fast:
-	@echo "==> unit, property and golden tests"
-	@$(RUN)/pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow" tests/unit tests/property tests/golden
+	@echo "==> unit and golden tests"
+	@$(FAST) -m "not slow and not simulation" tests/unit tests/golden
 
 # Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.
 SENSITIVE := operator_reconcile operator_faults
 
+# Built before the tests, which have time limits and run two by two.
+PROGRAMS := etcd kube-apiserver kubectl helm versitygw promtool kstatus kube-controller-manager kube-scheduler kubelet \
+  kube-proxy containerd containerd-shim-runc-v2 ctr coredns pause relay fake-gpu probe-server
+
 # What fails there runs once more, and is listed as unsteady if it passes then (tests/conftest.py).
-test: venv  ## What CI runs: contract tests on the real things and the stories on a real cluster
+test: venv  ## What CI runs beside make check: properties, contract tests on the real things, stories on a real cluster
+	@echo "==> property tests and simulated rollouts"
+	@$(FAST) -m "not slow and not simulation" tests/property && $(FAST) -m simulation tests/unit
+	@echo "==> programs of the contract tests (once)"
+	@$(RUN)/python -m cluster build $(PROGRAMS) >/dev/null
 	@echo "==> contract tests (left out: $(SENSITIVE), and those marked slow; make test-full runs them)"
-	@$(RUN)/pytest --reruns 1 tests/contract -m "not slow" $(SENSITIVE:%=--ignore=tests/contract/test_%.py)
-	@echo "==> stories and faults on a real cluster (all of them)"
-	@$(RUN)/python -m demo.session -- $(RUN)/pytest --reruns 1 tests/e2e
+	@$(RUN)/pytest --reruns 1 -n 2 --dist loadfile tests/contract -m "not slow" $(SENSITIVE:%=--ignore=tests/contract/test_%.py)
+	@echo "==> stories and faults on a real cluster (left out: those marked slow; make test-full runs them)"
+	@$(RUN)/python -m demo.session -- $(RUN)/pytest --reruns 1 tests/e2e -m "not slow"
 
 test-full: venv  ## Everything, also what does not fit CI's time
 	@echo "==> everything but: kind, real GPUs, enforced NetworkPolicies, make bench, make demo"

@@ -42,6 +42,8 @@ CPU_ENGINE_ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    # an engine of one rank computes in its own process: a third less to start, and none that waits busily for another
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 

@@ -41,6 +41,7 @@ def test_model_pod_deleted_in_order_loses_nothing(world, traffic):
     assert told.failed == told.cut == 0, told
 
 
+@pytest.mark.slow
 def test_rolling_restart_and_scale_down_lose_nothing(world, traffic):
     world.kubectl("-n", MODELS_NAMESPACE, "rollout", "restart", "deployment", "-l", POOL_PODS)
     world.kubectl(
@@ -54,6 +55,7 @@ def test_rolling_restart_and_scale_down_lose_nothing(world, traffic):
     assert told.failed == told.cut == 0, told
 
 
+@pytest.mark.slow
 def test_node_drained_loses_nothing(world, traffic):
     node = world.kubectl.items("nodes")[0]["metadata"]["name"]
     before = {p["metadata"]["name"] for p in world.model_pods()}
@@ -145,8 +147,10 @@ def test_deployment_deleted_and_created_again_keeps_its_pods(world, traffic):
     ("revision", "serving", "reason"),
     [
         ("gpus", {"tensorParallelSize": 9, "resources": {"limits": {"nvidia.com/gpu": 9}}}, "Unschedulable"),
-        ("image", {"image": "tuneyard.invalid/no-such-engine:1"}, "ImagePullFailed"),
-        ("crash", {"extraArgs": ["--no-such-flag"]}, "EngineCrashed"),
+        pytest.param(
+            "image", {"image": "tuneyard.invalid/no-such-engine:1"}, "ImagePullFailed", marks=pytest.mark.slow
+        ),
+        pytest.param("crash", {"extraArgs": ["--no-such-flag"]}, "EngineCrashed", marks=pytest.mark.slow),
     ],
 )
 def test_pods_that_cannot_start_say_why_and_stable_serves_on(world, traffic, revision, serving, reason):

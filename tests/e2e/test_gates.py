@@ -71,6 +71,7 @@ def gated(world):
     world.kubectl("-n", MODELS_NAMESPACE, "delete", "configmap", PROMPTS, "--ignore-not-found")
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_slow_or_wrong_is_refused_and_a_good_one_goes_on(gated, traffic):
     world = gated
     world.apply(prompts(says(r"\(v2\)"), says(r"\(v2\)")))

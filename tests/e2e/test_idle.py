@@ -14,7 +14,7 @@ from demo.system import MODELS_NAMESPACE
 from tests.e2e.test_sources import SERVING, ours, remove
 from tests.e2e.world import adapter, reason_of, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 VOLUME = {"name": "artifacts", "hostPath": {"path": "/var/lib/tuneyard/artifacts"}}
 IDLE = "idle"

@@ -67,7 +67,12 @@ UNSCHEDULABLE = {"tensorParallelSize": 9, "resources": {"limits": {"nvidia.com/g
 @pytest.mark.parametrize(
     ("serving", "deadline", "told"),
     [
-        ({"extraArgs": ["--no-such-flag"]}, "10m", ("EngineCrashed", "engine ended with exit code")),
+        pytest.param(
+            {"extraArgs": ["--no-such-flag"]},
+            "10m",
+            ("EngineCrashed", "engine ended with exit code"),
+            marks=pytest.mark.slow,
+        ),
         (UNSCHEDULABLE, "10s", ("ProgressDeadlineExceeded", "longer than progressDeadline 10s (Unschedulable: ")),
     ],
 )

@@ -21,7 +21,7 @@ from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
 from tests.e2e.world import local_cluster, reason_of, rows, wait_until
 from tuneyard.systems.artifacts.folder import digest_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ADDRESS = f"{NODE_ADDRESS}:7070"
 SERVING = {

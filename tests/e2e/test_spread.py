@@ -14,7 +14,7 @@ from models.copies import make_copies
 from tests.e2e.test_sources import SERVING, ours, remove
 from tests.e2e.world import adapter, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ADAPTERS = [f"s{number:02}" for number in range(12)]
 ROOM = 8

@@ -124,12 +124,12 @@ class World:
         )
 
     def traffic(self, **changes: Any) -> AbstractContextManager[TrafficThread]:
-        """Continuous traffic to the model: 1.5 short requests a second, half of them streaming.
+        """Continuous traffic to the model: 0.8 short requests a second, half of them streaming.
 
-        Half a core on an engine's CPU kernels for LoRA, which need some 0.1 s for a token: what is seen is to be the
-        fault and not a queue, also while other engines start on the same two cores.
+        Half a core or more on an engine's CPU kernels for LoRA, which need 0.1 to 0.3 s for a token: what is seen is to
+        be the fault and not a queue, also while other engines start on the same two cores.
         """
-        load = {"rate": 1.5, "max_open": 40, "max_seconds": 900.0, "body": SHORT, **changes}
+        load = {"rate": 0.8, "max_open": 40, "max_seconds": 900.0, "body": SHORT, **changes}
         return traffic_in_thread(self.system.gateway, Load([MODEL], **load))
 
     def tuneyard(self, command: str, *options: str) -> Any:

@@ -23,6 +23,8 @@ from tuneyard.planning.analysis import (
 )
 from tuneyard.planning.evidence import NOTHING, Objective, Tally
 
+pytestmark = pytest.mark.simulation
+
 RULES = Rules((Target(Objective.ERROR_RATE, 0.01),))
 EQUAL = (0.02, 0.02)
 """Shares of errors, of the candidate and of stable."""

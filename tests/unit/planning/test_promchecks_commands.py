@@ -17,6 +17,8 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.evidence import Objective
 from tuneyard.planning.promqueries import under_way
 
+pytestmark = pytest.mark.simulation
+
 
 def test_a_command_asks_for_no_check():
     world = checked_world()

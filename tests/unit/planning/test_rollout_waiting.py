@@ -15,6 +15,8 @@ from tuneyard.api.rollout import MAX_HISTORY, Outcome
 from tuneyard.planning.evidence import Tally
 from tuneyard.planning.rollouthistory import bounded
 
+pytestmark = pytest.mark.simulation
+
 BROKEN = {"v1": Tally(900, 90, 90, 9)}
 
 
