@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from demo.kubectl import ready
-from tests.e2e.world import World, deployment
+from tests.e2e.world import TrafficOn, World, deployment
 from tests.statuses import judged_by
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -17,13 +19,21 @@ JUDGED = {
 }
 
 
-def test_a_candidate_that_answers_well_takes_over_by_itself(world, traffic):
+@pytest.fixture
+def busy(world: World) -> Iterator[TrafficOn]:
+    """Enough for a judge to hear from ten streams of a candidate within a minute."""
+    with world.traffic(rate=1.5) as running:
+        running.wait_for(5)
+        yield running
+
+
+def test_a_candidate_that_answers_well_takes_over_by_itself(world, busy):
     world.apply(deployment({"v1": 0, "v2": 100}, rollout=JUDGED))
     # without a token found in a stream nothing is judged by ttft, and the rest would do for a pass
     world.wait_for(lambda d: judged_by(d["status"]["rollout"]) >= {"errorRate", "ttft"}, timeout=120)
-    seen = world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d), timeout=180)
+    seen = world.wait_for(lambda d: d["status"]["rollout"]["stable"] == "v2" and ready(d), timeout=300)
     assert not seen["status"]["rollout"].get("verdicts")
-    told = traffic.summary()
+    told = busy.summary()
     assert told.failed == told.cut == 0, told
 
 
