@@ -102,14 +102,15 @@ def test_all_ranks_run_the_same_arguments_but_for_their_place() -> None:
     assert engine(first)["args"][-len(common) :] == common
     assert engine(others)["args"] == [*engine(first)["args"], "--headless"]
     assert engine(first)["command"][-3:] == ["python3", "-m", "vllm.entrypoints.openai.api_server"]
-    assert engine(others)["command"][:2] == ["python3", "-Ic"]
-    assert '"vllm.entrypoints.cli.main", "serve"' in engine(others)["command"][2]
+    assert engine(others)["command"][-3:-1] == ["python3", "-Ic"]
+    assert '"vllm.entrypoints.cli.main", "serve"' in engine(others)["command"][-1]
     assert engine(first)["resources"] == engine(others)["resources"] == {"limits": {GPU: "4"}}
 
 
 def test_scripts_of_workers_can_be_read() -> None:
     worker = engine(templates(spanning())[1])
-    ast.parse(worker["command"][2])
+    for script in (worker["command"][2], worker["command"][-1]):
+        ast.parse(script)
     ast.parse(worker["lifecycle"]["preStop"]["exec"]["command"][2])
 
 
