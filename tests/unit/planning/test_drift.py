@@ -16,6 +16,8 @@ from tuneyard.api.gatereports import DriftRun, GateReport, GateReports, Sample
 from tuneyard.planning.driftruns import MAX_RUNS, bounded_runs, compared_runs, next_start
 from tuneyard.planning.gateobservations import REPORTS_KEY, JobMark
 
+pytestmark = pytest.mark.simulation
+
 
 def evaluation(world: RolloutWorld) -> EvaluationDriftStatus:
     drift = world.now.status.drift

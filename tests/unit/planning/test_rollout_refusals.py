@@ -12,6 +12,8 @@ from tests.toyworld.rollouts import GATEWAYS, RolloutWorld, later, rejected
 from tests.unit.planning.test_rollout_analysis import judged_world, record
 from tuneyard.planning.evidence import Objective, Tally
 
+pytestmark = pytest.mark.simulation
+
 
 def refusals(
     world: RolloutWorld,

@@ -11,6 +11,8 @@ from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, rejected
 from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.planning.evidence import Tally
 
+pytestmark = pytest.mark.simulation
+
 
 def baking_world() -> RolloutWorld:
     """v2 has all traffic, and bakes."""
