@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.toyworld.rollouts import PROGRESSIVE, WHOLE, RolloutWorld, rejected
 from tests.unit.planning.test_promchecks import (
     checked_world,
