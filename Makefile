@@ -63,8 +63,10 @@ fast:
 # Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.
 SENSITIVE := operator_reconcile operator_faults
 
+# Looks at all mounts and processes of the machine.
+ALONE := tests/contract/test_local_cluster.py
 # Built before the tests, which have time limits and run two by two.
-PROGRAMS := etcd kube-apiserver kubectl helm versitygw promtool kstatus kube-controller-manager kube-scheduler kubelet \
+PROGRAMS := etcd kube-apiserver kubectl helm versitygw kstatus kube-controller-manager kube-scheduler kubelet \
   kube-proxy containerd containerd-shim-runc-v2 ctr coredns pause relay fake-gpu probe-server
 
 # What fails there runs once more, and is listed as unsteady if it passes then (tests/conftest.py).
@@ -74,7 +76,9 @@ test: venv  ## What CI runs beside make check: properties, contract tests on the
 	@echo "==> programs of the contract tests (once)"
 	@$(RUN)/python -m cluster build $(PROGRAMS) >/dev/null
 	@echo "==> contract tests (left out: $(SENSITIVE), and those marked slow; make test-full runs them)"
-	@$(RUN)/pytest --reruns 1 -n 2 --dist loadfile tests/contract -m "not slow" $(SENSITIVE:%=--ignore=tests/contract/test_%.py)
+	@$(RUN)/pytest --reruns 1 $(ALONE) -m "not slow"
+	@$(RUN)/pytest --reruns 1 -n 2 --dist loadfile tests/contract -m "not slow" --ignore=$(ALONE) \
+	  $(SENSITIVE:%=--ignore=tests/contract/test_%.py)
 	@echo "==> stories and faults on a real cluster (left out: those marked slow; make test-full runs them)"
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest --reruns 1 tests/e2e -m "not slow"
 

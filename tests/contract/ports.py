@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
-_PORTS = range(20_000, 32_000)
-"""Below those that the kernel gives to outgoing connections."""
+_WORKERS = 4
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_PORTS = range(20_000 + _WORKER, 32_000, _WORKERS)
+"""Below those that the kernel gives to outgoing connections; tests that run beside each other have others each."""
 _given: set[int] = set()
 PODS_ON_LOOPBACK = """
 from tuneyard.planning import endpoints

@@ -108,8 +108,33 @@ def test_one_that_serves_and_does_not_end_is_ended(tmp_path: Path) -> None:
     stubborn = SERVES.replace("lambda *_: threading.Thread(target=server.shutdown).start()", "signal.SIG_IGN")
     with container(under_init(python(stubborn, str(port)), port, patience=1), tmp_path) as running:
         eventually(lambda: "starts" in running.said(), "the engine serves")
+        told = time.monotonic()
+        running.end()
         running.end()
         assert running.exit_code(10) == 143
+    assert time.monotonic() - told >= 1, "it had its time"
+
+
+@pytest.mark.parametrize(
+    ("health", "code"),
+    [
+        # busy
+        ("import time; time.sleep(5)", 7),
+        # not well: what it ran ends badly whatever is done
+        ("self.send_error(503)", 143),
+    ],
+)
+def test_who_is_late_serves_and_who_is_not_well_does_not(tmp_path: Path, health: str, code: int) -> None:
+    port = free_port()
+    answering = f"class Health(http.server.SimpleHTTPRequestHandler):\n    def do_GET(self):\n        {health}\n"
+    program = SERVES.replace("server = http.server.HTTPServer", f"{answering}server = http.server.ThreadingHTTPServer")
+    program = program.replace(", http.server.SimpleHTTPRequestHandler)", ", Health)").replace(
+        "server.serve_forever()", "server.daemon_threads = True\nserver.serve_forever()"
+    )
+    with container(under_init(python(program, str(port)), port), tmp_path) as running:
+        eventually(lambda: "starts" in running.said(), "the engine serves")
+        running.end()
+        assert running.exit_code(15) == code, running.said()
 
 
 @pytest.mark.parametrize(

@@ -24,21 +24,26 @@ def under_init(command: Sequence[str], port: int = names.ENGINE_PORT, patience: 
     """The container's command in place of the engine's own; the image has to have python3.
 
     `port`: where the engine answers GET /health with 200 while it serves; one that never does is always ended at once.
+    One that takes the question and is late with its answer serves: it is busy.
     """
     script = f"""
-import http.client, os, signal, sys
+import os, signal, sys
 engine = None
 def serves():
+    import http.client
     try:
         asked = http.client.HTTPConnection("127.0.0.1", {port}, timeout=3)
         asked.request("GET", "/health")
         return asked.getresponse().status == 200
+    except TimeoutError:
+        return True
     except (OSError, http.client.HTTPException):
         return False
 def end(*_):
     # the kernel ends whatever is left when the first process ends
     if engine is None or not serves():
         os._exit(143)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(engine, signal.SIGTERM)
     signal.alarm({patience})
 signal.signal(signal.SIGTERM, end)
