@@ -19,8 +19,18 @@ from tests.contract.operator_process import eventually
 from tests.contract.ports import free_port
 from tuneyard.planning.engineinit import under_init
 
-STARTS = "import time; print('starts', flush=True); time.sleep(600)"
+STARTS = "import signal; print('starts', flush=True); signal.pause()"
 SWALLOWS = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {STARTS}"
+REAPED = """
+import os, subprocess
+orphan = int(subprocess.run("true & echo $!", shell=True, capture_output=True).stdout)
+try:
+    while True:
+        os.kill(orphan, 0)
+except ProcessLookupError:
+    raise SystemExit(4)
+"""
+"""Leaves an orphan, and ends once somebody has reaped it."""
 SERVES = """
 import http.server, signal, sys, threading
 server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler)
@@ -119,7 +129,7 @@ def test_one_that_serves_and_does_not_end_is_ended(tmp_path: Path) -> None:
     ("health", "code"),
     [
         # busy
-        ("import time; time.sleep(5)", 7),
+        ("threading.Event().wait()", 7),
         # not well: what it ran ends badly whatever is done
         ("self.send_error(503)", 143),
     ],
@@ -142,8 +152,8 @@ def test_who_is_late_serves_and_who_is_not_well_does_not(tmp_path: Path, health:
     [
         ("raise SystemExit(3)", 3),
         ("import os; os.kill(os.getpid(), 9)", 137),
-        # orphans that end before it are not mistaken for it
-        ("import subprocess, time; subprocess.run('sleep 0.1 & exit 5', shell=True); time.sleep(0.5); exit(4)", 4),
+        # an orphan that ends before it is reaped, and not mistaken for it
+        (REAPED, 4),
     ],
 )
 def test_it_ends_with_the_engine_and_its_code(tmp_path: Path, program: str, code: int) -> None:
