@@ -42,7 +42,7 @@ generate: venv  ## Write the generated files (CRDs, chart copies, reference page
 	@$(RUN)/python -m monitoring
 
 check: venv  ## Format, lint, types, layers, generated files, fast tests (under a minute)
-	@$(MAKE) --no-print-directory -j2 static fast
+	@$(MAKE) --no-print-directory -j3 static fast
 
 # Beside each other: tests wait for their clocks half of the time.
 static:
@@ -54,11 +54,20 @@ static:
 	  && $(RUN)/python -m gitops.configmap --check && $(RUN)/python -m monitoring --check
 	@echo "==> format, types, layers and generated files are right"
 
-FAST := $(RUN)/pytest -n auto --maxprocesses 4 --dist worksteal
+UNIT := $(RUN)/pytest -m "not slow and not lasting"
+# What talks over sockets and waits; about half of the time.
+TALKING := $(addprefix tests/unit/,agent cli gateway runtime store)
 
-fast:
-	@echo "==> unit and golden tests"
-	@$(FAST) -m "not slow and not simulation" tests/unit tests/golden
+# Two processes which read a half each: workers that share one list would each read all of it.
+fast: fast-talking fast-rest
+
+fast-talking:
+	@echo "==> unit tests that wait for something" && $(UNIT) $(TALKING)
+
+fast-rest:
+	@echo "==> the other unit tests, and golden ones" && $(UNIT) tests/unit tests/golden $(TALKING:%=--ignore=%)
+
+FAST := $(RUN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Contract tests that count passes and events of a running operator: a machine with other work on it upsets them.
 SENSITIVE := operator_reconcile operator_faults
@@ -71,8 +80,8 @@ PROGRAMS := etcd kube-apiserver kubectl helm versitygw kstatus kube-controller-m
 
 # What fails there runs once more, and is listed as unsteady if it passes then (tests/conftest.py).
 test: venv  ## What CI runs beside make check: properties, contract tests on the real things, stories on a real cluster
-	@echo "==> property tests and simulated rollouts"
-	@$(FAST) -m "not slow and not simulation" tests/property && $(FAST) -m simulation tests/unit
+	@echo "==> property tests, simulated rollouts, and what lasts"
+	@$(FAST) -m "not slow" tests/property && $(FAST) -m "lasting and not slow" tests/unit
 	@echo "==> programs of the contract tests (once)"
 	@$(RUN)/python -m cluster build $(PROGRAMS) >/dev/null
 	@echo "==> contract tests (left out: $(SENSITIVE), and those marked slow; make test-full runs them)"
@@ -112,4 +121,4 @@ lock: venv  ## Resolve requirements/*.in again
 clean-cache:  ## Remove what builds keep outside the checkout
 	rm -rf "$${TUNEYARD_CACHE:-$$HOME/.cache/tuneyard}"
 
-.PHONY: help venv format generate check static fast test test-full cluster demo down bench lock clean-cache
+.PHONY: help venv format generate check static fast fast-talking fast-rest test test-full cluster demo down bench lock clean-cache

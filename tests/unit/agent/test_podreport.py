@@ -177,6 +177,7 @@ class Server:
         self.written.append(report)
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("status", [413, 422])
 async def test_a_refused_report_is_published_reduced_and_whole_again_later(
     status: int, monkeypatch: pytest.MonkeyPatch

@@ -185,6 +185,7 @@ def test_a_bug_is_told_in_words_too(base: Path, monkeypatch: pytest.MonkeyPatch)
     assert "ZeroDivisionError" in report["message"]
 
 
+@pytest.mark.lasting
 def test_a_pod_that_is_deleted_while_its_base_comes_ends_at_once(tmp_path: Path) -> None:
     """As the first process of its container it must handle the signal; the kernel's default is to ignore it."""
     config = tmp_path / "config"

@@ -77,6 +77,7 @@ def test_what_cannot_be_read_is_one_line(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     ("name", "content"),
     [

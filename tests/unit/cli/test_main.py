@@ -65,6 +65,7 @@ def test_plugin_is_called_by_its_name() -> None:
     assert program_name("/usr/local/bin/tuneyard") == "tuneyard"
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("arguments", [["digest", "--help"], ["agent", "verify", "--help"]])
 def test_commands_of_model_pods_import_no_kubernetes_client_and_no_server(arguments: Any) -> None:
     """Every model pod's start waits for it, and a Kubernetes client imports slower than an adapter is hashed."""

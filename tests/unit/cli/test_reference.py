@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tuneyard.api import crds
 from tuneyard.api.reasons import Reason
+from tuneyard.cli import reference
 from tuneyard.cli.reference import main, values_page
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("docs/reference", "charts/tuneyard")
+PAGE, RENDERED = cache(reference.api_page), cache(crds.rendered)
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made of the API is made once; the code does not change meanwhile."""
+    monkeypatch.setattr(reference, "api_page", PAGE)
+    monkeypatch.setattr(crds, "rendered", RENDERED)
 
 
 def test_committed_pages_are_those_of_the_code() -> None:

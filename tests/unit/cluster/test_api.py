@@ -44,6 +44,7 @@ class Unwell(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.lasting
 def test_an_api_server_that_is_not_well(certificates: Path, leaks: list[Any]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates / "apiserver.crt", certificates / "apiserver.key")

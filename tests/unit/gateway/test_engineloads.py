@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from aiohttp import web
 
 from tests.contract.envoy import eventually
@@ -55,6 +56,7 @@ class Engines:
         await asyncio.gather(*(runner.cleanup() for runner in self._runners))
 
 
+@pytest.mark.lasting
 async def test_engines_of_pools_that_need_it_are_read_and_no_others() -> None:
     engines = Engines()
     loads = EngineLoads(engines.peers, engines.tell, lambda: engines.now)

@@ -87,6 +87,7 @@ def test_it_is_known_for_an_hour_and_among_the_last_answers() -> None:
     assert gateway.take("e") is Taken.UNKNOWN
 
 
+@pytest.mark.lasting
 def test_an_answer_costs_the_same_however_many_are_kept() -> None:
     def seconds(kept: int) -> float:
         gateway = Gateway(kept=kept)

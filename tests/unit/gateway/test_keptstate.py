@@ -25,6 +25,7 @@ def test_what_was_written_last_is_read(tmp_path: Path) -> None:
         assert state.read() == {"n": n, "text": "x" * (50 - 10 * n)}
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("size", [20, 400])
 def test_half_of_a_write_leaves_what_was_there_before(tmp_path: Path, size: int) -> None:
     """Wherever the process is killed within it."""

@@ -56,6 +56,7 @@ def front_address() -> object:
     return listener["address"]
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_the_operators_health(ipv6: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not ipv6:

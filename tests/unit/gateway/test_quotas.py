@@ -129,6 +129,7 @@ async def ask_all(gateways: Gateways, each: int, tenant: str) -> int:
     return sum(refused is None for refused in await asyncio.gather(*asking))
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("limit", [1, 2, 7, 100])
 async def test_all_at_once_get_the_limit_and_no_more_and_no_less(make: Make, limit: int) -> None:
     tenants = {f"t{n}": {Kind.REQUESTS: limit} for n in range(6)}
@@ -142,6 +143,7 @@ async def test_all_at_once_get_the_limit_and_no_more_and_no_less(make: Make, lim
         assert await ask_all(gateways, limit + 5, tenant) == limit
 
 
+@pytest.mark.lasting
 async def test_a_place_is_free_as_soon_as_somebody_has_ended(make: Make) -> None:
     gateways = await make({"acme": {Kind.CONCURRENT: 1}})
     for turn in range(9):
@@ -157,6 +159,7 @@ async def test_a_place_is_free_as_soon_as_somebody_has_ended(make: Make) -> None
     assert refused is not None and refused.headers == {"retry-after": "1"}
 
 
+@pytest.mark.lasting
 async def test_tokens_come_back_and_what_was_not_asked_for_counts(make: Make) -> None:
     gateways = await make({"acme": {Kind.TOKENS: 1000}})
     assert await ask(gateways, 0, "acme", "m1", 900) is None
@@ -180,6 +183,7 @@ async def test_a_request_that_can_never_be_made_is_told_so(make: Make) -> None:
     assert await ask(gateways, 0, "nobody", "m3") is None
 
 
+@pytest.mark.lasting
 async def test_a_dead_owners_tenants_go_to_the_next_one_who_knows_what_was_used(make: Make) -> None:
     gateways = await make({"acme": {Kind.REQUESTS: 30}, "slots": {Kind.CONCURRENT: 2}})
     assert await ask_all(gateways, 7, "acme") == 21

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from tests.fakes.upstream import Upstream
 from tuneyard.gateway.shadow import Pods, Question
 from tuneyard.planning.mirrored import Came
@@ -12,6 +14,7 @@ from tuneyard.planning.mirrored import Came
 STALL = 1.5
 
 
+@pytest.mark.lasting
 async def test_a_second_that_this_process_gets_no_cpu_is_not_held_against_the_pod() -> None:
     async with Upstream("pod") as pod:
         pods = Pods()

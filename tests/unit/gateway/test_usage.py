@@ -393,6 +393,7 @@ async def test_a_full_volume_stops_counting_for_a_while_and_not_for_ever(
     assert caplog.text.count("No space left") == 1, "told once"
 
 
+@pytest.mark.lasting
 async def test_what_grew_while_nobody_was_there_is_counted_and_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

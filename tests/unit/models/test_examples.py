@@ -1,5 +1,6 @@
 """What stands in examples/ is valid, refers to what is there, and pins the bytes that are committed."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ KINDS: dict[str, type[ApiModel]] = {
 }
 
 
+@cache
 def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 

@@ -11,7 +11,7 @@ from tests.toyworld.rollouts import GATEWAYS, WHOLE, RolloutWorld, canary, finis
 from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.planning.evidence import Tally
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 BAD = {"v1": Tally(900, 5, 5), "v2": Tally(100, 100, 1, 99)}
 

@@ -23,7 +23,7 @@ from tuneyard.planning.analysis import (
 )
 from tuneyard.planning.evidence import NOTHING, Objective, Tally
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 RULES = Rules((Target(Objective.ERROR_RATE, 0.01),))
 EQUAL = (0.02, 0.02)

@@ -16,7 +16,7 @@ from tuneyard.api.gatereports import DriftRun, GateReport, GateReports, Sample
 from tuneyard.planning.driftruns import MAX_RUNS, bounded_runs, compared_runs, next_start
 from tuneyard.planning.gateobservations import REPORTS_KEY, JobMark
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def evaluation(world: RolloutWorld) -> EvaluationDriftStatus:

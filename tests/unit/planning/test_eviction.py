@@ -65,6 +65,7 @@ sizes = st.integers(min_value=0, max_value=50)
 things = st.builds(Stored, st.uuids().map(str), sizes, st.floats(0, 9), st.booleans(), st.just(0))
 
 
+@pytest.mark.lasting
 @given(st.lists(things, max_size=8), sizes, st.none() | st.integers(0, 200), sizes, sizes)
 def test_whatever_lies_there(stored: list[Stored], needed: int, limit: int | None, free: int, reserve: int) -> None:
     disk = Disk(limit, free, reserve)

@@ -17,7 +17,7 @@ from tuneyard.planning.evidence import NOTHING, Objective, Tally
 from tuneyard.planning.evidencerecord import evidence_of
 from tuneyard.planning.feedbackdrift import ALPHA, KEPT_DAYS, baseline, counted, feedback_drift, fisher
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 DAY = timedelta(days=1)
 BEGIN = date(2026, 1, 1)

@@ -143,6 +143,7 @@ _JSON = st.recursive(
 )
 
 
+@pytest.mark.lasting
 @given(st.dictionaries(st.sampled_from(["choices", "data"]), _JSON), st.booleans())
 def test_an_engine_may_say_anything(document: dict[str, Any], streams: bool) -> None:
     came = stream(document) if streams else Came(200, "application/json", json.dumps(document).encode())

@@ -282,6 +282,7 @@ def test_an_adapter_that_no_pod_can_load_does_not_take_more_and_more_places():
     assert len(places(after)["v1"] or ()) == 1
 
 
+@pytest.mark.lasting
 def test_a_plan_of_five_thousand_adapters_on_fifty_pods_can_be_stored():
     """Names, addresses and digests that pack as badly as any."""
     chosen = random.Random(4)

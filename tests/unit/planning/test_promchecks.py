@@ -14,7 +14,7 @@ from tests.unit.planning.test_rollout_analysis import ANALYSIS, BAD, GOOD, STABL
 from tuneyard.api.promchecks import PrometheusCheck
 from tuneyard.planning.promchecks import breach, limits
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 DRIFT = {"name": "drift", "query": 'drift{revision="$candidate"}', "max": 0.2}
 COST = {"name": "cost", "query": "cost", "min": 1, "max": 3, "failures": 2}

@@ -14,7 +14,7 @@ from tests.unit.planning.test_promchecks import (
 )
 from tests.unit.planning.test_rollout_analysis import ANALYSIS, GOOD, STABLE_ONLY, look
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 RATE = {"name": "rate", "query": 'sum(rate(r{revision="$candidate"}[1m]))', "min": 0.1}
 

@@ -17,7 +17,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.evidence import Objective
 from tuneyard.planning.promqueries import under_way
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def test_a_command_asks_for_no_check():

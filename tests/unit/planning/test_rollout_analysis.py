@@ -23,7 +23,7 @@ from tuneyard.planning.plan import Apply, Delete
 from tuneyard.planning.rolloutanalysis import rules_of
 from tuneyard.planning.timestamps import rfc3339
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 ANALYSIS = {"slo": {"errorRate": "1%", "ttft": "2s"}, "minRequests": 300}
 GOOD = {"v1": Tally(950, 5, 5), "v2": Tally(50)}

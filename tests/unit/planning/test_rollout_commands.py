@@ -14,7 +14,7 @@ from tuneyard.api.rollout import MAX_COMMANDS
 from tuneyard.planning.rolloutphases import PHASE_IN, TRANSITIONS
 from tuneyard.planning.rolloutrecord import record_of
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def answer(world: RolloutWorld) -> tuple[bool, str]:

@@ -12,7 +12,7 @@ from tests.toyworld.rollouts import GATEWAYS, RolloutWorld, later, rejected
 from tests.unit.planning.test_rollout_analysis import judged_world, record
 from tuneyard.planning.evidence import Objective, Tally
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def refusals(

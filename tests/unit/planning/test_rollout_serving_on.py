@@ -11,7 +11,7 @@ from tests.toyworld.rollouts import WHOLE, RolloutWorld, canary, later, rejected
 from tests.unit.planning.test_rollout_analysis import judged_world, look
 from tuneyard.planning.evidence import Tally
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def baking_world() -> RolloutWorld:

@@ -22,7 +22,7 @@ from tuneyard.planning.rolloutrecord import RECORD_SECONDS, plan_orphan, record_
 from tuneyard.planning.rolloutseen import Seen
 from tuneyard.planning.verdicts import waiting_since
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 
 def test_files_that_no_pod_can_load_are_a_verdict_at_once():

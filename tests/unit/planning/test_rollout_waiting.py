@@ -15,7 +15,7 @@ from tuneyard.api.rollout import MAX_HISTORY, Outcome
 from tuneyard.planning.evidence import Tally
 from tuneyard.planning.rollouthistory import bounded
 
-pytestmark = pytest.mark.simulation
+pytestmark = pytest.mark.lasting
 
 BROKEN = {"v1": Tally(900, 90, 90, 9)}
 

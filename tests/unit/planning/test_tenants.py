@@ -200,6 +200,7 @@ CHANGES = st.tuples(
 )
 
 
+@pytest.mark.lasting
 @given(st.lists(CHANGES, max_size=12))
 def test_whatever_changes_it_says_whose_keys(changes: list[Any]) -> None:
     """What is told of each change is enough: whoever asks again for those keys alone knows all that one knows who asks

@@ -94,6 +94,7 @@ def test_each_check_is_asked_once_an_interval_and_all_that_it_gives_are_known(
     assert scene.server.asked == [QUERY, QUERY] and len(scene.known()) == 1
 
 
+@pytest.mark.lasting
 def test_it_is_asked_anew_when_evaluations_begin_to_count_and_only_then(scene: Scene) -> None:
     world = checked_world({**DRIFT, "interval": "1h"})
     scene.checking.start([])
@@ -162,6 +163,7 @@ def test_nothing_is_asked_before_the_start_nor_after_the_end_nor_without_a_serve
     assert scene.server.asked == [QUERY]
 
 
+@pytest.mark.lasting
 def test_who_asks_for_what_takes_long_waits_for_himself(scene: Scene) -> None:
     slow = checked_world(*({**DRIFT, "name": f"slow-{n}", "query": "slow"} for n in range(8)))
     quick = checked_world()

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from tests.contract.operator_process import MASTER, FakeGateway, eventually
 from tuneyard.api import names
 from tuneyard.api.analysis import Slo
@@ -15,6 +17,8 @@ from tuneyard.planning.demand import DemandView
 from tuneyard.planning.evidence import Tally
 from tuneyard.runtime.gateways import Gateways, begun_to_wait, changed_deployments, gateway_addresses, other_answers
 from tuneyard.runtime.keys import BASE_MODEL, MODEL_DEPLOYMENT, Key
+
+pytestmark = pytest.mark.lasting
 
 
 def pod(name: str, address: str | None, ready: str = "True", **metadata: Any) -> dict[str, Any]:

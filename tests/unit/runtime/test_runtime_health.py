@@ -37,6 +37,7 @@ def test_liveness(age: float, up: float, answers: bool, status: int) -> None:
     assert health.healthz()[0] == status
 
 
+@pytest.mark.lasting
 def test_the_server_answers_probes_and_metrics() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.leader.set(1)
