@@ -81,7 +81,7 @@ PROGRAMS := etcd kube-apiserver kubectl helm versitygw kstatus kube-controller-m
 # What fails there runs once more, and is listed as unsteady if it passes then (tests/conftest.py).
 test: venv  ## What CI runs beside make check: properties, contract tests on the real things, stories on a real cluster
 	@echo "==> property tests, simulated rollouts, and what lasts"
-	@$(FAST) -m "not slow" tests/property && $(FAST) -m "lasting and not slow" tests/unit
+	@$(FAST) -m "not slow" tests/property && $(FAST) -m "lasting and not slow" tests/unit tests/golden
 	@echo "==> programs of the contract tests (once)"
 	@$(RUN)/python -m cluster build $(PROGRAMS) >/dev/null
 	@echo "==> contract tests (left out: $(SENSITIVE), and those marked slow; make test-full runs them)"

@@ -134,6 +134,7 @@ def test_the_types_fit(name: str) -> None:
                 assert packed(type_url, document).version
 
 
+@pytest.mark.lasting
 @pytest.mark.envoy
 @pytest.mark.parametrize("name", INPUTS)
 def test_envoy_accepts_it(name: str) -> None:
@@ -163,6 +164,7 @@ def test_envoy_accepts_it(name: str) -> None:
     assert validation_errors(config) == ""
 
 
+@pytest.mark.lasting
 @pytest.mark.envoy
 def test_envoy_accepts_the_static_configurations() -> None:
     assert validation_errors(bootstrap("golden", requests="/dev/null")) == ""
