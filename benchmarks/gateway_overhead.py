@@ -15,58 +15,34 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import load
+from benchmarks.bare import BARE, bare_envoy
 from benchmarks.counting import counting
 from benchmarks.report import write
 from benchmarks.ways import Round, Way, added, measured, medians
-from tests.contract.envoy import Envoy, Front, Rig
+from tests.contract.envoy import Front, Rig
 from tests.contract.ports import free_port
-from tuneyard.systems.envoy.documents import EXTENSIONS, Json, extension, pipe, static_cluster, tcp
 
 ROUNDS = 5
-DIRECT, BARE, TWO_BARE = "direct", "bare Envoy", "two bare Envoys"
+DIRECT, TWO_BARE = "direct", "two bare Envoys"
 FRONT, WHOLE = "front", "gateway + front"
 
 
-def _passing_on(port: int, upstream: int, admin: Path) -> Json:
-    """A proxy without any of our filters, as a yardstick."""
-    routes = [{"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}]
-    manager = {
-        "@type": EXTENSIONS + "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "bare",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
-        "http_filters": [extension("router", "filters.http.router.v3.Router")],
-    }
-    listener = {
-        "address": tcp("127.0.0.1", port),
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    return {
-        "admin": {"address": pipe(str(admin))},
-        "static_resources": {
-            "listeners": [listener],
-            "clusters": [static_cluster("upstream", tcp("127.0.0.1", upstream))],
-        },
-    }
-
-
 async def _run(folder: Path) -> tuple[dict[str, list[Round]], float]:
-    port, bare_port, before_port = free_port(), free_port(), free_port()
-    bare = Envoy(_passing_on(bare_port, port, folder / "bare-admin.sock"), folder, "bare")
-    before = Envoy(_passing_on(before_port, bare_port, folder / "before-admin.sock"), folder, "before")
+    port = free_port()
     socket = folder / "ads.sock"
     with load.upstream(port), ExitStack() as stack:
-        async with Front(folder, port) as front, Rig(folder, ads=socket, count_usage=True) as rig:
-            stack.callback(bare.stop)
-            stack.callback(before.stop)
+        async with (
+            Front(folder, port) as front,
+            Rig(folder, ads=socket, count_usage=True) as rig,
+            bare_envoy(port, folder) as (bare_port, bare),
+            bare_envoy(bare_port, folder, "before") as (before_port, before),
+        ):
             heard = stack.enter_context(counting(socket, [front.address], folder))
-            for envoy in (bare, before):
-                envoy.start()
-                await envoy.ready()
             await rig.envoy.ready()
             ways = {
                 DIRECT: Way(port),
-                BARE: Way(bare_port, (bare.pid,)),
-                TWO_BARE: Way(before_port, (before.pid, bare.pid)),
+                BARE: Way(bare_port, (bare,)),
+                TWO_BARE: Way(before_port, (before, bare)),
                 FRONT: Way(front.port, (front.envoy.pid,)),
                 WHOLE: Way(rig.port, (rig.envoy.pid, front.envoy.pid), (heard,)),
             }

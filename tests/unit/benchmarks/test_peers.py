@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks import bare
 from benchmarks import gateway_vs_peers as peers
 from benchmarks.report import missed
 from benchmarks.ways import Round
@@ -15,7 +16,7 @@ from cluster import pythons
 def ways(gateway: float, router: float, litellm: float) -> peers.Results:
     """One round each, with these rates; latencies go the other way."""
     rates = {peers.DIRECT: 50_000.0, peers.GATEWAY: gateway, peers.WHOLE: gateway / 2}
-    rates |= {peers.ROUTER: router, peers.LITELLM: litellm}
+    rates |= {peers.ROUTER: router, peers.LITELLM: litellm, bare.BARE: 2 * gateway}
     return {name: [Round(1000 / rate, 1.0, rate, 1e6 / rate, 0.0)] for name, rate in rates.items()}
 
 
@@ -23,6 +24,7 @@ def test_figures_are_of_requests_per_second_of_one_worker() -> None:
     found = peers.figures_of({"1kb": ways(10_000, 8000, 100), "100kb": ways(5000, 6000, 50)})
     assert found["ratio_litellm"] == 100
     assert found["ratio_vllm_router"] == 1.25
+    assert (found["ratio_bare_envoy"], found["bare_envoy_requests_per_second_1kb"]) == (0.5, 20_000)
     assert (found["whole_ratio_litellm"], found["whole_ratio_vllm_router"]) == (50, 0.625)
     assert round(found["added_ms_p50_1kb"], 6) == 0.08
     assert round(found["whole_added_ms_p50_1kb"], 6) == 0.18
