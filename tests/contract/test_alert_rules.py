@@ -24,7 +24,8 @@ from tests.contract.operator_process import eventually
 from tests.contract.promserver import PrometheusServer
 from tests.unit.monitoring.exported import pages
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
+"""Prometheus has to be built."""
 
 CHAT = 'namespace="team",deployment="chat"'
 PASSES = 'tuneyard_reconcile_passes_total{kind="LoRAAdapter"'
@@ -84,6 +85,15 @@ CASES = {
         {f'tuneyard_gateway_unserved_percent{{{CHAT},pod="g-0"}}': "100x3 0x20"},
         "12m",
         TEAM,
+    ),
+    "TuneyardPoolAtItsLimit": Case(
+        {
+            f'tuneyard_pool_scaling_limited{{namespace="team",pool="p",limit="maxReplicas",pod="o-{n}"}}': "1x60"
+            for n in "01"
+        },
+        {'tuneyard_pool_scaling_limited{namespace="team",pool="p",limit="maxReplicas",pod="o-0"}': "1x20 _x60"},
+        "45m",
+        {"namespace": "team", "pool": "p", "limit": "maxReplicas"},
     ),
     # what never happened has no series: the first one counts too
     "TuneyardHeldRequestsRefused": one(
@@ -260,6 +270,7 @@ def test_every_alert_is_tried() -> None:
     assert set(CASES) == set(SEVERITY)
 
 
+@slow
 @pytest.mark.parametrize("name", CASES)
 def test_an_alert_fires_when_it_should_and_only_then(promtool: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
@@ -267,6 +278,7 @@ def test_an_alert_fires_when_it_should_and_only_then(promtool: Path, tmp_path: P
     assert not complaints(promtool, tmp_path, tests)
 
 
+@slow
 def test_more_that_stands_still_or_does_not(promtool: Path, tmp_path: Path) -> None:
     """Where nothing is counted, where the first request has just been, where nobody asks; a script of either kind."""
     still, stumbled = "TuneyardUsageStandsStill", "TuneyardScriptStumbled"
@@ -287,11 +299,13 @@ def test_more_that_stands_still_or_does_not(promtool: Path, tmp_path: Path) -> N
     assert not complaints(promtool, tmp_path, tests)
 
 
+@slow
 def test_a_wrong_expectation_is_noticed(promtool: Path, tmp_path: Path) -> None:
     case = CASES["TuneyardDrifting"]
     assert "TuneyardDrifting" in complaints(promtool, tmp_path, [firing("TuneyardDrifting", case.fires, case.at, None)])
 
 
+@slow
 def test_tokens_and_their_work_are_recorded_by_deployment(promtool: Path, tmp_path: Path) -> None:
     """Of two gateways, two revisions and a base; those from the cache are a tenth of the work of others."""
 
@@ -336,6 +350,7 @@ def test_tokens_and_their_work_are_recorded_by_deployment(promtool: Path, tmp_pa
     assert not complaints(promtool, tmp_path, [test])
 
 
+@slow
 def test_the_rule_file_and_the_example_of_a_configuration_are_valid(promtool: Path, tmp_path: Path) -> None:
     example = Path(__file__).resolve().parents[2] / "examples" / "monitoring" / "prometheus.yaml"
     (tmp_path / "rules.yaml").write_text(rules_file())
@@ -360,7 +375,7 @@ def page() -> dict[str, float]:
     for name in sorted(outside.ENVOY):
         labels = '{envoy_http_conn_manager_prefix="gateway",envoy_response_code_class="2"}'
         found[name + ("" if "server" in name else labels)] = 1.0
-    for pool in ("tuneyard_pool_replicas", "tuneyard_pool_ready_replicas"):
+    for pool in ("tuneyard_pool_replicas", "tuneyard_pool_ready_replicas", "tuneyard_pool_wanted_replicas"):
         found[f'{pool}{{namespace="team",base_model="b",pool="chat"}}'] = 1.0
     for recorded in ('tokens:rate1h{kind="prompt",', 'tokens:rate1h{kind="completion",', 'work:rate1h{base_model="b",'):
         found[f'tuneyard:{recorded}namespace="team",deployment="chat"}}'] = 1.0
@@ -410,6 +425,7 @@ def asked(server: PrometheusServer, query: str) -> list[Any]:
     return found
 
 
+@slow
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda d: d.name)
 def test_every_query_of_a_dashboard_finds_something(server: PrometheusServer, dashboard: Any) -> None:
     for query in dashboard.queries:
