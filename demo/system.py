@@ -122,14 +122,19 @@ def helm_values(references: dict[str, str]) -> dict[str, object]:
     }
 
 
-def _free_release(helm: list[str]) -> None:
+def helm(provider: Provider) -> list[str]:
+    """The command that helm begins with here, for the release's namespace."""
+    return [str(_program("helm")), "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE]
+
+
+def _free_release(command: list[str]) -> None:
     """Undo what an interrupted helm left: a release that is pending for ever refuses every further upgrade."""
-    told = subprocess.run([*helm, "status", RELEASE, "-o", "json"], capture_output=True, text=True, check=False)
+    told = subprocess.run([*command, "status", RELEASE, "-o", "json"], capture_output=True, text=True, check=False)
     status = json.loads(told.stdout)["info"]["status"] if told.returncode == 0 else ""
     if status == "pending-install":
-        subprocess.run([*helm, "uninstall", RELEASE, "--wait"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "uninstall", RELEASE, "--wait"], check=True, stdout=subprocess.DEVNULL)
     elif status.startswith("pending"):
-        subprocess.run([*helm, "rollback", RELEASE], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "rollback", RELEASE], check=True, stdout=subprocess.DEVNULL)
 
 
 def install(provider: Provider, kubectl: Kubectl, references: dict[str, str]) -> None:
@@ -137,11 +142,11 @@ def install(provider: Provider, kubectl: Kubectl, references: dict[str, str]) ->
     values = ROOT / "build" / "demo" / "values.yaml"
     values.parent.mkdir(parents=True, exist_ok=True)
     values.write_text(json.dumps(helm_values(references), indent=2))
-    helm = [str(_program("helm")), "--kubeconfig", str(provider.kubeconfig()), "--namespace", NAMESPACE]
+    command = helm(provider)
     chart = str(ROOT / "charts" / "tuneyard")
     with working("Tuneyard (helm upgrade --install)"):
-        _free_release(helm)
-        command = [*helm, "upgrade", "--install", RELEASE, chart, "--create-namespace", "--values", str(values)]
+        _free_release(command)
+        command += ["upgrade", "--install", RELEASE, chart, "--create-namespace", "--values", str(values)]
         done = subprocess.run([*command, "--wait", "--timeout", "3m"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise ClusterError(f"helm could not install the chart: {done.stderr.strip()}")
