@@ -377,6 +377,7 @@ def page() -> dict[str, float]:
         found[name + ("" if "server" in name else labels)] = 1.0
     for pool in ("tuneyard_pool_replicas", "tuneyard_pool_ready_replicas", "tuneyard_pool_wanted_replicas"):
         found[f'{pool}{{namespace="team",base_model="b",pool="chat"}}'] = 1.0
+    found['tuneyard_pool_scaling_limited{namespace="team",base_model="b",pool="chat",limit="maxReplicas"}'] = 1.0
     for recorded in ('tokens:rate1h{kind="prompt",', 'tokens:rate1h{kind="completion",', 'work:rate1h{base_model="b",'):
         found[f'tuneyard:{recorded}namespace="team",deployment="chat"}}'] = 1.0
     for pods, number in (("tuneyard_adapter_pods", 2.0), ("tuneyard_adapter_loaded_pods", 1.0)):

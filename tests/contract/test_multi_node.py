@@ -213,6 +213,7 @@ def test_a_pool_goes_over_to_groups_and_back(cluster: Cluster, kubelets: Kubelet
     assert cluster.child(DEPLOYMENT) is None
     assert min(len(ready) for ready, _ in kubelets.history) == (1 if update == "Surge" else 0)
     serving(cluster, nodes=1, update=update)
-    eventually(lambda: cluster.child(GROUPS) is None, "the LeaderWorkerSet goes")
+    # a pod that surges takes the place of the group once its agent has said that it serves
+    eventually(lambda: groups_serve(cluster, kubelets, 1) and cluster.child(GROUPS) is None, "the LeaderWorkerSet goes")
     eventually(lambda: cluster.child(POLICY) is None, "and the policy between its pods")
     rests(cluster, kubelets, 1)
