@@ -1,7 +1,8 @@
 """What tokens cost, from how many pods are ready and whose tokens their engines generated.
 
 As `tuneyard cost` counts it, for one price of a pod's hour: a base's pods are shared by the work of the tokens of those
-who asked. Prices are typed in at the top of the page; numbers are in their currency.
+who asked. Prices are typed in at the top of the page; numbers are in their currency. Hosted APIs cost what their
+revisions' specs say now, where `tuneyard cost` takes the price of each request's time.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ def _shared(work: str, by: str) -> str:
     return f"sum by ({by}) ($pod_hour * {work} {whole})"
 
 
+_HOSTED = f"tuneyard:hosted_cost:rate1h{{{ALL}}}"
+
+
+def _hour(by: str) -> str:
+    """What an hour costs by these labels: the share of pools, and what hosted APIs are paid."""
+    own, paid = _shared(_WORK, by), f"sum by ({by}) ({_HOSTED})"
+    told = (f'label_replace({cost}, "of", "{of}", "", "")' for cost, of in ((own, "pools"), (paid, "apis")))
+    return f"sum by ({by}) ({' or '.join(told)})"
+
+
 def _per_million(cost: str, rate: str, by: str) -> str:
     return f"{cost} / on ({by}) (sum by ({by}) ({rate}) * 0.0036 > 0)"
 
@@ -73,8 +84,8 @@ COST = Dashboard(
             (
                 panel(
                     "By deployment",
-                    Query(_per_million(_shared(_WORK, OF), _rate(_BOTH), OF), DEPLOYMENTS),
-                    description="Read and generated ones together. Idle hours are part of it.",
+                    Query(_per_million(_hour(OF), _rate(_BOTH), OF), DEPLOYMENTS),
+                    description="Read and generated ones, of pools and of hosted APIs. Idle hours are part of it.",
                     width=12,
                 ),
                 panel(
@@ -116,7 +127,13 @@ COST = Dashboard(
         Row(
             "What it is made of",
             (
-                panel("An hour by deployment", Query(_shared(_WORK, OF), DEPLOYMENTS), stacked=True),
+                panel("An hour by deployment", Query(_hour(OF), DEPLOYMENTS), stacked=True),
+                panel(
+                    "Hosted APIs: an hour by revision",
+                    Query(_HOSTED, "{{deployment}} {{revision}}, {{currency}}"),
+                    description="At the prices in spec.revisions[].external.pricing.",
+                    stacked=True,
+                ),
                 panel(
                     "The same tokens at the API",
                     Query(_HOUR, "pools"),

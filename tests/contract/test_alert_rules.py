@@ -380,6 +380,7 @@ def page() -> dict[str, float]:
     found['tuneyard_pool_scaling_limited{namespace="team",base_model="b",pool="chat",limit="maxReplicas"}'] = 1.0
     for recorded in ('tokens:rate1h{kind="prompt",', 'tokens:rate1h{kind="completion",', 'work:rate1h{base_model="b",'):
         found[f'tuneyard:{recorded}namespace="team",deployment="chat"}}'] = 1.0
+    found['tuneyard:hosted_cost:rate1h{namespace="team",deployment="chat",revision="api",currency="USD"}'] = 1.0
     for pods, number in (("tuneyard_adapter_pods", 2.0), ("tuneyard_adapter_loaded_pods", 1.0)):
         found[f'{pods}{{namespace="team",adapter="a"}}'] = number
     found['tuneyard_mirror_copies_total{namespace="team",deployment="chat",revision="v2",outcome="answered"}'] = 1.0

@@ -4,7 +4,8 @@ Rules:
 - all is read from status and spec, so that every replica of the operator tells the same: who asks Prometheus takes the
   maximum over replicas, and a new leader begins nothing anew;
 - labels are names of Kubernetes objects and words of the API (phases, outcomes, reasons); nothing comes from messages;
-- an object has a bounded number of series: a ModelDeployment 9, 4 a revision, 4 an objective, 1 a gate, 1 a verdict; a
+- an object has a bounded number of series: a ModelDeployment 9, 4 a revision (3 more with a price), 4 an objective, 1 a
+  gate, 1 a verdict; a
   LoRAAdapter 4, a BaseModel 2, 2 of its build and 4 a pool. What is gone has none.
 """
 
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.conditions import Condition, find, is_true
+from tuneyard.api.external import DEFAULT_CURRENCY, ExternalPricing
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.metadata import ObjectMeta
 from tuneyard.api.modeldeployment import ModelDeploymentResource
@@ -47,6 +49,11 @@ SPEC_WEIGHT = Family("tuneyard_revision_spec_weight", "Percent that the spec giv
 WEIGHT = Family("tuneyard_revision_weight", "Percent that a revision really gets.", (*_OF, "revision"))
 ALLOWED = Family(
     "tuneyard_revision_allowed_weight", "Percent above which gateways may not go with a revision.", (*_OF, "revision")
+)
+PRICE = Family(
+    "tuneyard_external_price",
+    "What a million tokens of an external revision cost, by its spec.",
+    (*_OF, "revision", "currency", "kind"),
 )
 ENDPOINTS = Family("tuneyard_revision_ready_endpoints", "Pods that serve a revision.", (*_OF, "revision"))
 ROLE = Family("tuneyard_revision_role", "1 for the stable revision and for the candidate.", (*_OF, "revision", "role"))
@@ -80,7 +87,7 @@ ADAPTER_LOADED = Family("tuneyard_adapter_loaded_pods", "Those that do.", ("name
 FAMILIES = (
     *(OBJECT_READY, OBJECT_STALLED, SPEC_WEIGHT, WEIGHT, ALLOWED, ENDPOINTS, ROLE, PHASE, STEP, ANALYSIS, JUDGED, BAD),
     *(BUILD, BUILD_ATTEMPTS, GATE, VERDICT, POOL_REPLICAS, POOL_READY, POOL_WANTED, POOL_LIMITED),
-    *(ADAPTER_PODS, ADAPTER_LOADED),
+    *(ADAPTER_PODS, ADAPTER_LOADED, PRICE),
 )
 
 
@@ -145,11 +152,21 @@ def _of_deployment(deployment: ModelDeploymentResource) -> Iterator[Sample]:
     yield from _readiness("ModelDeployment", deployment.metadata, status.conditions)
     for revision in deployment.spec.revisions:
         yield SPEC_WEIGHT, (*of, revision.name), deployment.spec.weight_of(revision.name)
+        if revision.external is not None and revision.external.pricing is not None:
+            yield from _of_price((*of, revision.name), revision.external.pricing)
     for target in status.traffic or ():
         yield WEIGHT, (*of, target.revision), target.weight
         yield ENDPOINTS, (*of, target.revision), target.ready_endpoints
     if status.rollout is not None:
         yield from _of_rollout(of, status.rollout)
+
+
+def _of_price(of: tuple[str, str, str], price: ExternalPricing) -> Iterator[Sample]:
+    """By the kinds of tokens that usage is counted in."""
+    cached = price.input_per_million if price.cached_input_per_million is None else price.cached_input_per_million
+    kinds = {"prompt": price.input_per_million, "cached": cached, "completion": price.output_per_million}
+    for kind, cost in kinds.items():
+        yield PRICE, (*of, price.currency or DEFAULT_CURRENCY, kind), cost
 
 
 def _of_rollout(of: tuple[str, str], rollout: RolloutStatus) -> Iterator[Sample]:

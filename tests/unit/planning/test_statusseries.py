@@ -9,7 +9,12 @@ from tuneyard.api.basemodel import BaseModelStatus, PoolStatus
 from tuneyard.api.conditions import Condition
 from tuneyard.api.gates import GateStatus
 from tuneyard.api.loraadapter import LoRAAdapterStatus
-from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentStatus, TrafficStatus
+from tuneyard.api.modeldeployment import (
+    ModelDeploymentResource,
+    ModelDeploymentSpec,
+    ModelDeploymentStatus,
+    TrafficStatus,
+)
 from tuneyard.api.rollout import AnalysisStatus, ObjectiveCounts, RolloutSpec, RolloutStatus, Step, Verdict
 from tuneyard.planning.statusseries import FAMILIES, status_series
 
@@ -91,6 +96,24 @@ def test_a_canary_says_where_it_stands() -> None:
         # of two verdicts under one name the newer
         ("rollout_verdict_timestamp_seconds", "chat", "v0", "AnalysisFailed"): at(5).timestamp(),
     }
+
+
+def test_an_external_revision_says_what_its_tokens_cost() -> None:
+    def priced(**pricing: object) -> dict[tuple[str, ...], float]:
+        given = {"url": "https://api.example.com/v1", "model": "m", "pricing": pricing}
+        spec = ModelDeploymentSpec.from_dict(
+            {
+                "revisions": [{"name": "api", "external": given}],
+                "traffic": [{"revision": "api", "weight": 100}],
+            }
+        )
+        found = told(deployments=[deployment().model_copy(update={"spec": spec})])
+        return {key[-2:]: value for key, value in found.items() if key[0] == "external_price"}
+
+    prices = {"inputPerMillion": 2, "outputPerMillion": 8}
+    assert priced(**prices) == {("USD", "prompt"): 2, ("USD", "cached"): 2, ("USD", "completion"): 8}
+    euros = priced(**prices, cachedInputPerMillion=0.5, currency="EUR")
+    assert euros == {("EUR", "prompt"): 2, ("EUR", "cached"): 0.5, ("EUR", "completion"): 8}
 
 
 def test_adapters_and_pools_say_how_many_pods_have_them() -> None:
