@@ -36,7 +36,7 @@ from tuneyard.systems.envoy.accesslogs import AccessLog, stdout_log
 from tuneyard.systems.envoy.ads import AdsServer
 from tuneyard.systems.envoy.bootstrap import NO_TENANTS, bootstrap
 from tuneyard.systems.envoy.clientlimits import ClientLimits
-from tuneyard.systems.envoy.documents import Json
+from tuneyard.systems.envoy.documents import Json, extension, tcp
 from tuneyard.systems.envoy.front import Guarding, front_config
 from tuneyard.systems.envoy.outside import SYSTEM_CA
 from tuneyard.systems.envoy.podtls import front_source
@@ -89,6 +89,15 @@ class Envoy:
         self._config.write_text(json.dumps(config))
         self.log, self.access_log = folder / f"{name}.log", folder / f"{name}.access.jsonl"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def resolver(self, port: int) -> None:
+        """Have names looked up at a DNS server on this port of loopback; before the start."""
+        config, where = json.loads(self._config.read_text()), tcp("127.0.0.1", port)
+        where["socket_address"]["protocol"] = "UDP"
+        config["typed_dns_resolver_config"] = extension(
+            "cares", "network.dns_resolver.cares.v3.CaresDnsResolverConfig", resolvers=[where]
+        )
+        self._config.write_text(json.dumps(config))
 
     def start(self) -> None:
         with self.log.open("ab") as errors, self.access_log.open("ab") as output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -256,6 +257,27 @@ def make_deployment(team: Team, revisions: Sequence[dict[str, Any]], traffic: di
 
 
 @pytest.mark.apiserver
+async def test_a_silent_dns_server_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        rig = Rig(tmp_path)
+        rig.envoy.resolver(silent.getsockname()[1])
+        async with rig, Upstream("own") as own:
+            # Envoy starts with both: it may wait for neither
+            await rig.serve(
+                routes("chat", "https://api.example.com/v1"), model("mine", revision("v1", 100, [own.address]))
+            )
+            status, _, _ = await rig.post({"model": "mine", "messages": []})
+            assert status == 200
+            assert silent.recv(512), "the host's name was asked for"
+            async with asyncio.timeout(30):
+                status, headers, answer = await rig.post({"model": "chat", "messages": []})
+            assert (status, headers["content-type"]) == (503, "application/json")
+            assert json.loads(answer)["error"]["type"] == "server_error"
+            status, _, _ = await rig.post({"model": "mine", "messages": []})
+            assert status == 200
+
+
 async def test_from_hosted_to_own_and_back_under_traffic(
     apiserver: ApiServer, team: Team, tmp_path: Path, authority: Authority, api: Hosted
 ) -> None:
