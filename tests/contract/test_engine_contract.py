@@ -184,6 +184,13 @@ async def test_an_adapter_that_leaves_the_plan_is_answered_by_nobody(pod: Pod) -
     assert (await pod.say(gone))["model"] == gone, "and by the same name, once it is wanted again"
 
 
+@pytest.mark.parametrize("pod", KINDS, indirect=True)
+async def test_streams_one_after_the_other_are_all_answered(pod: Pod) -> None:
+    """Also by a server that ends each stream's connection without a word."""
+    for _ in range(40):
+        assert (await pod.stream(pod.names["a"], 1))[-1] == "[DONE]"
+
+
 @pytest.mark.parametrize("pod", AT_START, indirect=True)
 async def test_nobody_else_chooses_an_adapter_by_number(pod: Pod) -> None:
     """llama.cpp takes `lora` from whoever writes it."""

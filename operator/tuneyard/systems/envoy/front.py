@@ -189,10 +189,14 @@ def _connection_manager(guarding: Guarding | None) -> Json:
     }
 
 
-def _engine(name: str, address: str, port: int) -> Json:
+def _engine(name: str, address: str, port: int, *, reuses: bool) -> Json:
+    """`reuses`: connections take more than one request."""
     options = {
         "@type": EXTENSIONS + "upstreams.http.v3.HttpProtocolOptions",
-        "common_http_protocol_options": {"idle_timeout": _KEEP_ALIVE},
+        "common_http_protocol_options": {
+            "idle_timeout": _KEEP_ALIVE,
+            **({} if reuses else {"max_requests_per_connection": 1}),
+        },
         "explicit_http_config": {"http_protocol_options": {}},
     }
     return static_cluster(
@@ -231,8 +235,9 @@ def front_config(
         "static_resources": {
             "listeners": [taking_both(listener, certificate) if certificate else listener],
             "clusters": [
-                _engine("engine", engine_address, engine_port),
-                _engine("engine_probe", engine_address, engine_port),
+                # llama-server closes a connection after each stream without saying so before
+                _engine("engine", engine_address, engine_port, reuses=guarding is None),
+                _engine("engine_probe", engine_address, engine_port, reuses=guarding is None),
             ],
         },
     }
