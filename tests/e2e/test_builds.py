@@ -75,7 +75,7 @@ def built(name, *steps):
     output = {"volume": {"claimName": CLAIM, "path": "built"}}
     resources = {"requests": {"cpu": "100m", "memory": "1Gi"}}
     build = {"output": output, "steps": steps, "resources": resources}
-    return ours("BaseModel", name, source={"build": build}, serving=SERVING)
+    return ours("BaseModel", name, source={"build": build}, serving={**SERVING, "lora": {"enabled": False}})
 
 
 def is_built(base):

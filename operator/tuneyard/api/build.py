@@ -236,6 +236,15 @@ class Quantize(ApiModel):
         int | None,
         Field(ge=16, le=1024, description="Of AWQ and GPTQ; default: the largest up to 128 that fits the model."),
     ] = None
+    tensor_parallel_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1024,
+            description="Of AWQ and GPTQ: groups fit each GPU's part of the weights when so many share them. Default: "
+            "serving.tensorParallelSize of this BaseModel.",
+        ),
+    ] = None
     calibration: Annotated[CalibrationData | None, Field(description="Required by AWQ and GPTQ.")] = None
 
 
@@ -260,6 +269,11 @@ class BuildStep(ApiModel):
                 cel(
                     "!has(self.quantize) || !has(self.quantize.groupSize) || self.quantize.scheme in ['AWQ', 'GPTQ']",
                     "quantize.groupSize is of AWQ and GPTQ: remove it",
+                ),
+                cel(
+                    "!has(self.quantize) || !has(self.quantize.tensorParallelSize) || "
+                    "self.quantize.scheme in ['AWQ', 'GPTQ']",
+                    "quantize.tensorParallelSize is of AWQ and GPTQ, which have groups: remove it",
                 ),
             ]
         }

@@ -190,7 +190,7 @@ class Reason(StrEnum):
     )
     ADAPTERS_NOT_SERVED = (
         "AdaptersNotServed",
-        "The pool's engine serves its base alone: another engine or a merged base serves the adapter.",
+        "The pool's engine serves its base alone: another engine, another pool or a merged base serves the adapter.",
     )
     ENGINE_UNSUITABLE = (
         "EngineUnsuitable",

@@ -20,7 +20,13 @@ RESERVED_ARGUMENTS = (
 """Arguments of the engine that Tuneyard sets itself."""
 FIELD_ARGUMENTS = (
     *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
-    *("--gpu-memory-utilization", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"),
+    *(
+        "--gpu-memory-utilization",
+        "--device-memory-utilization",
+        "--max-model-len",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+    ),
     *("--max-num-queued-reqs", "--enable-prefix-caching", "--no-enable-prefix-caching", "--scheduling-policy"),
     *("--enable-chunked-prefill", "--no-enable-chunked-prefill", "--structured-outputs-config", "--reasoning-parser"),
     *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--enable-auto-tool-choice"),
@@ -79,6 +85,14 @@ class LoRASettings(ApiModel):
         }
     )
 
+    enabled: Annotated[
+        bool | None,
+        Field(
+            description="Whether engines are started for adapters. false: the base alone is served, which takes less "
+            "memory and is faster, as a merged model should be; some architectures can be served in no other way. "
+            "Default: true."
+        ),
+    ] = None
     max_loras: Annotated[int, Field(ge=1, le=512, description="Adapters that may generate at the same moment.")] = 8
     max_rank: Annotated[
         Literal[1, 8, 16, 32, 64, 128, 256, 320, 512],
@@ -128,6 +142,11 @@ class LoRASettings(ApiModel):
             description="Divide both halves of each adapter over the GPUs: less memory for high ranks and many GPUs."
         ),
     ] = None
+
+    @property
+    def on(self) -> bool:
+        """Whether engines take adapters at all."""
+        return self.enabled is not False
 
 
 class Resources(ApiModel):

@@ -11,13 +11,29 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tuneyard.api import names
-from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, BuildStep
+from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, Build, BuildStep
 from tuneyard.api.buildtask import TaskStep
 from tuneyard.planning.buildinputs import FoundInput
+from tuneyard.planning.buildpresets import PRESETS
 
 TOOLSET = "1"
 """Raised with a release whose tools make other files of the same inputs: then nothing older is taken for the same."""
 _LENGTH = 32
+
+
+def served_steps(base: BaseModelResource, build: Build) -> list[BuildStep]:
+    """The build's steps for how the result will be served: groups have to fit the parts of tensor parallelism."""
+    parts = base.spec.serving.tensor_parallel_size if base.spec.serving else None
+    return [_in_parts(step, parts or 1) for step in build.steps]
+
+
+def _in_parts(step: BuildStep, parts: int) -> BuildStep:
+    given = step.quantize
+    # what nothing is asked of keeps its key
+    if given is None or not PRESETS[given.scheme].grouped or given.tensor_parallel_size is not None or parts == 1:
+        return step
+    return step.model_copy(update={"quantize": given.model_copy(update={"tensor_parallel_size": parts})})
 
 
 def task_steps(steps: Iterable[BuildStep], inputs: Sequence[FoundInput]) -> list[TaskStep]:

@@ -25,7 +25,7 @@ from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.buildchecks import violation
 from tuneyard.planning.buildinputs import FoundInput, Surroundings, adapter_of_another_base, found_inputs
 from tuneyard.planning.buildjobs import job_object, task_object
-from tuneyard.planning.buildkeys import task_steps
+from tuneyard.planning.buildkeys import served_steps, task_steps
 from tuneyard.planning.buildobservations import BuildJob, BuildMark, BuildObservation
 from tuneyard.planning.children import as_applied
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, Problem
@@ -102,7 +102,7 @@ def _task(obs: BaseModelObservation, base: BaseModelResource, build: Build, seen
     around = Surroundings(bases, adapters, seen.calibrations, obs.settings)
     wrong = adapter_of_another_base(build, around)
     found = wrong or found_inputs(base, build, around)
-    return found if isinstance(found, Problem) else _Task(task_steps(build.steps, found), found)
+    return found if isinstance(found, Problem) else _Task(task_steps(served_steps(base, build), found), found)
 
 
 def _is_there(base: BaseModelResource, key: str, mine: Iterable[ChildObservation], seen: BuildObservation) -> bool:

@@ -44,6 +44,8 @@ class Preset:
     """(setting, value) that it lacks -> what serves it instead."""
     sleeps: bool
     """Whether it has a sleep mode."""
+    pipelines: bool
+    """Whether it can divide a base's layers: the build for CPUs starts so, and ends with its first request."""
 
 
 def engine_of(serving: Serving, default_image: str) -> Engine:
@@ -121,6 +123,6 @@ _ELSEWHERE_ON_CPU = {
     ("quantization", "bitsandbytes"): "quantise the base beforehand (AWQ, GPTQ or INT8)",
 }
 _PRESETS: dict[tuple[str, str, str], Preset] = {
-    ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True),
-    ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False),
+    ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True, pipelines=True),
+    ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False, pipelines=False),
 }

@@ -305,7 +305,10 @@ def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | No
 
 
 def adapters_not_served(serving: Serving) -> Problem | None:
-    """An engine that would answer for the base where an adapter was asked for."""
+    """An engine that would answer for the base where an adapter was asked for, or that is started without them."""
+    if not serving.lora.on:
+        words = "the pool's engines are started without adapters: remove serving.lora.enabled, which restarts its pods"
+        return Problem(Reason.ADAPTERS_NOT_SERVED, words)
     if engines.capabilities(serving.engine, serving.custom).adapters is not engines.Loading.NEVER:
         return None
     return Problem(

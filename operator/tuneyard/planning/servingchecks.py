@@ -204,7 +204,9 @@ def reserved_argument(serving: Serving) -> Problem | None:
         # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
         flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
         flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
-        if flag in RESERVED_ARGUMENTS:
+        # and engines take the begin of a name for the whole
+        short = flag.startswith("--") and any(known.startswith(flag) for known in RESERVED_ARGUMENTS)
+        if short or flag in RESERVED_ARGUMENTS:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
 
@@ -213,7 +215,7 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
     """What the engine would end with on every pod of a replica that spans nodes."""
     nodes, ranks = serving.nodes_per_replica, serving.tensor_parallel_size * serving.pipeline_parallel_size
     if nodes == 1:
-        return None
+        return _topology_without_nodes(serving)
     if serving.data_parallel_size > 1:
         words = "serving.dataParallelSize does not go with nodesPerReplica: raise serving.replicas in its place"
         return Problem(Reason.INVALID_SPEC, words)
@@ -227,6 +229,13 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
         words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
         return Problem(Reason.INVALID_SPEC, words)
     return None
+
+
+def _topology_without_nodes(serving: Serving) -> Problem | None:
+    if serving.exclusive_topology_key is None:
+        return None
+    words = "serving.exclusiveTopologyKey is of replicas that span nodes: set nodesPerReplica, or remove it"
+    return Problem(Reason.INVALID_SPEC, words)
 
 
 def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:

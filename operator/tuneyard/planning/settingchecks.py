@@ -21,6 +21,10 @@ from tuneyard.planning.observations import Problem
 from tuneyard.planning.resolvedserving import Serving
 
 _MOST_NAMED = 12
+_DEFAULT_SHARE = 16
+"""Tokens in a step for each sequence where neither number is set: 8, or so many, by the GPU."""
+_MOST_BATCHED, _LEAST_SEQUENCES = 16384, 128
+"""What vLLM takes by itself at most and at least, by the GPU: a pool is refused for what is certain alone."""
 _OPERATORS = frozenset({"engine_version", "engine_build", "gpu_memory"})
 """Settings that only the operator is told."""
 
@@ -39,6 +43,9 @@ def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
         known = preset.values.get(field)
         if known is not None and value not in known:
             return Problem(Reason.UNSUPPORTED_SETTING, _unknown_value(engine, preset, field, value))
+    if serving.pipeline_parallel_size > 1 and not preset.pipelines:
+        words = f"serving.pipelineParallelSize: {engine} ends with its first request then: use tensorParallelSize"
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
     if serving.settings.sleep_mode and not preset.sleeps:
         words = f"serving.sleepMode: {engine} has no sleep mode: remove it"
         return Problem(Reason.UNSUPPORTED_SETTING, words)
@@ -49,6 +56,7 @@ def _setting_of_another_engine(serving: Serving) -> Problem | None:
     """A field that the engine would leave out without a word."""
     told = (name for name in EngineSettings.model_fields if name not in _OPERATORS)
     given = [to_camel(name) for name in told if getattr(serving.settings, name) is not None]
+    given += ["compileCache"] if serving.compile_cache is not None else []
     given += [f"lora.{name}" for name, value in _lora(serving.lora).items() if value is not None]
     if not given:
         return None
@@ -110,17 +118,49 @@ def _contradiction(serving: Serving) -> str | None:
             f"serving.maxNumBatchedTokens {batched} is below maxNumSeqs {settings.max_num_seqs}, and each of these "
             "needs a token in a step: raise it, or lower maxNumSeqs"
         )
+    if not batched and settings.max_num_seqs and settings.max_num_seqs > _MOST_BATCHED:
+        return f"serving.maxNumSeqs {settings.max_num_seqs} needs as many maxNumBatchedTokens: set them, or lower it"
     if settings.chunked_prefill is False and batched and context and batched < context:
         return (
             f"serving.maxNumBatchedTokens {batched} is below maxModelLen {context}, and without chunkedPrefill a "
             "prompt is worked on in one step: raise it, or leave chunkedPrefill on"
         )
-    if lora.fully_sharded and lora.max_rank % tensor:
+    if words := _too_few_tokens(serving):
+        return words
+    if lora.on and settings.expert_parallel and lora.fully_sharded:
+        return (
+            "serving.lora.fullySharded does not go with expertParallel, since both divide by the same GPUs: remove one "
+            "of them"
+        )
+    if lora.on and settings.expert_parallel and tensor > 1 and serving.data_parallel_size > 1:
+        return (
+            "serving.expertParallel with tensorParallelSize and dataParallelSize takes no adapters: leave one of the "
+            "three out, or set lora.enabled to false"
+        )
+    if lora.on and lora.fully_sharded and lora.max_rank % tensor:
         return (
             f"serving.lora.fullySharded divides maxRank {lora.max_rank} by tensorParallelSize {tensor}, which leaves a "
             "rest: choose another of them"
         )
     return None
+
+
+def _too_few_tokens(serving: Serving) -> str | None:
+    """Adapters and speculative decoding together need room in a step for every proposed token of every sequence."""
+    settings = serving.settings
+    if not serving.lora.on or settings.speculative is None:
+        return None
+    each, batched, sequences = settings.speculative.tokens + 1, settings.max_num_batched_tokens, settings.max_num_seqs
+    if batched is None and sequences is None:
+        enough = each <= _DEFAULT_SHARE
+    else:
+        enough = (batched or _MOST_BATCHED) >= (sequences or _LEAST_SEQUENCES) * each
+    if enough:
+        return None
+    return (
+        f"serving.speculative.tokens {settings.speculative.tokens} with adapters needs maxNumBatchedTokens of at least "
+        f"{each} times maxNumSeqs: set both so, lower tokens, or set lora.enabled to false"
+    )
 
 
 def _unknown_value(engine: Engine, preset: Preset, field: str, value: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.engineinit import under_init
 from tuneyard.planning.podparts import key_variable, literal, value
 from tuneyard.planning.podvolumes import ARTIFACTS, COMPILE_CACHE, base_path
@@ -50,10 +51,7 @@ def arguments(pool: Pool, base: BaseModelResource, settings: Settings) -> list[s
         "--served-model-name": literal(pool.base_model),
         "--host": "127.0.0.1",
         "--port": str(names.ENGINE_PORT),
-        # vLLM refuses to start with fewer places in memory than slots.
-        "--max-loras": str(min(lora.max_loras, lora.max_cpu_loras)),
-        "--max-lora-rank": str(lora.max_rank),
-        "--max-cpu-loras": str(lora.max_cpu_loras),
+        **(_slots(lora) if lora.on else {}),
         "--tensor-parallel-size": str(serving.tensor_parallel_size),
         "--shutdown-timeout": str(ENGINE_SHUTDOWN),
     }
@@ -63,15 +61,25 @@ def arguments(pool: Pool, base: BaseModelResource, settings: Settings) -> list[s
         arguments["--otlp-traces-endpoint"] = settings.tracing.otlp_endpoint
     flags = [part for argument in arguments.items() for part in argument]
     # without the second one nobody says which tokens of a prompt came from the cache
-    ours = ["--enable-lora", "--enable-prompt-tokens-details", *flags]
+    ours = [*(["--enable-lora"] if lora.on else []), "--enable-prompt-tokens-details", *flags]
     return [*ours, *setting_flags(serving, ARTIFACTS), *serving.extra_args]
+
+
+def _slots(lora: LoRASettings) -> dict[str, str]:
+    return {
+        # vLLM refuses to start with fewer places in memory than slots.
+        "--max-loras": str(min(lora.max_loras, lora.max_cpu_loras)),
+        "--max-lora-rank": str(lora.max_rank),
+        "--max-cpu-loras": str(lora.max_cpu_loras),
+    }
 
 
 def environment(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
     """The pool's variables over the chart's over ours; what the agent depends on cannot be changed."""
     compiled = _COMPILED if pool.serving.compile_cache is not None else {}
     chosen = {**_ENGINE_ENV, **compiled, **_span_env(pool, settings), **settings.engine_env, **pool.serving.env}
-    fixed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": value("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")}
+    loads = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+    fixed = {loads: value(loads, str(pool.serving.lora.on))}
     fixed["VLLM_API_KEY"] = key_variable("VLLM_API_KEY", pool.name)
     return [*fixed.values(), *(value(n, v) for n, v in sorted(chosen.items()) if n not in fixed)]
 

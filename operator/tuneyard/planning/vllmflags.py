@@ -79,6 +79,8 @@ def speculative_config(speculative: Speculative, artifacts: str) -> dict[str, An
 
 
 def _of_adapters(lora: LoRASettings) -> list[str]:
+    if not lora.on:
+        return []
     flags = ["--lora-dtype", lora.dtype] if lora.dtype is not None else []
     if lora.fully_sharded is not None:
         flags.append("--fully-sharded-loras" if lora.fully_sharded else "--no-fully-sharded-loras")

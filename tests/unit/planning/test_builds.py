@@ -21,7 +21,7 @@ from tuneyard.planning import servingchecks
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.buildchecks import violation
 from tuneyard.planning.buildinputs import Surroundings, adapter_of_another_base, credentials_of_build, found_inputs
-from tuneyard.planning.buildkeys import task_steps
+from tuneyard.planning.buildkeys import served_steps, task_steps
 from tuneyard.planning.buildobservations import BuildJob, BuildMark, BuildObservation, looked_at
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Apply, Delete, Plan
@@ -79,6 +79,18 @@ class TestKeys:
         assert not isinstance(found, Problem)
         chain = build(MERGE, {"quantize": {"scheme": "FP8"}})
         assert task_steps(chain.steps, found)[0].key == key(MERGE) != task_steps(chain.steps, found)[1].key
+
+    def test_groups_are_made_for_the_parts_that_the_pool_has(self):
+        def steps(tensor: int | None, **quantize: Any) -> list[Any]:
+            base = base_model("small", serving=ServingSpec(tensor_parallel_size=tensor))
+            calibration = {"configMap": "texts"}
+            given = {"quantize": {"baseModel": BASE, "scheme": "AWQ", "calibration": calibration, **quantize}}
+            return [s.quantize and s.quantize.tensor_parallel_size for s in served_steps(base, build(given))]
+
+        assert steps(4) == [4]
+        assert steps(4, tensorParallelSize=8) == [8]
+        assert steps(None) == steps(1) == [None], "what asks for nothing new keeps its key"
+        assert steps(4, scheme="FP8", calibration=None) == [None], "no groups, no parts"
 
     def test_what_is_said_and_what_is_the_default_are_the_same(self):
         plain, said = {"gguf": {"baseModel": BASE}}, {"gguf": {"baseModel": BASE, "type": "Q4_K_M"}}

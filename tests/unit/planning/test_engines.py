@@ -10,7 +10,7 @@ import pytest
 from tests.builders import BASE, adapter, base_model, deployment, pod, revision
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import ArtifactVolume, CustomEngine, ServingSpec, VolumeClaim
+from tuneyard.api.serving import ArtifactVolume, CustomEngine, LoRASettings, ServingSpec, VolumeClaim
 from tuneyard.planning import engines
 from tuneyard.planning.engines import Loading, capabilities
 from tuneyard.planning.observations import PodObservation, Problem
@@ -106,6 +106,15 @@ def test_adapters_have_no_place_where_the_base_would_answer_for_them(serving: di
     if refused:
         assert found.refused["a"].reason is Reason.ADAPTERS_NOT_SERVED
         assert "use vllm or llamaCpp, or merge the adapter" in found.refused["a"].message
+
+
+def test_engines_that_are_started_without_adapters_get_none() -> None:
+    base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM], lora=LoRASettings(enabled=False)))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1", "a")])])
+    found = placement(pool, [adapter("a")], ())
+    assert not found.planned
+    assert found.refused["a"].reason is Reason.ADAPTERS_NOT_SERVED
+    assert "remove serving.lora.enabled" in found.refused["a"].message
 
 
 def asking(name: str, engine: str = "Ready") -> PodObservation:

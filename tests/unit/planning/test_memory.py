@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tuneyard.api.memorydemand import MemoryDemand
-from tuneyard.api.serving import ServingSpec
+from tuneyard.api.serving import LoRASettings, ServingSpec
 from tuneyard.planning.gpumemory import checked_demand, gpu_memory
 from tuneyard.planning.memory import Room, estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import Division, ModelSize, Part, model_size
@@ -254,6 +254,13 @@ def test_pods_of_which_nothing_new_is_asked_are_told_nothing():
     told = checked_demand(resolved_serving(ServingSpec(pipeline_parallel_size=2)), Settings())
     assert told is not None
     assert (told.pipeline_parallel_size, told.max_loras, told.gpu_memory) == (2, 8, None)
+
+
+def test_engines_without_adapters_have_no_room_for_them():
+    off = ServingSpec(gpu_memory="24Gi", lora=LoRASettings(enabled=False))
+    told = checked_demand(resolved_serving(off), Settings())
+    assert told is not None
+    assert (told.max_loras, told.max_cpu_loras) == (0, 0)
 
 
 @pytest.mark.parametrize("argument", ["--quantization=fp8", "--cpu_offload_gb", "--hf-overrides.rope"])

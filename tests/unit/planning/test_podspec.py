@@ -245,6 +245,12 @@ def test_the_engine_listens_on_loopback_with_a_key():
     assert env(spec)["VLLM_API_KEY"] == {"secretKeyRef": {"name": names.pool_key_secret(pool.name), "key": "key"}}
 
 
+def test_an_engine_without_adapters_is_told_nothing_of_them():
+    _, spec = pool_with(lora=LoRASettings(enabled=False, dtype="bfloat16", fully_sharded=True))
+    assert not [argument for argument in container(spec, "engine")["args"] if "lora" in argument]
+    assert env(spec)["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "False"
+
+
 def test_variables_of_the_pool_win_over_the_charts_over_ours_but_not_over_the_key():
     chosen = [EnvVar(name="HF_HOME", value="/tmp/pool"), EnvVar(name="VLLM_API_KEY", value="mine")]
     base = base_model(serving=ServingSpec(artifact_volumes=[CLAIM], env=chosen))

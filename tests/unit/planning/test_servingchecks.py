@@ -73,7 +73,12 @@ def found(serving: ServingSpec, *prefixes: str) -> Reason | None:
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-tp", "2"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["-dp=2"]), Reason.INVALID_SPEC),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--no-enable-lora"]), Reason.INVALID_SPEC),
+        # engines take the begin of a name for the whole
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--hos=0.0.0.0"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--ap", "mine"]), Reason.INVALID_SPEC),
+        (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--model-impl=vllm"]), None),
         (ServingSpec(artifact_volumes=[CLAIM], extra_args=["--max-num-seqs=4"]), None),
+        (ServingSpec(artifact_volumes=[CLAIM], exclusive_topology_key="rack"), Reason.INVALID_SPEC),
     ],
 )
 def test_violations(serving, reason):

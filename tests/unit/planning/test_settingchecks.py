@@ -46,6 +46,13 @@ def test_the_engine_is_told_from_what_is_known(fields, wanted):
     assert engine_of(serving(**fields), UPSTREAM) == wanted
 
 
+def needs_tokens(tokens):
+    return (
+        f"serving.speculative.tokens {tokens} with adapters needs maxNumBatchedTokens of at least {tokens + 1} times "
+        "maxNumSeqs: set both so, lower tokens, or set lora.enabled to false"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -102,6 +109,37 @@ def test_the_engine_is_told_from_what_is_known(fields, wanted):
             "serving.lora.fullySharded divides maxRank 16 by tensorParallelSize 3, which leaves a rest: choose another "
             "of them",
         ),
+        ({"lora": {"maxRank": 16, "fullySharded": True, "enabled": False}, "tensorParallelSize": 3}, None),
+        (
+            {"expertParallel": True, "lora": {"fullySharded": True}},
+            "serving.lora.fullySharded does not go with expertParallel, since both divide by the same GPUs: remove one "
+            "of them",
+        ),
+        ({"expertParallel": True, "tensorParallelSize": 2}, None),
+        ({"expertParallel": True, "tensorParallelSize": 2, "dataParallelSize": 2, "lora": {"enabled": False}}, None),
+        (
+            {"expertParallel": True, "tensorParallelSize": 2, "dataParallelSize": 2},
+            "serving.expertParallel with tensorParallelSize and dataParallelSize takes no adapters: leave one of the "
+            "three out, or set lora.enabled to false",
+        ),
+        ({"speculative": {"method": "NGram", "tokens": 15}}, None),
+        ({"speculative": {"method": "NGram", "tokens": 16}, "lora": {"enabled": False}}, None),
+        ({"speculative": {"method": "NGram", "tokens": 16}}, needs_tokens(16)),
+        ({"speculative": {"method": "NGram", "tokens": 7}, "maxNumSeqs": 256, "maxNumBatchedTokens": 2048}, None),
+        (
+            {"speculative": {"method": "NGram", "tokens": 8}, "maxNumSeqs": 256, "maxNumBatchedTokens": 2048},
+            needs_tokens(8),
+        ),
+        ({"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": 8192}, needs_tokens(3)),
+        (
+            {"maxNumSeqs": 20000},
+            "serving.maxNumSeqs 20000 needs as many maxNumBatchedTokens: set them, or lower it",
+        ),
+        ({"pipelineParallelSize": 2}, None),
+        (
+            {"pipelineParallelSize": 2, **CPU},
+            "serving.pipelineParallelSize: vllm 0.32 (CPU) ends with its first request then: use tensorParallelSize",
+        ),
     ],
 )
 def test_what_the_engine_lacks_is_refused_by_name(fields, words):
@@ -118,6 +156,7 @@ def test_what_the_engine_lacks_is_refused_by_name(fields, words):
         ({"maxNumSeqs": 4}, "maxNumSeqs"),
         ({"prefixCaching": False}, "prefixCaching"),
         ({"lora": {"fullySharded": False}}, "lora.fullySharded"),
+        ({"compileCache": {"hostPath": {"path": "/cache"}}}, "compileCache"),
     ],
 )
 def test_another_engine_leaves_no_setting_out_without_a_word(fields, field):

@@ -27,7 +27,9 @@ SEED = 0
 
 
 def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, Any]:
-    """`settings`: model (folder), scheme, groupSize, calibration (file or folder), samples, maxLength."""
+    """`settings`: model (folder), scheme, groupSize, tensorParallelSize, calibration (file or folder), samples,
+    maxLength.
+    """
     from llmcompressor import oneshot  # noqa: PLC0415
 
     source = Path(settings["model"])
@@ -35,7 +37,7 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
     refuse_quantized(source, "quantise")
     try:
         wanted = preset(settings["scheme"])
-        group = fitting_group_size(read_config(source), settings.get("groupSize")) if wanted.grouped else None
+        group = _group(source, settings) if wanted.grouped else None
     except UnfitError as error:
         raise ToolError(str(error)) from error
     torch.manual_seed(SEED)
@@ -62,6 +64,11 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
     (output / "recipe.yaml").unlink(missing_ok=True)  # it holds what this process was told, which the record says too
     tools = versions_of("llmcompressor", "compressed-tensors", "torch", "transformers")
     return {"tools": tools, "seed": SEED if wanted.calibrated else None, "checks": checks}
+
+
+def _group(source: Path, settings: Mapping[str, Any]) -> int:
+    parts = int(settings.get("tensorParallelSize") or 1)
+    return fitting_group_size(read_config(source), settings.get("groupSize"), tensor_parallel=parts)
 
 
 def _calibrating(settings: Mapping[str, Any], tokenizer: Any) -> tuple[dict[str, Any], int]:
