@@ -12,6 +12,7 @@ NOT_BENCHMARKS = {
     "__main__",
     "report",
     "load",
+    "bare",
     "counting",
     "processes",
     "hotadapter",
