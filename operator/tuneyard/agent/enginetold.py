@@ -17,6 +17,9 @@ class EngineTold:
     health_path: str = "/health"
     model: str = ""
     """What the engine wants to read as `model` for the base; empty: the base's name."""
+    version: str = ""
+    build: str = ""
+    """Of vLLM, where it is known what these have (enginepresets.py); empty: nothing is known."""
 
     @property
     def guards(self) -> bool:
@@ -31,7 +34,8 @@ def engine_from(environment: Mapping[str, str]) -> EngineTold:
     """The engine that the environment names; an unknown one is a template of a newer operator's: ValueError."""
     name = environment.get("TUNEYARD_ENGINE")
     if name is None:
-        return VLLM
+        told = (environment.get(f"TUNEYARD_ENGINE_{what}", "") for what in ("VERSION", "BUILD"))
+        return EngineTold("vllm", VLLM.adapters, VLLM.health_path, "", *told)
     if name not in ENGINES:
         raise ValueError(f"TUNEYARD_ENGINE {name!r} is no engine that this version knows")
     row = ENGINES[name]

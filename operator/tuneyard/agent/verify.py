@@ -30,7 +30,7 @@ from tuneyard.planning.basefacts import attention_heads
 from tuneyard.planning.engines import ENGINES, Weights, listed, serving
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.settingchecks import unfit_for_base
+from tuneyard.planning.settingchecks import unfit_for_base, unserved_format
 from tuneyard.systems.artifacts.basefiles import base_config, read_size
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
 from tuneyard.systems.artifacts.safetensors import read_header
@@ -128,7 +128,7 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             f"choose one of {', '.join(map(str, fitting))}",
             architecture,
         )
-    misfit = _misfit(folder, wanted.memory)
+    misfit = unserved_format(wanted.engine.version, wanted.engine.build, config) or _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
     return _with_digest(wanted, base, files, architecture)

@@ -21,6 +21,7 @@ from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.serving import Resources, Toleration
 from tuneyard.planning import enginecontainer
+from tuneyard.planning.enginepresets import engine_of, preset_of
 from tuneyard.planning.engines import capabilities
 from tuneyard.planning.gpumemory import checked_demand
 from tuneyard.planning.observations import AGENT, ENGINE, FRONT, VERIFY
@@ -167,10 +168,18 @@ def verify(pool: Pool, base: BaseModelResource, settings: Settings, *, front: bo
             *_memory(pool, settings),
             *fetch,
         ],
-        env=[*env, *engine_settings(pool)],
+        env=[*env, *engine_settings(pool), *_known_vllm(pool, settings)],
         resources=bounded("100m", "128Mi", settings),
         volumeMounts=mounts,
     )
+
+
+def _known_vllm(pool: Pool, settings: Settings) -> list[dict[str, Any]]:
+    """Which vLLM it is, where it is known how bases may be quantised for it."""
+    engine = engine_of(pool.serving, settings.images.vllm)
+    if preset_of(engine) is None:
+        return []
+    return [value("TUNEYARD_ENGINE_VERSION", engine.version), value("TUNEYARD_ENGINE_BUILD", engine.build)]
 
 
 def _memory(pool: Pool, settings: Settings) -> list[str]:

@@ -7,7 +7,8 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic.alias_generators import to_camel
 
@@ -15,7 +16,7 @@ from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings
-from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
+from tuneyard.planning.enginepresets import PRESETS, Engine, Preset, engine_of, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.resolvedserving import Serving
@@ -107,6 +108,34 @@ def unfit_for_base(size: ModelSize, demand: MemoryDemand) -> Problem | None:
         words = f"serving.pipelineParallelSize {stages} is more than the base's {size.layers} layers: lower it"
         return Problem(Reason.UNSUPPORTED_SETTING, words)
     return None
+
+
+def unserved_format(version: str, build: str, config: Mapping[str, Any]) -> Problem | None:
+    """That vLLM cannot serve how the base is quantised, by its config.json; nothing where nothing is known of it."""
+    known = PRESETS.get(("vllm", version, build))
+    given = config.get("quantization_config")
+    if known is None or not isinstance(given, Mapping):
+        return None
+    engine = f"vllm {version} ({build})"
+    method = str(given.get("quant_method") or "")
+    if method and method not in known.values["quantization"]:
+        instead = known.elsewhere.get(("quantization", method), "build it anew as AWQ, GPTQ, INT8 or FP8")
+        words = f"the base is quantised by {method[:64]}, which {engine} does not serve: {instead}"
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    if build == "CPU" and _has_static_scales(given):
+        words = f"the base's activations have static scales, with which {engine} does not start: build it anew as FP8"
+        return Problem(Reason.UNSUPPORTED_SETTING, f"{words} or INT8")
+    return None
+
+
+def _has_static_scales(quantization: Mapping[str, Any]) -> bool:
+    """As fp8 says it, or compressed-tensors."""
+    groups = quantization.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    activations = [g.get("input_activations") for g in found if isinstance(g, Mapping)]
+    # integers of 8 bits are served with either
+    floats = [a for a in activations if isinstance(a, Mapping) and a.get("type") == "float"]
+    return quantization.get("activation_scheme") == "static" or any(not a.get("dynamic") for a in floats)
 
 
 def _contradiction(serving: Serving) -> str | None:

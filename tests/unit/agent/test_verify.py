@@ -19,7 +19,7 @@ import yaml
 from models.tiny import build_tiny
 from tests.fakes.llamaserver import fake_gguf
 from tuneyard.agent import verify as module
-from tuneyard.agent.enginetold import EngineTold
+from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
 from tuneyard.agent.verify import BaseWanted, verify
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
@@ -38,12 +38,16 @@ def base(tmp_path: Path) -> Path:
 
 
 def told(
-    base: Path, size: int = 1, digest: str | None = None, memory: MemoryDemand | None = None
+    base: Path,
+    size: int = 1,
+    digest: str | None = None,
+    memory: MemoryDemand | None = None,
+    engine: EngineTold = VLLM,
 ) -> tuple[int, dict[str, Any], Path]:
     """Exit code, report, and where the front's configuration would be."""
     volumes = base.parents[1]
     front, log = volumes.parent / "run" / "front.yaml", volumes.parent / "termination-log"
-    code = verify(BaseWanted("tiny", base, size, digest, volumes, memory), front, log)
+    code = verify(BaseWanted("tiny", base, size, digest, volumes, memory, engine), front, log)
     assert log.stat().st_size <= MOST_BYTES
     return code, json.loads(log.read_text()), front
 
@@ -102,6 +106,36 @@ def test_what_does_not_fit_is_said_before_anything_is_hashed(
     assert (code, report.get("reason"), front.exists()) == (int(reason is not None), reason, reason is None)
     assert words in report.get("message", "")
     assert ("digest" in report) == (reason is None)
+
+
+STATIC = {"config_groups": {"group_0": {"input_activations": {"type": "float", "dynamic": False}}}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "build", "words"),
+    [
+        ({"quant_method": "awq"}, "CPU", None),
+        ({"quant_method": "compressed-tensors"}, "CPU", None),
+        ({"quant_method": "bitsandbytes"}, "CPU", "which vllm 0.32 (CPU) does not serve: quantise the base beforehand"),
+        ({"quant_method": "bitsandbytes"}, "CUDA", "which vllm 0.32 (CUDA) does not serve: quantise the base"),
+        ({"quant_method": "mxfp4"}, "CPU", "build it anew as AWQ, GPTQ, INT8 or FP8"),
+        ({"quant_method": "mxfp4"}, "CUDA", None),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "CPU", "static scales"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "CPU", None),
+        ({"quant_method": "compressed-tensors", **STATIC}, "CPU", "static scales"),
+        ({"quant_method": "compressed-tensors", **STATIC}, "CUDA", None),
+        ({"quant_method": "bitsandbytes"}, "", None),
+        ("bitsandbytes", "CPU", None),
+    ],
+)
+def test_a_base_that_the_engine_cannot_read_is_refused_before_it_starts(
+    base: Path, quantization: object, build: str, words: str | None
+) -> None:
+    change(base / "config.json", quantization_config=quantization)
+    engine = engine_from({"TUNEYARD_ENGINE_VERSION": "0.32", "TUNEYARD_ENGINE_BUILD": build})
+    code, report, _ = told(base, 1, engine=engine)
+    assert (code, report.get("reason")) == ((0, None) if words is None else (1, "UnsupportedSetting"))
+    assert (words or "") in report.get("message", "")
 
 
 def test_heads_of_a_nested_language_model_count(base: Path) -> None:
