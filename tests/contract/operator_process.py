@@ -293,8 +293,10 @@ class FakeGateway:
             self._changed.notify_all()
 
     def demanded(self, deployment: str, *, waiting: int = 0, idle: float = 0.0, **in_flight: float) -> None:
-        """Of a deployment (`namespace/name`): requests under way by revision."""
+        """Of a deployment (`namespace/name`): requests under way by revision; who waits does so for the first one."""
         revisions = {name: {"requests": 1, "inFlight": number} for name, number in in_flight.items()}
+        for name in [*revisions][:1]:
+            revisions[name]["waiting"] = waiting
         with self._changed:
             self.demand_version += 1
             self.demand[deployment] = {"idleSeconds": idle, "waiting": waiting, "revisions": revisions}

@@ -60,7 +60,9 @@ def test_what_is_kept_is_found_and_brought(server: S3Server, tmp_path: Path) -> 
     assert kept.find(KEY) == made
     assert kept.find(OTHER) is None
     brought = kept.bring(KEY, tmp_path / "brought", lambda *_: None)
-    assert digest_of(brought).digest == made.digest
+    assert brought == (tmp_path / "brought", made)
+    assert digest_of(tmp_path / "brought").digest == made.digest
+    assert kept.bring(OTHER, tmp_path / "other", lambda *_: None) is None
 
 
 def test_files_without_a_record_are_no_result(server: S3Server, tmp_path: Path) -> None:
@@ -75,6 +77,56 @@ def test_a_record_beside_other_files_is_no_result(server: S3Server, tmp_path: Pa
     kept.keep(tmp_path / "made", result(tmp_path / "made"), lambda *_: None)
     server.client.delete_object(Bucket="models", Key=f"three/{KEY}/model.safetensors")
     assert kept.find(KEY) is None
+
+    server.client.delete_object(Bucket="models", Key=f"three/{KEY}/config.json")
+    server.client.delete_object(Bucket="models", Key=f"three/{KEY}/tokenizer/vocab.json")
+    assert kept.find(KEY) is None, "a record alone"
+
+
+def damage(server: S3Server, prefix: str) -> None:
+    """Other bytes, of the same number."""
+    server.client.put_object(Bucket="models", Key=f"{prefix}/{KEY}/config.json", Body=b"[]")
+
+
+def test_what_is_damaged_is_not_there_and_is_made_again(server: S3Server, tmp_path: Path) -> None:
+    kept = output(server, "damaged")
+    made = result(tmp_path / "made")
+    kept.keep(tmp_path / "made", made, lambda *_: None)
+    damage(server, "damaged")
+    assert kept.find(KEY) is None
+    assert kept.bring(KEY, tmp_path / "brought", lambda *_: None) is None
+    assert not (tmp_path / "brought").exists()
+    kept.keep(tmp_path / "made", made, lambda *_: None)
+    assert kept.find(KEY) == made
+    assert kept.bring(KEY, tmp_path / "brought", lambda *_: None) == (tmp_path / "brought", made)
+
+
+def test_what_another_build_has_stored_stays(server: S3Server, tmp_path: Path) -> None:
+    kept = output(server, "first")
+    first, second = result(tmp_path / "first"), result(tmp_path / "second", weights=2 << 20)
+    assert kept.keep(tmp_path / "first", first, lambda *_: None) == first
+    assert kept.keep(tmp_path / "second", second, lambda *_: None) == first
+    assert kept.find(KEY) == first
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_that_store_at_the_same_time_leave_nothing_mixed(server: S3Server, tmp_path: Path, same: bool) -> None:
+    """The other one has written all of it while this one writes."""
+    prefix = f"together-{same}"
+    kept, other = output(server, prefix), output(server, prefix)
+    mine, theirs = result(tmp_path / "mine"), result(tmp_path / "theirs", weights=(1 if same else 2) << 20)
+    theirs = theirs.model_copy(update={"commit": "c" * 40})  # tells the records apart
+    (tmp_path / "theirs" / RECORD).write_text(theirs.model_dump_json(by_alias=True, exclude_none=True))
+    stored: list[BuildResult] = []
+
+    def between(_words: str, _percent: float | None) -> None:
+        if not stored:
+            stored.append(other.keep(tmp_path / "theirs", theirs, lambda *_: None))
+
+    wanted = theirs if same else mine
+    assert kept.keep(tmp_path / "mine", mine, between) == wanted
+    assert stored == [theirs]
+    assert kept.find(KEY) == wanted, "the same bytes under the first record, or all of one"
 
 
 def test_an_upload_ends_when_the_pod_is_to_end(server: S3Server, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ async def test_held_requests_are_answered_whole_when_the_adapter_comes(
 
 def waits(report: DemandReport, team: Team, model: str) -> bool:
     told = report.deployments.get(f"{team.namespace}/{model}")
-    return told is not None and told.waiting > 0
+    return told is not None and 0 < told.waiting == sum(r.waiting for r in told.revisions.values())
 
 
 async def test_each_share_waits_for_its_own_revision(gateway: GatewayProcess, team: Team, pod: Upstream) -> None:

@@ -25,7 +25,7 @@ MERGE: dict[str, Any] = {"merge": {"baseModel": BASE, "adapter": "v1", "dtype": 
 AWQ: dict[str, Any] = {"quantize": {"scheme": "AWQ", "calibration": {"configMap": "texts", "samples": 64}}}
 BUILDS: dict[str, dict[str, Any]] = {
     "volume": {"output": {"volume": {"claimName": "built", "path": "models"}}, "steps": [MERGE, AWQ]},
-    "claim": {"output": {"volume": {"claimName": "models"}}, "steps": [MERGE]},
+    "claim": {"output": {"volume": {"claimName": "models"}}, "steps": [MERGE], "scratch": {"size": "80Gi"}},
     "bucket": {
         "output": {"s3": {"uri": "s3://models/built/", "credentials": {"name": "writer"}}},
         "steps": [MERGE],

@@ -293,7 +293,13 @@ class BuildStep(ApiModel):
 class Scratch(ApiModel):
     """Where a Job keeps what it works on, while it runs."""
 
-    size: Annotated[Quantity | None, Field(description="For example 200Gi; default: what the node's disk has.")] = None
+    size: Annotated[
+        Quantity | None,
+        Field(
+            description="For example 200Gi, for which a node with that much ephemeral storage is chosen; default: what the "
+            "node's disk has."
+        ),
+    ] = None
     storage_class: Annotated[
         ObjectName | None,
         Field(description="A volume of this class for each run, of `size`; default: the node's own disk (emptyDir)."),

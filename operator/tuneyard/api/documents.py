@@ -225,6 +225,8 @@ class RevisionDemand(ApiModel):
     ttft: dict[int, int] = {}
     """Streams of the last minute by the time to their first token: milliseconds (one of planning/firsttokens.EDGES, the
     last one for all that is longer) -> how many."""
+    waiting: int = 0
+    """Requests that are held until it is loaded."""
 
 
 class DeploymentDemand(ApiModel):
@@ -238,7 +240,7 @@ class DeploymentDemand(ApiModel):
     waiting: int = 0
     """Requests that are held until an adapter of it is loaded."""
     revisions: dict[str, RevisionDemand] = {}
-    """Those that were asked since the gateway's Envoy began to report."""
+    """Those that were asked since the gateway's Envoy began to report, or that somebody waits for."""
     gate: GateRun | None = None
     """The newest run of a gate that has asked here, and how far it was."""
 

@@ -71,7 +71,7 @@ class HubOutput:
             return None
         return record.model_copy(update={"commit": commit})
 
-    def bring(self, key: str, target: Path, told: Told) -> Path:
+    def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Never asked: it keeps no steps."""
         raise NotImplementedError
 

@@ -2,8 +2,9 @@
 
 Rules (api/buildtask.py says where a result is):
 - RECORD is what makes a result: it is written last, or comes with the rename that makes the folder appear;
-- a result is believed only after its files were looked at: of a folder every byte, of a bucket the sizes;
-- what is kept has been made again from the work folder, where it was checked, and is never written over.
+- a result is believed only after every byte of its files was looked at: what is damaged counts as not there, so that it
+  is made again;
+- what is whole is never written over: another build of the same key was first.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tuneyard.api.sources import S3Source, Source
 from tuneyard.build.errors import BuildError, StoppedError
 from tuneyard.build.inputs import Read, fetched
 from tuneyard.systems.artifacts.arriving import unwritable
-from tuneyard.systems.artifacts.download import sync
+from tuneyard.systems.artifacts.download import digest_of_remote, sync
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, list_files
 from tuneyard.systems.artifacts.remote import Credentials, UnreachableError, remote_of
 from tuneyard.systems.artifacts.s3writing import S3Writer
@@ -52,8 +53,8 @@ class Output(Protocol):
     def find(self, key: str) -> BuildResult | None:
         """The record of a result that is there and whole."""
 
-    def bring(self, key: str, target: Path, told: Told) -> Path:
-        """The files of a result that was found, at `target` or where they are."""
+    def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
+        """The files of a result, at `target` or where they are, and its record; None as for `find`."""
 
     def keep(self, folder: Path, result: BuildResult, told: Told) -> BuildResult:
         """Store a folder, whose record is `result`; returns the record, with what the place adds to it."""
@@ -100,10 +101,11 @@ class VolumeOutput:
                 shutil.rmtree(aside, ignore_errors=True)
         return None
 
-    def bring(self, key: str, target: Path, told: Told) -> Path:
+    def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Where it is."""
         del target, told
-        return self._root / key
+        found = self.find(key)
+        return None if found is None else (self._root / key, found)
 
     def keep(self, folder: Path, result: BuildResult, told: Told) -> BuildResult:
         """Copy the folder, look at the copy, and let it appear by one rename."""
@@ -195,6 +197,36 @@ class BucketOutput:
         self._stopped = stopped
 
     def find(self, key: str) -> BuildResult | None:
+        """A record, beside objects whose bytes are those of it."""
+        record = self._told(key)
+        if record is None:
+            return None
+        with closing(remote_of(Source(s3=self._source(key)), self._given())) as remote:
+            digest = digest_of_remote(remote, stopped=self._stopped).digest
+        return record if digest == record.digest else None
+
+    def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
+        """Fetched, and looked at as it comes."""
+        record, source = self._told(key), Source(s3=self._source(key))
+        if record is None:
+            return None
+        words = "fetching the result of an earlier step"
+        found = fetched(source, target, self._read, self._stopped, lambda p: told(words, p))
+        if found.digest == record.digest:
+            return target, record
+        shutil.rmtree(target)
+        return None
+
+    def keep(self, folder: Path, result: BuildResult, told: Told) -> BuildResult:
+        """Write every file, then the record; what another build has put there meanwhile stays, if it is whole."""
+        while True:
+            found = self.find(result.key)
+            if found is not None:
+                return found
+            if self._write(folder, result.key, told):
+                return result
+
+    def _told(self, key: str) -> BuildResult | None:
         """A record, beside objects of just as many bytes."""
         source = self._source(key)
         with closing(S3Writer(source, self._given())) as bucket:
@@ -203,17 +235,16 @@ class BucketOutput:
         if record is None:
             return None
         with closing(remote_of(Source(s3=source), self._given())) as remote:
-            size = sum(file.size for file in patiently(remote.files, self._stopped))
+            try:
+                size = sum(file.size for file in patiently(remote.files, self._stopped))
+            except ArtifactError as error:
+                if error.reason is Reason.ARTIFACT_NOT_FOUND:
+                    return None  # somebody has removed the files and left the record
+                raise
         return record if size == record.size_bytes else None
 
-    def bring(self, key: str, target: Path, told: Told) -> Path:
-        """Fetched."""
-        source = Source(s3=self._source(key))
-        fetched(source, target, self._read, self._stopped, lambda p: told("fetching the result of an earlier step", p))
-        return target
-
-    def keep(self, folder: Path, result: BuildResult, told: Told) -> BuildResult:
-        """Write every file, then the record."""
+    def _write(self, folder: Path, key: str, told: Told) -> bool:
+        """Whether the record is ours: not where there was none, and another build has put one there meanwhile."""
         names = list_files(folder)
         total, done = sum((folder / name).stat().st_size for name in names), 0
 
@@ -224,12 +255,15 @@ class BucketOutput:
             done += count
             told("uploading", min(100.0, 100 * done / max(total, 1)))
 
-        with closing(S3Writer(self._source(result.key), self._given())) as bucket:
+        record, kind = (folder / RECORD).read_bytes(), "application/json"
+        with closing(S3Writer(self._source(key), self._given())) as bucket:
+            first = patiently(lambda: bucket.get(RECORD), self._stopped) is None
             for name in names:
                 patiently(partial(bucket.put_file, name, folder / name, came), self._stopped)
-            record = (folder / RECORD).read_bytes()
-            patiently(lambda: bucket.put(RECORD, record, "application/json"), self._stopped)
-        return result
+            if first:
+                return patiently(lambda: bucket.put_new(RECORD, record, kind), self._stopped)
+            patiently(lambda: bucket.put(RECORD, record, kind), self._stopped)
+        return True
 
     def _source(self, key: str) -> S3Source:
         found = self._output.source(key)

@@ -112,11 +112,8 @@ class Run:
         if last or not self._output.keeps_steps:
             return None
         with _told_as("build.output"):
-            record = self._output.find(key)
-            if record is None:
-                return None
-            tell = self._telling("Fetching")
-            return Made(self._output.bring(key, folder, tell), _marked_found(record))
+            found = self._output.bring(key, folder, self._telling("Fetching"))
+        return None if found is None else Made(found[0], _marked_found(found[1]))
 
     def _step(self, step: TaskStep, before: Made | None) -> Made:
         began = time.monotonic()

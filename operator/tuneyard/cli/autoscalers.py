@@ -3,6 +3,8 @@
 Rules:
 - they scale the pool's Deployment, which the block `autoscaling: {external: true}` leaves to them: that has to be
   applied with them, or two would set one number;
+- a pool's block is what its pods are made from: that of a revision or ModelDeployment over that of its base, which has
+  to be in the same manifest where only it says how the pool is scaled;
 - what is measured are series that the chart's rules record for each pool (monitoring/rules.py). KEDA asks Prometheus
   itself, an HPA by way of an adapter for external metrics;
 - ttft is left out: neither can be told that a target says only when there are too few. waitingRequests is not refused,
@@ -12,7 +14,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,17 @@ from tuneyard.api.autoscaling import DEFAULT_DOWN_WINDOW, DEFAULT_UP_WINDOW, Aut
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.schema import seconds
-from tuneyard.api.serving import ServingSpec
 from tuneyard.cli.errors import UserError
 from tuneyard.planning.autoscaling import Metric, least_replicas, most_replicas, targets_of
 from tuneyard.planning.pools import pool_of
+from tuneyard.planning.resolvedserving import Serving, resolved_serving
 
 Json = dict[str, Any]
+
+_KINDS: Mapping[str, type[BaseModelResource | ModelDeploymentResource]] = {
+    "BaseModel": BaseModelResource,
+    "ModelDeployment": ModelDeploymentResource,
+}
 
 SERIES = {
     Metric.IN_FLIGHT: "tuneyard:pool_in_flight_requests",
@@ -49,46 +56,56 @@ class ScaledPool:
     settings: Autoscaling
 
 
-def scaled_pools(text: str) -> list[ScaledPool]:
-    """Those of a manifest; UserError where it cannot be read or has none."""
+def scaled_pools(text: str) -> tuple[list[ScaledPool], list[str]]:
+    """Those of a manifest, and notes of pools of which it says too little; UserError where it has none to export."""
     try:
         documents = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}") from error
-    found: dict[str, ScaledPool] = {}
-    for document in documents:
-        for pool in _pools_of(document):
-            found[pool.name] = pool
+    read = [_read(d) for d in documents if d.get("kind") in _KINDS]
+    bases = {resource.metadata.key: resource for _, resource in read if isinstance(resource, BaseModelResource)}
+    found: dict[tuple[str | None, str], ScaledPool] = {}
+    notes: dict[str, None] = {}
+    for namespace, resource in read:
+        for name, serving in _blocks(resource, bases):
+            settings = serving.autoscaling if serving else None
+            if serving is None:
+                notes[f"pool {name} is left out: its base is not in the file, and may say how it is scaled"] = None
+            elif settings is not None and not settings.external:
+                found[namespace, name] = ScaledPool(namespace, name, settings)
     if not found:
-        raise UserError("no serving.autoscaling with targets in it: write the block first, then export it")
-    return list(found.values())
+        words = "no serving.autoscaling with targets in it: write the block first, then export it"
+        raise UserError("; ".join([words, *notes]))
+    return list(found.values()), list(notes)
 
 
-def _pools_of(document: Json) -> Iterable[ScaledPool]:
-    kind = document.get("kind")
-    if kind not in ("BaseModel", "ModelDeployment"):
-        return
+def _read(document: Json) -> tuple[str | None, BaseModelResource | ModelDeploymentResource]:
+    """With the namespace that the manifest names, if it does."""
     metadata = document.get("metadata") or {}
     namespace, named = metadata.get("namespace"), {**metadata, "namespace": metadata.get("namespace") or "default"}
     try:
-        if kind == "BaseModel":
-            base = BaseModelResource.from_dict({**document, "metadata": named, "status": {}})
-            yield from _scaled(namespace, names.pool_name(base.metadata.name), base.spec.serving)
-            return
-        deployment = ModelDeploymentResource.from_dict({**document, "metadata": named, "status": {}})
+        return namespace, _KINDS[document["kind"]].from_dict({**document, "metadata": named, "status": {}})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{kind} {metadata.get('name', '?')}: {where}: {first['msg']}") from error
-    for revision in deployment.spec.revisions:
-        if revision.external is None:
-            yield from _scaled(namespace, pool_of(deployment, revision), revision.serving or deployment.spec.serving)
+        raise UserError(f"{document['kind']} {metadata.get('name', '?')}: {where}: {first['msg']}") from error
 
 
-def _scaled(namespace: str | None, pool: str, serving: ServingSpec | None) -> Iterable[ScaledPool]:
-    settings = serving.autoscaling if serving else None
-    if settings is not None and not settings.external:
-        yield ScaledPool(namespace, pool, settings)
+def _blocks(
+    resource: BaseModelResource | ModelDeploymentResource, bases: Mapping[tuple[str, str], BaseModelResource]
+) -> Iterator[tuple[str, Serving | None]]:
+    """The pools of one resource with all blocks over each other; None where the one that decides is not there."""
+    if isinstance(resource, BaseModelResource):
+        yield names.pool_name(resource.metadata.name), resolved_serving(resource.spec.serving)
+        return
+    for revision in resource.spec.revisions:
+        if revision.external is not None:
+            continue
+        base = bases.get((resource.metadata.namespace, revision.base_model))
+        blocks = [revision.serving, resource.spec.serving]
+        decides = any(b and (b.autoscaling is not None or b.replicas is not None) for b in blocks)
+        known = resolved_serving(*blocks, base.spec.serving if base else None) if base or decides else None
+        yield pool_of(resource, revision), known
 
 
 def _targets(pool: ScaledPool) -> dict[Metric, float]:

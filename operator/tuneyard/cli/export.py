@@ -109,10 +109,11 @@ def _scalers(args: argparse.Namespace) -> int:
         text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{args.file} cannot be read: {error}") from error
-    pools = scaled_pools(text)
+    pools, notes = scaled_pools(text)
     objects = [hpa(pool) if args.kind == "hpa" else keda(pool, args.prometheus) for pool in pools]
     sys.stdout.write("".join(f"# {line}\n" for line in limits(pools)))
     sys.stdout.write(yaml.safe_dump_all(objects, sort_keys=False, width=100_000))
+    sys.stderr.writelines(f"note: {note}\n" for note in notes)
     return 0
 
 

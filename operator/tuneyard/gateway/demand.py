@@ -33,7 +33,9 @@ SMOOTHING = 3.0
 
 FIRST_TOKENS, PARTS = 60.0, 6
 
-_Said = tuple[int, float, tuple[tuple[int, int], ...]]
+_Said = tuple[int, float, tuple[tuple[int, int], ...], int]
+"""Requests so far, under way, the times to their first token, and how many wait."""
+_NOTHING: _Said = (0, 0.0, (), 0)
 
 Routed = Mapping[str, Collection[str]]
 """The revisions of each ModelDeployment, by `namespace/name`."""
@@ -81,12 +83,13 @@ class Demand:
         """When Envoy has reported last."""
         self._used: dict[str, float] = {}
         self._revisions: dict[tuple[str, str], _Counted] = {}
-        self._waiting: dict[str, int] = {}
+        self._waiting: dict[str, dict[str, int]] = {}
+        """Requests that wait, by deployment and revision."""
         self._runs: dict[str, GateRun] = {}
         self._engines: Callable[[], dict[str, EngineLoad]] = dict
         self._told: dict[str, tuple[int, dict[str, _Said], GateRun | None]] = {}
-        """By deployment: requests that wait, by revision requests so far, under way and the times to their first token,
-        and how far its gate is; the version's content."""
+        """By deployment: requests that wait, what is said of each revision, and how far its gate is; the version's
+        content."""
         self._version = Version()
 
     # -- what happens ----------------------------------------------------------------------------------------------
@@ -120,14 +123,15 @@ class Demand:
         self._used.update(dict.fromkeys(self._waiting, now))
         self._tell()
 
-    def waiting(self, deployment: str, held: int) -> None:
-        """So many requests for this deployment (`namespace/name`) are held now until something of it is loaded."""
-        before = self._waiting.pop(deployment, 0)
-        if held > 0:
-            self._waiting[deployment] = held
+    def waiting(self, deployment: str, revision: str, held: int) -> None:
+        """So many requests for this revision of a deployment (`namespace/name`) are held now until it is loaded."""
+        before = self._waiting.pop(deployment, {})
+        now = {name: count for name, count in {**before, revision: held}.items() if count > 0}
+        if now:
+            self._waiting[deployment] = now
         if self._seen is not None:
             self._used[deployment] = self._seen
-        if held > 0 and not before:
+        if now and not before:
             self._tell()
 
     def answered(self, answers: Iterable[Answer]) -> None:
@@ -159,8 +163,10 @@ class Demand:
                 idle_seconds=self._idle(name),
                 waiting=waiting,
                 revisions={
-                    revision: RevisionDemand.model_construct(requests=requests, in_flight=in_flight, ttft=dict(ttft))
-                    for revision, (requests, in_flight, ttft) in revisions.items()
+                    revision: RevisionDemand.model_construct(
+                        requests=requests, in_flight=in_flight, ttft=dict(ttft), waiting=held
+                    )
+                    for revision, (requests, in_flight, ttft, held) in revisions.items()
                 },
                 gate=gate,
             )
@@ -193,10 +199,14 @@ class Demand:
         """Make it a new version, if it is one."""
         revisions: dict[str, dict[str, _Said]] = {}
         for (deployment, revision), counted in self._revisions.items():
-            said = (counted.requests, round(counted.in_flight, 1), counted.ttft(self._part))
+            said = (counted.requests, round(counted.in_flight, 1), counted.ttft(self._part), 0)
             revisions.setdefault(deployment, {})[revision] = said
+        for deployment, waiting in self._waiting.items():
+            of_it = revisions.setdefault(deployment, {})
+            for revision, held in waiting.items():
+                of_it[revision] = (*of_it.get(revision, _NOTHING)[:3], held)
         told = {
-            name: (self._waiting.get(name, 0), revisions.get(name, {}), self._runs.get(name))
+            name: (sum(self._waiting.get(name, {}).values()), revisions.get(name, {}), self._runs.get(name))
             for name in sorted(self._used.keys() | self._waiting.keys())
         }
         if told != self._told:

@@ -78,13 +78,13 @@ class Holding:
         self,
         routes: Callable[[str], ModelRoutes | None],
         in_force: Callable[[str], bool],
-        waiting: Callable[[str, int], None],
+        waiting: Callable[[str, str, int], None],
         limits: Limits,
         metrics: Metrics,
     ) -> None:
         """`routes`: those of a model as they should be, `in_force`: whether Envoy works with just these.
 
-        `waiting` is told of a ModelDeployment (`namespace/name`) how many requests wait for it now.
+        `waiting` is told of a ModelDeployment (`namespace/name`) and a revision how many requests wait for it now.
         """
         self._routes = routes
         self._in_force = in_force
@@ -95,6 +95,8 @@ class Holding:
         """By model."""
         self._held: Counter[str] = Counter()
         """By ModelDeployment."""
+        self._held_for: Counter[tuple[str, str]] = Counter()
+        """By ModelDeployment and revision."""
         self._full_since: dict[str, float] = {}
         """Models that wait for room in a pool."""
         self._looking = False
@@ -140,7 +142,7 @@ class Holding:
             return Outcome.TOO_MANY
         waiter = _Waiter(model, revision, asyncio.get_running_loop().create_future())
         self._waiters.setdefault(model, set()).add(waiter)
-        self._count(deployment, 1)
+        self._count(deployment, revision, 1)
         if not self._looking:
             self._look()
         try:
@@ -152,7 +154,7 @@ class Holding:
             self._waiters[model].discard(waiter)
             if not self._waiters[model]:
                 del self._waiters[model]
-            self._count(deployment, -1)
+            self._count(deployment, revision, -1)
 
     def _look(self) -> None:
         for model in list(self._waiters):
@@ -161,9 +163,12 @@ class Holding:
         if self._looking:
             asyncio.get_running_loop().call_later(_LOOK, self._look)
 
-    def _count(self, deployment: str, more: int) -> None:
+    def _count(self, deployment: str, revision: str, more: int) -> None:
         self._held[deployment] += more
-        self._waiting(deployment, self._held[deployment])
+        self._held_for[deployment, revision] += more
+        self._waiting(deployment, revision, self._held_for[deployment, revision])
+        if not self._held_for[deployment, revision]:
+            del self._held_for[deployment, revision]
         if not self._held[deployment]:
             del self._held[deployment]
 

@@ -78,7 +78,8 @@ class Operator:
         self._gateways = Gateways(
             names.observe_token(master),
             self._on_gateways,
-            lambda asked: [*growing.concerned(asked), *scaling.concerned(asked)],
+            # where an apply fails the status does not say what is wanted: the load would wake the base every second
+            lambda asked: self.queue.not_failing([*growing.concerned(asked), *scaling.concerned(asked)]),
             looking.concerns,
         )
         self._checks = Checking(settings.prometheus, self._deployment, looking.concerns, self.world.evidence)

@@ -7,7 +7,8 @@ Rules:
   sources of the namespace name and annotate the pod itself;
 - the Job is tried once: whether and when again is the operator's decision, from what it left behind. A pod that
   Kubernetes itself ends (a drain, an eviction) is no failure: the Job makes another one, which goes on at the step
-  whose result is not at the output yet;
+  whose result is not at the output yet. Only DISRUPTIONS of them are one: a build that is too large for its node is
+  evicted as well, and would be again until its time is over;
 - what is left of a Job goes two days after its end, after the last moment at which its next attempt is due.
 """
 
@@ -35,7 +36,10 @@ FOLDER = "/etc/tuneyard-build/task"
 TASK_FILE = "task.json"
 WORK, OUTPUT = "/work", "/output"
 KEPT_SECONDS = 2 * 86400
+DISRUPTIONS = 3
+"""Pods of one attempt that Kubernetes itself may end: with the last of them it has failed."""
 _GRACE = 60
+_DISK = "ephemeral-storage"
 
 
 def timeout(build: Build) -> int:
@@ -69,11 +73,14 @@ def job_object(
         "annotations": {names.ANNOTATION_BUILD: json.dumps(mark.to_dict(), sort_keys=True)},
     }
     spec = {
-        "backoffLimit": 0,
+        "backoffLimit": DISRUPTIONS - 1,
         "activeDeadlineSeconds": timeout(build),
         "ttlSecondsAfterFinished": KEPT_SECONDS,
         "podFailurePolicy": {
-            "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+            "rules": [
+                {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [0]}},
+            ]
         },
         "template": {
             "metadata": {"labels": _labels(base)},
@@ -166,10 +173,19 @@ def _same(volume: Json, other: Json) -> bool:
 
 
 def _resources(build: Build) -> Json:
-    """Quantities as text, the one form in which the API server gives them back."""
-    if build.resources is None:
-        return {"requests": {"cpu": "1", "memory": "4Gi"}}
-    return {kind: {r: str(q) for r, q in given.items()} for kind, given in build.resources.to_dict().items()}
+    """Quantities as text, the one form in which the API server gives them back.
+
+    What it works on is asked of the node's disk with them, or a node without that room would take the pod and evict it.
+    """
+    found: Json = {"requests": {"cpu": "1", "memory": "4Gi"}}
+    if build.resources is not None:
+        found = {kind: {r: str(q) for r, q in given.items()} for kind, given in build.resources.to_dict().items()}
+    scratch = build.scratch
+    if scratch is None or scratch.size is None or scratch.storage_class is not None:
+        return found
+    if not any(_DISK in given for given in found.values()):
+        found["requests"] = {**found.get("requests", {}), _DISK: str(scratch.size)}
+    return found
 
 
 def _scratch(scratch: Scratch | None) -> Json:

@@ -4,7 +4,8 @@ Rules:
 - it is looked at only until the build has succeeded; None of it means that nobody has looked;
 - what pods say is input from a tenant's namespace: what cannot be read counts as not said, and a result counts only
   under the key that its Job is for;
-- a pod is a Job's by the uid of its owner. Of several (one was evicted, the Job has made another) the newest counts.
+- a pod is a Job's by the uid of its owner. Of several (one was evicted, the Job has made another) the newest counts;
+  why Kubernetes ended those before it is told as long as they are there.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class BuildJob:
     """Why its pod does not start, in words."""
     runs: bool = False
     """Its container has started."""
+    disrupted: str | None = None
+    """That Kubernetes itself ended pods of it, and what it said of the last one."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,11 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
     end = _state(container, "terminated")
     report = parsed(BuildReport, ((pod.get("metadata") or {}).get("annotations") or {}).get(names.ANNOTATION_ADAPTERS))
     result = _result(mark, parsed(BuildResult, end.get("message")), report)
-    if not over and _disrupted(pod) and (result is None or result.error is not None):
-        # its Job makes another pod: what an evicted one left behind is not the end
+    if _disruption(pod) and (result is None or result.error is not None):
+        # its Job makes another pod, or none any more: what an evicted one says of itself is not why
         result, end = None, {}
-    ended = None if result is not None or not (over or end) else _ended(over, end, pod)
+    disrupted = _disrupted(job, pods)
+    ended = None if result is not None or not (over or end) else _ended(over, end, pod, disrupted)
     return BuildJob(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -106,6 +110,7 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
         final=end.get("exitCode") == _FINAL,
         waits_for=_waits_for(pod, container),
         runs=bool(_state(container, "running")),
+        disrupted=disrupted,
     )
 
 
@@ -123,26 +128,46 @@ def _condition(item: Mapping[str, Any], *types: str) -> Mapping[str, Any]:
     return next((c for c in found if c.get("type") in types and c.get("status") == "True"), {})
 
 
-def _disrupted(pod: Mapping[str, Any]) -> bool:
-    """Whether Kubernetes itself ended the pod (a drain, a node under pressure): its Job makes another one."""
-    return bool(_condition(pod, "DisruptionTarget"))
+def _disruption(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The condition of a pod that Kubernetes itself ended (a drain, a node under pressure): its Job makes another."""
+    return _condition(pod, "DisruptionTarget")
+
+
+def _disrupted(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> str | None:
+    """What is told of such pods: an evicted one stays and says why, a drained one is soon gone."""
+    ended = [p for p in pods if _disruption(p)]
+    if not ended:
+        return None
+    why = _disruption(ended[-1])
+    words = (
+        (ended[-1].get("status") or {}).get("message") or why.get("message") or why.get("reason") or "no reason given"
+    )
+    count = max(len(ended), int((job.get("status") or {}).get("failed") or 0))
+    return f"Kubernetes ended {count} of its pods: {words}"[:_WORDS]
 
 
 def _state(container: Mapping[str, Any], which: str) -> Mapping[str, Any]:
     return (container.get("state") or {}).get(which) or {}
 
 
-def _ended(over: Mapping[str, Any], end: Mapping[str, Any], pod: Mapping[str, Any]) -> str:
+def _ended(over: Mapping[str, Any], end: Mapping[str, Any], pod: Mapping[str, Any], disrupted: str | None) -> str:
     """Why a run is over that left no result: the last line of its log, or what Kubernetes says."""
     if over.get("reason") == "DeadlineExceeded":
-        return "it took longer than build.timeout"
+        return f"it took longer than build.timeout{f'; {disrupted}' if disrupted else ''}"
+    if disrupted and not end and _disruption(pod):
+        return disrupted
+    if not pod and over.get("reason") == "BackoffLimitExceeded":
+        return "Kubernetes ended its pods too often (a drain, an eviction), and none is left to say why"
     if end.get("reason") == "OOMKilled":
         return "it took more memory than build.resources allows (OOMKilled)"
+    status = pod.get("status") or {}
+    if status.get("reason") == "Evicted" and status.get("message"):
+        # past a limit of its own (scratch.size): that is no disruption, and happens again
+        return f"its pod was evicted: {status['message']}"[:_WORDS]
     lines = [line.strip() for line in str(end.get("message") or "").splitlines() if line.strip()]
     if end:
         code = end.get("exitCode", "?")
         return f"{lines[-1][-_WORDS:]} (exit code {code})" if lines else f"its pod ended with exit code {code}"
-    status = pod.get("status") or {}
     words = over.get("message") or status.get("message") or over.get("reason") or "no pod of it is left"
     return f"its Job ended: {words}"[:_WORDS]
 

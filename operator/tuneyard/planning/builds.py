@@ -208,15 +208,17 @@ class _Attempting:
 
     def _running(self, status: BuildStatus, job: BuildJob) -> Building:
         report = job.report if job.runs else None
-        step = self._step(report.step if report else 0)
+        step, before = self._step(report.step if report else 0), f"; {job.disrupted}" if job.disrupted else ""
         if job.waits_for is not None:
-            told = status.model_copy(update={"step": step, "progress": clipped(f"its pod waits: {job.waits_for}")})
+            words = f"its pod waits: {job.waits_for}{before}"
+            told = status.model_copy(update={"step": step, "progress": clipped(words)})
             return Building(told, wait=LOOK, work=Problem(Reason.BUILD_PENDING, told.progress or ""))
         words = "its pod starts"
         if report is not None:
             percent = f" {report.percent} %" if report.percent is not None else ""
             more = f": {report.message}" if report.message else ""
             words = f"{report.phase.lower()}{percent}{more}"
+        words += before
         told = status.model_copy(update={"step": step, "progress": clipped(words)})
         return Building(told, wait=LOOK, work=Problem(Reason.BUILD_RUNNING, f"step {step}: {words}"))
 

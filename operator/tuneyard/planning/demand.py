@@ -44,6 +44,10 @@ class DemandView:
         """Requests that gateways hold until something of the deployment is loaded."""
         return sum(d.waiting for d in self.of(namespace, deployment))
 
+    def held(self, namespace: str, deployment: str, revision: str) -> int:
+        """Those of them that are for this revision, by its share or by their header."""
+        return sum(d.revisions[revision].waiting for d in self.of(namespace, deployment) if revision in d.revisions)
+
     def in_flight(self, namespace: str, deployment: str, revision: str) -> float:
         """Requests to a revision that are under way."""
         return self._in_flight.get((namespace, deployment, revision), 0.0)

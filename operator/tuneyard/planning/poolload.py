@@ -1,7 +1,8 @@
 """What is asked of a pool, by all who share it: from the gateways' reports, and what they have read of engines.
 
 Rules:
-- requests of all ModelDeployments that use the pool add up, those that gateways hold for one of them too;
+- requests to all revisions that the pool serves add up, those that gateways hold for one of them too. What is held for
+  another revision of the same ModelDeployment goes to that one's pool, once it can;
 - the word of all gateways is needed to know that there is no more; of engines, that of each pod that serves, not older
   than STALE. Where one is missing, what the others say is the least that there is;
 - a first token is judged by streams of the last minute; too few of them say nothing, and are no outage.
@@ -41,7 +42,7 @@ def measured(
     pods: Iterable[PodObservation],
 ) -> Measured:
     """What the pool has to do; `pods`: its own."""
-    held = sum(demand.waiting(*key) for key in dict.fromkeys(d.metadata.key for d, _ in uses))
+    held = sum(demand.held(*d.metadata.key, r.name) for d, r in uses)
     flying = sum(demand.in_flight(*d.metadata.key, r.name) for d, r in uses)
     values, whole = {Metric.IN_FLIGHT: flying + held}, {Metric.IN_FLIGHT} if demand.known else set[Metric]()
     targets = targets_of(settings.targets)

@@ -6,7 +6,8 @@ Rules:
 - what somebody changed goes before what is only affected by it, or one edit would wait for a thousand looks that mostly
   find nothing; of every four keys one comes from those that wait behind, so that they are never starved;
 - a key has at most one later time: the earlier of two wins, and a run at once clears it;
-- failures in a row delay a key by 1, 2, 5, then 10 s with jitter; a success ends the row.
+- failures in a row delay a key by 1, 2, 5, then 10 s with jitter; a success ends the row. A change does not wait for
+  that, but what is told every second does (`not_failing`).
 """
 
 from __future__ import annotations
@@ -88,6 +89,11 @@ class WorkQueue:
             self._finish(key)
             self._later(key, delay)
             return delay
+
+    def not_failing(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of the keys whose last pass did not fail; the others have a time at which they are tried again."""
+        with self._changed:
+            return [key for key in keys if key not in self._failures]
 
     def close(self) -> None:
         """Let every get() return None."""

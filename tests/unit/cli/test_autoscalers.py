@@ -37,7 +37,8 @@ spec:
 
 
 def test_an_hpa_for_each_pool() -> None:
-    shared, own = scaled_pools(MANIFEST)
+    (shared, own), notes = scaled_pools(MANIFEST)
+    assert notes == []
     assert hpa(shared) == {
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -78,7 +79,7 @@ def test_an_hpa_for_each_pool() -> None:
 
 
 def test_a_scaled_object_asks_prometheus() -> None:
-    _, own = scaled_pools(MANIFEST)
+    (_, own), _ = scaled_pools(MANIFEST)
     found = keda(own, "http://prometheus:9090")
     (trigger,) = found["spec"]["triggers"]
     assert (found["kind"], found["spec"]["minReplicaCount"], found["spec"]["maxReplicaCount"]) == ("ScaledObject", 1, 4)
@@ -86,6 +87,34 @@ def test_a_scaled_object_asks_prometheus() -> None:
         trigger["metadata"]["query"] == f'sum(tuneyard:pool_kv_cache_percent{{namespace="models",pool="{own.name}"}})'
     )
     assert trigger["metadata"]["threshold"] == "70"
+
+
+OWN_IMAGE = MANIFEST.replace("{autoscaling: {maxReplicas: 4, targets: {kvCacheUtilization: 70}}}", "{image: mine}")
+
+
+def test_a_block_lies_over_that_of_its_base() -> None:
+    (shared, own), notes = scaled_pools(OWN_IMAGE)
+    assert (own.settings, notes) == (shared.settings, []), "an image alone changes nothing of how it is scaled"
+    other_order = "---".join(reversed(OWN_IMAGE.split("---")))
+    assert {p.name for p in scaled_pools(other_order)[0]} == {shared.name, own.name}
+    (only,), _ = scaled_pools(OWN_IMAGE.replace("{image: mine}", "{replicas: 2}"))
+    assert only == shared, "a fixed number is nobody's to change"
+    elsewhere = OWN_IMAGE.replace("name: chat, namespace: models", "name: chat, namespace: other")
+    assert [p.namespace for p in scaled_pools(elsewhere)[0]] == ["models"]
+
+
+def test_a_pool_whose_base_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own,) = (p for p in scaled_pools(MANIFEST)[0] if p.name != "llama")
+    alone = OWN_IMAGE.split("---")[1]
+    with pytest.raises(UserError, match=f"export it; pool {own.name} is left out: its base is not in the file"):
+        scaled_pools(alone)
+    path = tmp_path / "chat.yaml"
+    path.write_text(alone + "---" + MANIFEST.split("---")[1].replace("name: chat", "name: other"))
+    assert run(["export", "hpa", str(path)]) == 0
+    said = capsys.readouterr()
+    assert len(list(yaml.safe_load_all(said.out))) == 1
+    assert said.err.startswith(f"note: pool {own.name} is left out")
+    assert said.err.count("note:") == 1
 
 
 @pytest.mark.parametrize(
@@ -105,7 +134,7 @@ def test_a_scaled_object_asks_prometheus() -> None:
 )
 def test_refused_with_what_to_do(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        [hpa(pool) for pool in scaled_pools(text)]
+        [hpa(pool) for pool in scaled_pools(text)[0]]
 
 
 def test_the_command_writes_yaml_with_its_limits_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,22 +163,39 @@ def test_only_something_new_makes_a_version(told: Told) -> None:
 def test_the_first_that_waits_is_told_at_once_and_is_a_use(told: Told) -> None:
     told.after(60)
     before = told.version
-    told.demand.waiting("team/chat", 1)
+    told.demand.waiting("team/chat", "v1", 1)
     assert told.version == before + 1
     assert (told.idle(), told.demand.report().deployments["team/chat"].waiting) == (0, 1)
-    told.demand.waiting("team/chat", 2)
+    told.demand.waiting("team/chat", "v1", 2)
     assert told.version == before + 1, "a second one waits for the next report"
     told.after(60)
     assert told.demand.report().deployments["team/chat"].waiting == 2
     assert told.idle() == 0
-    told.demand.waiting("team/chat", 0)
+    told.demand.waiting("team/chat", "v1", 0)
     told.after(1)
     assert (told.demand.report().deployments["team/chat"].waiting, told.idle()) == (0, 1)
 
 
+def test_who_waits_is_told_of_the_revision_that_is_waited_for(told: Told) -> None:
+    told.after(1, v1=(2, 1))
+    told.demand.waiting("team/chat", "v1", 5)
+    told.demand.waiting("team/chat", "v2", 1)
+    told.after(1, v1=(0, 1))
+
+    def waiting() -> dict[str, int]:
+        return {n: r.waiting for n, r in told.demand.report().deployments["team/chat"].revisions.items()}
+
+    assert waiting() == {"v1": 5, "v2": 1}
+    assert told.demand.report().deployments["team/chat"].waiting == 6
+    assert told.requests() == {"v1": 2, "v2": 0}, "nothing was sent to v2"
+    told.demand.waiting("team/chat", "v2", 0)
+    told.after(1)
+    assert waiting() == {"v1": 5}
+
+
 def test_who_waits_is_told_before_anything_is_routed() -> None:
     demand = Demand("gateway-0", dict)
-    demand.waiting("team/chat", 3)
+    demand.waiting("team/chat", "v1", 3)
     assert demand.report().deployments["team/chat"].waiting == 3
     demand.begin(5.0)
     demand.reported(6.0, {})

@@ -25,11 +25,11 @@ class Gateway:
     def __init__(self, limits: Limits) -> None:
         self.models: dict[str, ModelRoutes] = {}
         self.in_force = True
-        self.told: list[tuple[str, int]] = []
+        self.told: list[tuple[str, str, int]] = []
         self.holding = Holding(
             self.models.get,
             lambda _: self.in_force,
-            lambda deployment, held: self.told.append((deployment, held)),
+            lambda *told: self.told.append(told),
             limits,
             Metrics(),
         )
@@ -38,9 +38,9 @@ class Gateway:
         self.models[routes.model] = routes
         self.holding.changed(routes.model)
 
-    async def asked(self, name: str = "chat") -> asyncio.Task[Outcome]:
+    async def asked(self, name: str = "chat", revision: str = "v1") -> asyncio.Task[Outcome]:
         """A request that has come."""
-        task = asyncio.create_task(self.holding.hold(name, "v1"))
+        task = asyncio.create_task(self.holding.hold(name, revision))
         await asyncio.sleep(0)
         return task
 
@@ -61,7 +61,7 @@ async def test_it_goes_on_when_envoy_works_with_the_new_routes(gateway: Gateway)
     gateway.in_force = True
     gateway.holding.changed("chat")
     assert await waiting is Outcome.READY
-    assert gateway.told == [("default/md-chat", 1), ("default/md-chat", 0)]
+    assert gateway.told == [("default/md-chat", "v1", 1), ("default/md-chat", "v1", 0)]
     assert await (await gateway.asked()) is Outcome.READY, "one that comes late does not wait"
 
 
@@ -114,14 +114,16 @@ async def test_limits_and_who_leaves() -> None:
     assert gateway.holding.held == 2
     assert {await second, await third} == {Outcome.TIMEOUT}
     assert gateway.holding.held == 0
-    assert gateway.told[-1][1] == 0
+    assert gateway.told[-1][2] == 0
 
 
 async def test_a_deployment_may_have_limits_of_its_own() -> None:
     gateway = Gateway(Limits(seconds=5, requests=4, of_one_deployment=1))
     gateway.route(replace(model("chat", ASLEEP), most_held=3, hold_seconds=0))
     assert await (await gateway.asked()) is Outcome.TIMEOUT
-    assert gateway.told == [("default/md-chat", 1), ("default/md-chat", 0)], "it wakes what it does not wait for"
+    assert gateway.told == [("default/md-chat", "v1", 1), ("default/md-chat", "v1", 0)], (
+        "it wakes what it does not wait for"
+    )
     gateway.route(replace(model("chat", ASLEEP), most_held=6))
     waiting = [await gateway.asked() for _ in range(4)]
     assert await (await gateway.asked()) is Outcome.TOO_MANY, "all deployments together have one bound"
@@ -145,3 +147,13 @@ async def test_who_is_refused_is_told_what_is_left_of_the_start(
         gateway.route(model("chat", AWAKE))
         await asyncio.wait([waiting])
     assert told == [5, 5, 70]
+
+
+async def test_it_is_told_which_revision_is_waited_for(gateway: Gateway) -> None:
+    gateway.route(model("chat", ASLEEP, replace(revision("v2", 0), held=True)))
+    waiting = [await gateway.asked(), await gateway.asked(), await gateway.asked(revision="v2")]
+    chat = "default/md-chat"
+    assert gateway.told == [(chat, "v1", 1), (chat, "v1", 2), (chat, "v2", 1)]
+    gateway.route(model("chat", AWAKE, revision("v2", 0, ["10.0.0.2:8080"])))
+    assert await asyncio.gather(*waiting) == [Outcome.READY] * 3
+    assert set(gateway.told[-3:]) == {(chat, "v1", 1), (chat, "v1", 0), (chat, "v2", 0)}

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from tests.builders import BASE, SETTINGS, VOLUME, Situation, adapter, at, base_model, digest, pinned, stamp
-from tests.toyworld.building import ToyJob
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus
 from tuneyard.api.build import BaseSource, Build
 from tuneyard.api.buildstatus import BuildStatus
-from tuneyard.api.buildtask import TERMINATION_LIMIT, BuildResult, StepRecord
+from tuneyard.api.buildtask import BuildReport, BuildResult
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactVolume, HostPath, ServingSpec
 from tuneyard.api.sources import HuggingFaceSource, ImageSource, S3Source, Source
@@ -22,7 +21,7 @@ from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.buildchecks import violation
 from tuneyard.planning.buildinputs import Surroundings, adapter_of_another_base, credentials_of_build, found_inputs
 from tuneyard.planning.buildkeys import served_steps, task_steps
-from tuneyard.planning.buildobservations import BuildJob, BuildMark, BuildObservation, looked_at
+from tuneyard.planning.buildobservations import BuildJob, BuildMark, BuildObservation
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.plan import Apply, Delete, Plan
 from tuneyard.planning.resolvedserving import resolved_serving
@@ -172,73 +171,6 @@ class TestInputs:
         assert list(credentials_of_build(made)) == ["writer", "texts"]
 
 
-def seen(**pod: Any) -> BuildJob:
-    """The Job of an attempt whose container is in this state."""
-    mark = BuildMark(key="0" * 32, attempt=1)
-    meta = {"name": "j", "annotations": {names.ANNOTATION_BUILD: mark.model_dump_json()}}
-    job = ToyJob({"metadata": meta}, "uid", 1)
-    state = pod.pop("state", {})
-    conditions = pod.pop("conditions", [])
-    found = {
-        "metadata": {"name": "p", "ownerReferences": [{"uid": "uid"}]},
-        "status": {"containerStatuses": [{"name": "build", "state": state}] if state else [], "conditions": conditions},
-    }
-    over = [{"type": "Failed", "status": "True", **pod}] if pod else []
-    (one,) = looked_at([{**job.seen(), "status": {"conditions": over}}], [found])
-    return one
-
-
-def ended(code: int, message: str, **more: Any) -> dict[str, Any]:
-    return {"terminated": {"exitCode": code, "message": message, **more}}
-
-
-class TestWhatJobsLeftBehind:
-    @pytest.mark.parametrize(
-        ("job", "words"),
-        [
-            (seen(state=ended(1, "loading\nno room\n")), "no room (exit code 1)"),
-            (seen(state=ended(137, "", reason="OOMKilled")), "more memory than build.resources allows"),
-            (seen(state=ended(143, ""), reason="DeadlineExceeded"), "longer than build.timeout"),
-            (seen(reason="BackoffLimitExceeded", message="it has reached its limit"), "reached its limit"),
-            (seen(state=ended(0, "{}")), "{} (exit code 0)"),
-        ],
-    )
-    def test_why_it_is_over(self, job, words):
-        assert job.result is None
-        assert words in (job.ended or "")
-
-    def test_a_pod_that_kubernetes_ended_is_no_end(self):
-        evicted = [{"type": "DisruptionTarget", "status": "True"}]
-        assert seen(state=ended(143, "stopped"), conditions=evicted).ended is None
-        assert seen(state=ended(143, "stopped"), conditions=evicted, reason="X").ended is not None
-        told = ended(1, BuildResult(key="0" * 32, error="stopped").shortened())
-        assert seen(state=told, conditions=evicted).result is None
-        assert seen(state=told).result is not None
-
-    def test_a_result_counts_under_its_own_key_only(self):
-        def said(key: str) -> BuildJob:
-            return seen(state=ended(0, BuildResult(key=key, digest=digest("x")).shortened()))
-
-        assert said("0" * 32).result == BuildResult(key="0" * 32, digest=digest("x"))
-        assert said("1" * 32).result is None
-
-    def test_what_its_pod_waits_for(self):
-        unscheduled = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]
-        assert seen(conditions=unscheduled).waits_for == "Unschedulable: 0/3 nodes"
-        assert (
-            seen(state={"waiting": {"reason": "ImagePullBackOff", "message": "no"}}).waits_for == "ImagePullBackOff: no"
-        )
-        assert seen(state={"waiting": {"reason": "ContainerCreating"}}).waits_for is None
-
-    def test_a_result_that_is_too_long_loses_what_matters_least(self):
-        step = StepRecord(kind="merge", key="0" * 32, checks={f"c{n}": "x" * 250 for n in range(16)})
-        whole = BuildResult(key="0" * 32, digest=digest("x"), steps=[step] * 4, error="é" * 1000)
-        text = whole.shortened()
-        assert len(text.encode()) <= TERMINATION_LIMIT
-        read = BuildResult.model_validate_json(text)
-        assert (read.digest, read.error) == (whole.digest, whole.error)
-
-
 def situation(before: BuildStatus | None, *jobs: BuildJob, minutes: float = 0, **more: Any) -> Situation:
     base = built(status=before, **more)
     known = base_model(digest=digest(BASE), serving=ServingSpec(artifact_volumes=[VOLUME]))
@@ -296,6 +228,39 @@ class TestAttempts:
         hurried, _ = planned(situation(status))
         assert any(isinstance(a, Apply) and a.object["kind"] == "Job" for a in hurried.actions), "its Job was deleted"
         assert late.events[-1].reason is Reason.BUILD_STARTED
+
+    def test_a_pod_that_kubernetes_ends_goes_on_three_times(self):
+        plan, _ = planned(situation(None, scratch={"size": "80Gi"}))
+        (made,) = (a.object for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job")
+        assert made["spec"]["backoffLimit"] == 2, "the third is one too many"
+        counted, own = made["spec"]["podFailurePolicy"]["rules"]
+        assert (counted["action"], own["action"]) == ("Count", "FailJob"), "what fails by itself is not run again here"
+        low = "Kubernetes ended 2 of its pods: The node was low on resource: memory"
+        plan, status = planned(situation(running(), job(disrupted=low)))
+        assert (status.state, status.progress) == ("Running", f"its pod starts; {low}")
+        report = BuildReport(step=0, phase="Building", percent=40)
+        _, status = planned(situation(running(), job(disrupted=low, runs=True, report=report)))
+        assert status.progress == f"building 40 %; {low}"
+        _, status = planned(situation(running(), job(disrupted=low, waits_for="Unschedulable: 0/3 nodes")))
+        assert status.progress == f"its pod waits: Unschedulable: 0/3 nodes; {low}"
+        _, status = planned(situation(running(), job(disrupted=low, ended=low)))
+        assert (status.state, status.attempt, status.progress) == ("Failed", 2, f"BuildFailed: attempt 1: {low}")
+
+    @pytest.mark.parametrize(
+        ("more", "requests"),
+        [
+            ({}, {"cpu": "1", "memory": "4Gi"}),
+            ({"scratch": {"size": "80Gi"}}, {"cpu": "1", "memory": "4Gi", "ephemeral-storage": "80Gi"}),
+            ({"scratch": {"size": "80Gi", "storageClass": "fast"}}, {"cpu": "1", "memory": "4Gi"}),
+            ({"scratch": {"size": "80Gi"}, "resources": {"limits": {"memory": "8Gi"}}}, {"ephemeral-storage": "80Gi"}),
+            ({"scratch": {"size": "80Gi"}, "resources": {"limits": {"ephemeral-storage": "90Gi"}}}, None),
+        ],
+    )
+    def test_room_on_the_nodes_disk_is_asked_for(self, more, requests):
+        plan, _ = planned(situation(None, **more))
+        (made,) = (a.object for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job")
+        (container,) = made["spec"]["template"]["spec"]["containers"]
+        assert container["resources"].get("requests") == requests
 
     def test_a_lost_status_goes_on_with_the_last_attempt(self):
         _, status = planned(situation(None, job(1, ended="x"), job(2)))

@@ -21,6 +21,13 @@ def test_requests_of_all_gateways_add_up() -> None:
     assert list(view.asked()) == [("team", "chat")]
 
 
+def test_who_waits_adds_up_by_revision() -> None:
+    waits = DeploymentDemand(waiting=3, revisions={"v1": RevisionDemand(waiting=1), "v2": RevisionDemand(waiting=2)})
+    one, two = (DemandReport(gateway=name, version=1, deployments={"team/chat": waits}) for name in "ab")
+    view = DemandView((one, two, said("c", v1=1.0)), expected=3)
+    assert [view.held("team", "chat", name) for name in ("v1", "v2", "v3")] == [2, 4, 0]
+
+
 def test_it_is_idle_for_as_long_as_every_gateway_has_seen_it_idle() -> None:
     assert DemandView((said("a", idle=50), said("b", idle=20)), expected=2).idle_seconds("team", "chat") == 20
 

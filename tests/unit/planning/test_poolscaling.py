@@ -28,7 +28,7 @@ from tests.unit.planning.sleepers import known
 from tuneyard.api import names
 from tuneyard.api.autoscaling import Autoscaling, ScalingStatus
 from tuneyard.api.basemodel import BaseModelResource, BaseModelStatus, PoolStatus
-from tuneyard.api.documents import DemandReport, EngineLoad
+from tuneyard.api.documents import DemandReport, DeploymentDemand, EngineLoad, RevisionDemand
 from tuneyard.api.modeldeployment import TrafficStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.rollout import RolloutSpec, RolloutStatus
@@ -115,6 +115,28 @@ def test_all_that_share_a_pool_count_together_and_those_who_wait() -> None:
     begun = applied_to(situation(deployments=two))
     assert pool(planned(replace(begun, demand=first))).wanted_replicas == 1
     assert pool(planned(replace(begun, demand=DemandView((both,), 1)))).wanted_replicas == 2
+
+
+def test_who_waits_counts_where_their_revision_is_served() -> None:
+    own = ServingSpec(max_model_len=64)
+    chat = deployment(
+        revisions=[revision("v1", "v1"), revision("v2", "v1", serving=own), revision("v0", "v1", serving=own)],
+        traffic={"v1": 95, "v2": 5, "v0": 0},
+        status=known(waking_since=stamp(0)),
+    )
+
+    def wanted(**held: int) -> dict[str, int | None]:
+        revisions = {name: RevisionDemand(waiting=count) for name, count in held.items()}
+        told_ = DeploymentDemand(waiting=sum(held.values()), revisions=revisions)
+        asked = DemandView((DemandReport(gateway="one", version=1, deployments={f"{NAMESPACE}/chat": told_}),), 1)
+        plan = planned(replace(begun, demand=asked))
+        assert isinstance(plan.status, BaseModelStatus)
+        return {p.name: p.wanted_replicas for p in plan.status.pools or ()}
+
+    begun = applied_to(situation(deployments=(chat,)))
+    v2, v0 = (names.pool_name(BASE, "chat", name) for name in ("v2", "v0"))
+    assert wanted(v1=48, v2=2) == {BASE: 4, v2: 1, v0: 1}
+    assert wanted(v1=8, v0=48) == {BASE: 1, v2: 1, v0: 4}, "who names a revision waits for that one"
 
 
 def test_a_silent_gateway_keeps_what_is_there() -> None:

@@ -120,6 +120,29 @@ def test_changes_during_a_failing_pass_do_not_cut_its_delay_short() -> None:
     assert queue.get() == A
 
 
+def test_what_has_failed_is_told_apart_until_it_succeeds() -> None:
+    clock = Clock()
+    queue = WorkQueue(clock)
+    queue.add(A)
+    assert queue.get() == A
+    assert queue.not_failing([A, B]) == [A, B], "at work is not failed"
+    delay = queue.failed(A)
+    queue.add_all(queue.not_failing([A, B]))
+    assert (queue.get(), queue.idle()) == (B, False)
+    queue.done(B)
+    assert queue.idle(), "A waits for its time"
+    clock.now += delay
+    assert queue.get() == A
+    assert queue.not_failing([A]) == [], "nobody knows yet"
+    queue.done(A)
+    assert queue.not_failing([A]) == [A]
+    queue.add(B)
+    assert queue.get() == B
+    queue.failed(B)
+    queue.add(B)
+    assert queue.get() == B, "a change of it does not wait"
+
+
 def test_a_waiting_reader_gets_what_is_added_and_none_when_closed() -> None:
     queue = WorkQueue()
     got: list[Key | None] = []

@@ -9,6 +9,7 @@ import pytest
 
 from tests.builders import T0, demand
 from tests.unit.runtime.wakeful import Scene, base
+from tuneyard.api.documents import RevisionDemand
 from tuneyard.planning.demand import DemandView
 from tuneyard.runtime.scaling import LOOKING, Scaling
 
@@ -53,9 +54,16 @@ def test_a_base_is_woken_when_its_pool_needs_more(in_flight: float, pool: dict[s
 def test_who_waits_counts_and_a_fixed_number_does_not() -> None:
     view = demand({"v1": 15.0})
     (report,) = view.reports
-    said = report.deployments["team/chat"].model_copy(update={"waiting": 20})
-    view = DemandView((report.model_copy(update={"deployments": {"team/chat": said}}),), 1)
+    said = report.deployments["team/chat"]
+
+    def held(**by: int) -> DemandView:
+        revisions = {**said.revisions, **{name: RevisionDemand(waiting=count) for name, count in by.items()}}
+        waits = said.model_copy(update={"waiting": sum(by.values()), "revisions": revisions})
+        return DemandView((report.model_copy(update={"deployments": {"team/chat": waits}}),), 1)
+
+    view = held(v1=35)
     assert concerned(scene(), view) == [base("base")]
+    assert concerned(scene(), held(v2=35)) == [], "for a revision that it does not serve"
     assert concerned(scene({"replicas": 2}), view) == []
     assert concerned(scene({"autoscaling": {"external": True}}), view) == []
 

@@ -34,6 +34,9 @@ from tuneyard.systems.artifacts.s3access import EXPIRED, WRONG, S3Access, why
 
 _PARTS = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4)
 _ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
+_THERE = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
+_UNKNOWN = frozenset({"NotImplemented", "501"})
+"""Of servers that have no conditions for what is written."""
 
 
 class S3Writer:
@@ -49,6 +52,23 @@ class S3Writer:
             self._at.client().put_object(
                 Bucket=self._at.bucket, Key=self._at.prefix + name, Body=body, ContentType=kind
             )
+
+    def put_new(self, name: str, body: bytes, kind: str) -> bool:
+        """Write one object if there is none of that name; False: there is one. Raises ArtifactError."""
+        try:
+            with self._errors(f"{self._at.what}{name}"):
+                self._at.client().put_object(
+                    Bucket=self._at.bucket, Key=self._at.prefix + name, Body=body, ContentType=kind, IfNoneMatch="*"
+                )
+        except ArtifactError as error:
+            code = _code(error.__context__) if isinstance(error.__context__, ClientError) else ""
+            if code in _UNKNOWN:
+                self.put(name, body, kind)
+                return True
+            if code in _THERE:
+                return False
+            raise
+        return True
 
     def put_file(self, name: str, file: Path, came: Callable[[int], None]) -> None:
         """Write one object of a file, a large one in parts; `came` hears of bytes, from other threads, and may raise.
