@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks.report import REPORTED, percentile, write
 from benchmarks.scalingworld import PATTERNS, Day, Hpa, Ours, simulated
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import FakeGateway, OperatorProcess, eventually
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import OperatorProcess, eventually
 from tests.contract.test_operator_autoscaling import replicas, served
 from tuneyard.api.autoscaling import Autoscaling, AutoscalingTargets
 

@@ -22,11 +22,11 @@ from typing import Any
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import percentile, write
 from tests.contract.apiserver import ApiServer
+from tests.contract.fakegateway import FakeGateway
 from tests.contract.operator_process import (
     BASE_SPEC,
     NAMESPACE,
     Cluster,
-    FakeGateway,
     OperatorProcess,
     adapter_spec,
     deployment_spec,

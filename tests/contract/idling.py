@@ -21,8 +21,15 @@ from tests.contract import envoy
 from tests.contract.agents import AgentRig, loaded
 from tests.contract.apiserver import ApiServer
 from tests.contract.engines import BASE, adapters
+from tests.contract.fakegateway import MASTER
 from tests.contract.gateway_process import GatewayProcess
-from tests.contract.operator_process import BASE_SPEC, MASTER, Cluster, OperatorProcess, adapter_spec, deployment_spec
+from tests.contract.operator_process import (
+    BASE_SPEC,
+    Cluster,
+    OperatorProcess,
+    adapter_spec,
+    deployment_spec,
+)
 from tests.contract.pods import pod_engine
 from tests.contract.ports import PODS_ON_LOOPBACK
 from tuneyard.agent.plans import follow_plan

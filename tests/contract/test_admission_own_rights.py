@@ -17,7 +17,13 @@ import pytest
 
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.chart import install, rendered, token
-from tests.contract.operator_process import MASTER, NAMESPACE, Cluster, OperatorProcess, eventually
+from tests.contract.fakegateway import MASTER
+from tests.contract.operator_process import (
+    NAMESPACE,
+    Cluster,
+    OperatorProcess,
+    eventually,
+)
 from tests.contract.ports import free_port
 from tests.contract.test_admission import ACCESS, until_refused
 from tuneyard.api import names

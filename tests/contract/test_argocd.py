@@ -16,10 +16,10 @@ import yaml
 
 from tests.contract.apiserver import ROOT, ApiServer
 from tests.contract.argocd import TOKEN, ArgoCd
+from tests.contract.fakegateway import FakeGateway
 from tests.contract.operator_process import (
     BASE_SPEC,
     Cluster,
-    FakeGateway,
     Object,
     OperatorProcess,
     adapter_spec,

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.contract.apiserver import ApiServer
+from tests.contract.fakegateway import FakeGateway
 from tests.contract.operator_process import (
     BASE_SPEC,
     Cluster,
-    FakeGateway,
     Object,
     OperatorProcess,
     adapter_spec,

@@ -15,15 +15,9 @@ from zlib import crc32
 import pytest
 
 from tests.contract.apiserver import ApiServer
+from tests.contract.fakegateway import FakeGateway
 from tests.contract.leaderworkersets import LABELS, Kubelets, controllers, is_ready
-from tests.contract.operator_process import (
-    BASE_SPEC,
-    Cluster,
-    FakeGateway,
-    OperatorProcess,
-    deployment_spec,
-    eventually,
-)
+from tests.contract.operator_process import BASE_SPEC, Cluster, OperatorProcess, deployment_spec, eventually
 from tuneyard.api import names
 from tuneyard.systems.kube.client import ApiError
 

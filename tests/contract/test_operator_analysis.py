@@ -13,13 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import (
-    Cluster,
-    FakeGateway,
-    Object,
-    OperatorProcess,
-    eventually,
-)
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import Cluster, Object, OperatorProcess, eventually
 from tests.contract.test_operator_rollout import QUICK, SLOW, Scene, answered
 from tuneyard.api.evidence import EvidenceRecord
 from tuneyard.planning.analysisrecord import restored

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import (
-    BASE_SPEC,
-    Cluster,
-    FakeGateway,
-    OperatorProcess,
-    deployment_spec,
-    eventually,
-)
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import BASE_SPEC, Cluster, OperatorProcess, deployment_spec, eventually
 from tuneyard.api import names
 from tuneyard.systems.kube.client import MERGE
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, deployment_spec, operating
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import Cluster, Object, OperatorProcess, deployment_spec, operating
 from tests.contract.test_operator_analysis import ANALYSIS, JudgedScene
 from tests.contract.test_operator_rollout import QUICK, SLOW, answered
 from tests.fakes.prometheus import FakePrometheus, number, refused

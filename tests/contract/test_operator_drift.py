@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import Cluster, FakeGateway, Object, OperatorProcess, eventually, operating
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import Cluster, Object, OperatorProcess, eventually, operating
 from tests.contract.test_operator_gates import begun, ends, jobs, kept, report_of
 from tests.contract.test_operator_rollout import QUICK, Scene, events
 from tests.toyworld.drifting import FIRST, OTHER, scored

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.contract.operator_process import MASTER, Object, eventually
+from tests.contract.fakegateway import MASTER
+from tests.contract.operator_process import (
+    Object,
+    eventually,
+)
 from tests.contract.test_operator_rollout import QUICK, Scene, events, running, scene
 from tests.contract.test_status import environment
 from tests.toyworld.gates import SPEED, measured

@@ -9,14 +9,8 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ApiServer
-from tests.contract.operator_process import (
-    Cluster,
-    FakeGateway,
-    OperatorProcess,
-    adapter_spec,
-    deployment_spec,
-    eventually,
-)
+from tests.contract.fakegateway import FakeGateway
+from tests.contract.operator_process import Cluster, OperatorProcess, adapter_spec, deployment_spec, eventually
 from tests.contract.test_operator_spread import base_spec, load_share, places, plan
 from tuneyard.planning.children import ANNOTATION_GROWN
 

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ApiServer
+from tests.contract.fakegateway import MASTER, FakeGateway
 from tests.contract.operator_process import (
     BASE_SPEC,
-    MASTER,
     Cluster,
-    FakeGateway,
     OperatorProcess,
     adapter_spec,
     deployment_spec,

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from tests.contract.apiserver import ROOT, ApiServer
+from tests.contract.fakegateway import FakeGateway
 from tests.contract.operator_process import (
     BASE_SPEC,
     NAMESPACE,
     Cluster,
-    FakeGateway,
     Object,
     OperatorProcess,
     adapter_spec,

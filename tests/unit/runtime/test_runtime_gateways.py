@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.operator_process import MASTER, FakeGateway, eventually
+from tests.contract.fakegateway import MASTER, FakeGateway
+from tests.contract.operator_process import eventually
 from tuneyard.api import names
 from tuneyard.api.analysis import Slo
 from tuneyard.api.documents import AppliedDeployment, DeploymentDemand, EvidenceReport
