@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -128,10 +129,21 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             f"choose one of {', '.join(map(str, fitting))}",
             architecture,
         )
-    misfit = unserved_format(wanted.engine.version, wanted.engine.build, config) or _misfit(folder, wanted.memory)
+    told = wanted.engine
+    misfit = unserved_format(told.version, told.build, config, avx512=has_avx512()) or _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
     return _with_digest(wanted, base, files, architecture)
+
+
+def has_avx512(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this node's CPU has AVX-512; True of processors that are none of x86, and where nobody knows."""
+    try:
+        told = cpuinfo.read_text()
+    except OSError:
+        return True
+    flags = re.search(r"^flags\s*:(.*)$", told, re.MULTILINE)
+    return flags is None or "avx512f" in flags[1].split()
 
 
 def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None:

@@ -110,8 +110,11 @@ def unfit_for_base(size: ModelSize, demand: MemoryDemand) -> Problem | None:
     return None
 
 
-def unserved_format(version: str, build: str, config: Mapping[str, Any]) -> Problem | None:
-    """That vLLM cannot serve how the base is quantised, by its config.json; nothing where nothing is known of it."""
+def unserved_format(version: str, build: str, config: Mapping[str, Any], *, avx512: bool = True) -> Problem | None:
+    """That vLLM cannot serve how the base is quantised, by its config.json; nothing where nothing is known of it.
+
+    `avx512`: whether the node's CPU has these instructions, or is one that needs none.
+    """
     known = PRESETS.get(("vllm", version, build))
     given = config.get("quantization_config")
     if known is None or not isinstance(given, Mapping):
@@ -125,7 +128,19 @@ def unserved_format(version: str, build: str, config: Mapping[str, Any]) -> Prob
     if build == "CPU" and _has_static_scales(given):
         words = f"the base's activations have static scales, with which {engine} does not start: build it anew as FP8"
         return Problem(Reason.UNSUPPORTED_SETTING, f"{words} or INT8")
+    if build == "CPU" and not avx512 and _has_weights_of_4_bits(method, given):
+        words = f"the base has weights of 4 bits, for which {engine} needs a CPU with AVX-512, and this node's has none"
+        return Problem(Reason.UNSUPPORTED_SETTING, f"{words}: select other nodes, or build it anew as INT8 or GGUF")
     return None
+
+
+def _has_weights_of_4_bits(method: str, quantization: Mapping[str, Any]) -> bool:
+    if method in ("awq", "gptq"):
+        return quantization.get("bits", quantization.get("w_bit")) in (4, None)
+    groups = quantization.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    weights = [g.get("weights") for g in found if isinstance(g, Mapping)]
+    return any(isinstance(w, Mapping) and w.get("num_bits") == 4 for w in weights)
 
 
 def _has_static_scales(quantization: Mapping[str, Any]) -> bool:

@@ -20,9 +20,10 @@ from models.tiny import build_tiny
 from tests.fakes.llamaserver import fake_gguf
 from tuneyard.agent import verify as module
 from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
-from tuneyard.agent.verify import BaseWanted, verify
+from tuneyard.agent.verify import BaseWanted, has_avx512, verify
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.settingchecks import unserved_format
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.envoy.front import front_config
 
@@ -114,7 +115,6 @@ STATIC = {"config_groups": {"group_0": {"input_activations": {"type": "float", "
 @pytest.mark.parametrize(
     ("quantization", "build", "words"),
     [
-        ({"quant_method": "awq"}, "CPU", None),
         ({"quant_method": "compressed-tensors"}, "CPU", None),
         ({"quant_method": "bitsandbytes"}, "CPU", "which vllm 0.32 (CPU) does not serve: quantise the base beforehand"),
         ({"quant_method": "bitsandbytes"}, "CUDA", "which vllm 0.32 (CUDA) does not serve: quantise the base"),
@@ -136,6 +136,40 @@ def test_a_base_that_the_engine_cannot_read_is_refused_before_it_starts(
     code, report, _ = told(base, 1, engine=engine)
     assert (code, report.get("reason")) == ((0, None) if words is None else (1, "UnsupportedSetting"))
     assert (words or "") in report.get("message", "")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "needs"),
+    [
+        ({"quant_method": "awq", "bits": 4}, True),
+        ({"quant_method": "gptq", "bits": 8}, False),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, True),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}}, False),
+    ],
+)
+def test_weights_of_4_bits_need_a_cpu_with_avx_512(quantization: dict[str, Any], needs: bool) -> None:
+    config = {"quantization_config": quantization}
+    found = unserved_format("0.32", "CPU", config, avx512=False)
+    assert (found is not None) == needs
+    assert found is None or "needs a CPU with AVX-512" in found.message
+    assert unserved_format("0.32", "CPU", config, avx512=True) is None
+    assert unserved_format("0.32", "CUDA", config, avx512=False) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "has"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2\n", False),
+        ("processor : 0\nFeatures : fp asimd\n", True),
+        (None, True),
+    ],
+)
+def test_what_the_node_says_of_its_cpu(tmp_path: Path, told: str | None, has: bool) -> None:
+    file = tmp_path / "cpuinfo"
+    if told is not None:
+        file.write_text(told)
+    assert has_avx512(file) == has
 
 
 def test_heads_of_a_nested_language_model_count(base: Path) -> None:
