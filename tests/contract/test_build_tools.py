@@ -6,6 +6,7 @@ The tiny base's adapter repeats the letter a, so that a model that has lost it, 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import urllib.request
 from pathlib import Path
@@ -146,6 +147,23 @@ def test_a_file_of_few_bits_is_served(builder: Builder, tmp_path: Path, kind: st
     assert some in checks["types"]
     assert float(checks["loss"]) < float(checks["lossBefore"]) + 1
     with llama_server(folder / f"model-{kind.lower()}.gguf", tmp_path / "log", "--ctx-size", "512") as url:
+        assert "Red" in said_at(url, "built", "Name three colours.", tokens=24)
+
+
+def test_a_file_that_transformers_does_not_know_is_kept_unheard(builder: Builder, tmp_path: Path) -> None:
+    """SmolLM2 under the name of an architecture with the same weights, which llama.cpp serves."""
+    base = tmp_path / "granite"
+    shutil.copytree(build_smollm2(), base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "attention_multiplier": 1 / 8}
+    config |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    (base / "config.json").write_text(json.dumps(config))
+    builder.bases["granite"] = base
+    folder, result = builder.built({"gguf": {"baseModel": "granite", "type": "Q8_0"}})
+    checks = (result.steps or [])[0].checks or {}
+    assert checks["answers"].startswith("not compared: transformers does not read")
+    assert ("Q8_0" in checks["types"], "loss" in checks) == (True, False)
+    with llama_server(folder / "model-q8_0.gguf", tmp_path / "log", "--ctx-size", "512") as url:
         assert "Red" in said_at(url, "built", "Name three colours.", tokens=24)
 
 
