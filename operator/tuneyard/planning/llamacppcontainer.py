@@ -10,6 +10,8 @@ with, and begins anew whenever that word changes (tuneyard.systems.engines.llama
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from tuneyard.api import names
@@ -22,6 +24,7 @@ ORDERS = "/adapters/llama-server.arguments"
 """What to begin with; the agent may write it, the engine's container only read."""
 _TOGETHER = 4
 """Requests that generate at the same moment, llama.cpp's own number; --parallel in extraArgs changes it."""
+_PARALLEL = ("--parallel", "-np")
 LOOP = """
 import signal, subprocess, sys, time
 
@@ -75,9 +78,17 @@ def arguments(pool: Pool) -> list[str]:
     given = ["--host", "127.0.0.1", "--port", str(names.ENGINE_PORT), "--alias", pool.base_model]
     given += ["--metrics", "--no-slots", "--no-webui"]
     if serving.max_model_len is not None:
-        # the context is shared by the requests that run together
-        given += ["--ctx-size", str(serving.max_model_len * _TOGETHER)]
+        # the server divides it among the requests that run together; without it each gets the model's own: --fit, which
+        # is on by itself, multiplies
+        given += ["--ctx-size", str(serving.max_model_len * together(serving.extra_args))]
     return [*given, "--parallel", str(_TOGETHER), *serving.extra_args]
+
+
+def together(extra_args: Sequence[str]) -> int:
+    """How many requests generate at the same moment; the server takes the last number that it is given."""
+    said = [after for flag, after in pairwise(extra_args) if flag in _PARALLEL]
+    # -1 leaves it to the server, whose number is ours; what is no number it refuses itself
+    return int(said[-1]) if said and said[-1].isdecimal() and int(said[-1]) else _TOGETHER
 
 
 def environment(pool: Pool, settings: Settings) -> list[dict[str, Any]]:

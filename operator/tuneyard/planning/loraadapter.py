@@ -30,6 +30,7 @@ from tuneyard.planning.readiness import readiness, stalled_event
 from tuneyard.planning.remedies import clipped, with_remedy
 from tuneyard.planning.sizes import size_for_people, slowest, transfer_for_people
 from tuneyard.planning.timestamps import rfc3339
+from tuneyard.planning.turns import asks, offers
 
 TRAINED_FROM_BASE = "TrainedFromBase"
 """A condition that is there only as a warning."""
@@ -216,7 +217,17 @@ def _work(spread: Spread) -> Problem | None:
         return Problem(Reason.STARTING, f"{counted}; no pod is ready to load adapters yet")
     if spread.progress:
         return Problem(Reason.FETCHING, f"{counted}; {spread.progress}")
-    return Problem(Reason.LOADING, counted)
+    return Problem(Reason.LOADING, clipped(f"{counted}{_in_turn(spread)}"))
+
+
+def _in_turn(spread: Spread) -> str:
+    """What pods wait for whose engines have to begin anew for it (turns.py)."""
+    pools = {p.pool for p in spread.pods if asks(p)}
+    if not pools:
+        return ""
+    away = listed([p.name for p in spread.pods if p.pool in pools and not (p.ready and offers(p))])
+    waits = f", while others serve; not serving: {', '.join(away)}" if away else ""
+    return f"; engines begin anew for it one after the other{waits}"
 
 
 def _done(spread: Spread) -> Problem:

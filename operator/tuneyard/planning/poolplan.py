@@ -7,6 +7,8 @@ Rules:
 - a pod counts as soon as it is there: it fetches its share while its engine starts, and is ready only with it
   (podspec.py). One that was ready and is not any more is given LOST_AFTER seconds: an engine that was only busy, or a
   report that came late, would move its adapters twice;
+- an engine that takes adapters only when it begins does so in its turn (turns.py): in pools of these it is always
+  remembered which pods were ready;
 - an adapter that many requests are under way to gets more copies than the others (growth.py), as far as there is room;
 - one that only idle ModelDeployments name leaves the plan at once: its pods withdraw it, and its files stay with them;
 - one whose object is gone while it is named stays for a while as it was planned (vanished.py);
@@ -33,6 +35,7 @@ from tuneyard.planning.children import (
     marks_of,
     template_mark,
 )
+from tuneyard.planning.engines import Loading, capabilities
 from tuneyard.planning.handover import with_leaving
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation, PodObservation
 from tuneyard.planning.placing import Host, Wish, spread
@@ -49,6 +52,7 @@ from tuneyard.planning.pools import (
     stored_bytes,
 )
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
+from tuneyard.planning.turns import offers, turns
 from tuneyard.planning.vanished import as_planned, vanished_since
 
 LOST_AFTER = 4.0
@@ -110,13 +114,14 @@ def wanted_plan(
         wish = Wish(wanted, list(unused), number, room, pool.serving.replicas)
         template = template_mark(workload)
         found = _places(obs, pool, wish, known, template=template, before=before, config_map=config_map)
+    turn, seen, turn_waits = _turn(obs, pool, before, config_map)
     plan = PoolPlan(
         pool=pool.name,
         base_model=pool.base_model,
         max_rank=pool.serving.lora.max_rank,
         copies=number,
         pods=found.counted,
-        turns=turns([p for p in obs.pods if p.pool == pool.name and not p.deleted], before),
+        turns=turn,
         adapters=[_planned(known[n], found.having[n], found.more.get(n)) for n in sorted(found.having)],
     )
     stays = {name: since for name, since in unused.items() if name in found.having}
@@ -126,25 +131,22 @@ def wanted_plan(
     marks = {
         ANNOTATION_GROWN: {name: g.mark for name, g in found.grown.items()},
         ANNOTATION_UNUSED_ADAPTERS: {name: rfc3339(since) for name, since in stays.items()},
-        ANNOTATION_PODS_SEEN: found.seen,
+        ANNOTATION_PODS_SEEN: found.seen or seen,
         ANNOTATION_VANISHED_ADAPTERS: {name: rfc3339(since) for name, since in vanished.items()},
     }
-    return WantedPlan(plan, marks, (*found.waits, *waits), _grew(before, plan, found.loads))
+    return WantedPlan(plan, marks, (*found.waits, *turn_waits, *waits), _grew(before, plan, found.loads))
 
 
-def turns(pods: Sequence[PodObservation], before: PoolPlan | None) -> list[str] | None:
-    """The pod whose engine may begin anew for adapters, while all others serve; None: nobody asks.
-
-    Whoever has the turn keeps it until it serves again: one pod at a time is away.
-    """
-    asking = sorted(p.name for p in pods if p.report is not None and p.report.asks_for_turn)
-    away = {p.name for p in pods if not _offers(p)}
-    having = [name for name in (before.turns if before and before.turns else ()) if name in away or name in asking]
-    if having:
-        return having
-    if not asking:
-        return None
-    return [name for name in asking if away <= {name}][:1]
+def _turn(
+    obs: BaseModelObservation, pool: Pool, before: PoolPlan | None, config_map: ChildObservation | None
+) -> tuple[list[str] | None, dict[str, str], list[float]]:
+    """Who has the turn, which pods were seen ready, and when to look again; nothing where no engine begins anew."""
+    if capabilities(pool.serving.engine, pool.serving.custom).adapters is not Loading.AT_START:
+        return None, {}, []
+    pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
+    seen, _ = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
+    turn, waits = turns(pods, before, seen, obs.now)
+    return turn, seen, waits
 
 
 def _places(
@@ -205,7 +207,7 @@ def pods_seen(
     seen: dict[str, str] = {}
     waits: list[float] = []
     for pod in pods:
-        ready = pod.ready and _offers(pod)
+        ready = pod.ready and offers(pod)
         known = before.get(pod.name)
         if ready:
             seen[pod.name] = _READY
@@ -246,14 +248,10 @@ def hosts_of(
         since = parsed_time(known)
         # a pod that has served once and does not now is given a little time; one that never has must say that it does
         serves = (known == _READY) if since is None else remaining(since, LOST_AFTER, now) > 0
-        serves = serves or (known is None and _offers(pod))
+        serves = serves or (known is None and offers(pod))
         loaded = _loaded(pod, engine_names) if serves else frozenset()
         found.append(Host(pod.name, serves=serves, fresh=pod.name not in counted, loaded=loaded))
     return found
-
-
-def _offers(pod: PodObservation) -> bool:
-    return pod.report is not None and pod.report.engine == "Ready"
 
 
 def _engine_name(adapter: LoRAAdapterResource) -> str | None:

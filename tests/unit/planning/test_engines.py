@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.builders import BASE, adapter, base_model, deployment, pod, revision
-from tuneyard.api.documents import PoolPlan
+from tests.builders import adapter, base_model, deployment, revision
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ArtifactVolume, CustomEngine, LoRASettings, ServingSpec, VolumeClaim
 from tuneyard.planning import engines
 from tuneyard.planning.engines import Loading, capabilities
-from tuneyard.planning.observations import PodObservation, Problem
-from tuneyard.planning.poolplan import turns
+from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import placement, pools_of
 from tuneyard.planning.resolvedserving import GPU, resolved_serving
 from tuneyard.planning.servingchecks import violation
@@ -115,34 +112,3 @@ def test_engines_that_are_started_without_adapters_get_none() -> None:
     assert not found.planned
     assert found.refused["a"].reason is Reason.ADAPTERS_NOT_SERVED
     assert "remove serving.lora.enabled" in found.refused["a"].message
-
-
-def asking(name: str, engine: str = "Ready") -> PodObservation:
-    found = pod(name, engine=engine)
-    assert found.report is not None
-    return replace(found, report=found.report.model_copy(update={"asks_for_turn": True}))
-
-
-def before(*names: str) -> PoolPlan:
-    return PoolPlan(pool=BASE, base_model=BASE, turns=list(names))
-
-
-@pytest.mark.parametrize(
-    ("pods", "plan", "expected"),
-    [
-        ([pod("a"), pod("b")], None, None),
-        ([asking("a"), asking("b")], None, ["a"]),
-        ([asking("a"), asking("b")], before("b"), ["b"]),
-        ([pod("a"), asking("b")], before("a"), ["b"]),
-        ([pod("a", engine="Draining"), asking("b")], before("a"), ["a"]),
-        ([pod("a", engine="Starting"), asking("b")], before("a"), ["a"]),
-        ([pod("a", engine="Starting"), asking("b")], None, []),
-        ([asking("a")], None, ["a"]),
-        ([pod("a"), pod("b")], before("a"), None),
-        ([asking("b")], before("gone"), ["b"]),
-    ],
-)
-def test_one_pod_at_a_time_begins_anew(
-    pods: list[PodObservation], plan: PoolPlan | None, expected: list[str] | None
-) -> None:
-    assert turns(pods, plan) == expected

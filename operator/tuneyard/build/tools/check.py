@@ -5,7 +5,9 @@ Rules:
 - the model loads and says something;
 - a step that must not change what a model says (quantize, gguf) is held against the model that it was made of: how much
   worse it predicts a fixed text. That is coarse: it finds a broken result, not a somewhat worse one, for which there
-  are gates.
+  are gates;
+- a GGUF file is read by transformers, in float32. One that transformers does not know, or that does not fit into memory
+  like that, is no error, because llama.cpp may serve it: its weights are looked at, and the record says that it is all.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from tuneyard.build.tools.files import read_config
 from tuneyard.build.tools.judging import figures as figures_of
 from tuneyard.build.tools.judging import first_line, identical, load_model, load_tokenizer
+from tuneyard.build.tools.memory import available, too_large
 from tuneyard.build.tools.reporting import Report, ToolError
 from tuneyard.build.tools.texts import CHECKED, PROMPTS, READ
 
@@ -34,6 +37,9 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
     folder = Path(settings["folder"])
     files = sorted(path.name for path in folder.glob("*.gguf"))
     checks = _gguf_tensors(folder / files[0], report) if files else _tensors(folder, report)
+    unheard = _unheard(folder, files[0]) if files else None
+    if unheard:
+        return {"checks": checks | {"answers": f"not compared: {unheard}"}}
     prompts = PROMPTS[:CHECKED]
     report.doing("listening to the result")
     heard, tokens = _heard(folder, files[0] if files else None, prompts)
@@ -63,6 +69,22 @@ def _heard(folder: Path, gguf: str | None, prompts: tuple[str, ...]) -> tuple[An
     tokenizer = _gguf_tokenizer(folder, gguf) if gguf else load_tokenizer(folder)
     model = load_model(folder, torch.float32 if gguf else "auto", gguf)
     return figures_of(model, tokenizer, prompts), [tokenizer(text)["input_ids"] for text in READ]
+
+
+def _unheard(folder: Path, gguf: str) -> str | None:
+    """Why nobody can listen to a GGUF file here, sound as it may be; None: one can."""
+    from gguf import GGUFReader  # noqa: PLC0415
+    from transformers import AutoConfig  # noqa: PLC0415
+    from transformers.integrations.ggml import GGUF_TO_FAST_CONVERTERS  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415
+
+    try:
+        kind = AutoConfig.from_pretrained(folder, gguf_file=gguf, local_files_only=True).model_type
+    except (ValueError, KeyError, NotImplementedError) as error:
+        return f"transformers does not read it ({first_line(error)})"
+    if kind not in GGUF_TO_FAST_CONVERTERS or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return f"transformers does not read {kind} from GGUF with its vocabulary"
+    return too_large(sum(int(tensor.n_elements) for tensor in GGUFReader(folder / gguf).tensors), available())
 
 
 def _gguf_tokenizer(folder: Path, gguf: str) -> Any:
