@@ -111,7 +111,9 @@ def _unused(base: BaseModelResource) -> Pool:
 
 def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Settings) -> PoolView:
     serving = pool.serving
-    image = serving.image or settings.images.vllm
+    started = enginecontainer.started(pool, base, settings)
+    # which version another engine is, nothing tells
+    engine = str(engine_of(serving, settings.images.vllm)) if serving.engine == "vllm" else serving.engine
     pods = serving.replicas * serving.nodes_per_replica
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
     problem = servingchecks.violation(base, serving, settings) or _misfit(read.size, serving, settings)
@@ -120,13 +122,13 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
         name=pool.name,
         base_model=pool.base_model,
         used_by=[name for name in pool.used_by if name != "-"] or None,
-        engine=str(engine_of(serving, settings.images.vllm)),
-        image=image,
+        engine=engine,
+        image=started["image"],
         pods=pods,
         groups=serving.replicas if serving.nodes_per_replica > 1 else None,
         gpus_per_pod=gpus,
         gpus=gpus * pods,
-        arguments=enginecontainer.started(pool, base, settings)["args"],
+        arguments=started["args"],
         memory=_memory(read.size, serving, settings) if read.size else None,
         memory_unknown=read.unread or None,
         problem=named(problem) if problem else None,

@@ -94,6 +94,13 @@ def test_a_pool_that_is_refused_makes_it_fail(manifest: Path, capsys: pytest.Cap
     assert str(shared["problem"]).startswith("GPUMemoryTooSmall: a GPU would need ")
 
 
+def test_another_engine_is_shown_with_its_own_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = MANIFEST.replace("        replicas: 2\n", "        replicas: 2\n        engine: llamaCpp\n")
+    (tmp_path / "llama.yaml").write_text(text.replace("        gpuMemory: 4Gi\n", ""))
+    _, pools = planned(capsys, str(tmp_path / "llama.yaml"))
+    assert {(pool["engine"], pool["image"]) for pool in pools} == {("llamaCpp", "tuneyard/llama-cpp:0.1.0")}
+
+
 def test_without_the_files_the_memory_is_not_known(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, pools = planned(capsys, str(manifest))
     words = "not known, for the base is not on the network: give --model tiny=DIR"
