@@ -2,7 +2,8 @@
 
 As `tuneyard cost` counts it, for one price of a pod's hour: a base's pods are shared by the work of the tokens of those
 who asked. Prices are typed in at the top of the page; numbers are in their currency. Hosted APIs cost what their
-revisions' specs say now, where `tuneyard cost` takes the price of each request's time.
+revisions' specs say now, where `tuneyard cost` takes the price of each request's time; those in another currency than
+the one typed in are in no sum.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ def _shared(work: str, by: str) -> str:
 
 
 _HOSTED = f"tuneyard:hosted_cost:rate1h{{{ALL}}}"
+_PAID = f'tuneyard:hosted_cost:rate1h{{{ALL},currency="$currency"}}'
+"""In the currency of the prices that are typed in."""
 
 
 def _hour(by: str) -> str:
     """What an hour costs by these labels: the share of pools, and what hosted APIs are paid."""
-    own, paid = _shared(_WORK, by), f"sum by ({by}) ({_HOSTED})"
+    own, paid = _shared(_WORK, by), f"sum by ({by}) ({_PAID})"
     told = (f'label_replace({cost}, "of", "{of}", "", "")' for cost, of in ((own, "pools"), (paid, "apis")))
     return f"sum by ({by}) ({' or '.join(told)})"
 
@@ -74,6 +77,7 @@ COST = Dashboard(
     (
         Variable("namespace", "label_values(tuneyard_pool_replicas, namespace)", several=True),
         Typed("pod_hour", "0.80", "A pod's hour"),
+        Typed("currency", "USD", "Currency"),
         Typed("api_name", "a hosted fine-tune", "API"),
         Typed("api_prompt", "0.30", "API: 1M read"),
         Typed("api_completion", "1.20", "API: 1M generated"),
@@ -85,7 +89,7 @@ COST = Dashboard(
                 panel(
                     "By deployment",
                     Query(_per_million(_hour(OF), _rate(_BOTH), OF), DEPLOYMENTS),
-                    description="Read and generated ones, of pools and of hosted APIs. Idle hours are part of it.",
+                    description="Read and generated ones, of pools and of APIs paid in that currency; with idle hours.",
                     width=12,
                 ),
                 panel(
@@ -131,7 +135,7 @@ COST = Dashboard(
                 panel(
                     "Hosted APIs: an hour by revision",
                     Query(_HOSTED, "{{deployment}} {{revision}}, {{currency}}"),
-                    description="At the prices in spec.revisions[].external.pricing.",
+                    description="At the prices in spec.revisions[].external.pricing, in the currency of each.",
                     stacked=True,
                 ),
                 panel(

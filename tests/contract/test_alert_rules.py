@@ -405,6 +405,7 @@ CHOSEN = {
     "deployment": "chat|md-chat",
     "pool": "chat",
     "pod_hour": "0.8",
+    "currency": "USD",
     "api_prompt": "0.3",
     "api_completion": "1.2",
 }

@@ -11,7 +11,7 @@ import pytest
 from tests.contract.s3server import S3Server, bucket_server
 from tuneyard.api.build import BuildOutput
 from tuneyard.api.buildtask import RECORD, BuildResult
-from tuneyard.build.errors import StoppedError
+from tuneyard.build.errors import BuildError, StoppedError
 from tuneyard.build.outputs import BucketOutput
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.remote import Credentials
@@ -99,6 +99,19 @@ def test_what_is_damaged_is_not_there_and_is_made_again(server: S3Server, tmp_pa
     kept.keep(tmp_path / "made", made, lambda *_: None)
     assert kept.find(KEY) == made
     assert kept.bring(KEY, tmp_path / "brought", lambda *_: None) == (tmp_path / "brought", made)
+
+
+def test_an_object_too_many_is_named_and_hides_nothing(server: S3Server, tmp_path: Path) -> None:
+    """It would be fetched with the result, whose digest it changes."""
+    kept = output(server, "strangers")
+    made = result(tmp_path / "made")
+    server.client.put_object(Bucket="models", Key=f"strangers/{KEY}/model-00002-of-00002.safetensors", Body=b"old")
+    with pytest.raises(BuildError, match=r"remove model-00002-of-00002\.safetensors") as error:
+        kept.keep(tmp_path / "made", made, lambda *_: None)
+    assert error.value.again
+    assert kept.find(KEY) is None
+    server.client.delete_object(Bucket="models", Key=f"strangers/{KEY}/model-00002-of-00002.safetensors")
+    assert kept.keep(tmp_path / "made", made, lambda *_: None) == made
 
 
 def test_what_another_build_has_stored_stays(server: S3Server, tmp_path: Path) -> None:

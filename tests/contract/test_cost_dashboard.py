@@ -20,7 +20,13 @@ pytestmark = pytest.mark.slow
 POD_HOUR, PODS = 0.8, 2
 HOSTED_SERIES = '{currency="USD", deployment="three", namespace="team", revision="api"}'
 API = ApiPrice(name="an API", prompt=0.3, completion=1.2)
-CHOSEN = {"namespace": "team", "pod_hour": str(POD_HOUR), "api_prompt": "0.3", "api_completion": "1.2"}
+CHOSEN = {
+    "namespace": "team",
+    "currency": "USD",
+    "pod_hour": str(POD_HOUR),
+    "api_prompt": "0.3",
+    "api_completion": "1.2",
+}
 MINUTE = {"one": Tokens(0, 600, 300, 100), "two": Tokens(0, 600, 0, 300)}
 """By deployment, each with an adapter of its own; the second has no series of cached tokens."""
 

@@ -224,7 +224,17 @@ class BucketOutput:
             if found is not None:
                 return found
             if self._write(folder, result.key, told):
+                self._refuse_strangers(result.key, set(list_files(folder)))
                 return result
+
+    def _refuse_strangers(self, key: str, ours: set[str]) -> None:
+        """Other objects under the prefix would be fetched with the result; nothing here removes any."""
+        with closing(remote_of(Source(s3=self._source(key)), self._given())) as remote:
+            strangers = sorted({file.path for file in patiently(remote.files, self._stopped)} - ours)
+        if strangers:
+            shown = ", ".join(strangers[:3]) + (" and more" if len(strangers) > 3 else "")
+            words = f"{self._source(key).uri} holds objects that are not the result's: remove {shown}"
+            raise BuildError(words, again=True)
 
     def _told(self, key: str) -> BuildResult | None:
         """A record, beside objects of just as many bytes."""

@@ -24,7 +24,9 @@ _LENGTH = 32
 
 def served_steps(base: BaseModelResource, build: Build) -> list[BuildStep]:
     """The build's steps for how the result will be served: groups have to fit the parts of tensor parallelism."""
-    parts = base.spec.serving.tensor_parallel_size if base.spec.serving else None
+    serving = base.spec.serving
+    # experts are not cut where each GPU has whole ones
+    parts = serving.tensor_parallel_size if serving and not serving.expert_parallel else None
     return [_in_parts(step, parts or 1) for step in build.steps]
 
 

@@ -215,7 +215,7 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
     """What the engine would end with on every pod of a replica that spans nodes."""
     nodes, ranks = serving.nodes_per_replica, serving.tensor_parallel_size * serving.pipeline_parallel_size
     if nodes == 1:
-        return _topology_without_nodes(serving)
+        return None
     if serving.data_parallel_size > 1:
         words = "serving.dataParallelSize does not go with nodesPerReplica: raise serving.replicas in its place"
         return Problem(Reason.INVALID_SPEC, words)
@@ -229,13 +229,6 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
         words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
         return Problem(Reason.INVALID_SPEC, words)
     return None
-
-
-def _topology_without_nodes(serving: Serving) -> Problem | None:
-    if serving.exclusive_topology_key is None:
-        return None
-    words = "serving.exclusiveTopologyKey is of replicas that span nodes: set nodesPerReplica, or remove it"
-    return Problem(Reason.INVALID_SPEC, words)
 
 
 def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:

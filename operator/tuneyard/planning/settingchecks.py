@@ -24,8 +24,6 @@ from tuneyard.planning.resolvedserving import Serving
 _MOST_NAMED = 12
 _DEFAULT_SHARE = 16
 """Tokens in a step for each sequence where neither number is set: 8, or so many, by the GPU."""
-_MOST_BATCHED, _LEAST_SEQUENCES = 16384, 128
-"""What vLLM takes by itself at most and at least, by the GPU: a pool is refused for what is certain alone."""
 _OPERATORS = frozenset({"engine_version", "engine_build", "gpu_memory"})
 """Settings that only the operator is told."""
 
@@ -57,7 +55,6 @@ def _setting_of_another_engine(serving: Serving) -> Problem | None:
     """A field that the engine would leave out without a word."""
     told = (name for name in EngineSettings.model_fields if name not in _OPERATORS)
     given = [to_camel(name) for name in told if getattr(serving.settings, name) is not None]
-    given += ["compileCache"] if serving.compile_cache is not None else []
     given += [f"lora.{name}" for name, value in _lora(serving.lora).items() if value is not None]
     if not given:
         return None
@@ -120,10 +117,11 @@ def unserved_format(version: str, build: str, config: Mapping[str, Any], *, avx5
     if known is None or not isinstance(given, Mapping):
         return None
     engine = f"vllm {version} ({build})"
-    method = str(given.get("quant_method") or "")
-    if method and method not in known.values["quantization"]:
-        instead = known.elsewhere.get(("quantization", method), "build it anew as AWQ, GPTQ, INT8 or FP8")
-        words = f"the base is quantised by {method[:64]}, which {engine} does not serve: {instead}"
+    # engines know more names for what they serve than the setting has values: only what is known to fail is refused
+    method = str(given.get("quant_method") or "").lower()
+    instead = known.elsewhere.get(("quantization", method))
+    if instead is not None:
+        words = f"the base is quantised by {method}, which {engine} does not serve: {instead}"
         return Problem(Reason.UNSUPPORTED_SETTING, words)
     if build == "CPU" and _has_static_scales(given):
         words = f"the base's activations have static scales, with which {engine} does not start: build it anew as FP8"
@@ -162,8 +160,6 @@ def _contradiction(serving: Serving) -> str | None:
             f"serving.maxNumBatchedTokens {batched} is below maxNumSeqs {settings.max_num_seqs}, and each of these "
             "needs a token in a step: raise it, or lower maxNumSeqs"
         )
-    if not batched and settings.max_num_seqs and settings.max_num_seqs > _MOST_BATCHED:
-        return f"serving.maxNumSeqs {settings.max_num_seqs} needs as many maxNumBatchedTokens: set them, or lower it"
     if settings.chunked_prefill is False and batched and context and batched < context:
         return (
             f"serving.maxNumBatchedTokens {batched} is below maxModelLen {context}, and without chunkedPrefill a "
@@ -196,9 +192,9 @@ def _too_few_tokens(serving: Serving) -> str | None:
         return None
     each, batched, sequences = settings.speculative.tokens + 1, settings.max_num_batched_tokens, settings.max_num_seqs
     if batched is None and sequences is None:
-        enough = each <= _DEFAULT_SHARE
-    else:
-        enough = (batched or _MOST_BATCHED) >= (sequences or _LEAST_SEQUENCES) * each
+        enough = each <= _DEFAULT_SHARE or settings.chunked_prefill is False
+    else:  # what the engine takes by itself for one of them depends on its GPU and its model
+        enough = batched is None or sequences is None or batched >= sequences * each
     if enough:
         return None
     return (

@@ -118,8 +118,11 @@ STATIC = {"config_groups": {"group_0": {"input_activations": {"type": "float", "
         ({"quant_method": "compressed-tensors"}, "CPU", None),
         ({"quant_method": "bitsandbytes"}, "CPU", "which vllm 0.32 (CPU) does not serve: quantise the base beforehand"),
         ({"quant_method": "bitsandbytes"}, "CUDA", "which vllm 0.32 (CUDA) does not serve: quantise the base"),
-        ({"quant_method": "mxfp4"}, "CPU", "build it anew as AWQ, GPTQ, INT8 or FP8"),
-        ({"quant_method": "mxfp4"}, "CUDA", None),
+        ({"quant_method": "BitsAndBytes"}, "CPU", "which vllm 0.32 (CPU) does not serve"),
+        # names of what it serves that are no values of the setting, and what nobody has tried
+        ({"quant_method": "auto-round"}, "CUDA", None),
+        ({"quant_method": "compressed_tensors"}, "CPU", None),
+        ({"quant_method": "mxfp4"}, "CPU", None),
         ({"quant_method": "fp8", "activation_scheme": "static"}, "CPU", "static scales"),
         ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "CPU", None),
         ({"quant_method": "compressed-tensors", **STATIC}, "CPU", "static scales"),

@@ -80,14 +80,15 @@ class TestKeys:
         assert task_steps(chain.steps, found)[0].key == key(MERGE) != task_steps(chain.steps, found)[1].key
 
     def test_groups_are_made_for_the_parts_that_the_pool_has(self):
-        def steps(tensor: int | None, **quantize: Any) -> list[Any]:
-            base = base_model("small", serving=ServingSpec(tensor_parallel_size=tensor))
+        def steps(tensor: int | None, *, expert: bool | None = None, **quantize: Any) -> list[Any]:
+            base = base_model("small", serving=ServingSpec(tensor_parallel_size=tensor, expert_parallel=expert))
             calibration = {"configMap": "texts"}
             given = {"quantize": {"baseModel": BASE, "scheme": "AWQ", "calibration": calibration, **quantize}}
             return [s.quantize and s.quantize.tensor_parallel_size for s in served_steps(base, build(given))]
 
         assert steps(4) == [4]
         assert steps(4, tensorParallelSize=8) == [8]
+        assert steps(4, expert=True) == [None], "experts are not cut"
         assert steps(None) == steps(1) == [None], "what asks for nothing new keeps its key"
         assert steps(4, scheme="FP8", calibration=None) == [None], "no groups, no parts"
 
