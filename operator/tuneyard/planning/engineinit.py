@@ -27,10 +27,9 @@ def under_init(command: Sequence[str], port: int = names.ENGINE_PORT, patience: 
     One that takes the question and is late with its answer serves: it is busy.
     """
     script = f"""
-import os, signal, sys
+import http.client, os, signal, sys
 engine = None
 def serves():
-    import http.client
     try:
         asked = http.client.HTTPConnection("127.0.0.1", {port}, timeout=3)
         asked.request("GET", "/health")
@@ -40,10 +39,11 @@ def serves():
     except (OSError, http.client.HTTPException):
         return False
 def end(*_):
+    # told twice, it has to ask once
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # the kernel ends whatever is left when the first process ends
     if engine is None or not serves():
         os._exit(143)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(engine, signal.SIGTERM)
     signal.alarm({patience})
 signal.signal(signal.SIGTERM, end)
