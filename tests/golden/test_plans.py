@@ -82,6 +82,7 @@ def planned(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.lasting
 def test_plan_is_the_golden_one(case: str) -> None:
     documents = list(yaml.safe_load_all((FOLDER / f"{case}.in.yaml").read_text()))
     found = yaml.safe_dump(planned(documents), sort_keys=False, width=120, allow_unicode=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -384,6 +385,7 @@ EVENTS = st.sampled_from(
 
 
 @given(st.lists(EVENTS, max_size=30), st.floats(NOW, NOW + 1000))
+@pytest.mark.lasting
 def test_whatever_happens_the_rules_hold(events: list[Event], now: float) -> None:
     state = after(*events, room=2)
     assert state.proven.keys() <= state.engine.models
@@ -404,6 +406,7 @@ def test_whatever_happens_the_rules_hold(events: list[Event], now: float) -> Non
 
 
 @given(st.lists(EVENTS, max_size=30))
+@pytest.mark.lasting
 def test_an_agent_that_restarts_takes_nothing_back(events: list[Event]) -> None:
     before = after(*events)
     if not before.engine.healthy or before.plan is None:

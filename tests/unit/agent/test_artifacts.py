@@ -260,6 +260,7 @@ def test_finite_values_pass(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [0, 4_200_000 // 2, -1])
+@pytest.mark.lasting
 def test_one_value_that_is_not_finite_is_found(tmp_path: Path, dtype: str, value: Any, place: Any) -> None:
     values = np.full(4_200_001, 0.5, np.float32)  # more than one piece of the scan
     values[place] = value

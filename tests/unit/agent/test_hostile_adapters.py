@@ -74,6 +74,7 @@ def weights(folder: Path, shape: Any, **more: Any) -> None:
     [[10**4199] * 400 + [0], [10**4199, 0], [1 << 48, 0], [0] * 9],
     ids=["many digits", "digits", "large", "many dimensions"],
 )
+@pytest.mark.lasting
 def test_shapes_that_no_tensor_has_are_refused_before_anything_is_multiplied(tmp_path: Path, shape: list[int]) -> None:
     weights(tmp_path, shape)
     begun = time.process_time()

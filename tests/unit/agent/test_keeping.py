@@ -164,6 +164,7 @@ def test_what_a_plan_names_comes_and_stays_until_the_end(bucket: Bucket, node: N
     assert bucket.reads == [], "it lies there already"
 
 
+@pytest.mark.lasting
 def test_what_fails_is_told_and_comes_without_being_asked_for_again(bucket: Bucket, node: Node) -> None:
     bucket.denied = {"v1"}
     with node.keeper() as keeper:

@@ -122,6 +122,7 @@ async def test_numbers_of_a_server_that_is_about_to_end_are_not_believed(contain
         assert (await client.ask("b-2")).text.strip() == "b-2"
 
 
+@pytest.mark.lasting
 async def test_one_that_does_not_come_up_is_told_to_begin_as_before(
     container: Container, monkeypatch: pytest.MonkeyPatch
 ) -> None:

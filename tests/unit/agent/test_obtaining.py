@@ -17,6 +17,7 @@ from tuneyard.systems.artifacts.store import Store
 FILES = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
 
 
+@pytest.mark.lasting
 def test_a_token_goes_only_to_endpoints_that_its_secret_lists(tmp_path: Path) -> None:
     with Hub({"acme/base": Repository(FILES, token="hf_secret")}) as hub:
         hub_source = HuggingFaceSource(

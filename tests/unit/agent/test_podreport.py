@@ -80,6 +80,7 @@ def test_how_far_an_adapter_is_shows_while_it_comes() -> None:
     assert said(over).adapters["a"].transfer is None
 
 
+@pytest.mark.lasting
 def test_it_says_whether_the_front_takes_tls_and_nothing_of_it_where_not() -> None:
     state = serving(1)
     assert said(replace(state, tls=True)).tls is True
@@ -103,6 +104,7 @@ def test_a_thousand_adapters_are_all_offered() -> None:
 
 
 @pytest.mark.parametrize(("count", "length"), [(2200, 20), (1100, 63)])
+@pytest.mark.lasting
 def test_as_many_as_the_rules_say_are_offered_once_they_are_pinned(count: int, length: int) -> None:
     report = said(serving(count, DIGEST, length))
     reduced = fitting(report, frozenset(report.adapters))
@@ -110,6 +112,7 @@ def test_as_many_as_the_rules_say_are_offered_once_they_are_pinned(count: int, l
     assert routes(reduced) == routes(report)
 
 
+@pytest.mark.lasting
 def test_what_the_operator_does_not_know_yet_is_told_as_long_as_possible() -> None:
     report = said(serving(1000))
     new, *others = report.adapters
@@ -143,6 +146,7 @@ def test_what_does_not_fit_at_all_is_left_out_from_the_end_and_failures_first() 
         assert [n for n in kept if n in loaded] == loaded[: len(routes(reduced))]
 
 
+@pytest.mark.lasting
 def test_a_hostile_adapter_cannot_silence_the_pod() -> None:
     """Names of tensors and modules are of any length; a report with them would be refused for ever."""
     long = "\u0001" * 100_000

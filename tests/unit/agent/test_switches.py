@@ -145,6 +145,7 @@ async def test_a_front_that_cannot_be_opened_at_once_is_opened_later() -> None:
         assert not front.draining
 
 
+@pytest.mark.lasting
 async def test_the_health_switch_follows_what_is_known() -> None:
     front, knowledge = FakeFront(), knowing(*UP)
     front.unhealthy = True  # an agent that ended between on and off has left it so

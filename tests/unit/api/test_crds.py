@@ -49,6 +49,7 @@ def test_no_bound_is_exclusive(kind):
     ]
 
 
+@pytest.mark.lasting
 def test_check_says_which_file_is_stale(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tuneyard.api.crds.rendered", cache(rendered))  # the code does not change meanwhile
     assert main([str(tmp_path)]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ label = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,250}[a-z0-9])?", fullmatch=True)
 
 
 @given(label, st.one_of(st.none(), label), st.one_of(st.none(), label))
+@pytest.mark.lasting
 def test_children_of_a_pool_fit_kubernetes(base, deployment, revision):
     pool = names.pool_name(base, deployment, revision if deployment else None)
     for name in (pool, names.pool_deployment(pool), names.pool_plan(pool), names.pool_key_secret(pool)):
@@ -19,6 +21,7 @@ def test_children_of_a_pool_fit_kubernetes(base, deployment, revision):
 
 
 @given(label, label)
+@pytest.mark.lasting
 def test_pools_of_two_deployments_differ(first, second):
     assert (names.pool_name("b", first) == names.pool_name("b", second)) == (first == second)
     assert names.pool_name("b", first) != names.pool_name("b")

@@ -122,6 +122,7 @@ def test_all_that_is_asked_fits_and_lengths_are_skewed() -> None:
     assert sum(outputs) / 5000 > 1.2 * outputs[2500]
 
 
+@pytest.mark.lasting
 def test_a_slower_engine_answers_so_much_less() -> None:
     usual, slow = per_second(Speed()), per_second(Speed().slower(2))
     assert usual == pytest.approx(2 * slow)

@@ -107,6 +107,7 @@ def test_mlflow_by_user_and_password_which_leave_no_trace(
     assert done.spec["source"] == {"volume": {"name": "models", "path": "acme-support/v3"}}
 
 
+@pytest.mark.lasting
 def test_a_wandb_run(capsys: Any, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("WANDB_API_KEY", SECRET)
     with FakeServer(trackers.wandb, authorization=basic("api", SECRET)) as server:

@@ -26,6 +26,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crds, "rendered", RENDERED)
 
 
+@pytest.mark.lasting
 def test_committed_pages_are_those_of_the_code() -> None:
     assert main(["--check", *(str(ROOT / folder) for folder in FOLDERS)]) == 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import pytest
+
 from tests.toyworld.drifting import FIRST, OTHER, hours, run, watched
 from tests.toyworld.gates import QUALITY, SPEED
 from tests.toyworld.rollouts import RolloutWorld, canary
@@ -81,6 +83,7 @@ def drifting() -> ReportView:
     return report_view(world.now, kept, None, feedback)
 
 
+@pytest.mark.lasting
 def test_stable_over_days() -> None:
     compare("report-drift-120", shown(render_report(drifting()), 120))
     text = page(drifting())

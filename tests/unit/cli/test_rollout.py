@@ -96,6 +96,7 @@ CASES = {
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.lasting
 def test_rollout_status(case: str, width: int) -> None:
     world = CASES[case]()
     view = rollout_view(world.now, world.clock)
@@ -120,6 +121,7 @@ def test_the_line_in_the_status() -> None:
     assert summary(rollout_view(RolloutWorld(rollout={}).now, world.clock)) is None
 
 
+@pytest.mark.lasting
 def test_a_line_of_the_live_view() -> None:
     world = inconclusive()
     line = evidence_line(rollout_view(world.now, world.clock))

@@ -187,6 +187,7 @@ LAYOUT = {"file": "deployments/acme-support.yaml", "adapter_folder": "adapters"}
 
 
 @pytest.mark.parametrize("environment", ["production", "staging"])
+@pytest.mark.lasting
 def test_where_environments_have_their_traffic_the_revision_is_listed_once_and_one_environment_tries_it(
     run: Path, gitops: Path, environment: str
 ) -> None:

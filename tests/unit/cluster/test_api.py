@@ -59,6 +59,7 @@ def test_an_api_server_that_is_not_well(certificates: Path, leaks: list[Any]) ->
     assert leaks == []
 
 
+@pytest.mark.lasting
 def test_a_relay_that_finds_nobody(certificates: Path, leaks: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is reset before the handshake begins."""
     connect = socket.create_connection

@@ -55,6 +55,7 @@ def test_scratch_folders_go_even_after_a_failure(tmp_path: Path) -> None:
     assert list((tmp_path / "beside").iterdir()) == []
 
 
+@pytest.mark.lasting
 def test_byte_code_is_used_unchecked_and_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     made = []
     for number in ("1", "2"):

@@ -81,6 +81,7 @@ async def test_what_is_not_routed_any_more_has_no_series(metrics: AnswerMetrics)
     assert not await samples(metrics)
 
 
+@pytest.mark.lasting
 async def test_a_page_of_thousands_of_revisions_holds_nobody_up_for_long() -> None:
     metrics = AnswerMetrics()
     for number in range(1000):

@@ -77,6 +77,7 @@ async def test_it_follows_files_that_are_renamed_and_passes_by_halves(tmp_path: 
     assert ears.endings.place == Place(3, ears.files.size())
 
 
+@pytest.mark.lasting
 async def test_other_things_get_half_of_the_time_however_much_is_told(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     ears, busy = Ears(tmp_path), 0.0

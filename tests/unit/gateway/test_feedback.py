@@ -111,6 +111,7 @@ def test_what_was_no_answer_of_a_revision_cannot_be_rated(gateway: Gateway) -> N
         assert gateway.take(outcome.value) is Taken.ACCEPTED
 
 
+@pytest.mark.lasting
 async def test_others_are_asked_only_for_what_is_not_known_here(gateway: Gateway) -> None:
     gateway.answers("a")
     assert await gateway.feedback.take_anywhere(Given("a", 1)) is Taken.ACCEPTED
@@ -121,6 +122,7 @@ async def test_others_are_asked_only_for_what_is_not_known_here(gateway: Gateway
     assert gateway.asked == [Given("b", -1)]
 
 
+@pytest.mark.lasting
 async def test_who_is_quicker_than_envoy_is_waited_for(gateway: Gateway) -> None:
     taking = asyncio.create_task(gateway.feedback.take_anywhere(Given("soon", 1)))
     await asyncio.sleep(0)

@@ -28,6 +28,7 @@ async def test_a_second_that_this_process_gets_no_cpu_is_not_held_against_the_po
     assert (came.status, len(pod.received)) == (200, 1)
 
 
+@pytest.mark.lasting
 async def test_who_hangs_and_who_is_away_is_told_apart() -> None:
     async with Upstream("pod", mode="hang") as pod:
         pods = Pods(deadline=0.2)

@@ -52,6 +52,7 @@ def test_a_change_is_one_table() -> None:
 @pytest.mark.parametrize(
     "digits", ["0123456789abcdef", "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"]
 )
+@pytest.mark.lasting
 def test_keys_of_any_alphabet_come_to_all_tables_alike(digits: str) -> None:
     """By their last four characters, of which each combination is as likely."""
     chance, count = random.Random(0), Counter[str]()

@@ -59,6 +59,7 @@ def of_kind(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "obj", everything(the_pool(serving=ServingSpec(tensor_parallel_size=2))), ids=lambda o: o["kind"]
 )
+@pytest.mark.lasting
 def test_the_api_knows_every_field(obj):
     """A field that it does not know would be lost without a word."""
     api = client.ApiClient()

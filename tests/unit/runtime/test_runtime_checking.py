@@ -122,6 +122,7 @@ def test_an_evaluation_without_a_number_says_why(scene: Scene, world: RolloutWor
     assert (found.value, found.trouble) == (None, "Prometheus answered with HTTP status 503 (unavailable)")
 
 
+@pytest.mark.lasting
 def test_a_changed_query_is_asked_at_once_and_what_ends_is_forgotten(scene: Scene) -> None:
     world = checked_world()
     scene.checking.start([])
