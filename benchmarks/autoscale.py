@@ -66,6 +66,7 @@ def _decision_seconds(rounds: int) -> list[float]:
     found = []
     with tempfile.TemporaryDirectory() as folder, ApiServer() as server, FakeGateway("one") as gateway:
         server.install_crds()
+        server.namespace("tuneyard-system")
         with OperatorProcess(server, Path(folder), gateways=gateway.entry):
             cluster = served(server, "autoscale", autoscaling=settings)
             eventually(lambda: replicas(cluster) == 1, "it begins with one")
