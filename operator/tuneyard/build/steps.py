@@ -73,8 +73,8 @@ def _quantize(step: TaskStep, inputs: Inputs, before: Path | None, told: Told) -
     given = step.step.quantize
     assert given is not None  # noqa: S101
     model, used = _source(given.base_model, inputs, before, told)
-    settings: dict[str, Any] = {"model": str(model), "scheme": given.scheme, "groupSize": given.group_size}
-    settings["tensorParallelSize"] = given.tensor_parallel_size or 1
+    settings: dict[str, Any] = {"model": str(model), "scheme": given.scheme}
+    settings |= {"groupSize": given.group_size, "tensorParallelSize": given.tensor_parallel_size or 1}
     if given.calibration is not None:
         texts = _calibration(given.calibration, inputs, told)
         used.append(texts.used)

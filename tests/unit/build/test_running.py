@@ -127,7 +127,8 @@ def test_a_chain_is_made_checked_and_kept_step_by_step(world: World) -> None:
 def test_the_settings_of_a_tool_have_their_defaults(world: World) -> None:
     world.run(Tools())
     made = json.loads((world.kept(QUANTIZED) / "config.json").read_text())
-    assert made == {"by": "quantize", "of": ["calibration", "groupSize", "maxLength", "model", "samples", "scheme"]}
+    of = ["calibration", "groupSize", "maxLength", "model", "samples", "scheme", "tensorParallelSize"]
+    assert made == {"by": "quantize", "of": of}
 
 
 def test_a_result_that_is_there_is_found(world: World) -> None:

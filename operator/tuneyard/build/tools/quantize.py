@@ -67,7 +67,7 @@ def run(settings: Mapping[str, Any], output: Path, report: Report) -> dict[str, 
 
 
 def _group(source: Path, settings: Mapping[str, Any]) -> int:
-    parts = int(settings.get("tensorParallelSize") or 1)
+    parts = settings["tensorParallelSize"]
     return fitting_group_size(read_config(source), settings.get("groupSize"), tensor_parallel=parts)
 
 
