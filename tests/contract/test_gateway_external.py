@@ -256,10 +256,10 @@ def make_deployment(team: Team, revisions: Sequence[dict[str, Any]], traffic: di
     team.create_deployment("chat", {"revisions": list(revisions), "traffic": targets, **spec})
 
 
-@pytest.mark.apiserver
 async def test_a_silent_dns_server_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
+        silent.settimeout(10)
         rig = Rig(tmp_path)
         rig.envoy.resolver(silent.getsockname()[1])
         async with rig, Upstream("own") as own:
@@ -278,6 +278,7 @@ async def test_a_silent_dns_server_keeps_nobody_else_waiting(tmp_path: Path) -> 
             assert status == 200
 
 
+@pytest.mark.apiserver
 async def test_from_hosted_to_own_and_back_under_traffic(
     apiserver: ApiServer, team: Team, tmp_path: Path, authority: Authority, api: Hosted
 ) -> None:
