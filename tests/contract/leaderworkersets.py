@@ -10,9 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-import subprocess
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +23,9 @@ from cluster.gobuild import module_files
 from tests.contract.apiserver import ApiServer, program
 from tests.contract.certificates import Authority
 from tests.contract.chart import install
-from tests.contract.dying import die_with_parent
 from tests.contract.operator_process import eventually
 from tests.contract.ports import free_port
+from tests.contract.processes import answers, running
 from tuneyard.api import names
 from tuneyard.systems.kube.client import MERGE, Api, ApiError
 
@@ -80,8 +78,9 @@ def controllers(server: ApiServer, folder: Path) -> Iterator[None]:
         f"--authorization-kubeconfig={kubeconfig}",
     )
     groups = (program("lws"), f"--config={folder / 'lws.yaml'}", f"--kubeconfig={kubeconfig}", "--leader-elect=false")
-    with _process(folder, "controller-manager", *manager), _process(folder, "lws", *groups) as log:
-        eventually(lambda: _answers(health), lambda: log.read_text()[-3000:])
+    log = folder / "lws.log"
+    with running(folder / "controller-manager.log", *manager), running(log, *groups):
+        eventually(lambda: answers(f"http://127.0.0.1:{health}/readyz"), lambda: log.read_text()[-3000:])
         eventually(lambda: "Serving webhook server" in log.read_text(), lambda: log.read_text()[-3000:])
         install(server, list(_webhooks(port, authority.path.read_bytes())))
         yield
@@ -89,31 +88,6 @@ def controllers(server: ApiServer, folder: Path) -> Iterator[None]:
 
 def _module() -> Path:
     return module_files("lws", "sigs.k8s.io/lws")
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-@contextmanager
-def _process(folder: Path, name: str, *command: object) -> Iterator[Path]:
-    log = folder / f"{name}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 -- it calls nothing but the kernel
-        )
-    try:
-        yield log
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _webhooks(port: int, authority: bytes) -> Iterator[Object]:

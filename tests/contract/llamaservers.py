@@ -10,8 +10,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +22,9 @@ from cluster import llamacpp
 from models import smollm2
 from tests.contract.dying import die_with_parent
 from tests.contract.engines import BASE, ROOT, EngineProcess
+from tests.contract.operator_process import eventually
 from tests.contract.ports import free_port
+from tests.contract.processes import answers, running
 from tests.fakes.llamaserver import fake_gguf
 from tuneyard.planning.llamacppcontainer import LOOP, ORDERS
 
@@ -82,27 +82,11 @@ def llama_process(kind: str, folder: Path) -> LlamaProcess:
 def llama_server(model: Path, log: Path, *arguments: str) -> Iterator[str]:
     """The real server alone with one file, healthy; its URL."""
     port, program = free_port(), llamacpp.ensure() / "bin" / "llama-server"
-    given = [*arguments, "--host", "127.0.0.1", "--port", str(port), "--model", str(model)]
-    with log.open("ab") as said:
-        process = subprocess.Popen([program, *given], stdout=said, stderr=said, preexec_fn=die_with_parent)  # noqa: PLW1509
-    url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    try:
-        while not _healthy(url):
-            if process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"llama-server did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.1)
+    url = f"http://127.0.0.1:{port}"
+    with running(log, program, *arguments, "--host", "127.0.0.1", "--port", port, "--model", model) as process:
+        eventually(lambda: process.poll() is not None or answers(f"{url}/health"), lambda: log.read_text()[-3000:], 120)
+        assert process.poll() is None, log.read_text()[-3000:]
         yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 @cache

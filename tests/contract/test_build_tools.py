@@ -23,6 +23,7 @@ from tests.contract.engines import EngineProcess
 from tests.contract.llamaservers import llama_server
 from tests.contract.ports import free_port
 from tuneyard.agent.verify import has_avx512
+from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.settingchecks import unserved_format
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.timeout(1800)]
@@ -98,7 +99,7 @@ def test_a_merged_and_quantised_model_is_served(builder: Builder, scheme: str) -
     if checks.get("groupSize") and not has_avx512():
         # what vLLM would end with at its first request, and what a pod is told before it starts
         config = json.loads((folder / "config.json").read_text())
-        refused = unserved_format("0.32", "CPU", config, avx512=False)
+        refused = unserved_format(Engine("vllm", "0.32", "CPU"), config, avx512=False)
         assert refused is not None
         assert "needs a CPU with AVX-512" in refused.message
         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
+from tuneyard.planning.enginepresets import Build
 from tuneyard.planning.engines import ENGINES, Loading
 
 
@@ -18,8 +20,8 @@ class EngineTold:
     model: str = ""
     """What the engine wants to read as `model` for the base; empty: the base's name."""
     version: str = ""
-    build: str = ""
-    """Of vLLM, where it is known what these have (enginepresets.py); empty: nothing is known."""
+    """Of vLLM, where it is known what this version and build have (enginepresets.py); empty: nothing is known."""
+    build: Build = "CUDA"
 
     @property
     def guards(self) -> bool:
@@ -34,8 +36,8 @@ def engine_from(environment: Mapping[str, str]) -> EngineTold:
     """The engine that the environment names; an unknown one is a template of a newer operator's: ValueError."""
     name = environment.get("TUNEYARD_ENGINE")
     if name is None:
-        told = (environment.get(f"TUNEYARD_ENGINE_{what}", "") for what in ("VERSION", "BUILD"))
-        return EngineTold("vllm", VLLM.adapters, VLLM.health_path, "", *told)
+        version, build = (environment.get(f"TUNEYARD_ENGINE_{what}", "") for what in ("VERSION", "BUILD"))
+        return replace(VLLM, version=version, build=cast("Build", build))
     if name not in ENGINES:
         raise ValueError(f"TUNEYARD_ENGINE {name!r} is no engine that this version knows")
     row = ENGINES[name]

@@ -28,6 +28,7 @@ from tuneyard.api.documents import BaseReport
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import attention_heads
+from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.engines import ENGINES, Weights, listed, serving
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
@@ -129,8 +130,8 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             f"choose one of {', '.join(map(str, fitting))}",
             architecture,
         )
-    told = wanted.engine
-    misfit = unserved_format(told.version, told.build, config, avx512=has_avx512()) or _misfit(folder, wanted.memory)
+    engine = Engine(wanted.engine.name, wanted.engine.version, wanted.engine.build)
+    misfit = unserved_format(engine, config, avx512=has_avx512()) or _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
     return _with_digest(wanted, base, files, architecture)

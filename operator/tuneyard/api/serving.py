@@ -20,13 +20,8 @@ RESERVED_ARGUMENTS = (
 """Arguments of the engine that Tuneyard sets itself."""
 FIELD_ARGUMENTS = (
     *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
-    *(
-        "--gpu-memory-utilization",
-        "--device-memory-utilization",
-        "--max-model-len",
-        "--max-num-seqs",
-        "--max-num-batched-tokens",
-    ),
+    *("--gpu-memory-utilization", "--device-memory-utilization", "--max-model-len", "--max-num-seqs"),
+    "--max-num-batched-tokens",
     *("--max-num-queued-reqs", "--enable-prefix-caching", "--no-enable-prefix-caching", "--scheduling-policy"),
     *("--enable-chunked-prefill", "--no-enable-chunked-prefill", "--structured-outputs-config", "--reasoning-parser"),
     *("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens", "--enable-auto-tool-choice"),

@@ -93,9 +93,7 @@ class Holding:
         self._metrics = metrics
         self._waiters: dict[str, set[_Waiter]] = {}
         """By model."""
-        self._held: Counter[str] = Counter()
-        """By ModelDeployment."""
-        self._held_for: Counter[tuple[str, str]] = Counter()
+        self._held: dict[str, Counter[str]] = {}
         """By ModelDeployment and revision."""
         self._full_since: dict[str, float] = {}
         """Models that wait for room in a pool."""
@@ -105,7 +103,7 @@ class Holding:
     @property
     def held(self) -> int:
         """How many wait."""
-        return self._held.total()
+        return sum(held.total() for held in self._held.values())
 
     async def hold(self, model: str, revision: str) -> Outcome:
         """Wait until the model's revision can answer, or cannot any more; a cancelled one frees its place."""
@@ -138,7 +136,7 @@ class Holding:
     async def _wait(self, routes: ModelRoutes, revision: str) -> Outcome:
         limits, model, deployment = self._limits, routes.model, f"{routes.namespace}/{routes.deployment}"
         most = limits.of_one_deployment if routes.most_held is None else routes.most_held
-        if self.held >= limits.requests or self._held[deployment] >= most:
+        if self.held >= limits.requests or self._held.get(deployment, Counter()).total() >= most:
             return Outcome.TOO_MANY
         waiter = _Waiter(model, revision, asyncio.get_running_loop().create_future())
         self._waiters.setdefault(model, set()).add(waiter)
@@ -164,12 +162,10 @@ class Holding:
             asyncio.get_running_loop().call_later(_LOOK, self._look)
 
     def _count(self, deployment: str, revision: str, more: int) -> None:
-        self._held[deployment] += more
-        self._held_for[deployment, revision] += more
-        self._waiting(deployment, revision, self._held_for[deployment, revision])
-        if not self._held_for[deployment, revision]:
-            del self._held_for[deployment, revision]
-        if not self._held[deployment]:
+        held = self._held.setdefault(deployment, Counter())
+        held[revision] += more
+        self._waiting(deployment, revision, held[revision])
+        if not held.total():
             del self._held[deployment]
 
     def _outcome(self, model: str, revision: str) -> Outcome | None:

@@ -68,7 +68,7 @@ def _build(serving: Serving, image: str) -> Build:
 
 def preset_of(engine: Engine) -> Preset | None:
     """The table of an engine's version and build; None where there is none."""
-    return PRESETS.get((engine.name, engine.version, engine.build))
+    return _PRESETS.get((engine.name, engine.version, engine.build))
 
 
 def _words(text: str) -> frozenset[str]:
@@ -122,7 +122,7 @@ _ELSEWHERE_ON_CPU = {
     **_ELSEWHERE,
     ("quantization", "bitsandbytes"): "quantise the base beforehand (AWQ, GPTQ or INT8)",
 }
-PRESETS: dict[tuple[str, str, str], Preset] = {
+_PRESETS: dict[tuple[str, str, str], Preset] = {
     ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True, pipelines=True),
     ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False, pipelines=False),
 }

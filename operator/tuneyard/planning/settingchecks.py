@@ -16,7 +16,7 @@ from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings
-from tuneyard.planning.enginepresets import PRESETS, Engine, Preset, engine_of, preset_of
+from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.resolvedserving import Serving
@@ -107,26 +107,25 @@ def unfit_for_base(size: ModelSize, demand: MemoryDemand) -> Problem | None:
     return None
 
 
-def unserved_format(version: str, build: str, config: Mapping[str, Any], *, avx512: bool = True) -> Problem | None:
+def unserved_format(engine: Engine, config: Mapping[str, Any], *, avx512: bool = True) -> Problem | None:
     """That vLLM cannot serve how the base is quantised, by its config.json; nothing where nothing is known of it.
 
     `avx512`: whether the node's CPU has these instructions, or is one that needs none.
     """
-    known = PRESETS.get(("vllm", version, build))
+    known = preset_of(engine)
     given = config.get("quantization_config")
     if known is None or not isinstance(given, Mapping):
         return None
-    engine = f"vllm {version} ({build})"
     # engines know more names for what they serve than the setting has values: only what is known to fail is refused
     method = str(given.get("quant_method") or "").lower()
     instead = known.elsewhere.get(("quantization", method))
     if instead is not None:
         words = f"the base is quantised by {method}, which {engine} does not serve: {instead}"
         return Problem(Reason.UNSUPPORTED_SETTING, words)
-    if build == "CPU" and _has_static_scales(given):
+    if engine.build == "CPU" and _has_static_scales(given):
         words = f"the base's activations have static scales, with which {engine} does not start: build it anew as FP8"
         return Problem(Reason.UNSUPPORTED_SETTING, f"{words} or INT8")
-    if build == "CPU" and not avx512 and _has_weights_of_4_bits(method, given):
+    if engine.build == "CPU" and not avx512 and _has_weights_of_4_bits(method, given):
         words = f"the base has weights of 4 bits, for which {engine} needs a CPU with AVX-512, and this node's has none"
         return Problem(Reason.UNSUPPORTED_SETTING, f"{words}: select other nodes, or build it anew as INT8 or GGUF")
     return None
@@ -135,20 +134,24 @@ def unserved_format(version: str, build: str, config: Mapping[str, Any], *, avx5
 def _has_weights_of_4_bits(method: str, quantization: Mapping[str, Any]) -> bool:
     if method in ("awq", "gptq"):
         return quantization.get("bits", quantization.get("w_bit")) in (4, None)
-    groups = quantization.get("config_groups")
-    found = groups.values() if isinstance(groups, Mapping) else ()
-    weights = [g.get("weights") for g in found if isinstance(g, Mapping)]
-    return any(isinstance(w, Mapping) and w.get("num_bits") == 4 for w in weights)
+    return any(weights.get("num_bits") == 4 for weights in _of_groups(quantization, "weights"))
 
 
 def _has_static_scales(quantization: Mapping[str, Any]) -> bool:
-    """As fp8 says it, or compressed-tensors."""
+    """As fp8 says it, or compressed-tensors; integers of 8 bits are served with either."""
+    activations = _of_groups(quantization, "input_activations")
+    return quantization.get("activation_scheme") == "static" or any(
+        a.get("type") == "float" and not a.get("dynamic") for a in activations
+    )
+
+
+def _of_groups(quantization: Mapping[str, Any], what: str) -> Iterator[Mapping[str, Any]]:
+    """How compressed-tensors says that weights or activations are rounded, by group of layers."""
     groups = quantization.get("config_groups")
-    found = groups.values() if isinstance(groups, Mapping) else ()
-    activations = [g.get("input_activations") for g in found if isinstance(g, Mapping)]
-    # integers of 8 bits are served with either
-    floats = [a for a in activations if isinstance(a, Mapping) and a.get("type") == "float"]
-    return quantization.get("activation_scheme") == "static" or any(not a.get("dynamic") for a in floats)
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        said = group.get(what) if isinstance(group, Mapping) else None
+        if isinstance(said, Mapping):
+            yield said
 
 
 def _contradiction(serving: Serving) -> str | None:

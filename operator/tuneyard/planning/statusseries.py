@@ -5,8 +5,7 @@ Rules:
   maximum over replicas, and a new leader begins nothing anew;
 - labels are names of Kubernetes objects and words of the API (phases, outcomes, reasons); nothing comes from messages;
 - an object has a bounded number of series: a ModelDeployment 9, 4 a revision (3 more with a price), 4 an objective, 1 a
-  gate, 1 a verdict; a
-  LoRAAdapter 4, a BaseModel 2, 2 of its build and 4 a pool. What is gone has none.
+  gate, 1 a verdict; a LoRAAdapter 4, a BaseModel 2, 2 of its build and 4 a pool. What is gone has none.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
 from tuneyard.agent.verify import BaseWanted, has_avx512, verify
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.settingchecks import unserved_format
 from tuneyard.systems.artifacts.folder import digest_of
 from tuneyard.systems.envoy.front import front_config
@@ -152,11 +153,11 @@ def test_a_base_that_the_engine_cannot_read_is_refused_before_it_starts(
 )
 def test_weights_of_4_bits_need_a_cpu_with_avx_512(quantization: dict[str, Any], needs: bool) -> None:
     config = {"quantization_config": quantization}
-    found = unserved_format("0.32", "CPU", config, avx512=False)
+    found = unserved_format(Engine("vllm", "0.32", "CPU"), config, avx512=False)
     assert (found is not None) == needs
     assert found is None or "needs a CPU with AVX-512" in found.message
-    assert unserved_format("0.32", "CPU", config, avx512=True) is None
-    assert unserved_format("0.32", "CUDA", config, avx512=False) is None
+    assert unserved_format(Engine("vllm", "0.32", "CPU"), config, avx512=True) is None
+    assert unserved_format(Engine("vllm", "0.32", "CUDA"), config, avx512=False) is None
 
 
 @pytest.mark.parametrize(
