@@ -67,6 +67,29 @@ def test_a_later_result_leaves_the_earlier_one_where_it_is(hub: WritableHub, tmp
     assert kept.find(KEY) == first
 
 
+def test_a_tag_that_names_other_bytes_is_no_result_and_is_moved(hub: WritableHub, tmp_path: Path) -> None:
+    """Somebody has changed a file, by as many bytes, and moved the tag."""
+    kept = output(hub)
+    made = result(tmp_path / "made", weights=1000)
+    kept.keep(tmp_path / "made", made, lambda *_: None)
+    changed = {**(hub.files(f"tuneyard-{KEY}") or {}), "model.safetensors": b"x" * 1000}
+    hub.commits["f" * 40] = changed
+    hub.names[f"tuneyard-{KEY}"] = "f" * 40
+    assert kept.find(KEY) is None
+    done = kept.keep(tmp_path / "made", made, lambda *_: None)
+    assert kept.find(KEY) == done
+    assert hub.names[f"tuneyard-{KEY}"] == done.commit != "f" * 40
+
+
+def test_what_another_build_has_committed_stays(hub: WritableHub, tmp_path: Path) -> None:
+    kept = output(hub)
+    made = result(tmp_path / "made", weights=1000)
+    first = kept.keep(tmp_path / "made", made, lambda *_: None)
+    commits = len(hub.commits)
+    assert kept.keep(tmp_path / "made", made, lambda *_: None) == first
+    assert len(hub.commits) == commits
+
+
 @pytest.mark.parametrize("where", ["/commit/", "/tag/", "/preupload/"])
 def test_a_hub_that_fails_for_a_moment_is_asked_again(hub: WritableHub, tmp_path: Path, where: str) -> None:
     hub.failing = [where]

@@ -101,10 +101,20 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/commit/" in path:
             self._json(self._commit([json.loads(line) for line in text.splitlines() if line]))
         elif "/tag/" in path:
-            self.hub.names[json.loads(text)["tag"]] = path.rpartition("/")[2]
+            tag = json.loads(text)["tag"]
+            if tag in self.hub.names:
+                self._send(409, b"{}")
+                return
+            self.hub.names[tag] = path.rpartition("/")[2]
             self._json({})
         else:
             self._refuse("")
+
+    def do_DELETE(self) -> None:
+        path = self._path()
+        if path is not None:
+            del self.hub.names[path.rpartition("/")[2]]
+            self._json({})
 
     def do_PUT(self) -> None:
         content = self._body()

@@ -2,7 +2,8 @@
 
 Rules:
 - a commit appears whole or not at all; it holds the result's files and no other model's. The tag comes after it, so
-  that a tag is a whole result. Where a process ended between the two, the next one makes the same commit again;
+  that a tag is a whole result, unless somebody moves it: what it names is compared with its record by bytes. Where a
+  process ended between the two, the next one makes the same commit again;
 - documents that people keep beside a model (README.md, LICENSE) stay;
 - the token goes to the endpoint that the Secret allows, and nowhere else; addresses that the hub signs go into no text;
 - what steps before the last have made is not kept here: a repository has one model.
@@ -29,6 +30,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import HuggingFaceSource
 from tuneyard.build.inputs import Read
 from tuneyard.build.outputs import Told, patiently
+from tuneyard.systems.artifacts.download import digest_of_remote
 from tuneyard.systems.artifacts.folder import ArtifactError, list_files
 from tuneyard.systems.artifacts.hub import DEFAULT_ENDPOINT, HubRemote
 from tuneyard.systems.artifacts.remote import (
@@ -54,7 +56,7 @@ class HubOutput:
         self._stopped = stopped
 
     def find(self, key: str) -> BuildResult | None:
-        """The record at the key's tag, with the commit that this is."""
+        """The record at the key's tag, beside files whose bytes are those of it, with the commit that this is."""
         with closing(self._remote(f"tuneyard-{key}")) as remote:
             try:
                 commit = patiently(lambda: remote.commit, self._stopped)
@@ -62,21 +64,25 @@ class HubOutput:
                 if error.reason is Reason.ARTIFACT_NOT_FOUND and self._exists():
                     return None
                 raise
-        with closing(self._remote(commit)) as remote:
-            files = patiently(remote.files, self._stopped)
         with self._api() as api, self._errors("read"):
             text = _fetched(api, self._output, commit)
         record = parsed(BuildResult, text)
-        if record is None or record.size_bytes != sum(file.size for file in files):
+        if record is None:
             return None
-        return record.model_copy(update={"commit": commit})
+        with closing(self._remote(commit)) as remote:
+            # of large files the hub says the SHA-256: only small ones are read
+            digest = digest_of_remote(remote, stopped=self._stopped).digest
+        return record.model_copy(update={"commit": commit}) if digest == record.digest else None
 
     def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Never asked: it keeps no steps."""
         raise NotImplementedError
 
     def keep(self, folder: Path, result: BuildResult, told: Told) -> BuildResult:
-        """One commit of all files, then its tag."""
+        """One commit of all files, then its tag; what another build has put there meanwhile stays, if it is whole."""
+        found = self.find(result.key)
+        if found is not None:
+            return found
         told("uploading", None)
         commit = patiently(lambda: self._commit(folder, result.key), self._stopped)
         return result.model_copy(update={"commit": commit})
@@ -90,7 +96,7 @@ class HubOutput:
             ]
             operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(set(there) - set(names))]
             done = api.create_commit(self._output.repo, operations, commit_message=f"Built by Tuneyard: {key}")
-            api.create_tag(self._output.repo, tag=f"tuneyard-{key}", revision=done.oid, exist_ok=True)
+            _tag(api, self._output.repo, f"tuneyard-{key}", str(done.oid))
             return str(done.oid)
 
     def _exists(self) -> bool:
@@ -146,6 +152,17 @@ def _clients(given: Credentials) -> Callable[[], httpx2.Client]:
         return httpx2.Client(verify=context, timeout=timeout, follow_redirects=True)
 
     return make
+
+
+def _tag(api: HfApi, repo: str, tag: str, commit: str) -> None:
+    """Let the tag name this commit, also where it names another: that was looked at, and is not whole."""
+    try:
+        api.create_tag(repo, tag=tag, revision=commit)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        api.delete_tag(repo, tag=tag)
+        api.create_tag(repo, tag=tag, revision=commit)
 
 
 def _fetched(api: HfApi, output: OutputRepository, commit: str) -> str | None:
