@@ -18,25 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from tuneyard.api import names
 from tuneyard.api.autoscaling import DEFAULT_DOWN_WINDOW, DEFAULT_UP_WINDOW, Autoscaling, ScalingRules
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.schema import seconds
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.manifestread import Manifests
 from tuneyard.planning.autoscaling import Metric, least_replicas, most_replicas, targets_of
 from tuneyard.planning.pools import pool_of
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
 
 Json = dict[str, Any]
-
-_KINDS: Mapping[str, type[BaseModelResource | ModelDeploymentResource]] = {
-    "BaseModel": BaseModelResource,
-    "ModelDeployment": ModelDeploymentResource,
-}
 
 SERIES = {
     Metric.IN_FLIGHT: "tuneyard:pool_in_flight_requests",
@@ -56,17 +49,14 @@ class ScaledPool:
     settings: Autoscaling
 
 
-def scaled_pools(text: str) -> tuple[list[ScaledPool], list[str]]:
-    """Those of a manifest, and notes of pools of which it says too little; UserError where it has none to export."""
-    try:
-        documents = [d for d in yaml.safe_load_all(text) if isinstance(d, dict)]
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}") from error
-    read = [_read(d) for d in documents if d.get("kind") in _KINDS]
-    bases = {resource.metadata.key: resource for _, resource in read if isinstance(resource, BaseModelResource)}
+def scaled_pools(manifests: Manifests) -> tuple[list[ScaledPool], list[str]]:
+    """Their pools that say how they are scaled, and notes of pools of which they say too little; else UserError."""
+    bases = {base.metadata.key: base for base in manifests.bases}
     found: dict[tuple[str | None, str], ScaledPool] = {}
     notes: dict[str, None] = {}
-    for namespace, resource in read:
+    resources: list[BaseModelResource | ModelDeploymentResource] = [*manifests.bases, *manifests.deployments]
+    for resource in resources:
+        namespace = resource.metadata.namespace if "namespace" in resource.metadata.model_fields_set else None
         for name, serving in _blocks(resource, bases):
             settings = serving.autoscaling if serving else None
             if serving is None:
@@ -77,18 +67,6 @@ def scaled_pools(text: str) -> tuple[list[ScaledPool], list[str]]:
         words = "no serving.autoscaling with targets in it: write the block first, then export it"
         raise UserError("; ".join([words, *notes]))
     return list(found.values()), list(notes)
-
-
-def _read(document: Json) -> tuple[str | None, BaseModelResource | ModelDeploymentResource]:
-    """With the namespace that the manifest names, if it does."""
-    metadata = document.get("metadata") or {}
-    namespace, named = metadata.get("namespace"), {**metadata, "namespace": metadata.get("namespace") or "default"}
-    try:
-        return namespace, _KINDS[document["kind"]].from_dict({**document, "metadata": named, "status": {}})
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{document['kind']} {metadata.get('name', '?')}: {where}: {first['msg']}") from error
 
 
 def _blocks(

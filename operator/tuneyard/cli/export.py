@@ -14,8 +14,8 @@ import yaml
 
 from tuneyard.api import names
 from tuneyard.cli.autoscalers import hpa, keda, limits, scaled_pools
-from tuneyard.cli.errors import UserError
 from tuneyard.cli.httproute import Place, Wanted, to_gateway, to_pools
+from tuneyard.cli.manifestread import read_manifests, text_of
 from tuneyard.cli.modelfile import modelfile_of
 from tuneyard.cli.status import add_cluster_arguments
 from tuneyard.cli.statusread import open_cluster, read_deployment, read_registry
@@ -105,11 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scalers(args: argparse.Namespace) -> int:
-    try:
-        text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.file} cannot be read: {error}") from error
-    pools, notes = scaled_pools(text)
+    pools, notes = scaled_pools(read_manifests([(args.file, text_of(args.file))]))
     objects = [hpa(pool) if args.kind == "hpa" else keda(pool, args.prometheus) for pool in pools]
     sys.stdout.write("".join(f"# {line}\n" for line in limits(pools)))
     sys.stdout.write(yaml.safe_dump_all(objects, sort_keys=False, width=100_000))

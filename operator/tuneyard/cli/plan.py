@@ -7,21 +7,17 @@ Exit codes: 0 every pool could start, 1 one is refused, or a manifest cannot be 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.modeldeployment import ModelDeploymentResource
 from tuneyard.api.sources import Source
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.manifestread import Manifests, read_manifests, text_of
 from tuneyard.cli.output import answer
 from tuneyard.cli.planrender import rendered
 from tuneyard.cli.planview import SizeRead, caches_of, plan_view
@@ -31,10 +27,6 @@ from tuneyard.planning.quantities import whole
 from tuneyard.planning.settings import Settings
 from tuneyard.systems.artifacts.basefiles import read_remote, read_size
 from tuneyard.systems.artifacts.folder import ArtifactError
-
-Resource = TypeVar("Resource", bound=ApiModel)
-_DEEPEST = 16
-"""Lists within Lists that are followed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,17 +59,9 @@ def _model(text: str) -> tuple[str, str]:
     return name, place
 
 
-@dataclass
-class Manifests:
-    """What of them makes pools."""
-
-    bases: list[BaseModelResource] = field(default_factory=list)
-    deployments: list[ModelDeploymentResource] = field(default_factory=list)
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the pools; raises UserError."""
-    found = read_manifests((name, _text(name)) for name in args.files)
+    found = read_manifests((name, text_of(name)) for name in args.files)
     places = dict(args.model)
     unknown = sorted(places.keys() - {b.metadata.name for b in found.bases})
     if unknown:
@@ -88,49 +72,6 @@ def run(args: argparse.Namespace) -> int:
     return 0 if view.sound else 1
 
 
-def read_manifests(texts: Iterable[tuple[str, str]]) -> Manifests:
-    """The BaseModels and ModelDeployments in manifests, by (name, text); raises UserError."""
-    found = Manifests()
-    for name, text in texts:
-        try:
-            documents = list(yaml.safe_load_all(text))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"{name}: not valid YAML: {error}") from error
-        for document in documents:
-            for kind, item in _objects(document):
-                if kind == "BaseModel":
-                    found.bases.append(_parsed(BaseModelResource, name, kind, item))
-                elif kind == "ModelDeployment":
-                    found.deployments.append(_parsed(ModelDeploymentResource, name, kind, item))
-    return found
-
-
-def _objects(document: Any, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not isinstance(document, dict) or depth > _DEEPEST:
-        return
-    items = document.get("items")
-    if str(document.get("kind", "")).endswith("List") and isinstance(items, list):
-        for item in items:
-            yield from _objects(item, depth + 1)
-    elif str(document.get("apiVersion", "")).startswith("tuneyard.dev/"):
-        yield str(document.get("kind")), document
-
-
-def _parsed(resource: type[Resource], name: str, kind: str, item: dict[str, Any]) -> Resource:
-    try:
-        return resource.from_dict(item)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{name}: a {kind} that the API would refuse ({problems})") from error
-
-
-def _text(name: str) -> str:
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} cannot be read: {error}") from error
-
-
 def _settings(args: argparse.Namespace, found: Manifests) -> Settings:
     """The operator's, or those of a chart that allows every folder: what it allows, nobody has said."""
     if args.config is None:
@@ -138,7 +79,7 @@ def _settings(args: argparse.Namespace, found: Manifests) -> Settings:
         settings = Settings(allowed_host_path_prefixes=["/"], allowed_cache_host_paths=caches)
     else:
         try:
-            settings = Settings.model_validate(yaml.safe_load(_text(str(args.config))) or {})
+            settings = Settings.model_validate(yaml.safe_load(text_of(str(args.config))) or {})
         except (yaml.YAMLError, ValidationError) as error:
             raise UserError(f"{args.config} is no configuration of the operator: {error}") from error
     if args.gpu_memory is None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tuneyard.cli.autoscalers import SERIES, hpa, keda, limits, scaled_pools
+from tuneyard.cli.autoscalers import SERIES, ScaledPool, hpa, keda, limits, scaled_pools
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.main import run
+from tuneyard.cli.manifestread import read_manifests
 
 MANIFEST = """
 apiVersion: tuneyard.dev/v1alpha1
@@ -36,8 +37,12 @@ spec:
 """
 
 
+def pools_of(text: str) -> tuple[list[ScaledPool], list[str]]:
+    return scaled_pools(read_manifests([("chat.yaml", text)]))
+
+
 def test_an_hpa_for_each_pool() -> None:
-    (shared, own), notes = scaled_pools(MANIFEST)
+    (shared, own), notes = pools_of(MANIFEST)
     assert notes == []
     assert hpa(shared) == {
         "apiVersion": "autoscaling/v2",
@@ -79,7 +84,7 @@ def test_an_hpa_for_each_pool() -> None:
 
 
 def test_a_scaled_object_asks_prometheus() -> None:
-    (_, own), _ = scaled_pools(MANIFEST)
+    (_, own), _ = pools_of(MANIFEST)
     found = keda(own, "http://prometheus:9090")
     (trigger,) = found["spec"]["triggers"]
     assert (found["kind"], found["spec"]["minReplicaCount"], found["spec"]["maxReplicaCount"]) == ("ScaledObject", 1, 4)
@@ -93,21 +98,21 @@ OWN_IMAGE = MANIFEST.replace("{autoscaling: {maxReplicas: 4, targets: {kvCacheUt
 
 
 def test_a_block_lies_over_that_of_its_base() -> None:
-    (shared, own), notes = scaled_pools(OWN_IMAGE)
+    (shared, own), notes = pools_of(OWN_IMAGE)
     assert (own.settings, notes) == (shared.settings, []), "an image alone changes nothing of how it is scaled"
     other_order = "---".join(reversed(OWN_IMAGE.split("---")))
-    assert {p.name for p in scaled_pools(other_order)[0]} == {shared.name, own.name}
-    (only,), _ = scaled_pools(OWN_IMAGE.replace("{image: mine}", "{replicas: 2}"))
+    assert {p.name for p in pools_of(other_order)[0]} == {shared.name, own.name}
+    (only,), _ = pools_of(OWN_IMAGE.replace("{image: mine}", "{replicas: 2}"))
     assert only == shared, "a fixed number is nobody's to change"
     elsewhere = OWN_IMAGE.replace("name: chat, namespace: models", "name: chat, namespace: other")
-    assert [p.namespace for p in scaled_pools(elsewhere)[0]] == ["models"]
+    assert [p.namespace for p in pools_of(elsewhere)[0]] == ["models"]
 
 
 def test_a_pool_whose_base_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (own,) = (p for p in scaled_pools(MANIFEST)[0] if p.name != "llama")
+    (own,) = (p for p in pools_of(MANIFEST)[0] if p.name != "llama")
     alone = OWN_IMAGE.split("---")[1]
     with pytest.raises(UserError, match=f"export it; pool {own.name} is left out: its base is not in the file"):
-        scaled_pools(alone)
+        pools_of(alone)
     path = tmp_path / "chat.yaml"
     path.write_text(alone + "---" + MANIFEST.split("---")[1].replace("name: chat", "name: other"))
     assert run(["export", "hpa", str(path)]) == 0
@@ -128,13 +133,13 @@ def test_a_pool_whose_base_is_not_there_is_told(tmp_path: Path, capsys: pytest.C
         ),
         (
             MANIFEST.replace("maxReplicas: 9", "maxReplicas: many"),
-            "BaseModel llama: spec.serving.autoscaling.maxReplicas",
+            r"BaseModel llama is one that the API would refuse \(spec.serving.autoscaling.maxReplicas",
         ),
     ],
 )
 def test_refused_with_what_to_do(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        [hpa(pool) for pool in scaled_pools(text)[0]]
+        [hpa(pool) for pool in pools_of(text)[0]]
 
 
 def test_the_command_writes_yaml_with_its_limits_on_top(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from models.tiny import build_tiny
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.main import run
-from tuneyard.cli.plan import read_manifests
+from tuneyard.cli.manifestread import read_manifests
 
 MANIFEST = """
 apiVersion: v1
