@@ -13,6 +13,7 @@ import pytest
 from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE, ROOT, System, attach
 from models.bad import expected_reasons, make_bad
+from tests.e2e.building import able_to_build
 from tests.e2e.world import MODEL, QUICKSTART, TrafficOn, World, deployment
 
 
@@ -38,6 +39,13 @@ def world(quickstart: System) -> Iterator[World]:
     world.settle()
     yield world
     world.settle()
+
+
+@pytest.fixture
+def builds(system: System) -> Iterator[System]:
+    """The installation, able to build models and to serve them with llama.cpp."""
+    with able_to_build(system) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -6,80 +6,25 @@ The tiny base's adapter repeats the letter a: a model that has lost it says some
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
 
 import pytest
 import yaml
 
-from cluster import images
-from demo.kubectl import condition, ready
-from demo.system import MODELS_NAMESPACE, RELEASE, ROOT, System, helm
+from demo.kubectl import ready
+from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS
+from tests.e2e.building import built, is_built
 from tests.e2e.test_sources import SERVING, answer, ours, remove
 from tests.e2e.world import World, adapter
 from tests.traffic import Load, traffic_in_thread
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-CLAIM, LETTERS = "built-models", "letters"
+LETTERS = "letters"
 SMALL = f"{LETTERS}-int8"
-FOLDER = "/var/lib/tuneyard/artifacts"
-ARTIFACTS = {"name": "artifacts", "hostPath": {"path": FOLDER}}
+ALONE = {**SERVING, "lora": {"enabled": False}}
+ARTIFACTS = {"name": "artifacts", "hostPath": {"path": NODE_ARTIFACTS}}
 MERGE = {"merge": {"baseModel": LETTERS, "adapter": f"{LETTERS}-a", "dtype": "float32"}}
 ASKED = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def builds(system: System) -> Iterator[System]:
-    """An installation that can build, with a volume for results."""
-    reference = images.load(system.provider, images.build("build-tools"))
-    given = ["--reuse-values", "--set", f"images.buildTools.ref={reference}", "--wait", "--timeout", "3m"]
-    chart = str(ROOT / "charts" / "tuneyard")
-    subprocess.run([*helm(system.provider), "upgrade", RELEASE, chart, *given], check=True, stdout=subprocess.DEVNULL)
-    # results are written by the pods' user, on a folder that the node mounts
-    folder = system.provider.artifacts() / "volume"
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o777)
-    size = {"storage": "5Gi"}
-    volume = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": CLAIM},
-        "spec": {
-            "capacity": size,
-            "accessModes": ["ReadWriteMany"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
-            "hostPath": {"path": f"{FOLDER}/volume"},
-            "claimRef": {"namespace": MODELS_NAMESPACE, "name": CLAIM},
-        },
-    }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": CLAIM},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "",
-            "volumeName": CLAIM,
-            "resources": {"requests": size},
-        },
-    }
-    system.kubectl.apply(yaml.safe_dump_all([volume, claim]), MODELS_NAMESPACE)
-    yield system
-    system.kubectl("-n", MODELS_NAMESPACE, "delete", "pvc", CLAIM, "--wait=false")
-    system.kubectl("delete", "pv", CLAIM, "--wait=false")
-
-
-def built(name, *steps):
-    output = {"volume": {"claimName": CLAIM, "path": "built"}}
-    resources = {"requests": {"cpu": "100m", "memory": "1Gi"}}
-    build = {"output": output, "steps": steps, "resources": resources}
-    return ours("BaseModel", name, source={"build": build}, serving={**SERVING, "lora": {"enabled": False}})
-
-
-def is_built(base):
-    return condition(base, "Built") == "True"
 
 
 def deployment(weights):
@@ -109,7 +54,8 @@ def test_merged_quantised_compared_and_served_by_one_manifest(builds):
     for name, data in ((f"{LETTERS}-evals", evals), (f"{LETTERS}-texts", texts)):
         world.apply(yaml.safe_dump({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}))
     calibration = {"configMap": f"{LETTERS}-texts", "samples": 4, "maxLength": 64}
-    world.apply(built(SMALL, MERGE, {"quantize": {"scheme": "INT8", "calibration": calibration}}))
+    quantize = {"quantize": {"scheme": "INT8", "calibration": calibration}}
+    world.apply(built(SMALL, [MERGE, quantize], ALONE))
     try:
         world.apply(deployment({"original": 100, "int8": 0}))
         kubectl.wait_for("mdep", LETTERS, ready, namespace=MODELS_NAMESPACE, timeout=600)
@@ -133,7 +79,7 @@ def test_merged_quantised_compared_and_served_by_one_manifest(builds):
         assert answer(world, LETTERS, "int8") == "aaaaaaaa"
 
         # the same first step is found, not made again
-        world.apply(built(f"{LETTERS}-merged", MERGE))
+        world.apply(built(f"{LETTERS}-merged", [MERGE], ALONE))
         again = kubectl.wait_for("bmodel", f"{LETTERS}-merged", is_built, namespace=MODELS_NAMESPACE, timeout=300)
         (step,) = again["status"]["build"]["steps"]
         assert step["found"], "the other build made it"
