@@ -1,4 +1,4 @@
-"""llama.cpp on the real system: a GGUF file that a Job has made, a canary to it from vLLM, and adapters that come later.
+"""llama.cpp on the real system: a file that a Job has made, a canary to it from vLLM, and adapters that come later.
 
 Each answer tells which adapter gave it: v1 opens with Hello, v2 with Hi there.
 """
