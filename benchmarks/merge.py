@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="merge-") as folder:
         whole, checks = merged(Path(folder))
         try:
-            engines.append(engine(build_smollm2(), "base", "--max-cpu-loras", "1"))
+            engines.append(engine(build_smollm2(), "base", "--max-loras", "1", "--max-cpu-loras", "1"))
             engines.append(engine(whole, "merged", "--no-enable-lora"))
             load(engines[0])
             percent = overhead(engines[0], engines[1], given.rounds, given.tokens)
