@@ -97,6 +97,8 @@ def _size(base: BaseModelResource, place: str | None, args: argparse.Namespace) 
         if not Path(place).is_dir():
             raise UserError(f"--model {name}: {place} is no folder", 2)
         return _named(place, lambda: read_size(Path(place)))
+    if place is None and source.build is not None:
+        return SizeRead(unread=f"not known before the base is built: {hint} once there is such a model")
     if place is None and not source.is_remote:
         return SizeRead(unread=f"not known, for the base is not on the network: {hint}")
     if args.offline:

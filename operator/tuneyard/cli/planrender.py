@@ -28,6 +28,7 @@ def _pool(pool: PoolView) -> RenderableType:
     each = f"{_counted(pool.pods, 'pod')}{grouped} of {_counted(pool.gpus_per_pod, 'GPU')}"
     parts: list[RenderableType] = [
         Text(f"Pool {pool.name} of {pool.base_model}, used by {users}", style="bold"),
+        *([Padding(Text(f"made first, by a Job: {', then '.join(pool.built_by)}"), _INDENT)] if pool.built_by else []),
         Padding(Text(f"{each}: {pool.gpus} in all"), _INDENT),
         Padding(Text(f"{pool.engine}, image {pool.image}"), _INDENT),
         Padding(Text(shlex.join(pool.arguments)), _INDENT),

@@ -9,7 +9,7 @@ from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, Revision, TrafficTarget
 from tuneyard.api.reasons import Reason
-from tuneyard.planning import enginecontainer, servingchecks
+from tuneyard.planning import buildchecks, enginecontainer, servingchecks
 from tuneyard.planning.enginepresets import engine_of
 from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
@@ -51,6 +51,8 @@ class PoolView(ApiModel):
     base_model: str
     used_by: list[str] | None = None
     """ModelDeployments of these manifests; none: it is made as soon as one refers to the base."""
+    built_by: list[str] | None = None
+    """Steps that make the base first, where Jobs do."""
     engine: str
     image: str
     pods: int
@@ -116,12 +118,13 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
     engine = str(engine_of(serving, settings.images.vllm)) if serving.engine == "vllm" else serving.engine
     pods = serving.replicas * serving.nodes_per_replica
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
-    problem = servingchecks.violation(base, serving, settings) or _misfit(read.size, serving, settings)
+    problem = _violation(base, serving, settings) or _misfit(read.size, serving, settings)
     warning = unknown_engine_version(serving, settings.images.vllm)
     return PoolView(
         name=pool.name,
         base_model=pool.base_model,
         used_by=[name for name in pool.used_by if name != "-"] or None,
+        built_by=[str(step.kind) for step in build.steps] if (build := base.spec.source.build) else None,
         engine=engine,
         image=started["image"],
         pods=pods,
@@ -134,6 +137,14 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
         problem=named(problem) if problem else None,
         warning=named(warning) if warning else None,
     )
+
+
+def _violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
+    """What keeps the base from being built, or the pool from being made; that it is not built yet does not."""
+    build = base.spec.source.build
+    wrong = buildchecks.violation(build) if build is not None else None
+    found = wrong or servingchecks.violation(base, serving, settings)
+    return None if found is not None and found.reason is Reason.BUILD_PENDING else found
 
 
 def _misfit(size: ModelSize | None, serving: Serving, settings: Settings) -> Problem | None:

@@ -40,10 +40,12 @@ _RESERVED = {
 
 
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
-    """The first thing that keeps a pool of the base from serving like this, or None."""
+    """The first thing that keeps a pool of the base from serving like this, or None.
+
+    A build that is not done comes last: what else is wrong is told before it has taken its hours.
+    """
     return (
-        not_built(base)
-        or base_volume_not_declared(base, serving)
+        base_volume_not_declared(base, serving)
         or built_volume_name_taken(serving)
         or built_for_another_engine(base, serving)
         or unsafe_source_path(base)
@@ -57,6 +59,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or draft_not_on_a_volume(serving)
         or targets_not_measured(serving)
         or unsupported_setting(serving, settings.images.vllm)
+        or not_built(base)
     )
 
 

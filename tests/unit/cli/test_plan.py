@@ -107,6 +107,51 @@ def test_without_the_files_the_memory_is_not_known(manifest: Path, capsys: pytes
     assert (code, [p.get("memory") for p in pools], {p["memoryUnknown"] for p in pools}) == (0, [None, None], {words})
 
 
+BUILT = """
+apiVersion: tuneyard.dev/v1alpha1
+kind: BaseModel
+metadata: {name: small}
+spec:
+  source:
+    build:
+      output: {volume: {claimName: models}}
+      steps:
+      - merge: {baseModel: tiny, adapter: letters}
+      - gguf: {type: Q4_K_M}
+  serving: {engine: llamaCpp}
+"""
+
+
+def test_a_base_that_is_built_first_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "built.yaml"
+    path.write_text(BUILT)
+    code, (pool,) = planned(capsys, str(path))
+    assert (code, pool["builtBy"], pool.get("problem")) == (0, ["merge", "gguf"], None)
+    assert "not known before the base is built" in str(pool["memoryUnknown"])
+    assert run(["plan", str(path)]) == 0
+    assert "made first, by a Job: merge, then gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            ("engine: llamaCpp", "engine: vllm"),
+            "InvalidSpec: BaseModel small is built as GGUF, which vllm does not read",
+        ),
+        (("output: {", "scratch: {size: much}\n      output: {"), "InvalidSpec: source.build.scratch.size"),
+    ],
+)
+def test_what_is_wrong_with_a_build_is_told_before(
+    changed: tuple[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "built.yaml"
+    path.write_text(BUILT.replace(*changed))
+    code, (pool,) = planned(capsys, str(path))
+    assert code == 1
+    assert str(pool["problem"]).startswith(words)
+
+
 def test_a_base_that_nothing_refers_to_is_shown_too(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest.write_text(MANIFEST.partition("---")[0])
     code, (only,) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")

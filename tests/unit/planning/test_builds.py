@@ -308,6 +308,9 @@ def test_nothing_serves_it_before_and_no_engine_what_it_does_not_read():
     found = servingchecks.violation(gguf, resolved_serving(), SETTINGS)
     assert found is not None
     assert "which vllm does not read" in found.message
+    # told before hours have gone into it
+    early = servingchecks.violation(built("g", {"gguf": {"baseModel": BASE}}), resolved_serving(), SETTINGS)
+    assert early == found
     llama = replace(resolved_serving(), engine="llamaCpp")
     assert servingchecks.violation(gguf, llama, SETTINGS) is None
     plain = built("p", status=BuildStatus(state="Succeeded", key="0" * 32))
