@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,3 +96,11 @@ async def test_an_adapter_is_loaded_and_answers_while_tokens_are_proposed(
     found = await asyncio.gather(*(asyncio.to_thread(engine.completed, *question) for question in together))
     wanted = [text for said in alone for text in (said, "a" * 32)]
     assert found == wanted, "of requests that are answered in the same steps, each has its own"
+
+
+@pytest.mark.parametrize("weighed", [{"logit_bias": {"97": 5}}, {"min_p": 0.1}])
+def test_what_proposals_cannot_be_weighed_by_is_refused(engine: EngineProcess, weighed: dict[str, Any]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        engine.asked("/v1/completions", {"model": BASE, "prompt": "a", "max_tokens": 2, **weighed})
+    refused.value.close()
+    assert refused.value.code == 400
