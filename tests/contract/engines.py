@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +94,21 @@ class EngineProcess:
             return False
         except OSError:
             return False
+
+    def asked(self, path: str, body: dict[str, Any] | None = None) -> str:
+        """What it answers, with the key; urllib.error.HTTPError where it refuses."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=240) as response:
+            return str(response.read().decode())
+
+    def completed(self, prompt: str, model: str = BASE, tokens: int = 32) -> str:
+        """The likeliest text after a prompt."""
+        question = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": tokens}
+        return str(json.loads(self.asked("/v1/completions", question))["choices"][0]["text"])
 
     def terminate(self) -> None:
         assert self.process is not None

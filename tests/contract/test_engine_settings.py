@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,19 +57,9 @@ def engine() -> Iterator[EngineProcess]:
         engine.kill()
 
 
-def asked(engine: EngineProcess, path: str, body: dict[str, Any] | None = None) -> str:
-    request = urllib.request.Request(
-        engine.url + path,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return str(response.read().decode())
-
-
 def said(engine: EngineProcess, **body: Any) -> str:
     question = {"messages": [{"role": "user", "content": "aaaa aaaa aaaa"}], "temperature": 0, "max_tokens": 24}
-    answer = json.loads(asked(engine, "/v1/chat/completions", {"model": BASE, **question, **body}))
+    answer = json.loads(engine.asked("/v1/chat/completions", {"model": BASE, **question, **body}))
     return str(answer["choices"][0]["message"]["content"])
 
 
@@ -80,7 +69,7 @@ def test_the_table_of_this_version_has_them_all() -> None:
 
 
 def test_the_engine_says_that_it_runs_so(engine: EngineProcess) -> None:
-    told = next(line for line in asked(engine, "/metrics").splitlines() if line.startswith("vllm:cache_config_info{"))
+    told = next(line for line in engine.asked("/metrics").splitlines() if line.startswith("vllm:cache_config_info{"))
     found = dict(re.findall(r'(\w+)="([^"]*)"', told))
     assert {key: found[key] for key in ("enable_prefix_caching", "cache_dtype", "block_size")} == {
         "enable_prefix_caching": "False",
@@ -93,7 +82,7 @@ async def test_an_adapter_is_loaded_and_answers_while_tokens_are_proposed(engine
     async with Vllm(engine.url, KEY) as client:
         await client.load("adapter-a", str(adapters() / "adapter-a"))
         assert said(engine, model="adapter-a") == "a" * 24
-    counted = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\S* ([0-9.e+]+)$", asked(engine, "/metrics"), re.M)
+    counted = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\S* ([0-9.e+]+)$", engine.asked("/metrics"), re.M)
     assert counted is not None
     assert float(counted[1]) > 0
 

@@ -300,9 +300,12 @@ def engine_cannot(serving: Serving) -> Problem | None:
             Reason.ENGINE_UNSUITABLE,
             f"how engine {serving.engine} is told maxModelLen is not known: write it into serving.custom.args",
         )
+    reserved = _RESERVED.get(serving.engine, ())
     for argument in serving.extra_args:
         flag = argument.split("=", 1)[0]
-        if flag in _RESERVED.get(serving.engine, ()):
+        # SGLang takes the begin of a name for the whole, as vLLM does
+        short = flag.startswith("--") and any(known.startswith(flag) for known in reserved)
+        if short or flag in reserved:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
 

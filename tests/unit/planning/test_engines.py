@@ -74,6 +74,7 @@ def test_who_asks_for_gpus_by_itself(engine: str, gpus: int | None) -> None:
         ),
         ({"engine": "llamaCpp", "extra_args": ["--lora=x"]}, Reason.INVALID_SPEC, "may not set --lora"),
         ({"engine": "tgi", "image": "i", "extra_args": ["--num-shard", "2"]}, Reason.INVALID_SPEC, "--num-shard"),
+        ({"engine": "sglang", "image": "i", "extra_args": ["--tp-s", "2"]}, Reason.INVALID_SPEC, "may not set --tp-s:"),
     ],
 )
 def test_what_an_engine_cannot_do_is_said_before_its_pods_are_made(

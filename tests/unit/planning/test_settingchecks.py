@@ -132,6 +132,12 @@ def needs_tokens(tokens):
         ),
         ({"speculative": {"method": "NGram", "tokens": 3}, "maxNumSeqs": 8192}, None),
         ({"speculative": {"method": "NGram", "tokens": 16}, "chunkedPrefill": False}, None),
+        *(
+            ({"speculative": {"method": method, "tokens": 3, "draft": {"volume": "v", "path": "p"}}, **build}, None)
+            for method in ("DraftModel", "Eagle", "Eagle3")
+            for build in ({}, CPU)
+        ),
+        ({"dataParallelSize": 2, **CPU}, None),
         ({"pipelineParallelSize": 2}, None),
         (
             {"pipelineParallelSize": 2, **CPU},
