@@ -188,10 +188,10 @@ def test_what_cannot_be_merged_is_refused_for_good(builder: Builder, tmp_path: P
 
 def test_a_build_that_is_told_to_end_leaves_nothing_and_goes_on(builder: Builder) -> None:
     task = builder.task(MERGE, quantize("INT8"))
-    process = builder.start(task)
-    until_said(process, "step 2: Building")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
+    with builder.start(task) as process:
+        until_said(process, "step 2: Building")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
     assert [path.name for path in builder.volume.iterdir()] == [task.steps[0].key]
     status, result = builder.run(task, work="another-pod")
     assert (status, [step.found for step in result.steps or []]) == (0, [True, None])
