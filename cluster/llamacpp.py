@@ -70,9 +70,7 @@ def ensure(progress: Progress | None = None) -> Path:
     with locked("llama-cpp"):
         if (found := built()) is not None:
             return found
-        missing = [package for package, program in (("gcc", "cc"), ("g++", "c++")) if shutil.which(program) is None]
-        if missing:
-            preflight.install(missing, progress)
+        preflight.require_compilers(progress)
         python = pythons.venv("llama-cpp", progress)
         with progress.step("build llama.cpp (a quarter of an hour on two cores)"):
             _build(python, folder())
