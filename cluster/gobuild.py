@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from cluster import llamacpp
 from cluster.errors import ClusterError
 from cluster.local import preflight
 from cluster.paths import SOURCE, cache_root, locked
@@ -57,6 +58,8 @@ class Binary:
     tags: str = ""
     compiled: str = ""
     """Flags for its C and C++, which a compiler of the machine's builds; empty: it is Go alone."""
+    llama_headers: bool = False
+    """Whether it has llama.cpp without the headers beside it: modules come without folders named vendor."""
 
 
 def _kubernetes(name: str) -> Binary:
@@ -116,6 +119,7 @@ BINARIES: dict[str, Binary] = {
             "-X github.com/ollama/ollama/version.Version=0.17.4 -linkmode external -extldflags '-static'",
             "netgo,osusergo,sqlite_omit_load_extension",
             _COMPILED,
+            llama_headers=True,
         ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
@@ -159,6 +163,7 @@ def _key(binary: Binary) -> str:
     folder = SOURCE / "go" / binary.module
     go = _go(_needed(binary.module))
     compiled = [binary.compiled] if binary.compiled else []
+    compiled += [llamacpp.PACKAGE_HASH] if binary.llama_headers else []
     digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, go[1], *compiled]).encode())
     for file in sorted(folder.iterdir()):
         if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
@@ -172,6 +177,8 @@ def _build(binary: Binary, target: Path) -> None:
     if binary.compiled:
         preflight.require_compilers(Progress())
         environment |= {"CGO_ENABLED": "1", "CGO_CFLAGS": binary.compiled, "CGO_CXXFLAGS": binary.compiled}
+    if binary.llama_headers:
+        environment["CPLUS_INCLUDE_PATH"] = str(llamacpp.headers())
     with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".building-") as scratch:
         output = Path(scratch) / "out" / binary.name
         output.parent.mkdir()

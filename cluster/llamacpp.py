@@ -77,6 +77,18 @@ def ensure(progress: Progress | None = None) -> Path:
         return folder()
 
 
+def headers(progress: Progress | None = None) -> Path:
+    """Headers of other libraries that llama.cpp's sources bring along: of programs that have llama.cpp without them."""
+    progress = progress or Progress()
+    target = cache_root() / "llama-cpp" / f"headers-{pythons.key_over(PACKAGE, PACKAGE_HASH)}"
+    with locked("llama-cpp"):
+        if not target.is_dir():
+            python = pythons.venv("llama-cpp", progress)
+            with pythons.scratch(target.parent) as temporary:
+                (_source(python, temporary) / "vendor").rename(target)
+    return target
+
+
 def _build(python: Path, target: Path) -> None:
     # kept when it is interrupted: make goes on where it stopped
     work = target.with_name(f".building-{target.name}")
