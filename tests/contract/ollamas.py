@@ -67,7 +67,7 @@ class OllamaProcess(EngineProcess):
         (pool,) = pools_of(base, [deployment(revisions=[revision("v1", base=self.name)])])
         container = started(pool, base, Settings())
         here = {
-            "PATH": "/opt:/usr/bin:/bin",
+            "PATH": "/opt:/usr/bin:/usr/sbin",
             "ROOT": str(root),
             "OLLAMA": str(ollama().parent),
             "BASE_FROM": str(self.base),

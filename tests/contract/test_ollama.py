@@ -92,7 +92,7 @@ async def test_nothing_of_ollama_s_own_is_reached(pod: Pod) -> None:
 
 async def test_four_streams_run_at_a_time(pod: Pod) -> None:
     begun = [asyncio.Event() for _ in range(4)]
-    streams = [asyncio.create_task(pod.stream(BASE, 200, event, messages=CHAT)) for event in begun]
+    streams = [asyncio.create_task(pod.stream(BASE, 40, event, messages=CHAT)) for event in begun]
     async with asyncio.timeout(120):
         for event in begun:
             await event.wait()
@@ -102,7 +102,7 @@ async def test_four_streams_run_at_a_time(pod: Pod) -> None:
 
 async def test_a_pod_is_drained_before_its_engine_ends(pod: Pod) -> None:
     begun = asyncio.Event()
-    stream = asyncio.create_task(pod.stream(BASE, 200, begun, messages=CHAT))
+    stream = asyncio.create_task(pod.stream(BASE, 60, begun, messages=CHAT))
     await asyncio.wait_for(begun.wait(), 60)
     drain = f"http://127.0.0.1:{pod.rig.settings.port}/drain"
     async with aiohttp.ClientSession() as session, session.post(drain) as response:
@@ -147,7 +147,7 @@ async def test_a_container_that_begins_anew_answers_as_before_and_copies_nothing
 
 async def test_a_prompt_that_is_longer_than_the_context_is_answered_in_part(pod: Pod) -> None:
     """Ollama's way: choose-an-engine.md says so, and this fails when it becomes another one."""
-    messages = [{"role": "user", "content": f"Question {n}: how are you?"} for n in range(400)]
+    messages = [{"role": "user", "content": f"Question {n}: how are you?{' And you?' * 20}"} for n in range(40)]
     body = {"model": BASE, "messages": messages, "max_tokens": 4}
     status, _, found = await pod.call("/v1/chat/completions", body)
     assert status == 200
@@ -156,7 +156,7 @@ async def test_a_prompt_that_is_longer_than_the_context_is_answered_in_part(pod:
 
 async def test_max_completion_tokens_is_not_read(pod: Pod) -> None:
     """The same."""
-    body = {"model": BASE, "messages": CHAT, "max_completion_tokens": 3, "temperature": 0}
+    body = {"model": BASE, "messages": CHAT, "max_completion_tokens": 3, "stop": ["."], "temperature": 0}
     assert (await pod.call("/v1/chat/completions", body))[2]["usage"]["completion_tokens"] > 3
     body = {"model": BASE, "messages": CHAT, "max_tokens": 3}
     assert (await pod.call("/v1/chat/completions", body))[2]["usage"]["completion_tokens"] == 3
