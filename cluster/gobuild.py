@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,7 +24,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from cluster import llamacpp
 from cluster.errors import ClusterError
+from cluster.local import preflight
 from cluster.paths import SOURCE, cache_root, locked
 from cluster.progress import Progress
 
@@ -40,6 +43,10 @@ _KUBERNETES = (
 _CONTAINERD = "-X github.com/containerd/containerd/v2/version.Version=v2.4.2"
 
 
+# What most machines of the last ten years have, and no more: what was built here runs on another one too.
+_COMPILED = "-O3 -march=x86-64-v3" if platform.machine() == "x86_64" else "-O3"
+
+
 @dataclass(frozen=True)
 class Binary:
     """One program: the module folder under go/, the package in it, linker flags and build tags."""
@@ -49,6 +56,10 @@ class Binary:
     package: str
     linker: str = ""
     tags: str = ""
+    compiled: str = ""
+    """Flags for its C and C++, which a compiler of the machine's builds; empty: it is Go alone."""
+    llama_headers: bool = False
+    """Whether it has llama.cpp without the headers beside it: modules come without folders named vendor."""
 
 
 def _kubernetes(name: str) -> Binary:
@@ -100,6 +111,16 @@ BINARIES: dict[str, Binary] = {
         ),
         # The controller that makes groups of pods, for the contract test of pools whose replicas span nodes.
         Binary("lws", "lws", "sigs.k8s.io/lws/cmd", "-X sigs.k8s.io/lws/pkg/version.GitVersion=v0.8.0"),
+        # For the contract tests of pods with that engine, on CPUs: its backend for these is part of it, others it loads.
+        Binary(
+            "ollama",
+            "ollama",
+            "github.com/ollama/ollama",
+            "-X github.com/ollama/ollama/version.Version=0.17.4 -linkmode external -extldflags '-static'",
+            "netgo,osusergo,sqlite_omit_load_extension",
+            _COMPILED,
+            llama_headers=True,
+        ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
         Binary("kstatus", "kstatus", "."),
         Binary("argocd", "argocd", ".", "-X github.com/argoproj/argo-cd/v3/common.version=3.6.1"),
@@ -141,7 +162,9 @@ def _target(binary: Binary) -> Path:
 def _key(binary: Binary) -> str:
     folder = SOURCE / "go" / binary.module
     go = _go(_needed(binary.module))
-    digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, go[1]]).encode())
+    compiled = [binary.compiled] if binary.compiled else []
+    compiled += [llamacpp.PACKAGE_HASH] if binary.llama_headers else []
+    digest = hashlib.sha256(json.dumps([binary.package, binary.linker, binary.tags, go[1], *compiled]).encode())
     for file in sorted(folder.iterdir()):
         if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
@@ -150,6 +173,12 @@ def _key(binary: Binary) -> str:
 
 def _build(binary: Binary, target: Path) -> None:
     target.parent.parent.mkdir(parents=True, exist_ok=True)
+    environment = _environment()
+    if binary.compiled:
+        preflight.require_compilers(Progress())
+        environment |= {"CGO_ENABLED": "1", "CGO_CFLAGS": binary.compiled, "CGO_CXXFLAGS": binary.compiled}
+    if binary.llama_headers:
+        environment["CPLUS_INCLUDE_PATH"] = str(llamacpp.headers())
     with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".building-") as scratch:
         output = Path(scratch) / "out" / binary.name
         output.parent.mkdir()
@@ -157,7 +186,7 @@ def _build(binary: Binary, target: Path) -> None:
         finished = subprocess.run(
             [str(_go(_needed(binary.module))[0]), "build", *flags, "-o", str(output), binary.package],
             cwd=SOURCE / "go" / binary.module,
-            env=_environment(),
+            env=environment,
             capture_output=True,
             text=True,
             check=False,

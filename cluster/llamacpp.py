@@ -70,13 +70,23 @@ def ensure(progress: Progress | None = None) -> Path:
     with locked("llama-cpp"):
         if (found := built()) is not None:
             return found
-        missing = [package for package, program in (("gcc", "cc"), ("g++", "c++")) if shutil.which(program) is None]
-        if missing:
-            preflight.install(missing, progress)
+        preflight.require_compilers(progress)
         python = pythons.venv("llama-cpp", progress)
         with progress.step("build llama.cpp (a quarter of an hour on two cores)"):
             _build(python, folder())
         return folder()
+
+
+def headers(progress: Progress | None = None) -> Path:
+    """Headers of other libraries that llama.cpp's sources bring along: of programs that have llama.cpp without them."""
+    progress = progress or Progress()
+    target = cache_root() / "llama-cpp" / f"headers-{pythons.key_over(PACKAGE, PACKAGE_HASH)}"
+    with locked("llama-cpp"):
+        if not target.is_dir():
+            python = pythons.venv("llama-cpp", progress)
+            with pythons.scratch(target.parent) as temporary:
+                (_source(python, temporary) / "vendor").rename(target)
+    return target
 
 
 def _build(python: Path, target: Path) -> None:

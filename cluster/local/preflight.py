@@ -72,6 +72,13 @@ def install(packages: list[str], progress: Progress) -> None:
         raise ClusterError(f"{' '.join(still)} installed, but the programs are not on PATH; add /usr/sbin to it")
 
 
+def require_compilers(progress: Progress) -> None:
+    """Install compilers for C and C++ where there are none."""
+    missing = [package for package, program in (("gcc", "cc"), ("g++", "c++")) if shutil.which(program) is None]
+    if missing:
+        install(missing, progress)
+
+
 def require_memory(needed: int, what: str) -> None:
     """Raise ClusterError when less memory than that many bytes is available."""
     available = _available_memory(Path("/proc/meminfo").read_text())

@@ -1,7 +1,7 @@
 """What gateways and the operator rely on of every engine, told through a pod's front with an agent beside the engine.
 
-The same suite for the fakes and for the real vLLM and llama.cpp: names, refusals, adapters that can be heard, usage in
-streams, and that a pod is drained before its engine begins anew for an adapter.
+The same suite for the fakes and for the real vLLM, llama.cpp and Ollama: names, refusals, adapters that can be heard,
+usage in streams, and that a pod is drained before its engine begins anew for an adapter. Ollama has no adapters.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from tests.contract import envoy
 from tests.contract.agents import AgentRig
 from tests.contract.engines import BASE, KEY, EngineProcess, adapters, own_engine
 from tests.contract.llamaservers import llama_process, random_adapter
+from tests.contract.ollamas import ollama_process
 from tests.contract.test_engine_client import eventually
-from tuneyard.agent.enginetold import VLLM, EngineTold
+from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
+from tuneyard.agent.verify import guarding_of
 from tuneyard.api.documents import PlannedAdapter, PodReport, PoolPlan
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.engines import Loading
 from tuneyard.systems.engines import llamacpp
-from tuneyard.systems.envoy.front import Guarding
 
 pytestmark = pytest.mark.envoy
 
 REAL = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 LLAMA = EngineTold("llamaCpp", Loading.AT_START)
+OLLAMA = engine_from({"TUNEYARD_ENGINE": "ollama"})
+TOLD = {"fake-llama": LLAMA, "llama-server": LLAMA, "ollama": OLLAMA}
 KINDS = [
     pytest.param("fake", id="fake-vllm"),
     pytest.param("fake-llama", id="fake-llama-server"),
@@ -43,11 +46,12 @@ KINDS = [
     pytest.param("llama-server", id="llama-server", marks=REAL),
 ]
 AT_START = [KINDS[1], KINDS[3]]
+ALL = [*KINDS, pytest.param("ollama", id="ollama", marks=REAL)]
 
 
 @dataclass
 class Pod:
-    """An engine, its front and its agent; two adapters are served."""
+    """An engine, its front and its agent; two adapters are served, where it serves any."""
 
     kind: str
     engine: EngineProcess
@@ -117,15 +121,19 @@ class Pod:
 
 async def pod_of(kind: str, folder: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch) -> Pod:
     """A pod that serves nothing yet."""
-    llama = kind in ("fake-llama", "llama-server")
-    engine = llama_process(kind, folder) if llama else own_engine(kind)
+    told = TOLD.get(kind, VLLM)
+    engine: EngineProcess
+    if kind == "ollama":
+        engine = ollama_process(folder)
+    else:
+        engine = llama_process(kind, folder) if told is LLAMA else own_engine(kind)
     stack.callback(engine.kill)
     await asyncio.to_thread(engine.start)
     # the front's environment says the key, as in its container
     monkeypatch.setenv("TUNEYARD_ENGINE_KEY", KEY)
-    guarding = Guarding(str(folder / "run" / "front-models")) if llama else None
+    guarding = guarding_of(told, folder / "run" / "front-models")
     front = await stack.enter_async_context(envoy.Front(folder, engine.port, guarding=guarding))
-    rig = await stack.enter_async_context(AgentRig(engine, folder, told=LLAMA if llama else VLLM))
+    rig = await stack.enter_async_context(AgentRig(engine, folder, told=told))
     return Pod(kind, engine, rig, f"http://{front.address}", {})
 
 
@@ -133,23 +141,28 @@ async def pod_of(kind: str, folder: Path, stack: AsyncExitStack, monkeypatch: py
 async def pod(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
     async with AsyncExitStack() as stack:
         found = await pod_of(request.param, tmp_path, stack, monkeypatch)
-        found.follow(found.has("a", 1), found.has("b", 2))
-        await found.served("a", "b")
+        if request.param == "ollama":
+            found.follow()
+            await found.rig.until(lambda r: r.engine == "Ready", "the base answers")
+        else:
+            found.follow(found.has("a", 1), found.has("b", 2))
+            await found.served("a", "b")
         yield found
 
 
-@pytest.mark.parametrize("pod", KINDS, indirect=True)
+@pytest.mark.parametrize("pod", ALL, indirect=True)
 async def test_every_engine_keeps_the_contract(pod: Pod) -> None:
-    a, b = pod.names["a"], pod.names["b"]
+    names = [BASE, *pod.names.values()]
+    a = names[-1]
     status, _, listed = await pod.call("/v1/models")
-    assert (status, {m["id"] for m in listed["data"]}) == (200, {BASE, a, b})
+    assert (status, {m["id"] for m in listed["data"]}) == (200, set(names))
     assert (await pod.call("/health"))[0] == 200
     assert (await pod.call("/metrics"))[0] == 200
 
-    base, first, second = [await pod.say(name, logprobs=2) for name in (BASE, a, b)]
-    assert [found["model"] for found in (base, first, second)] == [BASE, a, b]
-    heard = [json.dumps(found["choices"][0], sort_keys=True) for found in (base, first, second)]
-    assert len(set(heard)) == 3, "each is heard, and the base is none of them"
+    said = [await pod.say(name, logprobs=2) for name in names]
+    assert [found["model"] for found in said] == names
+    heard = [json.dumps(found["choices"][0], sort_keys=True) for found in said]
+    assert len(set(heard)) == len(names), "each is heard, and the base is none of them"
 
     for unknown in ("nobody", f"{a}x", "gpt-4o"):
         status, headers, _ = await pod.call("/v1/completions", {"model": unknown, "prompt": "x", "max_tokens": 1})
@@ -184,11 +197,11 @@ async def test_an_adapter_that_leaves_the_plan_is_answered_by_nobody(pod: Pod) -
     assert (await pod.say(gone))["model"] == gone, "and by the same name, once it is wanted again"
 
 
-@pytest.mark.parametrize("pod", KINDS, indirect=True)
+@pytest.mark.parametrize("pod", ALL, indirect=True)
 async def test_streams_one_after_the_other_are_all_answered(pod: Pod) -> None:
     """Also by a server that ends each stream's connection without a word."""
     for _ in range(40):
-        assert (await pod.stream(pod.names["a"], 1))[-1] == "[DONE]"
+        assert (await pod.stream(pod.names.get("a", BASE), 1))[-1] == "[DONE]"
 
 
 @pytest.mark.parametrize("pod", AT_START, indirect=True)

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract import envoy
 from tests.contract.agents import AgentRig
@@ -127,6 +128,18 @@ async def test_before_the_agent_has_spoken_nothing_is_served(tmp_path: Path) -> 
         front = await stack.enter_async_context(envoy.Front(tmp_path, server.port, guarding=guarding))
         status, _ = await call(f"http://{front.address}", "/v1/chat/completions", {"model": BASE, "messages": []})
         assert (status, server.asked) == (503, [])
+
+
+async def test_an_engine_without_metrics_is_no_broken_target(tmp_path: Path) -> None:
+    """Whoever scrapes all pods would find it down for ever."""
+    async with Careless() as server:
+        found = []
+        for name, metrics in (("with", True), ("without", False)):
+            guarding = Guarding(str(tmp_path / "front-models"), "/ready", metrics)
+            async with envoy.Front(tmp_path, server.port, name, guarding=guarding) as front:
+                found.append(await call(f"http://{front.address}", "/metrics", key=None))
+    assert [status for status, _ in found] == [404, 200]
+    assert not list(text_string_to_metric_families(found[1][1])), "a page that is read, and empty"
 
 
 async def test_a_custom_engine_with_vllm_s_loading_serves_adapters(tmp_path: Path) -> None:

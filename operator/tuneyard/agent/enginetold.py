@@ -28,6 +28,11 @@ class EngineTold:
         """Whether the engine itself demands the key and refuses models that it does not know."""
         return ENGINES[self.name].guards
 
+    @property
+    def metrics(self) -> bool:
+        """Whether it may have a page of metrics."""
+        return ENGINES[self.name].metrics
+
 
 VLLM = EngineTold()
 

@@ -103,9 +103,15 @@ def _write_front(path: Path, certificate: str, engine: EngineTold) -> None:
     source = path.with_name("front-certificate.json")
     if certificate:
         source.write_text(json.dumps(front_source(certificate)))
-    guarding = None if engine.guards else Guarding(str(path.with_name("front-models")), engine.health_path)
-    config = front_config(certificate=str(source) if certificate else "", guarding=guarding)
+    config = front_config(
+        certificate=str(source) if certificate else "", guarding=guarding_of(engine, path.with_name("front-models"))
+    )
     path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def guarding_of(engine: EngineTold, models: Path) -> Guarding | None:
+    """What the front does for the engine; `models`: the file with what is served."""
+    return None if engine.guards else Guarding(str(models), engine.health_path, engine.metrics)
 
 
 def examine(wanted: BaseWanted, base: Found) -> BaseReport:
@@ -115,6 +121,7 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     gguf = gguf_base_of(folder)
     _fits_engine(wanted.engine, "gguf" if gguf else "safetensors", files)
     if gguf is not None:
+        _in_one_file(wanted.engine, files)
         return _with_digest(wanted, base, files, _sendable(gguf.architecture, 200))
     config = base_config(folder)
     _weights(folder, files)
@@ -156,6 +163,17 @@ def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None
     other = "" if weights == "gguf" else ", or convert the base to GGUF"
     raise ArtifactError(
         Reason.ENGINE_UNSUITABLE, f"the base is {kind}, which engine {engine.name} does not serve: {instead}{other}"
+    )
+
+
+def _in_one_file(engine: EngineTold, files: list[str]) -> None:
+    parts = [name for name in files if name.endswith(".gguf") and "/" not in name]
+    if len(parts) == 1 or ENGINES[engine.name].parts:
+        return
+    raise ArtifactError(
+        Reason.ENGINE_UNSUITABLE,
+        f"the base is GGUF in {len(parts)} parts, engine {engine.name} imports one file: join them "
+        "(llama-gguf-split --merge), or use serving.engine llamaCpp",
     )
 
 

@@ -9,6 +9,8 @@ Rules:
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,4 +81,11 @@ def _prompt(lora: LoRAAdapterSpec) -> str:
         raise UserError("the adapter's system prompt is not in the manifest (spec.systemPrompt.text): write it there")
     if _QUOTES in text:
         raise UserError(f"the system prompt has {_QUOTES} in it, which a Modelfile cannot hold")
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        lost = next((c for c in line if c != "\t" and not c.isprintable()), None)
+        if lost is not None:
+            words = (
+                f"line {number} of the system prompt has {unicodedata.name(lost, 'a character')} (U+{ord(lost):04X})"
+            )
+            raise UserError(f"{words} in it, which Ollama leaves out of a Modelfile: put another one there")
     return text

@@ -40,6 +40,10 @@ class Capabilities:
     guards: bool
     """Whether the engine itself demands the key and refuses models that it does not know; else the front does."""
     health_path: str = "/health"
+    metrics: bool = True
+    """Whether it may have a page of metrics."""
+    parts: bool = True
+    """Whether it may read a GGUF model that is split into several files."""
     own_image: bool = False
     """Whether serving.image has to name its image."""
     model_name: str | None = None
@@ -60,6 +64,8 @@ ENGINES: Mapping[str, Capabilities] = MappingProxyType(
             context=True,
             guards=False,
             health_path="/",
+            metrics=False,
+            parts=False,
             own_image=True,
         ),
         "sglang": Capabilities(

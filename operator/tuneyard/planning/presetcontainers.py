@@ -1,6 +1,14 @@
 """How a pool's engine container runs Ollama, SGLang, Text Generation Inference and engines of the user's own.
 
 They listen on loopback without a key, as every engine behind a front that demands it.
+
+Of Ollama:
+- it serves what it has imported, so that its container imports the base, and again when it begins anew: what is there
+  already is not copied twice;
+- a shell acts on SIGTERM between two commands: whatever may last runs beside it, and it waits for that;
+- it knows the chats of a model by a template in a language of its own, which it finds by comparing the file's with
+  those that it knows. Where it finds none, messages go to the model as plain text: that is said in the log, and a file
+  `template` beside the base says what to do, as in repositories on Hugging Face.
 """
 
 from __future__ import annotations
@@ -32,8 +40,13 @@ ollama serve &
 server=$!
 trap 'kill -TERM $server; wait $server; exit 0' TERM INT
 until ollama list >/dev/null 2>&1; do kill -0 $server; sleep 0.2; done
+template="$TUNEYARD_BASE_PATH/template"
 printf 'FROM %s\\n' "$found" > "$HOME/Modelfile"
-ollama create "$1" -f "$HOME/Modelfile"
+[ ! -e "$template" ] || printf 'TEMPLATE \"\"\"%s\"\"\"\\n' "$(cat "$template")" >> "$HOME/Modelfile"
+ollama create "$1" -f "$HOME/Modelfile" &
+wait $!
+[ "$(ollama show --template "$1")" != '{{ .Prompt }}' ] ||
+  echo "Ollama knows no template like this model's: chats are plain text to it. Write one into $template" >&2
 wait $server
 """.strip()
 """Imports the base under its name; `ollama create` copies the file into the container's home."""
@@ -94,6 +107,8 @@ def environment(pool: Pool, base: BaseModelResource, settings: Settings) -> list
     own = _ollama_environment(pool.serving) if pool.serving.engine == "ollama" else {}
     chosen = {**home, "HF_HUB_OFFLINE": "1", **own, **settings.engine_env, **pool.serving.env}
     fixed = {"TUNEYARD_ENGINE_PORT": _PORT, "TUNEYARD_BASE_PATH": literal(base_path(base))}
+    if pool.serving.engine == "ollama":
+        fixed["OLLAMA_HOST"] = f"127.0.0.1:{_PORT}"
     # first, so that $(TUNEYARD_ENGINE_PORT) can stand in the others
     return [
         *(value(name, text) for name, text in fixed.items()),
@@ -103,8 +118,11 @@ def environment(pool: Pool, base: BaseModelResource, settings: Settings) -> list
 
 def _ollama_environment(serving: Serving) -> dict[str, str]:
     found = {
-        "OLLAMA_HOST": f"127.0.0.1:{_PORT}",
         "OLLAMA_MODELS": f"{HOME}/models",
+        # one after the other otherwise: whoever comes next would wait for the whole of a long answer
+        "OLLAMA_NUM_PARALLEL": "4",
+        # no model of somebody else's machines under a name of ours
+        "OLLAMA_NO_CLOUD": "1",
         # a model that is taken out of memory costs the next request its loading
         "OLLAMA_KEEP_ALIVE": "-1",
         "OLLAMA_NOPRUNE": "1",

@@ -34,7 +34,6 @@ _RESERVED = {
     "llamaCpp": ("-m", "-a", "--alias", "--api-key-file", "--lora", "--lora-scaled", "--lora-init-without-apply"),
     "sglang": ("--model-path", "--tp-size", "--tp"),
     "tgi": ("--model-id", "--hostname", "--num-shard"),
-    "ollama": (),
 }
 """What each engine's container is given by Tuneyard, beside the arguments that no engine's extraArgs may set."""
 
@@ -300,6 +299,9 @@ def engine_cannot(serving: Serving) -> Problem | None:
             Reason.ENGINE_UNSUITABLE,
             f"how engine {serving.engine} is told maxModelLen is not known: write it into serving.custom.args",
         )
+    if serving.extra_args and serving.engine == "ollama":
+        words = "engine ollama takes no arguments: write its OLLAMA_... variables into serving.env, not extraArgs"
+        return Problem(Reason.ENGINE_UNSUITABLE, words)
     reserved = _RESERVED.get(serving.engine, ())
     for argument in serving.extra_args:
         flag = argument.split("=", 1)[0]

@@ -20,7 +20,7 @@ from models.tiny import build_tiny
 from tests.fakes.llamaserver import fake_gguf
 from tuneyard.agent import verify as module
 from tuneyard.agent.enginetold import VLLM, EngineTold, engine_from
-from tuneyard.agent.verify import BaseWanted, has_avx512, verify
+from tuneyard.agent.verify import BaseWanted, guarding_of, has_avx512, verify
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.enginepresets import Engine
@@ -311,3 +311,27 @@ def test_a_base_of_another_format_names_the_engine_that_serves_it(
         assert report["reason"] == Reason.ENGINE_UNSUITABLE
         other = "vllm, sglang or tgi" if weights == "safetensors" else "llamaCpp or ollama"
         assert f"use serving.engine {other}" in report["message"]
+
+
+@pytest.mark.parametrize(("engine", "ok"), [("llamaCpp", True), ("ollama", False)])
+def test_a_base_in_parts_is_none_for_an_engine_that_imports_one_file(base: Path, engine: str, ok: bool) -> None:
+    shutil.rmtree(base)
+    base.mkdir()
+    for part in (1, 2):
+        (base / f"model-0000{part}-of-00002.gguf").write_bytes(fake_gguf())
+    volumes, log = base.parents[1], base.parents[2] / "termination-log"
+    verify(BaseWanted("tiny", base, 1, None, volumes, engine=EngineTold(engine)), None, log)
+    report = json.loads(log.read_text())
+    assert report["ok"] == ok
+    if not ok:
+        assert report["reason"] == Reason.ENGINE_UNSUITABLE
+        assert "llama-gguf-split --merge" in report["message"]
+
+
+def test_the_front_of_an_engine_without_metrics_has_an_empty_page(tmp_path: Path) -> None:
+    pages = {name: guarding_of(EngineTold(name), tmp_path / "models") for name in ("ollama", "llamaCpp", "vllm")}
+    assert {name: page.metrics if page else None for name, page in pages.items()} == {
+        "ollama": False,
+        "llamaCpp": True,
+        "vllm": None,
+    }

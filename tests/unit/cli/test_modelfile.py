@@ -66,6 +66,15 @@ def test_a_prompt_that_would_end_its_quotes(tmp_path: Path) -> None:
         modelfile_of(path, "support", None, "x.gguf")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"), [("a\u00a0b", "line 2 .* NO-BREAK SPACE .U.00A0. in it"), ("a\u200db", "ZERO WIDTH JOINER")]
+)
+def test_a_character_that_ollama_would_drop(tmp_path: Path, text: str, words: str) -> None:
+    path = manifest(tmp_path, prompt=f'"first, \\t caf\u00e9\\n{text}"')
+    with pytest.raises(UserError, match=words):
+        modelfile_of(path, "support", None, "x.gguf")
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         modelfile_of(tmp_path / "none.yaml", None, None, None)

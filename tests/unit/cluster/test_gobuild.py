@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from rich.console import Console
 
 from cluster import gobuild
 from cluster.errors import ClusterError
+from cluster.local import preflight
 from cluster.progress import Progress
 
 GO = """#!/bin/sh
 if [ "$1" = env ]; then echo go1.26.8; exit; fi
 if [ -e "$FAIL" ]; then echo "undefined: everything" >&2; exit 1; fi
 while [ "$1" != -o ]; do shift; done
-echo built >> "$BUILDS"
+echo "$CGO_ENABLED:$CGO_CFLAGS:$CGO_CXXFLAGS" >> "$BUILDS"
 echo program > "$2"
 """
 
@@ -63,6 +65,17 @@ def test_a_program_is_built_once_and_again_when_its_source_changes(source: Path)
     assert builds(source) == 2
     # The older one stays for whoever runs it.
     assert first.exists()
+
+
+def test_only_what_has_c_in_it_is_compiled_and_by_its_flags(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "require_compilers", lambda _: None)
+    plain = gobuild.BINARIES["pause"]
+    found = []
+    for flags in ("", "-O3", "-O2"):
+        monkeypatch.setitem(gobuild.BINARIES, "pause", replace(plain, compiled=flags))
+        found.append(gobuild.ensure(["pause"], progress())["pause"])
+    assert len(set(found)) == 3
+    assert (source / "builds").read_text().splitlines() == ["0::", "1:-O3:-O3", "1:-O2:-O2"]
 
 
 def test_a_failed_build_leaves_nothing_and_shows_the_compilers_words(source: Path) -> None:

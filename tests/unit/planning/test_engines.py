@@ -8,11 +8,12 @@ import pytest
 
 from tests.builders import adapter, base_model, deployment, revision
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import ArtifactVolume, CustomEngine, LoRASettings, ServingSpec, VolumeClaim
+from tuneyard.api.serving import ArtifactVolume, CustomEngine, EnvVar, LoRASettings, ServingSpec, VolumeClaim
 from tuneyard.planning import engines
 from tuneyard.planning.engines import Loading, capabilities
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.pools import placement, pools_of
+from tuneyard.planning.presetcontainers import environment
 from tuneyard.planning.resolvedserving import GPU, resolved_serving
 from tuneyard.planning.servingchecks import violation
 from tuneyard.planning.settings import Settings
@@ -57,6 +58,12 @@ def test_who_asks_for_gpus_by_itself(engine: str, gpus: int | None) -> None:
     [
         ({"engine": "llamaCpp"}, None, ""),
         ({"engine": "llamaCpp", "max_model_len": 2048}, None, ""),
+        ({"engine": "ollama", "image": "i", "max_model_len": 2048}, None, ""),
+        (
+            {"engine": "ollama", "image": "i", "extra_args": ["--verbose"]},
+            Reason.ENGINE_UNSUITABLE,
+            "engine ollama takes no arguments: write its OLLAMA_... variables into serving.env",
+        ),
         ({"engine": "sglang", "image": "i", "tensor_parallel_size": 2}, None, ""),
         ({"engine": "custom", "image": "i", "custom": RUN}, None, ""),
         ({"engine": "sglang"}, Reason.INVALID_SPEC, "serving.image must name the image of engine sglang"),
@@ -113,3 +120,14 @@ def test_engines_that_are_started_without_adapters_get_none() -> None:
     assert not found.planned
     assert found.refused["a"].reason is Reason.ADAPTERS_NOT_SERVED
     assert "remove serving.lora.enabled" in found.refused["a"].message
+
+
+def test_nobody_s_variables_have_ollama_listen_elsewhere() -> None:
+    """There it would answer without a key."""
+    given = [EnvVar(name="OLLAMA_HOST", value="0.0.0.0:11434"), EnvVar(name="OLLAMA_NUM_PARALLEL", value="8")]
+    base = base_model(serving=ServingSpec(engine="ollama", image="i", artifact_volumes=[CLAIM], env=given))
+    (pool,) = pools_of(base, [deployment(revisions=[revision("v1")])])
+    settings = Settings(engine_env={"OLLAMA_HOST": "0.0.0.0", "OLLAMA_KEEP_ALIVE": "5m"})
+    found = {v["name"]: v["value"] for v in environment(pool, base, settings)}
+    assert found["OLLAMA_HOST"] == "127.0.0.1:8000"
+    assert (found["OLLAMA_NUM_PARALLEL"], found["OLLAMA_KEEP_ALIVE"]) == ("8", "5m")

@@ -150,11 +150,21 @@ class Guarding:
     """The file that says what is served and what the engine calls it."""
     health_path: str = "/health"
     """What the engine calls /health."""
+    metrics: bool = True
+    """Whether it has /metrics; else the front's are none, and who scrapes the pod finds it well."""
 
 
 def _guarding(guarding: Guarding) -> Json:
     settings = f"local MODELS, KEY = {json.dumps(guarding.models)}, os.getenv('TUNEYARD_ENGINE_KEY')\n"
     return lua("front_models", settings + script("jsontext") + script("front_models"))
+
+
+def _no_metrics() -> Json:
+    return {
+        "match": _match("/metrics", "GET"),
+        "direct_response": {"status": 200, "body": {"inline_string": "# this engine tells no metrics\n"}},
+        "response_headers_to_add": [set_header("content-type", "text/plain; version=0.0.4; charset=utf-8")],
+    }
 
 
 def _connection_manager(guarding: Guarding | None) -> Json:
@@ -163,6 +173,7 @@ def _connection_manager(guarding: Guarding | None) -> Json:
         *(_refuse_while_draining(path) for path in INFERENCE_PATHS),
         *(_allow(path, "POST", "engine") for path in INFERENCE_PATHS),
         _unhealthy(),
+        *([_no_metrics()] if guarding and not guarding.metrics else []),
         *(_allow(path, "GET", "engine_probe", health if path == "/health" else path) for path in PROBE_PATHS),
         _refuse_the_rest(),
     ]
