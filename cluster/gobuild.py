@@ -111,14 +111,14 @@ BINARIES: dict[str, Binary] = {
         ),
         # The controller that makes groups of pods, for the contract test of pools whose replicas span nodes.
         Binary("lws", "lws", "sigs.k8s.io/lws/cmd", "-X sigs.k8s.io/lws/pkg/version.GitVersion=v0.8.0"),
-        # For the contract tests of pods with that engine, on CPUs: its backend for these is part of it, others it loads.
+        # For the contract tests of pods with that engine, on CPUs, whose backend is part of it.
         Binary(
             "ollama",
             "ollama",
             "github.com/ollama/ollama",
             "-X github.com/ollama/ollama/version.Version=0.17.4 -linkmode external -extldflags '-static'",
             "netgo,osusergo,sqlite_omit_load_extension",
-            _COMPILED,
+            compiled=_COMPILED,
             llama_headers=True,
         ),
         # For the contract tests of GitOps and their benchmark; no cluster needs them.
