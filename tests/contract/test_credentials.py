@@ -10,7 +10,8 @@ import pytest
 from tests.contract.apiserver import ApiServer
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.folder import ArtifactError
-from tuneyard.systems.kube.client import Api
+from tuneyard.systems.kube import objects
+from tuneyard.systems.kube.client import Api, ApiError
 from tuneyard.systems.kube.credentials import read_credentials
 
 pytestmark = pytest.mark.apiserver
@@ -69,6 +70,25 @@ def test_a_secret_that_is_not_there(api: Api) -> None:
     error = refused(api, "nobody")
     assert error.reason is Reason.CREDENTIALS_MISSING
     assert "nobody does not exist" in str(error)
+
+
+def test_no_name_leads_into_another_namespace(api: Api, apiserver: ApiServer) -> None:
+    """HTTP libraries resolve `..` before they send."""
+    apiserver.namespace("their-own")
+    secret = {"metadata": {"name": "hub", "labels": LABELS}, "data": {"token": base64.b64encode(b"hf_theirs").decode()}}
+    api.request("POST", "/api/v1/namespaces/their-own/secrets", body=secret)
+    for name in (
+        "../../their-own/secrets/hub",
+        "x/../../../their-own/secrets/hub",
+        "..%2f..%2ftheir-own%2fsecrets%2fhub",
+    ):
+        error = refused(api, name)
+        assert (error.reason, "hf_theirs" in str(error)) == (Reason.CREDENTIALS_MISSING, False)
+        assert objects.get(api, "v1", "Secret", NAMESPACE, name) is None
+    with pytest.raises(ApiError) as caught:
+        api.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/../../their-own/secrets/hub")
+    assert caught.value.not_found
+    assert read_credentials(api, "their-own", "hub").need("token") == ["hf_theirs"], "the Secret is there"
 
 
 def test_a_value_that_is_no_text_is_not_shown(api: Api) -> None:

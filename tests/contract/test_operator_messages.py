@@ -33,6 +33,10 @@ def with_volume(volume: Object) -> Object:
     return spec
 
 
+def with_hub(**given: Object) -> Object:
+    return {"source": {"huggingFace": {"repo": "acme/models", "revision": "0" * 40, **given}}}
+
+
 BAD: dict[str, tuple[str, Object, str]] = {
     "weights-under-100": (
         "ModelDeployment",
@@ -48,6 +52,11 @@ BAD: dict[str, tuple[str, Object, str]] = {
         "ModelDeployment",
         {**deployment_spec("base", {"v0": 100}), "traffic": [{"revision": "v9", "weight": 100}]},
         'traffic names revision v9, which is not in spec.revisions ["v0"]: add the revision or correct the name',
+    ),
+    "a-name-that-leads-elsewhere": (
+        "BaseModel",
+        with_hub(credentials={"name": "../../their-own/secrets/hub"}),
+        'spec.source.huggingFace.credentials.name: Invalid value: "../../their-own/secrets/hub"',
     ),
     "mirror-of-an-unknown-revision": (
         "ModelDeployment",

@@ -14,7 +14,7 @@ from tuneyard.api.digests import DIGEST_PATTERN
 
 Name = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 RevisionName = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-ObjectName = Annotated[str, Field(max_length=253, min_length=1)]
+ObjectName = Annotated[str, Field(max_length=253, min_length=1, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Digest = Annotated[str, Field(max_length=71, pattern=DIGEST_PATTERN)]
 Duration = Annotated[str, Field(max_length=16, pattern=r"^[0-9]+(s|m|h)$")]
 Text = Annotated[str, Field(max_length=1024)]

@@ -35,6 +35,7 @@ from tuneyard.gateway.metrics import Metrics
 from tuneyard.planning.external import Access
 from tuneyard.planning.plan import Redacted
 from tuneyard.planning.routes import GRACE, Key, ModelRoutes
+from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, ApiError
 
 LOOK = 5.0
@@ -200,7 +201,7 @@ class ExternalKeys:
         """What the API server has; None where that is not known."""
         namespace, name = key
         try:
-            found = self._api.request("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}", timeout=_ASKED)
+            found = self._api.request("GET", objects.path("v1", "Secret", namespace, name), timeout=_ASKED)
         except ApiError as error:
             if error.not_found:
                 return _Secret({}, "does not exist")

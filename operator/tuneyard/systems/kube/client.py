@@ -3,6 +3,8 @@
 Rules:
 - Raw JSON dictionaries, no typed client models: an object is handed on as the API server stores it.
 - Every request has timeouts; nothing here retries. Who calls knows whether a request may be repeated.
+- Names come from whoever may write a resource: none may lead a path elsewhere (`part`; and no path with `..` is sent,
+  which the HTTP library would resolve before the API server sees it).
 - Errors carry the API server's own words (`ApiError.message`) and never the body that was sent, because a Secret may
   have been in it.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._:]{0,252}")
 _CONNECTIONS = 32
 _TIMEOUT = (5.0, 30.0)
 
@@ -56,6 +60,13 @@ class ApiError(Exception):
     def unreachable(self) -> bool:
         """Whether no answer came at all."""
         return self.status == 0
+
+
+def part(name: str) -> str:
+    """A namespace or name as a part of a path; raises ApiError (not found) where no object can be called so."""
+    if _NAME.fullmatch(name) is None:
+        raise ApiError(404, "NotFound", f"{name!r} is no name of an object")
+    return name
 
 
 class Api:
@@ -132,6 +143,8 @@ class Api:
         timeout: tuple[float, float],
         body: object = None,
     ) -> urllib3.BaseHTTPResponse:
+        if {".", ".."} & set(path.split("/")):
+            raise ApiError(404, "NotFound", f"{path!r} is no path of an object")
         url = f"{self.host}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {**headers, "User-Agent": "tuneyard"}
         for setting in self._configuration.auth_settings().values():

@@ -16,13 +16,14 @@ from tuneyard.api import names
 from tuneyard.api.reasons import Reason
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials
+from tuneyard.systems.kube import objects
 from tuneyard.systems.kube.client import Api, ApiError
 
 
 def read_credentials(api: Api, namespace: str, name: str) -> Credentials:
     """What a Secret holds; raises ArtifactError (CredentialsMissing, SourceUnreachable)."""
     try:
-        secret = api.request("GET", f"/api/v1/namespaces/{namespace}/secrets/{name}")
+        secret = api.request("GET", objects.path("v1", "Secret", namespace, name))
     except ApiError as error:
         raise _refused(namespace, name, error) from error
     labels = (secret.get("metadata") or {}).get("labels") or {}

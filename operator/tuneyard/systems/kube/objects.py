@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tuneyard.api import names
-from tuneyard.systems.kube.client import APPLY, MERGE, Api, ApiError, Object
+from tuneyard.systems.kube.client import APPLY, MERGE, Api, ApiError, Object, part
 
 _RBAC = "rbac.authorization.k8s.io/v1"
 PLURALS: Mapping[tuple[str, str], str] = {
@@ -40,10 +40,13 @@ PLURALS: Mapping[tuple[str, str], str] = {
 
 
 def path(api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:
-    """The path of a kind, of its objects in one namespace, or of one object; KeyError for a kind of nobody's."""
+    """The path of a kind, of its objects in one namespace, or of one object.
+
+    KeyError for a kind of nobody's, ApiError (not found) for what no object can be called.
+    """
     root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
-    within = f"/namespaces/{namespace}" if namespace else ""
-    return f"{root}{within}/{PLURALS[api_version, kind]}" + (f"/{name}" if name else "")
+    within = f"/namespaces/{part(namespace)}" if namespace else ""
+    return f"{root}{within}/{PLURALS[api_version, kind]}" + (f"/{part(name)}" if name else "")
 
 
 def get(api: Api, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
