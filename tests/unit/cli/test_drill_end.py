@@ -136,9 +136,10 @@ def test_outside_of_asyncio_too_and_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ended_like_ctrl_c():
-            os.kill(os.getpid(), signal.SIGHUP)
+            # to this thread: another one may take what is sent to the process, and Python hears of that a moment later
+            signal.raise_signal(signal.SIGHUP)
             with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGHUP, before)
 
