@@ -1,8 +1,8 @@
 """Draft models for the tiny base (models.tiny): heads of EAGLE and EAGLE-3, as vLLM reads them.
 
 A head proposes once more what was said last: it hands on what the base made of the last token, and its one layer of
-random weights adds little to that. So nearly everything that it proposes is right while an adapter repeats its letter,
-and hardly anything while the base speaks for itself: a test sees both, tokens that are taken and tokens that are not.
+random weights adds little to that. So hardly anything that it proposes is right while the base speaks for itself, and
+nearly all of it while an adapter repeats its letter: a test knows beforehand what is taken.
 
 EAGLE-3's head knows letters alone, as real ones know the commonest tokens, and says of each which of the base's it is.
 """

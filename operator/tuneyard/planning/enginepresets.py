@@ -46,6 +46,10 @@ class Preset:
     """Whether it has a sleep mode."""
     pipelines: bool
     """Whether it can divide a base's layers: the build for CPUs starts so, and ends with its first request."""
+    heads_with_adapters: bool
+    """Whether EAGLE's heads go with adapters. They share the base's embedding, which adapters wrap: the build for CPUs
+    ends when it answers several requests at once, because it counts the base's tokens where the head has others.
+    """
 
 
 def engine_of(serving: Serving, default_image: str) -> Engine:
@@ -123,6 +127,8 @@ _ELSEWHERE_ON_CPU = {
     ("quantization", "bitsandbytes"): "quantise the base beforehand (AWQ, GPTQ or INT8)",
 }
 _PRESETS: dict[tuple[str, str, str], Preset] = {
-    ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True, pipelines=True),
-    ("vllm", "0.32", "CPU"): Preset(_VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False, pipelines=False),
+    ("vllm", "0.32", "CUDA"): Preset(_VLLM_032, _ELSEWHERE, sleeps=True, pipelines=True, heads_with_adapters=True),
+    ("vllm", "0.32", "CPU"): Preset(
+        _VLLM_032 | _ON_CPU, _ELSEWHERE_ON_CPU, sleeps=False, pipelines=False, heads_with_adapters=False
+    ),
 }

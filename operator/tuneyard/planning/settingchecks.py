@@ -42,12 +42,24 @@ def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
         known = preset.values.get(field)
         if known is not None and value not in known:
             return Problem(Reason.UNSUPPORTED_SETTING, _unknown_value(engine, preset, field, value))
+    if words := _beyond_the_build(engine, preset, serving):
+        return Problem(Reason.UNSUPPORTED_SETTING, words)
+    return None
+
+
+def _beyond_the_build(engine: Engine, preset: Preset, serving: Serving) -> str | None:
+    """What this build takes, and does not do or does not survive."""
+    speculative = serving.settings.speculative
     if serving.pipeline_parallel_size > 1 and not preset.pipelines:
-        words = f"serving.pipelineParallelSize: {engine} ends with its first request then: use tensorParallelSize"
-        return Problem(Reason.UNSUPPORTED_SETTING, words)
+        return f"serving.pipelineParallelSize: {engine} ends with its first request then: use tensorParallelSize"
     if serving.settings.sleep_mode and not preset.sleeps:
-        words = f"serving.sleepMode: {engine} has no sleep mode: remove it"
-        return Problem(Reason.UNSUPPORTED_SETTING, words)
+        return f"serving.sleepMode: {engine} has no sleep mode: remove it"
+    heads = speculative is not None and speculative.method in ("Eagle", "Eagle3")
+    if speculative is not None and heads and serving.lora.on and not preset.heads_with_adapters:
+        return (
+            f"serving.speculative.method: {engine} ends with several requests at once where {speculative.method} meets "
+            "adapters: use DraftModel or NGram, or set lora.enabled to false"
+        )
     return None
 
 
