@@ -21,9 +21,9 @@ from tuneyard.api.serving import RESERVED_ARGUMENTS
 from tuneyard.planning import engines
 from tuneyard.planning.autoscaling import Metric, targets_of
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.quantities import is_quantity
+from tuneyard.planning.quantities import is_quantity, whole
 from tuneyard.planning.ranks import EXECUTOR
-from tuneyard.planning.resolvedserving import Serving
+from tuneyard.planning.resolvedserving import GPU, Serving
 from tuneyard.planning.settingchecks import unsupported_setting
 from tuneyard.planning.settings import Settings
 
@@ -55,6 +55,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or engine_not_described(serving)
         or engine_cannot(serving)
         or nodes_do_not_fit(serving)
+        or more_ranks_than_gpus(serving)
         or draft_not_on_a_volume(serving)
         or targets_not_measured(serving)
         or unsupported_setting(serving, settings.images.vllm)
@@ -231,6 +232,24 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
         words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
         return Problem(Reason.INVALID_SPEC, words)
     return None
+
+
+def more_ranks_than_gpus(serving: Serving) -> Problem | None:
+    """Each rank takes a GPU of its own: the engine would end, after the pod has read the whole base.
+
+    Limits without these GPUs are not judged: a CPU build has none, other devices are counted by their own rules.
+    """
+    gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
+    ranks = serving.tensor_parallel_size * serving.pipeline_parallel_size * serving.data_parallel_size
+    needed = ranks // serving.nodes_per_replica
+    if not engines.ENGINES[serving.engine].parallel or not 0 < gpus < needed:
+        return None
+    each = " on each node" if serving.nodes_per_replica > 1 else ""
+    words = (
+        f"serving.resources.limits has {GPU}: {gpus}, and tensorParallelSize x pipelineParallelSize x dataParallelSize "
+        f"needs {needed}{each}: set it to {needed}, or lower these"
+    )
+    return Problem(Reason.INVALID_SPEC, words)
 
 
 def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:
