@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import RESERVED_ARGUMENTS
+from tuneyard.api.serving import RESERVED_ARGUMENTS, RESERVED_OF_VLLM
 from tuneyard.planning import engines
 from tuneyard.planning.autoscaling import Metric, targets_of
 from tuneyard.planning.observations import Problem
@@ -32,7 +32,7 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 _RESERVED = {
     "llamaCpp": ("-m", "-a", "--alias", "--api-key-file", "--lora", "--lora-scaled", "--lora-init-without-apply"),
-    "sglang": ("--model-path", "--tp-size", "--tp"),
+    "sglang": ("--model-path", "--tp-size", "--tp", "--config"),
     "tgi": ("--model-id", "--hostname", "--num-shard"),
 }
 """What each engine's container is given by Tuneyard, beside the arguments that no engine's extraArgs may set."""
@@ -203,13 +203,14 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
 
 def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
+    reserved = (*RESERVED_ARGUMENTS, *(RESERVED_OF_VLLM if serving.engine == "vllm" else ()))
     for argument in serving.extra_args:
         # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
         flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
         flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
         # and engines take the begin of a name for the whole
-        short = flag.startswith("--") and any(known.startswith(flag) for known in RESERVED_ARGUMENTS)
-        if short or flag in RESERVED_ARGUMENTS:
+        short = flag.startswith("--") and any(known.startswith(flag) for known in reserved)
+        if short or flag in reserved:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
 

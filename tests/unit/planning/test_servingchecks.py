@@ -87,6 +87,31 @@ def test_violations(serving, reason):
 
 
 @pytest.mark.parametrize(
+    ("engine", "argument", "ours"),
+    [
+        *(("vllm", flag, True) for flag in ("-dp=2", "--pipeline-parallel-size=2", "--data-par=2", "--config=x")),
+        *(
+            (engine, flag, False)
+            for engine in ("sglang", "tgi")
+            for flag in ("--data-parallel-size=2", "-pp", "--dp=2")
+        ),
+        # a file of arguments could say again what Tuneyard says
+        ("sglang", "--config=x", True),
+        *(("custom", flag, False) for flag in ("--config", "--api-server-count=2", "-dp")),
+        ("custom", "--host=0.0.0.0", True),
+        ("sglang", "--tensor-parallel-size=2", True),
+    ],
+)
+def test_arguments_of_vllm_alone_are_other_engines_own(engine, argument, ours):
+    """There dataParallelSize and pipelineParallelSize are refused, with the advice to say it in extraArgs."""
+    given = {"engine": engine, "image": "i", "extraArgs": [argument]}
+    block = ServingSpec.from_dict({**given, "custom": {}} if engine == "custom" else given)
+    found = violation(base_model(), resolved_serving(block.over(ServingSpec(artifact_volumes=[CLAIM]))), Settings())
+    assert (found is not None) == ours, found
+    assert found is None or "Tuneyard sets that itself" in found.message
+
+
+@pytest.mark.parametrize(
     ("fields", "gpus", "words"),
     [
         ({"tensorParallelSize": 4}, {"nvidia.com/gpu": 1}, "has nvidia.com/gpu: 1, and * needs 4: set it to 4, or"),
