@@ -167,6 +167,16 @@ BAD: dict[str, tuple[str, Object, str]] = {
                 "extraArgs may not set what has a field of its own",
             ),
             (
+                "of-vllm-alone",
+                {"extraArgs": ["--data-parallel-size=2"]},
+                "extraArgs may not set what Tuneyard tells vLLM",
+            ),
+            (
+                "compile-cache-of-another-engine",
+                {"engine": "sglang", "compileCache": {"persistentVolumeClaim": {"claimName": "c"}}},
+                "compileCache keeps what vllm compiles",
+            ),
+            (
                 "draft-of-ngram",
                 {"speculative": {"method": "NGram", "tokens": 3, "draft": {"volume": "models", "path": "small"}}},
                 "speculative.draft is for methods DraftModel, Eagle and Eagle3",

@@ -236,11 +236,16 @@ class Shelf:
             scratch.rename(target)
 
 
-def read_base(folder: Path) -> BaseFacts:
-    """The facts of the base in `folder`, from its config.json and the headers of its weights; raises ArtifactError."""
+def read_base(folder: Path, *, custom: bool = False) -> BaseFacts:
+    """The facts of the base in `folder`, from its config.json and the headers of its weights; raises ArtifactError.
+
+    `custom`: its engine may read a format of its own, of which nothing is known.
+    """
     gguf = gguf_base_of(folder)
     if gguf is not None:
         return base_facts(gguf.config, gguf.named_as_files())
+    if custom and not any(name.endswith(".safetensors") and "/" not in name for name in list_files(folder)):
+        return BaseFacts(layers=0, known=False)
     return base_facts(base_config(folder), base_tensors(folder))
 
 

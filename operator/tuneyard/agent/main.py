@@ -132,7 +132,7 @@ async def _run(settings: Settings) -> None:
     begins = settings.shared_adapters and not (settings.run / SNAPSHOT).exists()
     if settings.base_path.is_symlink():
         held = await asyncio.to_thread(hold_base, obtainer, settings.base_source, settings.base_path)
-    base = await asyncio.to_thread(read_base, settings.base_path)
+    base = await asyncio.to_thread(read_base, settings.base_path, custom=settings.engine.name == "custom")
     gguf = await asyncio.to_thread(gguf_base_of, settings.base_path)
     origin = settings.base_source.hugging_face if settings.base_source else None
     repo = origin.repo if origin else None

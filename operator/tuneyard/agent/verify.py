@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
+_DOCUMENTS = (*_TOKENIZERS, ".json", ".jsonl", ".txt", ".md", ".py", ".jinja", ".tiktoken", ".yaml", ".yml")
+"""Ends of names that are no weights."""
 _MOST_MESSAGE = 2500
 _MOST_INDEX = 32 << 20
 _HEADER = 64 << 20
@@ -123,6 +125,9 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     if gguf is not None:
         _in_one_file(wanted.engine, files)
         return _with_digest(wanted, base, files, _sendable(gguf.architecture, 200))
+    if wanted.engine.name == "custom" and not _has_safetensors(files):
+        _of_its_own_format(files)
+        return _with_digest(wanted, base, files, None)
     config = base_config(folder)
     _weights(folder, files)
     if not any(name in files or name.endswith(".tiktoken") for name in _TOKENIZERS):
@@ -166,6 +171,16 @@ def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None
     )
 
 
+def _of_its_own_format(files: list[str]) -> None:
+    """A custom engine reads what it reads, as long as its bytes are in the digest; raises ArtifactError."""
+    if all(name.endswith(_DOCUMENTS) for name in files):
+        raise ArtifactError(
+            Reason.FILES_MISSING,
+            "there are no weights that a digest covers: pickles (.bin, .pt), .onnx, .h5, .msgpack and .tflite are "
+            "neither hashed nor fetched; put the model into another format, or into the engine's image",
+        )
+
+
 def _in_one_file(engine: EngineTold, files: list[str]) -> None:
     parts = [name for name in files if name.endswith(".gguf") and "/" not in name]
     if len(parts) == 1 or ENGINES[engine.name].parts:
@@ -181,7 +196,7 @@ def _has_safetensors(files: list[str]) -> bool:
     return any(name.endswith(".safetensors") and "/" not in name for name in files)
 
 
-def _with_digest(wanted: BaseWanted, base: Found, files: list[str], architecture: str) -> BaseReport:
+def _with_digest(wanted: BaseWanted, base: Found, files: list[str], architecture: str | None) -> BaseReport:
     found = base if base.digest else _hashed(base.folder, files)
     if wanted.digest not in (None, found.digest):
         return _failed(

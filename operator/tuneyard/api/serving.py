@@ -14,10 +14,14 @@ from tuneyard.api.schema import Duration, Name, ObjectName, Quantity, Text, cel,
 RESERVED_ARGUMENTS = (
     *("--model", "--port", "--host", "--uds", "--api-key", "--served-model-name"),
     *("--enable-lora", "--max-loras", "--max-lora-rank", "--max-cpu-loras"),
-    *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
-    *("--api-server-count", "--config", "--shutdown-timeout"),
+    *("--tensor-parallel-size", "-tp", "--shutdown-timeout"),
 )
-"""Arguments of the engine that Tuneyard sets itself."""
+"""Arguments that Tuneyard sets itself, whatever the engine."""
+RESERVED_OF_VLLM = (
+    *("--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
+    *("--api-server-count", "--config"),
+)
+"""Arguments that it sets of vLLM alone: of other engines they can be said in no other way."""
 FIELD_ARGUMENTS = (
     *("--enable-expert-parallel", "-ep", "--dtype", "--quantization", "-q", "--kv-cache-dtype", "--block-size"),
     *("--gpu-memory-utilization", "--device-memory-utilization", "--max-model-len", "--max-num-seqs"),
@@ -283,6 +287,12 @@ class ServingSpec(EngineSettings):
                 ),
                 cel(
                     "!has(self.extraArgs) || (has(self.engine) && self.engine != 'vllm') || "
+                    f"{_sets_none_of(RESERVED_OF_VLLM)}",
+                    "extraArgs may not set what Tuneyard tells vLLM: parallelism has fields of its own; for an engine other "
+                    "than vllm, name it in this block: engine",
+                ),
+                cel(
+                    "!has(self.extraArgs) || (has(self.engine) && self.engine != 'vllm') || "
                     f"{_sets_none_of(FIELD_ARGUMENTS)}",
                     "extraArgs may not set what has a field of its own (docs/howto/engine-settings.md); for an engine other than "
                     "vllm, name it in this block: engine",
@@ -292,6 +302,10 @@ class ServingSpec(EngineSettings):
                     "self.tensorParallelSize * self.pipelineParallelSize % self.nodesPerReplica == 0",
                     "nodesPerReplica must divide tensorParallelSize x pipelineParallelSize: every node of a replica has as "
                     "many GPUs of it",
+                ),
+                cel(
+                    "!has(self.compileCache) || !has(self.engine) || self.engine == 'vllm'",
+                    "compileCache keeps what vllm compiles, another engine leaves it empty: remove it",
                 ),
                 cel(
                     "!has(self.custom) || !has(self.engine) || self.engine == 'custom'",

@@ -9,6 +9,7 @@ Rules:
   itself, an HPA by way of an adapter for external metrics;
 - ttft is left out: neither can be told that a target says only when there are too few. waitingRequests is not refused,
   though it makes both of them go up and down; who has only such targets is;
+- a pool whose replicas span nodes has no Deployment, and serving.autoscaling.external is refused there: it is left out;
 - 1 replica at least: no gateway holds requests for a pool that somebody else has put to sleep.
 """
 
@@ -38,6 +39,8 @@ SERIES = {
     Metric.TOKENS: "tuneyard:pool_tokens_per_second",
 }
 """What is recorded of each pool: sums over its pods."""
+_LONGEST_WINDOW = 3600
+"""Seconds that Kubernetes takes as a stabilization window."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,12 @@ def scaled_pools(manifests: Manifests) -> tuple[list[ScaledPool], list[str]]:
             settings = serving.autoscaling if serving else None
             if serving is None:
                 notes[f"pool {name} is left out: its base is not in the file, and may say how it is scaled"] = None
-            elif settings is not None and not settings.external:
+            elif settings is None or settings.external:
+                continue
+            elif serving.nodes_per_replica > 1:
+                words = "its replicas span nodes, and only Tuneyard's own scaling counts groups of pods"
+                notes[f"pool {name} is left out: {words}"] = None
+            else:
                 found[namespace, name] = ScaledPool(namespace, name, settings)
     if not found:
         words = "no serving.autoscaling with targets in it: write the block first, then export it"
@@ -180,10 +188,10 @@ def _behavior(settings: Autoscaling) -> Json:
     window = seconds(down.stabilization_window or DEFAULT_DOWN_WINDOW)
     found: Json = {
         "scaleUp": {
-            "stabilizationWindowSeconds": seconds(up.stabilization_window or DEFAULT_UP_WINDOW),
+            "stabilizationWindowSeconds": min(_LONGEST_WINDOW, seconds(up.stabilization_window or DEFAULT_UP_WINDOW)),
             "policies": up_policies,
         },
-        "scaleDown": {"stabilizationWindowSeconds": min(3600, window)},
+        "scaleDown": {"stabilizationWindowSeconds": min(_LONGEST_WINDOW, window)},
     }
     if down.max_step is not None:
         period = max(1, min(1800, window))

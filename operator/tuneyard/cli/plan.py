@@ -22,10 +22,9 @@ from tuneyard.cli.output import answer
 from tuneyard.cli.planrender import rendered
 from tuneyard.cli.planview import SizeRead, caches_of, plan_view
 from tuneyard.cli.sources import is_remote, parse_source, remote_from_environment
-from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.quantities import whole
 from tuneyard.planning.settings import Settings
-from tuneyard.systems.artifacts.basefiles import read_remote, read_size
+from tuneyard.systems.artifacts.basefiles import BaseRead, read_folder, read_remote
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
@@ -96,7 +95,7 @@ def _size(base: BaseModelResource, place: str | None, args: argparse.Namespace) 
     if place is not None and not is_remote(place):
         if not Path(place).is_dir():
             raise UserError(f"--model {name}: {place} is no folder", 2)
-        return _named(place, lambda: read_size(Path(place)))
+        return _named(place, lambda: read_folder(Path(place)))
     if place is None and source.build is not None:
         return SizeRead(unread=f"not known before the base is built: {hint} once there is such a model")
     if place is None and not source.is_remote:
@@ -107,18 +106,22 @@ def _size(base: BaseModelResource, place: str | None, args: argparse.Namespace) 
         named = parse_source(place, anonymous=args.anonymous)
         return _named(place, lambda: _of_remote(named, args.anonymous, of_a_file=False))
     try:
-        return SizeRead(_of_remote(source, args.anonymous, of_a_file=True))
+        return _told(_of_remote(source, args.anonymous, of_a_file=True))
     except ArtifactError as error:
         return SizeRead(unread=f"not known ({error.reason.value}): {error}; or {hint}")
 
 
-def _of_remote(source: Source, anonymous: bool, *, of_a_file: bool) -> ModelSize:
+def _of_remote(source: Source, anonymous: bool, *, of_a_file: bool) -> BaseRead:
     with closing(remote_from_environment(source, anonymous, of_a_file=of_a_file)) as remote:
         return read_remote(remote)
 
 
-def _named(place: str, read: Callable[[], ModelSize]) -> SizeRead:
+def _named(place: str, read: Callable[[], BaseRead]) -> SizeRead:
     try:
-        return SizeRead(read())
+        return _told(read())
     except ArtifactError as error:
         raise UserError(f"{place} ({error.reason.value}): {error}") from error
+
+
+def _told(read: BaseRead) -> SizeRead:
+    return SizeRead(read.size, config=read.config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tuneyard.api.base import ApiModel
 from tuneyard.api.basemodel import BaseModelResource
@@ -19,7 +20,7 @@ from tuneyard.planning.pools import Pool, pool_for, pools_of
 from tuneyard.planning.quantities import whole
 from tuneyard.planning.remedies import named
 from tuneyard.planning.resolvedserving import GPU, Serving
-from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version
+from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_version, unserved_format
 from tuneyard.planning.settings import Settings
 
 
@@ -85,6 +86,8 @@ class SizeRead:
 
     size: ModelSize | None = None
     unread: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json."""
 
 
 def plan_view(
@@ -118,7 +121,7 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
     engine = str(engine_of(serving, settings.images.vllm)) if serving.engine == "vllm" else serving.engine
     pods = serving.replicas * serving.nodes_per_replica
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
-    problem = _violation(base, serving, settings) or _misfit(read.size, serving, settings)
+    problem = _violation(base, serving, settings) or _misfit(read, serving, settings)
     warning = unknown_engine_version(serving, settings.images.vllm)
     return PoolView(
         name=pool.name,
@@ -147,8 +150,9 @@ def _violation(base: BaseModelResource, serving: Serving, settings: Settings) ->
     return None if found is not None and found.reason is Reason.BUILD_PENDING else found
 
 
-def _misfit(size: ModelSize | None, serving: Serving, settings: Settings) -> Problem | None:
-    """What a pod would refuse when it has read the base."""
+def _misfit(read: SizeRead, serving: Serving, settings: Settings) -> Problem | None:
+    """What a pod would refuse when it has read the base, whatever the CPU of its node."""
+    size = read.size
     if size is None:
         return None
     demand = memory_demand(serving, settings)
@@ -156,7 +160,8 @@ def _misfit(size: ModelSize | None, serving: Serving, settings: Settings) -> Pro
     if size.heads % tensor:
         words = f"tensorParallelSize {tensor} does not divide the model's {size.heads} attention heads"
         return Problem(Reason.TENSOR_PARALLEL_MISMATCH, f"{words}: choose one of {_fitting(size.heads)}")
-    return unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
+    unserved = unserved_format(engine_of(serving, settings.images.vllm), read.config, avx512=True)
+    return unserved or unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
 
 
 def _fitting(heads: int) -> str:

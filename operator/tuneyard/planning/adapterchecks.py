@@ -233,6 +233,8 @@ def _placed(tensor: Tensor, base: BaseFacts) -> Half | str:
 
 
 def _misfit(module: str, base: BaseFacts) -> str | None:
+    if not base.known:
+        return None
     tail = tail_of(module)
     if tail is None:
         return "not in one of the base's layers"

@@ -93,6 +93,8 @@ class BaseFacts:
     """Rows of the embedding, 0 where nothing tells."""
     sizes: Mapping[str, Shape] = field(default_factory=dict)
     """By the rest of a module's name within its layer, from config.json."""
+    known: bool = True
+    """False of a base in a format of its engine's own: adapters are not compared with it, the engine judges."""
 
     def has(self, module: str) -> bool:
         """Whether the base has this linear module in one of its layers."""

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.build import BUILT_VOLUME
 from tuneyard.api.reasons import Reason
-from tuneyard.api.serving import RESERVED_ARGUMENTS
+from tuneyard.api.serving import RESERVED_ARGUMENTS, RESERVED_OF_VLLM
 from tuneyard.planning import engines
 from tuneyard.planning.autoscaling import Metric, targets_of
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.quantities import is_quantity
+from tuneyard.planning.quantities import is_quantity, whole
 from tuneyard.planning.ranks import EXECUTOR
-from tuneyard.planning.resolvedserving import Serving
+from tuneyard.planning.resolvedserving import GPU, Serving
 from tuneyard.planning.settingchecks import unsupported_setting
 from tuneyard.planning.settings import Settings
 
@@ -32,7 +32,7 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 _RESERVED = {
     "llamaCpp": ("-m", "-a", "--alias", "--api-key-file", "--lora", "--lora-scaled", "--lora-init-without-apply"),
-    "sglang": ("--model-path", "--tp-size", "--tp"),
+    "sglang": ("--model-path", "--tp-size", "--tp", "--config"),
     "tgi": ("--model-id", "--hostname", "--num-shard"),
 }
 """What each engine's container is given by Tuneyard, beside the arguments that no engine's extraArgs may set."""
@@ -55,6 +55,7 @@ def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> 
         or engine_not_described(serving)
         or engine_cannot(serving)
         or nodes_do_not_fit(serving)
+        or more_ranks_than_gpus(serving)
         or draft_not_on_a_volume(serving)
         or targets_not_measured(serving)
         or unsupported_setting(serving, settings.images.vllm)
@@ -202,13 +203,14 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
 
 def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
+    reserved = (*RESERVED_ARGUMENTS, *(RESERVED_OF_VLLM if serving.engine == "vllm" else ()))
     for argument in serving.extra_args:
         # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
         flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
         flag = f"--{flag[5:]}" if flag.startswith("--no-") else flag
         # and engines take the begin of a name for the whole
-        short = flag.startswith("--") and any(known.startswith(flag) for known in RESERVED_ARGUMENTS)
-        if short or flag in RESERVED_ARGUMENTS:
+        short = flag.startswith("--") and any(known.startswith(flag) for known in reserved)
+        if short or flag in reserved:
             return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
 
@@ -231,6 +233,24 @@ def nodes_do_not_fit(serving: Serving) -> Problem | None:
         words = f"serving.extraArgs may not set {EXECUTOR} where a replica spans nodes: Tuneyard sets that itself"
         return Problem(Reason.INVALID_SPEC, words)
     return None
+
+
+def more_ranks_than_gpus(serving: Serving) -> Problem | None:
+    """Each rank takes a GPU of its own: the engine would end, after the pod has read the whole base.
+
+    Limits without these GPUs are not judged: a CPU build has none, other devices are counted by their own rules.
+    """
+    gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
+    ranks = serving.tensor_parallel_size * serving.pipeline_parallel_size * serving.data_parallel_size
+    needed = ranks // serving.nodes_per_replica
+    if not engines.ENGINES[serving.engine].parallel or not 0 < gpus < needed:
+        return None
+    each = " on each node" if serving.nodes_per_replica > 1 else ""
+    words = (
+        f"serving.resources.limits has {GPU}: {gpus}, and tensorParallelSize x pipelineParallelSize x dataParallelSize "
+        f"needs {needed}{each}: set it to {needed}, or lower these"
+    )
+    return Problem(Reason.INVALID_SPEC, words)
 
 
 def leader_worker_set_missing(serving: Serving, settings: Settings, *, served: bool) -> Problem | None:

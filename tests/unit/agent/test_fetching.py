@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tuneyard.api.names import engine_adapter_name
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source, VolumeSource
 from tuneyard.systems.artifacts.download import FetchStopped
-from tuneyard.systems.artifacts.folder import digest_of
+from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.safetensors import Entry, read_header
 from tuneyard.systems.artifacts.store import Store
 
@@ -69,6 +70,21 @@ def test_what_is_broken_never_lies_where_an_engine_looks(shelf: Shelf, case: str
     assert caught.value.reason.value == REASONS[case], str(caught.value)
     assert len(str(caught.value)) > 40
     assert not shelf.adapters.exists() or list(shelf.adapters.iterdir()) == []
+
+
+def test_of_a_base_in_a_format_of_its_engine_s_own_nothing_is_compared(
+    shelf: Shelf, volumes: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "rank0.engine").write_bytes(b"weights")
+    with pytest.raises(ArtifactError):
+        read_base(own)
+    facts = read_base(own, custom=True)
+    assert not facts.known
+    prepared = replace(shelf, base=facts).fetch(planned("good"))
+    assert prepared.digest == digest_of(volumes / "models" / "good").digest
+    assert read_base(build_tiny() / "base", custom=True) == read_base(build_tiny() / "base")
 
 
 def test_no_pickle_is_ever_run(shelf: Shelf, volumes: Path) -> None:

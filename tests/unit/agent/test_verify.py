@@ -313,6 +313,31 @@ def test_a_base_of_another_format_names_the_engine_that_serves_it(
         assert f"use serving.engine {other}" in report["message"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "weights", "reason"),
+    [
+        ("custom", "rank0.engine", None),
+        ("vllm", "rank0.engine", Reason.FILES_MISSING),
+        # what no digest covers could be changed without a word
+        ("custom", "pytorch_model.bin", Reason.FILES_MISSING),
+        ("custom", "model.onnx", Reason.FILES_MISSING),
+    ],
+)
+def test_a_custom_engine_reads_a_format_of_its_own(
+    base: Path, engine: str, weights: str, reason: Reason | None
+) -> None:
+    (base / "model.safetensors").rename(base / weights)
+    (base / "tokenizer.json").unlink()
+    change(base / "config.json", architectures=None)
+    code, report, _ = told(base, engine=EngineTold(engine))
+    assert (code, report.get("reason")) == (int(reason is not None), reason)
+    if reason is None:
+        assert report["digest"] == digest_of(base).digest
+        assert told(base, digest="sha256:" + "0" * 64, engine=EngineTold(engine))[1]["reason"] == "DigestMismatch"
+    elif engine == "custom":
+        assert "neither hashed nor fetched" in report["message"]
+
+
 @pytest.mark.parametrize(("engine", "ok"), [("llamaCpp", True), ("ollama", False)])
 def test_a_base_in_parts_is_none_for_an_engine_that_imports_one_file(base: Path, engine: str, ok: bool) -> None:
     shutil.rmtree(base)

@@ -122,6 +122,25 @@ def test_a_pool_whose_base_is_not_there_is_told(tmp_path: Path, capsys: pytest.C
     assert said.err.count("note:") == 1
 
 
+def test_a_pool_without_a_deployment_is_left_out() -> None:
+    """What scales would look for it for ever."""
+    spans = "autoscaling: {maxReplicas: 4, targets: {kvCacheUtilization: 70}}"
+    text = MANIFEST.replace(spans, f"{spans}, tensorParallelSize: 2, nodesPerReplica: 2")
+    (shared,), (note,) = pools_of(text)
+    assert shared.name == "llama"
+    assert "is left out: its replicas span nodes" in note
+    with pytest.raises(UserError, match="its replicas span nodes"):
+        pools_of(MANIFEST.split("---", 1)[0].replace("    autoscaling:", "    nodesPerReplica: 2\n    autoscaling:"))
+
+
+def test_windows_are_no_longer_than_kubernetes_takes() -> None:
+    down = "scaleDown: {stabilizationWindow: 10m"
+    text = MANIFEST.replace(down, f"scaleUp: {{stabilizationWindow: 2h}}\n      {down.replace('10m', '3h')}")
+    shared, _ = pools_of(text)[0]
+    behavior = hpa(shared)["spec"]["behavior"]
+    assert [behavior[way]["stabilizationWindowSeconds"] for way in ("scaleUp", "scaleDown")] == [3600, 3600]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

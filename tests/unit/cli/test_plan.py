@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,23 @@ def test_a_pool_that_is_refused_makes_it_fail(manifest: Path, capsys: pytest.Cap
     code, (shared, _) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")
     assert code == 1
     assert str(shared["problem"]).startswith("GPUMemoryTooSmall: a GPU would need ")
+
+
+def test_a_base_that_its_pods_would_refuse_as_it_is_quantised(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(build_tiny() / "base", folder)
+    config = json.loads((folder / "config.json").read_text())
+    said = {}
+    for method in ("bitsandbytes", "awq"):
+        (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+        code, (shared, _) = planned(capsys, str(manifest), "--model", f"tiny={folder}")
+        said[method] = (code, str(shared.get("problem")))
+    assert said["awq"] == (0, "None")
+    assert said["bitsandbytes"][0] == 1
+    words = "UnsupportedSetting: the base is quantised by bitsandbytes, which vllm 0.32 (CUDA) does not serve: "
+    assert said["bitsandbytes"][1].startswith(words)
 
 
 def test_another_engine_is_shown_with_its_own_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,62 @@ def test_violations(serving, reason):
 
 
 @pytest.mark.parametrize(
+    ("engine", "argument", "ours"),
+    [
+        *(("vllm", flag, True) for flag in ("-dp=2", "--pipeline-parallel-size=2", "--data-par=2", "--config=x")),
+        *(
+            (engine, flag, False)
+            for engine in ("sglang", "tgi")
+            for flag in ("--data-parallel-size=2", "-pp", "--dp=2")
+        ),
+        # a file of arguments could say again what Tuneyard says
+        ("sglang", "--config=x", True),
+        *(("custom", flag, False) for flag in ("--config", "--api-server-count=2", "-dp")),
+        ("custom", "--host=0.0.0.0", True),
+        ("sglang", "--tensor-parallel-size=2", True),
+    ],
+)
+def test_arguments_of_vllm_alone_are_other_engines_own(engine, argument, ours):
+    """There dataParallelSize and pipelineParallelSize are refused, with the advice to say it in extraArgs."""
+    given = {"engine": engine, "image": "i", "extraArgs": [argument]}
+    block = ServingSpec.from_dict({**given, "custom": {}} if engine == "custom" else given)
+    found = violation(base_model(), resolved_serving(block.over(ServingSpec(artifact_volumes=[CLAIM]))), Settings())
+    assert (found is not None) == ours, found
+    assert found is None or "Tuneyard sets that itself" in found.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "gpus", "words"),
+    [
+        ({"tensorParallelSize": 4}, {"nvidia.com/gpu": 1}, "has nvidia.com/gpu: 1, and * needs 4: set it to 4, or"),
+        ({"tensorParallelSize": 4}, {"nvidia.com/gpu": "4"}, None),
+        ({"tensorParallelSize": 4}, {"nvidia.com/gpu": 8}, None),
+        ({"tensorParallelSize": 2, "dataParallelSize": 2}, {"nvidia.com/gpu": "2"}, "needs 4: set it to 4"),
+        (
+            {"tensorParallelSize": 4, "pipelineParallelSize": 2, "nodesPerReplica": 2},
+            {"nvidia.com/gpu": 2},
+            "needs 4 on each node: set it to 4",
+        ),
+        ({"tensorParallelSize": 4, "nodesPerReplica": 2}, {"nvidia.com/gpu": 2}, None),
+        ({"tensorParallelSize": 2, "engine": "sglang", "image": "i"}, {"nvidia.com/gpu": 1}, "needs 2"),
+        ({"tensorParallelSize": 2, "engine": "tgi", "image": "i"}, {"nvidia.com/gpu": 1}, "needs 2"),
+        # builds for CPUs, and devices that are counted by other rules
+        ({"tensorParallelSize": 2}, {"memory": "8Gi"}, None),
+        ({"tensorParallelSize": 2}, {"nvidia.com/gpu": 0}, None),
+        ({"tensorParallelSize": 2}, {"amd.com/gpu": 1}, None),
+        ({"tensorParallelSize": 2}, None, None),
+    ],
+)
+def test_each_rank_has_a_gpu(fields, gpus, words):
+    """The pod would read the whole base before its engine ends."""
+    resources = {} if gpus is None else {"resources": {"limits": gpus}}
+    serving = ServingSpec(artifact_volumes=[CLAIM]).over(ServingSpec.from_dict({**fields, **resources}))
+    problem = violation(base_model(), resolved_serving(serving), Settings())
+    assert (problem and problem.reason) == (words and Reason.INVALID_SPEC)
+    assert problem is None or all(part in problem.message for part in words.split("*"))
+
+
+@pytest.mark.parametrize(
     ("volume", "cache", "allowed"),
     [
         ("/srv/models", "/srv/cache", True),

@@ -1,4 +1,4 @@
-"""The size of a base is the same from its folder and over the network, where only headers are read."""
+"""What a base says of itself is the same from its folder and over the network, where only headers are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from models.tiny import build_tiny
 from tests.unit.store.sources import Source, SourceRemote
 from tuneyard.api.reasons import Reason
-from tuneyard.systems.artifacts.basefiles import read_remote, read_size
+from tuneyard.systems.artifacts.basefiles import read_folder, read_remote
 from tuneyard.systems.artifacts.folder import ArtifactError
 
 
@@ -26,7 +26,7 @@ def files() -> dict[str, bytes]:
 
 def test_of_a_remote_base_only_headers_are_read(files: dict[str, bytes], tmp_path: Path) -> None:
     remote = remote_of(files, tmp_path / "log")
-    assert read_remote(remote) == read_size(build_tiny() / "base")
+    assert read_remote(remote) == read_folder(build_tiny() / "base")
     weights = sum(len(data) for name, data in files.items() if name.endswith(".safetensors"))
     assert remote.source.handed_out() < weights / 10 + len(files["config.json"])
 

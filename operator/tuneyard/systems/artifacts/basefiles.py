@@ -6,7 +6,8 @@ Rule: only these are read. Of a remote base that is a few kilobytes of each file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,35 @@ def base_tensors(folder: Path) -> Tensors:
         yield from _told(read_header(folder, path.name, _HEADER))
 
 
+@dataclass(frozen=True)
+class BaseRead:
+    """What a base's files say."""
+
+    config: Mapping[str, Any]
+    """config.json."""
+    size: ModelSize
+
+
+def read_folder(folder: Path) -> BaseRead:
+    """The base in a folder; raises ArtifactError."""
+    config = base_config(folder)
+    return BaseRead(config, model_size(config, base_tensors(folder)))
+
+
 def read_size(folder: Path) -> ModelSize:
     """The size of the base in a folder; raises ArtifactError."""
-    return model_size(base_config(folder), base_tensors(folder))
+    return read_folder(folder).size
 
 
-def read_remote(remote: Remote) -> ModelSize:
-    """The size of a remote base; raises ArtifactError."""
+def read_remote(remote: Remote) -> BaseRead:
+    """A remote base; raises ArtifactError."""
     files = {file.path: file for file in remote.files()}
     if CONFIG not in files:
         raise ArtifactError(Reason.FILES_MISSING, f"{remote.what} has no {CONFIG}: it is no base model")
     if files[CONFIG].size > MOST_CONFIG:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {MOST_CONFIG} bytes: no base's is")
     config = _config(_json(_bytes(remote, files[CONFIG], 0, files[CONFIG].size), CONFIG))
-    return model_size(config, _remote_tensors(remote, files.values()))
+    return BaseRead(config, model_size(config, _remote_tensors(remote, files.values())))
 
 
 def _remote_tensors(remote: Remote, files: Iterable[RemoteFile]) -> Tensors:
