@@ -111,7 +111,7 @@ BINARIES: dict[str, Binary] = {
         ),
         # The controller that makes groups of pods, for the contract test of pools whose replicas span nodes.
         Binary("lws", "lws", "sigs.k8s.io/lws/cmd", "-X sigs.k8s.io/lws/pkg/version.GitVersion=v0.8.0"),
-        # For the contract tests of pods with that engine, on CPUs, whose backend is part of it.
+        # For the contract tests of pods with that engine, on CPUs: no other backend is in it.
         Binary(
             "ollama",
             "ollama",

@@ -38,6 +38,7 @@ class AgentRig:
         pod: str = "pod-0",
         volumes: Path | None = None,
         told: EngineTold = VLLM,
+        drain_timeout: float = 30.0,
     ) -> None:
         """`address`: of the pod's front, as the report names it; `volumes`: a folder that pods share.
 
@@ -58,7 +59,7 @@ class AgentRig:
             max_rank=16,
             max_cpu_loras=max_cpu_loras,
             engine=told,
-            drain_timeout=30.0,
+            drain_timeout=drain_timeout,
             engine_key=engine.key,
             engine_url=engine.url,
             port=free_port(),

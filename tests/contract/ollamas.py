@@ -2,7 +2,8 @@
 
 Command, environment and paths are those that the operator gives, but for the port. What the pod's specification says of
 the rest is true too: the first process of a PID namespace, user 65532 without rights, a read-only root in which it may
-write to its home, /tmp and /dev/shm. The root is this machine's programs and libraries, and Ollama.
+write to its home, /tmp and /dev/shm, and one CPU as its limit. The root is this machine's programs and libraries, and
+Ollama.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ CONTAINER = f"""
 set -e
 mount -t tmpfs tmpfs "$ROOT"
 cd "$ROOT"
-mkdir -p usr proc dev/shm tmp ".{HOME}" ".$BASE_AT" opt
+mkdir -p usr proc dev/shm tmp ".{HOME}" ".$BASE_AT" opt sys/fs/cgroup
+echo 100000 100000 > sys/fs/cgroup/cpu.max
 for name in bin lib lib64 sbin; do ln -s "usr/$name" "$name"; done
 mount --bind /usr usr
 mount --bind "$OLLAMA" opt

@@ -133,7 +133,7 @@ async def pod_of(kind: str, folder: Path, stack: AsyncExitStack, monkeypatch: py
     monkeypatch.setenv("TUNEYARD_ENGINE_KEY", KEY)
     guarding = guarding_of(told, folder / "run" / "front-models")
     front = await stack.enter_async_context(envoy.Front(folder, engine.port, guarding=guarding))
-    rig = await stack.enter_async_context(AgentRig(engine, folder, told=told))
+    rig = await stack.enter_async_context(AgentRig(engine, folder, told=told, drain_timeout=180.0))
     return Pod(kind, engine, rig, f"http://{front.address}", {})
 
 

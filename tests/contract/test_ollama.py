@@ -102,7 +102,7 @@ async def test_four_streams_run_at_a_time(pod: Pod) -> None:
 
 async def test_a_pod_is_drained_before_its_engine_ends(pod: Pod) -> None:
     begun = asyncio.Event()
-    stream = asyncio.create_task(pod.stream(BASE, 60, begun, messages=CHAT))
+    stream = asyncio.create_task(pod.stream(BASE, 30, begun, messages=CHAT))
     await asyncio.wait_for(begun.wait(), 60)
     drain = f"http://127.0.0.1:{pod.rig.settings.port}/drain"
     async with aiohttp.ClientSession() as session, session.post(drain) as response:
@@ -170,6 +170,7 @@ def test_the_context_is_the_pool_s_or_ollama_s(tmp_path: Path, max_model_len: in
         with urllib.request.urlopen(f"{engine.url}/api/ps", timeout=10) as response:
             (loaded,) = json.load(response)["models"]
         assert loaded["context_length"] == expected
+        assert "NumThreads:1 " in engine.log.read_text(), "as many as the container has CPUs"
 
 
 def test_chats_are_told_as_the_model_knows_them(tmp_path: Path) -> None:
