@@ -277,6 +277,21 @@ class TestAttempts:
         assert not [a for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job"]
         assert status.progress == "its Job was deleted; the attempt starts anew"
 
+    @pytest.mark.parametrize(
+        ("seconds", "has_pod", "pending"),
+        [(59, False, False), (60, False, True), (86000, False, True), (60, True, False)],
+    )
+    def test_a_job_whose_pod_cannot_be_made_says_where_to_look(self, seconds, has_pod, pending):
+        """Its controller writes nothing of it but events."""
+        refused = job(1, created=stamp(0), has_pod=has_pod)
+        plan, status = planned(situation(running(), refused, minutes=seconds / 60))
+        assert isinstance(plan.status, BaseModelStatus)
+        (built_,) = (c for c in plan.status.conditions if c.type == "Built")
+        wanted = f"it has no pod: `kubectl describe job {refused.name}` says why (a quota"
+        assert (status.progress or "").startswith(wanted if pending else "its pod starts")
+        assert built_.reason == ("BuildPending" if pending else "BuildRunning")
+        assert (wanted in (built_.message or "")) == pending
+
     def test_a_base_that_says_its_digest_takes_no_other(self):
         result = BuildResult(key=key(MERGE), digest=digest("other"))
         found = situation(running(), job(1, result=result))
