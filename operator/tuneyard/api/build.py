@@ -214,7 +214,12 @@ class CalibrationData(ApiModel):
     key: Annotated[str | None, Field(max_length=253, description=f"Of the ConfigMap; default {DEFAULT_PROMPTS}.")] = (
         None
     )
-    digest: Annotated[Digest | None, Field(description="Of the objects, as `tuneyard digest` prints it.")] = None
+    digest: Annotated[
+        Digest | None,
+        Field(
+            description="Of the objects, as `tuneyard digest` prints it; of a ConfigMap `sha256:` and the text's SHA-256."
+        ),
+    ] = None
     samples: Annotated[
         int | None, Field(ge=1, le=8192, description=f"Lines that are used at most. Default {DEFAULT_SAMPLES}.")
     ] = None

@@ -238,6 +238,11 @@ def _calibration_input(data: CalibrationData, folder: str, around: Surroundings)
     if digest is None:
         words = f"ConfigMap {name} with the calibration data does not exist in this namespace, or has no key {key}"
         return Problem(Reason.BUILD_INPUT_MISSING, words)
+    if data.digest is not None and data.digest != digest:
+        words = (
+            f"{key} of ConfigMap {name} has digest {digest}, calibration.digest is {data.digest}: restore the data, or "
+        )
+        return Problem(Reason.DIGEST_MISMATCH, f"{words}make another BaseModel with its digest")
     told = BuildInput(kind="Calibration", name=name, digest=digest)
     volume = {"configMap": {"name": name, "items": [{"key": key, "path": DEFAULT_PROMPTS}]}}
     return _mounted(told, volume, folder, DEFAULT_PROMPTS, digest)

@@ -114,6 +114,19 @@ class TestInputs:
         texts = {"quantize": {"scheme": "GPTQ", "baseModel": BASE, "calibration": {"configMap": "c"}}}
         assert "has no key prompts.jsonl" in problem(texts, there=KNOWN)[1]
 
+    def test_calibration_of_another_digest_is_refused(self):
+        there = around(base_model(digest=digest(BASE)), one=digest("text"))
+        data = {"configMap": "texts", "key": "one"}
+
+        def awq(**more: str) -> dict[str, Any]:
+            return {"quantize": {"scheme": "AWQ", "baseModel": BASE, "calibration": {**data, **more}}}
+
+        assert key(awq(digest=digest("text")), there=there) == key(awq(), there=there)
+        reason, words = problem(awq(digest=digest("another")), there=there)
+        assert reason is Reason.DIGEST_MISMATCH
+        assert digest("text") in words
+        assert digest("another") in words
+
     @pytest.mark.parametrize(
         ("source", "path"),
         [
