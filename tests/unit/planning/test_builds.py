@@ -158,6 +158,30 @@ class TestInputs:
         assert found[0].told.local_path == f"/inputs/0/built/{'0' * 32}"
         assert found[0].volume == {"persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
 
+    @pytest.mark.parametrize(
+        ("made", "how"), [({"quantize": {"scheme": "FP8"}}, "quantised"), ({"gguf": {}}, "as GGUF")]
+    )
+    @pytest.mark.parametrize(
+        "step",
+        [
+            {"merge": {"baseModel": "q", "adapter": "v1"}},
+            {
+                "mergekit": {
+                    "config": "{}",
+                    "models": [{"name": "a", "baseModel": BASE}, {"name": "b", "baseModel": "q"}],
+                }
+            },
+            {"quantize": {"scheme": "FP8", "baseModel": "q"}},
+            {"gguf": {"baseModel": "q"}},
+        ],
+    )
+    def test_what_is_built_in_few_bits_is_no_input(self, step, made, how):
+        """Said before its build: the tools refuse it hours later."""
+        lean = built("q", MERGE, made)
+        there = around(base_model(digest=digest(BASE)), lean, adapters=(pinned("v1", base="q"),))
+        words = f"BaseModel q is built {how}, which no step can work on: name what it is made of"
+        assert problem(step, there=there) == (Reason.INVALID_SPEC, words)
+
     def test_who_is_made_of_himself_is_told_so(self):
         one = built("one", {"quantize": {"scheme": "FP8", "baseModel": "two"}})
         two = built("two", {"quantize": {"scheme": "FP8", "baseModel": "one"}})
