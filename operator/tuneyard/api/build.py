@@ -1,6 +1,7 @@
 """Building a base: `BaseModel.spec.source.build`. What its Job is told, and what it answers, is in buildtask.py.
 
-A build is immutable as all of a source is: other steps are another BaseModel, and what both have in common is made once.
+What a build makes, and where, is immutable as all of a source is: other steps are another BaseModel, and what both have
+in common is made once. How its Jobs run (MAY_CHANGE) changes nothing of the result, and may be put right after a failure.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ DEFAULT_TIMEOUT = "24h"
 DEFAULT_SAMPLES = 512
 DEFAULT_GGUF = "Q4_K_M"
 MAX_MODELS = 16
+MAY_CHANGE = frozenset({"resources", "node_selector", "tolerations", "timeout", "retries", "scratch"})
+"""Fields of a build that may change: those that decide only how its Jobs run, and count in no key and no contents."""
 
 StepKind = Literal["merge", "mergekit", "quantize", "gguf"]
 STEP_KINDS: tuple[StepKind, ...] = ("merge", "mergekit", "quantize", "gguf")
@@ -311,6 +314,7 @@ class Scratch(ApiModel):
     ] = None
 
 
+_CHANGES = "May change: for the next attempt, not for the Job that runs."
 _FIRST = "self.steps[0]"
 _SUMS = "self.steps.filter(s, has(s.merge) || has(s.mergekit)).size()"
 _LEANS = "self.steps.filter(s, has(s.quantize) || has(s.gguf)).size()"
@@ -350,17 +354,30 @@ class Build(ApiModel):
     output: BuildOutput
     steps: Annotated[list[BuildStep], Field(min_length=1, max_length=4)]
     resources: Annotated[
-        Resources | None, Field(description="Of the build's container. Default: 1 CPU and 4Gi asked for, no limit.")
+        Resources | None,
+        Field(description=f"Of the build's container. Default: 1 CPU and 4Gi asked for, no limit. {_CHANGES}"),
     ] = None
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
-    tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
+    node_selector: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]] | None,
+        Field(max_length=32, description=f"Labels of the nodes that Jobs may run on. {_CHANGES}"),
+    ] = None
+    tolerations: Annotated[
+        list[Toleration] | None, Field(max_length=32, description=f"Of the Jobs' pods. {_CHANGES}")
+    ] = None
     timeout: Annotated[
-        Duration | None, Field(description=f"How long one attempt may take. Default {DEFAULT_TIMEOUT}.")
+        Duration | None, Field(description=f"How long one attempt may take. Default {DEFAULT_TIMEOUT}. {_CHANGES}")
     ] = None
     retries: Annotated[
-        int | None, Field(ge=0, le=20, description="How often it is tried again after a failure. Default 3.")
+        int | None,
+        Field(
+            ge=0,
+            le=20,
+            description="How often it is tried again after a failure. Default 3. May change; a delay that has begun stays.",
+        ),
     ] = None
-    scratch: Scratch | None = None
+    scratch: Annotated[
+        Scratch | None, Field(description=f"Where a Job keeps what it works on, while it runs. {_CHANGES}")
+    ] = None
 
 
 class BaseSource(Source):

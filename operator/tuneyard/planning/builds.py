@@ -87,7 +87,9 @@ def next_building(obs: BaseModelObservation, base: BaseModelResource, mine: Iter
         return Building(status=before or BuildStatus(state="Waiting"), wait=0.0)
     refused = violation(build)
     if refused is not None:
-        return Building(BuildStatus(state="Waiting", progress=clipped(refused.message)), problem=refused)
+        # of one that has begun: what may change was changed to what cannot be, and is put right
+        told = BuildStatus(state="Waiting", progress=clipped(refused.message))
+        return Building(before if before is not None and before.key else told, problem=refused)
     task = _task(obs, base, build, obs.build)
     children = list(mine)
     begun = before.key if before and before.key and _is_there(base, before.key, children, obs.build) else None
