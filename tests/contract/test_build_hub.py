@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract.test_build_outputs import KEY, OTHER, result
 from tests.fakes.hubwriting import WritableHub
-from tuneyard.api.build import OutputRepository
+from tuneyard.api.buildoutput import OutputRepository
 from tuneyard.api.reasons import Reason
 from tuneyard.build import outputs
 from tuneyard.build.huboutput import HubOutput

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.s3server import S3Server, bucket_server
-from tuneyard.api.build import BuildOutput
+from tuneyard.api.buildoutput import BuildOutput
 from tuneyard.api.buildtask import RECORD, BuildResult
 from tuneyard.build.errors import BuildError, StoppedError
 from tuneyard.build.outputs import BucketOutput
@@ -159,3 +159,20 @@ def test_who_may_not_write_is_told(server: S3Server, tmp_path: Path) -> None:
         kept.keep(tmp_path / "made", result(tmp_path / "made"), lambda *_: None)
     assert raised.value.reason.value == "AccessDenied"
     assert "no secret" not in str(raised.value)
+
+
+def test_whether_it_may_be_written_is_tried_without_a_trace(server: S3Server) -> None:
+    kept = output(server, "six")
+    kept.try_writing(KEY)
+    assert server.client.list_objects_v2(Bucket="models", Prefix="six/").get("KeyCount") == 0
+    assert server.client.list_multipart_uploads(Bucket="models").get("Uploads", []) == []
+
+
+def test_who_may_not_write_is_told_before_anything_is_made(server: S3Server) -> None:
+    kept = output(server, "seven")
+    kept._read = lambda _name: Credentials.of_secret(
+        "s3", {"AWS_ACCESS_KEY_ID": b"NOBODY", "AWS_SECRET_ACCESS_KEY": b"no secret"}
+    )
+    with pytest.raises(ArtifactError, match="may not write") as raised:
+        kept.try_writing(KEY)
+    assert raised.value.reason.value == "AccessDenied"

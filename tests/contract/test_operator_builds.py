@@ -236,7 +236,39 @@ def test_the_api_server_refuses_builds_that_make_no_sense(cluster: Cluster, buil
     assert words in str(refused.value.message)
 
 
-def test_a_build_is_immutable(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"build": {"output": OUTPUT, "steps": [{"gguf": {"baseModel": "base"}}]}},
+        {"build": {"output": OUTPUT, "steps": [FP8, {"gguf": {}}]}},
+        {"build": {"output": {"volume": {"claimName": "models"}}, "steps": [FP8]}},
+        {"volume": {"name": "models", "path": "other"}},
+    ],
+)
+def test_what_a_build_makes_is_immutable(cluster: Cluster, changed: Object) -> None:
     built(cluster, "merged", FP8)
+    with pytest.raises(ApiError, match=r"immutable except serving, lineage\.evals and how a build's Jobs run"):
+        cluster.apply("BaseModel", "merged", {"source": changed, "serving": {"resources": {}}})
     with pytest.raises(ApiError, match="immutable"):
-        built(cluster, "merged", {"gguf": {"baseModel": "base"}})
+        cluster.apply(
+            "BaseModel", "base", {"source": {"build": {"output": OUTPUT, "steps": [FP8]}}, "digest": ORIGINAL}
+        )
+
+
+def test_how_the_jobs_of_a_build_run_may_change(cluster: Cluster) -> None:
+    """What the messages of a failed attempt ask for: more memory, more room, more time."""
+    ways: list[Object] = [
+        {
+            "resources": {"limits": {"memory": memory}},
+            "scratch": {"size": memory},
+            "timeout": timeout,
+            "retries": retries,
+            "nodeSelector": {"disk": timeout},
+            "tolerations": [{"key": timeout, "operator": "Exists"}],
+        }
+        for memory, timeout, retries in (("8Gi", "1h", 1), ("16Gi", "2h", 2))
+    ]
+    for way in ({}, *ways, {}):
+        built(cluster, "merged", FP8, **way)
+        found = cluster.get("BaseModel", "merged")["spec"]["source"]["build"]
+        assert found == {"output": OUTPUT, "steps": [FP8], **way}

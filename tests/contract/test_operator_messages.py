@@ -263,7 +263,7 @@ CHANGED: dict[str, tuple[str, Object, Object, str]] = {
         "BaseModel",
         BASE_SPEC,
         {**BASE_SPEC, "source": {"volume": {"name": "models", "path": "another"}}},
-        "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel",
+        "a BaseModel is immutable except serving, lineage.evals and how a build's Jobs run",
     ),
 }
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 
 from tuneyard.api.autoscaling import ScalingStatus
 from tuneyard.api.base import ApiModel
-from tuneyard.api.build import BaseSource
+from tuneyard.api.build import MAY_CHANGE, BaseSource, Build
 from tuneyard.api.buildstatus import BuildStatus
 from tuneyard.api.conditions import Condition
 from tuneyard.api.lineage import LINEAGE_STAYS, LineageField, Moment
@@ -21,6 +21,18 @@ from tuneyard.api.serving import ServingSpec
 from tuneyard.api.sources import PINNED, PINNED_IMAGE
 
 
+def _source_stays() -> str:
+    """CEL: the source is what it was, but for how the Jobs of a build run."""
+    kinds = unchanged(*(f"source.{_word(BaseSource, f)}" for f in BaseSource.model_fields if f != "build"))
+    made = unchanged(*(f"source.build.{_word(Build, f)}" for f in Build.model_fields if f not in MAY_CHANGE))
+    built = "has(self.source.build)"
+    return f"{kinds} && {built} == has(oldSelf.source.build) && (!{built} || ({made}))"
+
+
+def _word(model: type[ApiModel], field: str) -> str:
+    return model.model_fields[field].alias or field
+
+
 class BaseModelSpec(ApiModel):
     """What is served and how."""
 
@@ -28,9 +40,10 @@ class BaseModelSpec(ApiModel):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    unchanged("source", "digest"),
-                    "a BaseModel is immutable except serving and lineage.evals: create a new BaseModel (for example with the version in its "
-                    "name)",
+                    f"{unchanged('digest')} && {_source_stays()}",
+                    "a BaseModel is immutable except serving, lineage.evals and how a build's Jobs run (resources, "
+                    "nodeSelector, tolerations, timeout, retries, scratch): create a new BaseModel (for example with the "
+                    "version in its name)",
                 ),
                 PINNED,
                 PINNED_IMAGE,

@@ -1,6 +1,7 @@
 """Building a base: `BaseModel.spec.source.build`. What its Job is told, and what it answers, is in buildtask.py.
 
-A build is immutable as all of a source is: other steps are another BaseModel, and what both have in common is made once.
+What a build makes, and where, is immutable as all of a source is: other steps are another BaseModel, and what both have
+in common is made once. How its Jobs run (MAY_CHANGE) changes nothing of the result, and may be put right after a failure.
 """
 
 from __future__ import annotations
@@ -10,28 +11,18 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from tuneyard.api.base import ApiModel
+from tuneyard.api.buildoutput import BuildOutput
 from tuneyard.api.schema import Digest, Duration, Name, ObjectName, Quantity, cel, exactly_one
 from tuneyard.api.serving import Resources, Toleration
-from tuneyard.api.sources import (
-    BUCKET_PATTERN,
-    REPOSITORY_PATTERN,
-    BucketRegion,
-    BucketServer,
-    HuggingFaceSource,
-    S3Source,
-    SecretReference,
-    Source,
-    Url,
-    VolumeSource,
-)
+from tuneyard.api.sources import S3Source, Source
 
-BUILT_VOLUME = "tuneyard-built"
-"""Name of the volume of a pool that serves what was built onto a claim: no volume of artifactVolumes may have it."""
 DEFAULT_PROMPTS = "prompts.jsonl"
 DEFAULT_TIMEOUT = "24h"
 DEFAULT_SAMPLES = 512
 DEFAULT_GGUF = "Q4_K_M"
 MAX_MODELS = 16
+MAY_CHANGE = frozenset({"resources", "node_selector", "tolerations", "timeout", "retries", "scratch"})
+"""Fields of a build that may change: those that decide only how its Jobs run, and count in no key and no contents."""
 
 StepKind = Literal["merge", "mergekit", "quantize", "gguf"]
 STEP_KINDS: tuple[StepKind, ...] = ("merge", "mergekit", "quantize", "gguf")
@@ -55,98 +46,6 @@ GgufType = Literal[
     "F32",
 ]
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-class OutputVolume(ApiModel):
-    """A folder on a PersistentVolumeClaim of the namespace; pools that serve the result mount it read-only."""
-
-    claim_name: ObjectName
-    path: Annotated[
-        str | None,
-        Field(max_length=512, pattern=r"^[^/].*$", description="Folder on the volume; default: its root."),
-    ] = None
-
-
-class OutputBucket(ApiModel):
-    """A prefix of a bucket, on any server that speaks S3."""
-
-    uri: Annotated[
-        str,
-        Field(
-            max_length=900,
-            pattern=BUCKET_PATTERN,
-            description="For example s3://models/built/: results get folders of their own below it.",
-        ),
-    ]
-    endpoint: BucketServer = None
-    region: BucketRegion = None
-    credentials: Annotated[
-        SecretReference | None,
-        Field(description="As of an S3 source; they must allow to write, and to read by the pools' agents."),
-    ] = None
-
-
-class OutputRepository(ApiModel):
-    """A model repository of the Hugging Face Hub, or of a mirror of it, that there is already."""
-
-    repo: Annotated[str, Field(max_length=193, pattern=REPOSITORY_PATTERN)]
-    endpoint: Annotated[Url | None, Field(description="A mirror; default: https://huggingface.co.")] = None
-    credentials: Annotated[SecretReference, Field(description="Secret with the key token, which may write.")]
-
-
-class BuildOutput(ApiModel):
-    """Where what is built is kept: exactly one kind."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                exactly_one("build.output", "volume", "s3", "huggingFace"),
-                cel(
-                    "!has(self.volume) || !has(self.volume.path) || "
-                    "!self.volume.path.split('/').exists(p, p == '..' || p == '.')",
-                    "build.output.volume.path may not hold '.' or '..': name the folder as it is",
-                ),
-                cel(
-                    "!has(self.s3) || !self.s3.uri.split('/').exists(p, p == '..' || p == '.')",
-                    "build.output.s3.uri may not hold '.' or '..': name the prefix as it is",
-                ),
-            ]
-        }
-    )
-
-    volume: OutputVolume | None = None
-    s3: OutputBucket | None = None
-    hugging_face: OutputRepository | None = None
-
-    @property
-    def credentials(self) -> str | None:
-        """Name of the Secret that writing to it takes, None for none."""
-        remote = self.hugging_face or self.s3
-        return remote.credentials.name if remote and remote.credentials else None
-
-    def place(self, key: str) -> str:
-        """Where the result of a key is, for people."""
-        if self.volume is not None:
-            return f"{self.volume.claim_name}:{_below(self.volume.path, key)}"
-        if self.s3 is not None:
-            return f"{self.s3.uri.rstrip('/')}/{key}/"
-        return f"{self.hugging_face.repo}@tuneyard-{key}" if self.hugging_face else ""
-
-    def source(self, key: str, commit: str | None = None) -> Source | None:
-        """The result of a key as what a pool can serve; of a hub it takes the commit. None: of no kind known here."""
-        if self.volume is not None:
-            return Source(volume=VolumeSource(name=BUILT_VOLUME, path=_below(self.volume.path, key)))
-        if self.s3 is not None:
-            given = self.s3.model_copy(update={"uri": self.place(key)}).to_dict()
-            return Source(s3=S3Source.from_dict(given))
-        if self.hugging_face is not None and commit is not None:
-            pinned = {**self.hugging_face.to_dict(), "revision": commit}
-            return Source(hugging_face=HuggingFaceSource.from_dict(pinned))
-        return None
-
-
-def _below(path: str | None, key: str) -> str:
-    return f"{path.rstrip('/')}/{key}" if path else key
 
 
 class Merge(ApiModel):
@@ -214,7 +113,12 @@ class CalibrationData(ApiModel):
     key: Annotated[str | None, Field(max_length=253, description=f"Of the ConfigMap; default {DEFAULT_PROMPTS}.")] = (
         None
     )
-    digest: Annotated[Digest | None, Field(description="Of the objects, as `tuneyard digest` prints it.")] = None
+    digest: Annotated[
+        Digest | None,
+        Field(
+            description="Of the objects, as `tuneyard digest` prints it; of a ConfigMap `sha256:` and the text's SHA-256."
+        ),
+    ] = None
     samples: Annotated[
         int | None, Field(ge=1, le=8192, description=f"Lines that are used at most. Default {DEFAULT_SAMPLES}.")
     ] = None
@@ -306,6 +210,7 @@ class Scratch(ApiModel):
     ] = None
 
 
+_CHANGES = "May change: for the next attempt, not for the Job that runs."
 _FIRST = "self.steps[0]"
 _SUMS = "self.steps.filter(s, has(s.merge) || has(s.mergekit)).size()"
 _LEANS = "self.steps.filter(s, has(s.quantize) || has(s.gguf)).size()"
@@ -345,17 +250,30 @@ class Build(ApiModel):
     output: BuildOutput
     steps: Annotated[list[BuildStep], Field(min_length=1, max_length=4)]
     resources: Annotated[
-        Resources | None, Field(description="Of the build's container. Default: 1 CPU and 4Gi asked for, no limit.")
+        Resources | None,
+        Field(description=f"Of the build's container. Default: 1 CPU and 4Gi asked for, no limit. {_CHANGES}"),
     ] = None
-    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=63)]] | None, Field(max_length=32)] = None
-    tolerations: Annotated[list[Toleration] | None, Field(max_length=32)] = None
+    node_selector: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]] | None,
+        Field(max_length=32, description=f"Labels of the nodes that Jobs may run on. {_CHANGES}"),
+    ] = None
+    tolerations: Annotated[
+        list[Toleration] | None, Field(max_length=32, description=f"Of the Jobs' pods. {_CHANGES}")
+    ] = None
     timeout: Annotated[
-        Duration | None, Field(description=f"How long one attempt may take. Default {DEFAULT_TIMEOUT}.")
+        Duration | None, Field(description=f"How long one attempt may take. Default {DEFAULT_TIMEOUT}. {_CHANGES}")
     ] = None
     retries: Annotated[
-        int | None, Field(ge=0, le=20, description="How often it is tried again after a failure. Default 3.")
+        int | None,
+        Field(
+            ge=0,
+            le=20,
+            description="How often it is tried again after a failure. Default 3. May change; a delay that has begun stays.",
+        ),
     ] = None
-    scratch: Scratch | None = None
+    scratch: Annotated[
+        Scratch | None, Field(description=f"Where a Job keeps what it works on, while it runs. {_CHANGES}")
+    ] = None
 
 
 class BaseSource(Source):

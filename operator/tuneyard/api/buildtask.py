@@ -23,7 +23,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tuneyard.api.base import ApiModel
-from tuneyard.api.build import BuildOutput, BuildStep, StepKind
+from tuneyard.api.build import BuildStep, StepKind
+from tuneyard.api.buildoutput import BuildOutput
 from tuneyard.api.schema import Digest, ObjectName, Text
 from tuneyard.api.sources import Source
 

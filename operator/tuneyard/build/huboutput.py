@@ -23,7 +23,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError
 
 from tuneyard.api.base import parsed
-from tuneyard.api.build import OutputRepository
+from tuneyard.api.buildoutput import OutputRepository
 from tuneyard.api.buildtask import RECORD, BuildResult
 from tuneyard.api.digests import matters_for_serving
 from tuneyard.api.reasons import Reason
@@ -73,6 +73,9 @@ class HubOutput:
             # of large files the hub says the SHA-256: only small ones are read
             digest = digest_of_remote(remote, stopped=self._stopped).digest
         return record.model_copy(update={"commit": commit}) if digest == record.digest else None
+
+    def try_writing(self, key: str) -> None:
+        """Nothing: no endpoint of a hub says whether a token may write to a repository, but for one that writes."""
 
     def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Never asked: it keeps no steps."""

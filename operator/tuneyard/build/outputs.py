@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol, TextIO, TypeVar
 
 from tuneyard.api.base import parsed
-from tuneyard.api.build import BuildOutput
+from tuneyard.api.buildoutput import BuildOutput
 from tuneyard.api.buildtask import RECORD, BuildResult, BuildTask
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import S3Source, Source
@@ -52,6 +52,9 @@ class Output(Protocol):
 
     def find(self, key: str) -> BuildResult | None:
         """The record of a result that is there and whole."""
+
+    def try_writing(self, key: str) -> None:
+        """Fail as `keep` would where nothing can be written, before hours of work; leaves nothing."""
 
     def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """The files of a result, at `target` or where they are, and its record; None as for `find`."""
@@ -101,6 +104,18 @@ class VolumeOutput:
                 shutil.rmtree(aside, ignore_errors=True)
         return None
 
+    def try_writing(self, key: str) -> None:
+        """Make the folder, and a file in it for a moment."""
+        probe = self._root / f".{key}.{socket.gethostname()}.try"
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_bytes(b"\n")  # a byte: a volume that is full takes an empty file
+            finally:
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(key, error) from error
+
     def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Where it is."""
         del target, told
@@ -131,10 +146,11 @@ class VolumeOutput:
                     shutil.rmtree(scratch, ignore_errors=True)
                 sync(self._root)
         except OSError as error:
-            raise unwritable(
-                self._root, result.key, 0, error, disk="build.output's volume", remedy="make it larger"
-            ) from error
+            raise self._unwritable(result.key, error) from error
         return result
+
+    def _unwritable(self, key: str, error: OSError) -> ArtifactError:
+        return unwritable(self._root, key, 0, error, disk="build.output's volume", remedy="make it larger")
 
     def _equal(self, target: Path) -> BuildResult | None:
         record = parsed(BuildResult, _text(target / RECORD))
@@ -204,6 +220,14 @@ class BucketOutput:
         with closing(remote_of(Source(s3=self._source(key)), self._given())) as remote:
             digest = digest_of_remote(remote, stopped=self._stopped).digest
         return record if digest == record.digest else None
+
+    def try_writing(self, key: str) -> None:
+        """Begin an upload of the record, and give it up.
+
+        Strangers are told by `keep` only: an attempt that ended while it stored has left files of the result too.
+        """
+        with closing(S3Writer(self._source(key), self._given())) as bucket:
+            patiently(lambda: bucket.try_writing(RECORD), self._stopped)
 
     def bring(self, key: str, target: Path, told: Told) -> tuple[Path, BuildResult] | None:
         """Fetched, and looked at as it comes."""

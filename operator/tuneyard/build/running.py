@@ -3,6 +3,7 @@
 Rules:
 - what is there is not made again: the result is looked for at the output, then what the last step that can be found has
   made, there or in the work folder. So a run that was ended goes on at the step in which it was;
+- whether the output can be written to is found out before anything is made, as far as it can be;
 - a step's files have their key's name only when they are complete and were looked at; until then the folder is `.new`;
 - one step's files lie in the work folder at a time, besides those of the inputs and of the step before.
 """
@@ -73,6 +74,8 @@ class Run:
         if found is not None:
             _log.info("the result is there already")
             return self._as_wanted(_marked_found(found))
+        with _told_as("build.output"):
+            self._output.try_writing(self._task.key)
         self._steps.mkdir(parents=True, exist_ok=True)
         for left in self._steps.glob(".*.new"):
             shutil.rmtree(left, ignore_errors=True)

@@ -3,7 +3,7 @@
 Rules:
 - an input counts by its contents: its digest, or where nobody has read it yet a source that cannot move (a commit of a
   hub, the digest of an image). Anything else is waited for: what it would be made of is not known;
-- a base that is built itself is an input once it is there;
+- a base that is built itself is an input once it is there, and none where it is built in few bits;
 - what people named is looked up by name in the namespace; of what is missing the first is told.
 """
 
@@ -79,6 +79,9 @@ def found_inputs(base: BaseModelResource, build: Build, around: Surroundings) ->
     circle = _circle(base.metadata.name, around.bases)
     if circle is not None:
         return circle
+    lean = _lean_input(build, around.bases)
+    if lean is not None:
+        return lean
     found: list[FoundInput] = []
     for number, (kind, name) in enumerate(dict.fromkeys(_named(build.steps))):
         look = _base_input if kind == "BaseModel" else _adapter_input
@@ -149,6 +152,19 @@ def _circle(name: str, bases: Mapping[str, BaseModelResource]) -> Problem | None
             if kind == "BaseModel" and used not in seen:
                 seen.add(used)
                 ways.append((*way, used))
+    return None
+
+
+def _lean_input(build: Build, bases: Mapping[str, BaseModelResource]) -> Problem | None:
+    """No step works on weights in few bits: the tools would refuse them, after that build and for good."""
+    for kind, name in _named(build.steps):
+        known = bases.get(name) if kind == "BaseModel" else None
+        made = known.spec.source.build if known is not None else None
+        for step in made.steps if made is not None else ():
+            if step.quantize is not None or step.gguf is not None:
+                how = "quantised" if step.quantize is not None else "as GGUF"
+                words = f"BaseModel {name} is built {how}, which no step can work on: name what it is made of"
+                return Problem(Reason.INVALID_SPEC, words)
     return None
 
 
@@ -238,6 +254,11 @@ def _calibration_input(data: CalibrationData, folder: str, around: Surroundings)
     if digest is None:
         words = f"ConfigMap {name} with the calibration data does not exist in this namespace, or has no key {key}"
         return Problem(Reason.BUILD_INPUT_MISSING, words)
+    if data.digest is not None and data.digest != digest:
+        words = (
+            f"{key} of ConfigMap {name} has digest {digest}, calibration.digest is {data.digest}: restore the data, or "
+        )
+        return Problem(Reason.DIGEST_MISMATCH, f"{words}make another BaseModel with its digest")
     told = BuildInput(kind="Calibration", name=name, digest=digest)
     volume = {"configMap": {"name": name, "items": [{"key": key, "path": DEFAULT_PROMPTS}]}}
     return _mounted(told, volume, folder, DEFAULT_PROMPTS, digest)

@@ -5,7 +5,8 @@ Rules:
 - what pods say is input from a tenant's namespace: what cannot be read counts as not said, and a result counts only
   under the key that its Job is for;
 - a pod is a Job's by the uid of its owner. Of several (one was evicted, the Job has made another) the newest counts;
-  why Kubernetes ended those before it is told as long as they are there.
+  why Kubernetes ended those before it is told as long as they are there;
+- why a pod could not be made stands in events of the Job only, which are not read: that there is none has to do.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class BuildJob:
     mark: BuildMark | None
     created: str = ""
     deleted: bool = False
+    has_pod: bool = True
+    """Whether there is a pod of it, in whatever state."""
     report: BuildReport | None = None
     result: BuildResult | None = None
     """What it came to, where its pod could say so."""
@@ -104,6 +107,7 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
         mark=mark,
         created=metadata.get("creationTimestamp") or "",
         deleted=bool(metadata.get("deletionTimestamp")),
+        has_pod=bool(pods),
         report=report,
         result=result if end or over else None,
         ended=ended,

@@ -34,6 +34,9 @@ from tuneyard.planning.remedies import clipped
 from tuneyard.planning.timestamps import parsed_time, rfc3339
 
 RETRIES = 3
+_PODLESS = 60.0
+"""Seconds after which a Job without a pod will not have one by itself: its controller takes a few, and then writes only
+events of what refuses the pod."""
 LOOK = 5.0
 """Seconds between two looks at a Job that runs, and at what a build waits for."""
 _FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
@@ -84,7 +87,9 @@ def next_building(obs: BaseModelObservation, base: BaseModelResource, mine: Iter
         return Building(status=before or BuildStatus(state="Waiting"), wait=0.0)
     refused = violation(build)
     if refused is not None:
-        return Building(BuildStatus(state="Waiting", progress=clipped(refused.message)), problem=refused)
+        # of one that has begun: what may change was changed to what cannot be, and is put right
+        told = BuildStatus(state="Waiting", progress=clipped(refused.message))
+        return Building(before if before is not None and before.key else told, problem=refused)
     task = _task(obs, base, build, obs.build)
     children = list(mine)
     begun = before.key if before and before.key and _is_there(base, before.key, children, obs.build) else None
@@ -209,8 +214,9 @@ class _Attempting:
     def _running(self, status: BuildStatus, job: BuildJob) -> Building:
         report = job.report if job.runs else None
         step, before = self._step(report.step if report else 0), f"; {job.disrupted}" if job.disrupted else ""
-        if job.waits_for is not None:
-            words = f"its pod waits: {job.waits_for}{before}"
+        waits = f"its pod waits: {job.waits_for}" if job.waits_for is not None else self._lacks_pod(job)
+        if waits is not None:
+            words = f"{waits}{before}"
             told = status.model_copy(update={"step": step, "progress": clipped(words)})
             return Building(told, wait=LOOK, work=Problem(Reason.BUILD_PENDING, told.progress or ""))
         words = "its pod starts"
@@ -221,6 +227,14 @@ class _Attempting:
         words += before
         told = status.model_copy(update={"step": step, "progress": clipped(words)})
         return Building(told, wait=LOOK, work=Problem(Reason.BUILD_RUNNING, f"step {step}: {words}"))
+
+    def _lacks_pod(self, job: BuildJob) -> str | None:
+        """What to say of a Job without a pod, once it had time to make one."""
+        since = parsed_time(job.created)
+        if job.has_pod or since is None or (self.obs.now - since).total_seconds() < _PODLESS:
+            return None
+        why = "a quota, Pod Security, a LimitRange, a webhook"
+        return f"it has no pod: `kubectl describe job {job.name}` says why ({why})"
 
     def _step(self, number: int) -> str:
         steps = self.build.steps

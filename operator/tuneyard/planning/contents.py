@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
+from tuneyard.api.build import MAY_CHANGE, BaseSource
 from tuneyard.api.drill import Fault
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import Revision
@@ -35,7 +36,7 @@ def hash_of(
     else:
         parts = {
             "revision": revision.to_dict() | {"name": None},
-            "base": [base.spec.source.to_dict(), base.spec.digest],
+            "base": [_made(base.spec.source), base.spec.digest],
             "adapter": [adapter.spec.base_model, adapter.spec.source.to_dict(), adapter.spec.digest]
             if adapter
             else None,
@@ -45,6 +46,13 @@ def hash_of(
     if fault is not None and fault.revision == revision.name:
         parts["fault"] = fault.mark
     return names.short_hash(json.dumps(parts, sort_keys=True), length=16)
+
+
+def _made(source: BaseSource) -> dict[str, object]:
+    """A base's source without how the Jobs of its build run, which may change."""
+    if source.build is None:
+        return source.to_dict()
+    return source.model_copy(update={"build": source.build.model_copy(update=dict.fromkeys(MAY_CHANGE))}).to_dict()
 
 
 def content_hashes(states: Iterable[RevisionState], fault: Fault | None = None) -> dict[str, str | None]:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from tuneyard.api import names
 from tuneyard.api.base import parsed
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.build import BUILT_VOLUME
+from tuneyard.api.buildoutput import BUILT_VOLUME
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, Revision

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.build import BUILT_VOLUME
+from tuneyard.api.buildoutput import BUILT_VOLUME
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import RESERVED_ARGUMENTS, RESERVED_OF_VLLM
 from tuneyard.planning import engines

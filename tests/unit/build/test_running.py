@@ -166,16 +166,26 @@ def test_nothing_half_made_is_kept_when_the_pod_is_to_end(world: World) -> None:
     tools.error = StoppedError()
     with pytest.raises(StoppedError):
         world.run(tools)
-    assert not world.volume.exists()
+    assert list((world.volume / "built").iterdir()) == []
     assert world.run(Tools()).digest
+
+
+def test_no_tool_runs_where_nothing_can_be_kept(world: World) -> None:
+    world.volume.write_text("a file where the volume should be")
+    tools = Tools()
+    with pytest.raises(BuildError, match=f"build.output: {QUANTIZED} cannot be written") as raised:
+        world.run(tools)
+    assert tools.ran == []
+    assert (raised.value.again, raised.value.reason) == (True, "ArtifactUnreadable")
 
 
 def test_what_was_made_and_not_stored_is_stored_by_the_next_attempt(world: World) -> None:
     task = world.task(output={"volume": {"claimName": "models", "path": "built"}})
-    (world.folder / "volume").write_text("a file where the volume should be")
+    lock = world.volume / "built" / f".{MERGED}.lock"
+    lock.mkdir(parents=True)
     with pytest.raises(BuildError, match=r"build\.output"):
         world.run(Tools(), task)
-    (world.folder / "volume").unlink()
+    lock.rmdir()
     with pytest.raises(BuildError, match=r"spec\.digest wants"):
         world.run(Tools(), world.task(digest="sha256:" + "0" * 64))
     assert world.run(Tools(), task).digest == digest_of(world.kept(QUANTIZED)).digest

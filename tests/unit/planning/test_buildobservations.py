@@ -109,6 +109,14 @@ class TestWhatJobsLeftBehind:
         )
         assert seen(state={"waiting": {"reason": "ContainerCreating"}}).waits_for is None
 
+    def test_a_job_without_a_pod_is_told_from_one_with(self):
+        assert seen(conditions=[]).has_pod
+        meta = {"name": "j", "creationTimestamp": "2026-01-01T12:00:00Z"}
+        job = ToyJob({"metadata": meta}, "uid", 1)
+        other = {"metadata": {"name": "p", "ownerReferences": [{"uid": "another"}]}}
+        (one,) = looked_at([job.seen()], [other])
+        assert (one.has_pod, one.created) == (False, "2026-01-01T12:00:00Z")
+
     def test_a_result_that_is_too_long_loses_what_matters_least(self):
         step = StepRecord(kind="merge", key="0" * 32, checks={f"c{n}": "x" * 250 for n in range(16)})
         whole = BuildResult(key="0" * 32, digest=digest("x"), steps=[step] * 4, error="é" * 1000)

@@ -114,6 +114,19 @@ class TestInputs:
         texts = {"quantize": {"scheme": "GPTQ", "baseModel": BASE, "calibration": {"configMap": "c"}}}
         assert "has no key prompts.jsonl" in problem(texts, there=KNOWN)[1]
 
+    def test_calibration_of_another_digest_is_refused(self):
+        there = around(base_model(digest=digest(BASE)), one=digest("text"))
+        data = {"configMap": "texts", "key": "one"}
+
+        def awq(**more: str) -> dict[str, Any]:
+            return {"quantize": {"scheme": "AWQ", "baseModel": BASE, "calibration": {**data, **more}}}
+
+        assert key(awq(digest=digest("text")), there=there) == key(awq(), there=there)
+        reason, words = problem(awq(digest=digest("another")), there=there)
+        assert reason is Reason.DIGEST_MISMATCH
+        assert digest("text") in words
+        assert digest("another") in words
+
     @pytest.mark.parametrize(
         ("source", "path"),
         [
@@ -144,6 +157,30 @@ class TestInputs:
         assert not isinstance(found, Problem)
         assert found[0].told.local_path == f"/inputs/0/built/{'0' * 32}"
         assert found[0].volume == {"persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
+
+    @pytest.mark.parametrize(
+        ("made", "how"), [({"quantize": {"scheme": "FP8"}}, "quantised"), ({"gguf": {}}, "as GGUF")]
+    )
+    @pytest.mark.parametrize(
+        "step",
+        [
+            {"merge": {"baseModel": "q", "adapter": "v1"}},
+            {
+                "mergekit": {
+                    "config": "{}",
+                    "models": [{"name": "a", "baseModel": BASE}, {"name": "b", "baseModel": "q"}],
+                }
+            },
+            {"quantize": {"scheme": "FP8", "baseModel": "q"}},
+            {"gguf": {"baseModel": "q"}},
+        ],
+    )
+    def test_what_is_built_in_few_bits_is_no_input(self, step, made, how):
+        """Said before its build: the tools refuse it hours later."""
+        lean = built("q", MERGE, made)
+        there = around(base_model(digest=digest(BASE)), lean, adapters=(pinned("v1", base="q"),))
+        words = f"BaseModel q is built {how}, which no step can work on: name what it is made of"
+        assert problem(step, there=there) == (Reason.INVALID_SPEC, words)
 
     def test_who_is_made_of_himself_is_told_so(self):
         one = built("one", {"quantize": {"scheme": "FP8", "baseModel": "two"}})
@@ -276,6 +313,21 @@ class TestAttempts:
         plan, status = planned(situation(running(), job(1, deleted=True)))
         assert not [a for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job"]
         assert status.progress == "its Job was deleted; the attempt starts anew"
+
+    @pytest.mark.parametrize(
+        ("seconds", "has_pod", "pending"),
+        [(59, False, False), (60, False, True), (86000, False, True), (60, True, False)],
+    )
+    def test_a_job_whose_pod_cannot_be_made_says_where_to_look(self, seconds, has_pod, pending):
+        """Its controller writes nothing of it but events."""
+        refused = job(1, created=stamp(0), has_pod=has_pod)
+        plan, status = planned(situation(running(), refused, minutes=seconds / 60))
+        assert isinstance(plan.status, BaseModelStatus)
+        (built_,) = (c for c in plan.status.conditions if c.type == "Built")
+        wanted = f"it has no pod: `kubectl describe job {refused.name}` says why (a quota"
+        assert (status.progress or "").startswith(wanted if pending else "its pod starts")
+        assert built_.reason == ("BuildPending" if pending else "BuildRunning")
+        assert (wanted in (built_.message or "")) == pending
 
     def test_a_base_that_says_its_digest_takes_no_other(self):
         result = BuildResult(key=key(MERGE), digest=digest("other"))

@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from tuneyard.api.sources import S3Source
 from tuneyard.systems.artifacts.folder import ArtifactError
 from tuneyard.systems.artifacts.remote import Credentials
 from tuneyard.systems.artifacts.s3access import EXPIRED, WRONG, S3Access, why
+
+_log = logging.getLogger(__name__)
 
 _PARTS = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=4)
 _ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -69,6 +72,21 @@ class S3Writer:
                 return False
             raise
         return True
+
+    def try_writing(self, name: str) -> None:
+        """Find out whether an object of that name could be written, and leave none; raises ArtifactError.
+
+        An upload in parts is begun, which asks for the right to write and nothing else, and given up.
+        """
+        place = {"Bucket": self._at.bucket, "Key": self._at.prefix + name}
+        with self._errors(f"{self._at.what}{name}"):
+            begun = self._at.client().create_multipart_upload(**place)
+        try:
+            with self._errors(f"{self._at.what}{name}"):
+                self._at.client().abort_multipart_upload(**place, UploadId=begun["UploadId"])
+        except ArtifactError as error:
+            # a right of its own, that nothing else needs; what stays has no bytes
+            _log.info("an upload that was begun to find out whether it may be cannot be given up: %s", error)
 
     def put_file(self, name: str, file: Path, came: Callable[[int], None]) -> None:
         """Write one object of a file, a large one in parts; `came` hears of bytes, from other threads, and may raise.
