@@ -104,7 +104,7 @@ def test_a_built_file_takes_over_from_vllm_and_takes_adapters_without_losing_a_r
             wait_until(lambda: weights(world) == {"cpu": 100}, 60, "the old version is back")
             traffic.wait_for(3)
             served = traffic.summary()
-        assert served.failed == served.cut == 0, served
+        assert served.failed == served.cut == 0, f"{served}\n" + "\n".join(served.complaints)
         assert set(served.by_revision) == {"gpu", "cpu", "next"}
     finally:
         kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", NAME, "--ignore-not-found")
