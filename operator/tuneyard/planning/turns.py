@@ -3,6 +3,8 @@
 Rules:
 - one pod at a time is away for it, and another one serves meanwhile, unless the pool has no other;
 - whoever has the turn keeps it until it serves again, and a pod that served and does not now is waited for;
+- a pod serves again when its adapters have answered: gateways send nothing for one before that, though the engine is
+  ready for the base (its agent ends that: one that does not answer has failed);
 - that has an end (LONG): a pod that does not come back keeps no adapter from the others;
 - a pod that Kubernetes never found ready is not waited for: no node may have room for it, or it ends again and again.
 """
@@ -13,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from tuneyard.api.documents import PoolPlan
+from tuneyard.api.reasons import Reason
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.timestamps import parsed_time, remaining
 
@@ -30,10 +33,12 @@ def turns(
     since = {p.name: moment for p in pods if (moment := parsed_time(seen.get(p.name)))}
     left = {name: remaining(moment, LONG, now) for name, moment in since.items()}
     awaited = {name for name, seconds in left.items() if seconds > 0}
-    serving = {p.name for p in pods if offers(p)} - since.keys()
+    beginning = {p.name for p in pods if _hears_adapters(p)}
+    serving = {p.name for p in pods if offers(p)} - since.keys() - beginning
     asking = sorted(p.name for p in pods if asks(p))
     waits = [left[name] for name in sorted(awaited)]
-    having = [n for n in (before.turns or () if before else ()) if n in awaited or (n in asking and n in serving)]
+    held = (before.turns or ()) if before else ()
+    having = [n for n in held if n in awaited | beginning or (n in asking and n in serving)]
     if having:
         return having, waits
     if not asking:
@@ -51,3 +56,11 @@ def offers(pod: PodObservation) -> bool:
 def asks(pod: PodObservation) -> bool:
     """Whether its engine has to begin anew for adapters that lie ready."""
     return pod.report is not None and bool(pod.report.asks_for_turn)
+
+
+def _hears_adapters(pod: PodObservation) -> bool:
+    """Whether its engine runs, and has not answered yet with an adapter that it has begun with."""
+    report = pod.report
+    if report is None or not offers(pod) or asks(pod):
+        return False
+    return any(a.state == "Loading" and a.reason == Reason.LOADING for a in report.adapters.values())

@@ -11,6 +11,7 @@ from tests.unit.planning.basemodels import applied_to
 from tuneyard.api.conditions import find
 from tuneyard.api.documents import PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterStatus
+from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ServingSpec
 from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
@@ -24,6 +25,12 @@ def asking(name: str) -> PodObservation:
     found = pod(name, reports={"v1": loaded("v1").model_copy(update={"state": "Loading"})})
     assert found.report is not None
     return replace(found, report=found.report.model_copy(update={"asks_for_turn": True}))
+
+
+def hearing(name: str) -> PodObservation:
+    """A pod whose engine has begun anew and runs, and has not answered with its adapter yet."""
+    told = {"state": "Loading", "reason": Reason.LOADING}
+    return pod(name, reports={"v1": loaded("v1").model_copy(update=told)})
 
 
 def pending(name: str) -> PodObservation:
@@ -52,6 +59,10 @@ LONG_AGO = {"lost": stamp(-LONG / 60)}
         ([pod("lost", engine="Draining"), asking("b"), asking("c")], before("lost"), JUST, ["lost"]),
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], before("lost"), JUST, ["lost"]),
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], before("lost"), LONG_AGO, ["b"]),
+        # gateways send it nothing for an adapter that has not answered yet: whoever else has it is not taken away
+        ([hearing("a"), asking("b")], before("a"), {}, ["a"]),
+        ([hearing("a"), asking("b")], None, {}, []),
+        ([hearing("a"), asking("b"), asking("c")], None, {}, ["b"]),
         # a pod that was lost is waited for, not for ever
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], None, JUST, []),
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], None, LONG_AGO, ["b"]),
