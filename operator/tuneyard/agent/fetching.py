@@ -31,7 +31,7 @@ from tuneyard.planning.basefacts import BaseFacts, base_facts
 from tuneyard.planning.gguf import GgufBase
 from tuneyard.planning.remedies import clipped
 from tuneyard.planning.vocabulary import added_tokens
-from tuneyard.systems.artifacts.basefiles import MOST_CONFIG, base_config, base_tensors, read_json
+from tuneyard.systems.artifacts.basefiles import MOST_CONFIG, base_config, base_tensors, read_json, weights_in
 from tuneyard.systems.artifacts.copying import MOST_FILES, copy_checked, writing
 from tuneyard.systems.artifacts.folder import (
     ArtifactError,
@@ -244,7 +244,7 @@ def read_base(folder: Path, *, custom: bool = False) -> BaseFacts:
     gguf = gguf_base_of(folder)
     if gguf is not None:
         return base_facts(gguf.config, gguf.named_as_files())
-    if custom and not any(name.endswith(".safetensors") and "/" not in name for name in list_files(folder)):
+    if custom and not weights_in(list_files(folder)):
         return BaseFacts(layers=0, known=False)
     return base_facts(base_config(folder), base_tensors(folder))
 

@@ -33,7 +33,7 @@ from tuneyard.planning.engines import ENGINES, Weights, listed, serving
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.settingchecks import unfit_for_base, unserved_format
-from tuneyard.systems.artifacts.basefiles import base_config, read_size
+from tuneyard.systems.artifacts.basefiles import base_config, read_size, weights_in
 from tuneyard.systems.artifacts.folder import ArtifactError, digest_of, find_folder, list_files, opened
 from tuneyard.systems.artifacts.safetensors import read_header
 from tuneyard.systems.envoy.front import Guarding, front_config
@@ -125,7 +125,7 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
     if gguf is not None:
         _in_one_file(wanted.engine, files)
         return _with_digest(wanted, base, files, _sendable(gguf.architecture, 200))
-    if wanted.engine.name == "custom" and not _has_safetensors(files):
+    if wanted.engine.name == "custom" and not weights_in(files):
         _of_its_own_format(files)
         return _with_digest(wanted, base, files, None)
     config = base_config(folder)
@@ -161,7 +161,7 @@ def has_avx512(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None:
     """Raises ArtifactError where the engine does not serve bases of this format."""
-    if not (weights == "gguf" or _has_safetensors(files)) or weights in ENGINES[engine.name].weights:
+    if not (weights == "gguf" or weights_in(files)) or weights in ENGINES[engine.name].weights:
         return
     kind = {"gguf": "GGUF", "safetensors": "safetensors"}[weights]
     instead = f"use serving.engine {listed(serving(weights))}"
@@ -190,10 +190,6 @@ def _in_one_file(engine: EngineTold, files: list[str]) -> None:
         f"the base is GGUF in {len(parts)} parts, engine {engine.name} imports one file: join them "
         "(llama-gguf-split --merge), or use serving.engine llamaCpp",
     )
-
-
-def _has_safetensors(files: list[str]) -> bool:
-    return any(name.endswith(".safetensors") and "/" not in name for name in files)
 
 
 def _with_digest(wanted: BaseWanted, base: Found, files: list[str], architecture: str | None) -> BaseReport:
@@ -239,7 +235,7 @@ def _architecture(config: dict[str, Any]) -> str:
 
 def _weights(folder: Path, files: list[str]) -> None:
     """The safetensors files are all there and whole."""
-    weights = [name for name in files if name.endswith(".safetensors") and "/" not in name]
+    weights = weights_in(files)
     if not weights:
         raise ArtifactError(
             Reason.FILES_MISSING, "there is no safetensors file: only bases in safetensors format can be served"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.buildoutput import BUILT_VOLUME
@@ -30,7 +30,8 @@ from tuneyard.planning.settings import Settings
 _LABEL_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
-_RESERVED = {
+_RESERVED: Mapping[str, tuple[str, ...]] = {
+    "vllm": RESERVED_OF_VLLM,
     "llamaCpp": ("-m", "-a", "--alias", "--api-key-file", "--lora", "--lora-scaled", "--lora-init-without-apply"),
     "sglang": ("--model-path", "--tp-size", "--tp", "--config"),
     "tgi": ("--model-id", "--hostname", "--num-shard"),
@@ -203,7 +204,7 @@ def malformed_prewarm_selector(serving: Serving) -> Problem | None:
 
 def reserved_argument(serving: Serving) -> Problem | None:
     """Engines read --api_key like --api-key, which the rule in the CRD does not see."""
-    reserved = (*RESERVED_ARGUMENTS, *(RESERVED_OF_VLLM if serving.engine == "vllm" else ()))
+    reserved = (*RESERVED_ARGUMENTS, *_RESERVED.get(serving.engine, ()))
     for argument in serving.extra_args:
         # also --speculative-config.method, as vLLM reads a part of an argument that is JSON
         flag = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
@@ -322,13 +323,6 @@ def engine_cannot(serving: Serving) -> Problem | None:
     if serving.extra_args and serving.engine == "ollama":
         words = "engine ollama takes no arguments: write its OLLAMA_... variables into serving.env, not extraArgs"
         return Problem(Reason.ENGINE_UNSUITABLE, words)
-    reserved = _RESERVED.get(serving.engine, ())
-    for argument in serving.extra_args:
-        flag = argument.split("=", 1)[0]
-        # SGLang takes the begin of a name for the whole, as vLLM does
-        short = flag.startswith("--") and any(known.startswith(flag) for known in reserved)
-        if short or flag in reserved:
-            return Problem(Reason.INVALID_SPEC, f"serving.extraArgs may not set {flag}: Tuneyard sets that itself")
     return None
 
 

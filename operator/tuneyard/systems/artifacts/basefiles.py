@@ -36,6 +36,11 @@ def read_json(folder: Path, name: str) -> object:
         return _json(file.read(MOST_CONFIG + 1), name)
 
 
+def weights_in(names: Iterable[str]) -> list[str]:
+    """Those of a base's files that are its weights in safetensors."""
+    return [name for name in names if name.endswith(".safetensors") and "/" not in name]
+
+
 def base_tensors(folder: Path) -> Tensors:
     """(name, dtype, shape) of every tensor of a base's files; raises ArtifactError."""
     for path in sorted(folder.glob("*.safetensors")):
@@ -70,14 +75,14 @@ def read_remote(remote: Remote) -> BaseRead:
     if files[CONFIG].size > MOST_CONFIG:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {MOST_CONFIG} bytes: no base's is")
     config = _config(_json(_bytes(remote, files[CONFIG], 0, files[CONFIG].size), CONFIG))
-    return BaseRead(config, model_size(config, _remote_tensors(remote, files.values())))
+    return BaseRead(config, model_size(config, _remote_tensors(remote, files)))
 
 
-def _remote_tensors(remote: Remote, files: Iterable[RemoteFile]) -> Tensors:
-    for file in files:
-        if file.path.endswith(".safetensors") and "/" not in file.path:
-            length = header_length(file.path, _bytes(remote, file, 0, min(8, file.size)), file.size, _HEADER)
-            yield from _told(entries_of(file.path, _bytes(remote, file, 8, 8 + length), file.size))
+def _remote_tensors(remote: Remote, files: Mapping[str, RemoteFile]) -> Tensors:
+    for name in weights_in(files):
+        file = files[name]
+        length = header_length(name, _bytes(remote, file, 0, min(8, file.size)), file.size, _HEADER)
+        yield from _told(entries_of(name, _bytes(remote, file, 8, 8 + length), file.size))
 
 
 def _bytes(remote: Remote, file: RemoteFile, begin: int, end: int) -> bytes:
