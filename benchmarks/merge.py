@@ -11,12 +11,10 @@ python -m benchmarks.merge [--rounds N] [--tokens N]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 from benchmarks.report import write
@@ -54,16 +52,7 @@ def engine(base: Path, name: str, *flags: str) -> EngineProcess:
 
 def load(running: EngineProcess) -> None:
     """Load the adapter."""
-    call(running, "/v1/load_lora_adapter", {"lora_name": _NAME, "lora_path": str(ADAPTER)})
-
-
-def call(running: EngineProcess, path: str, body: dict[str, object]) -> bytes:
-    """One request; raises where it is refused."""
-    headers = {"content-type": "application/json", "authorization": f"Bearer {running.key}"}
-    request = urllib.request.Request(running.url + path, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=600) as response:
-        found: bytes = response.read()
-        return found
+    running.asked("/v1/load_lora_adapter", {"lora_name": _NAME, "lora_path": str(ADAPTER)})
 
 
 def seconds(running: EngineProcess, model: str, tokens: int) -> float:
@@ -76,7 +65,7 @@ def seconds(running: EngineProcess, model: str, tokens: int) -> float:
         "ignore_eos": True,
     }
     began = time.perf_counter()
-    call(running, "/v1/chat/completions", body)
+    running.asked("/v1/chat/completions", body)
     return time.perf_counter() - began
 
 

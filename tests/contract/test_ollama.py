@@ -7,11 +7,9 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -55,12 +53,6 @@ async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 def engine_of(pod: Pod) -> OllamaProcess:
     assert isinstance(pod.engine, OllamaProcess)
     return pod.engine
-
-
-def post(url: str, body: Json) -> Any:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.load(response)
 
 
 async def test_nothing_of_ollama_s_own_is_reached(pod: Pod) -> None:
@@ -151,7 +143,7 @@ def test_a_prompt_that_is_longer_than_the_context_is_answered_in_part(tmp_path: 
     with running(ollama_process(tmp_path, max_model_len=128)) as engine:
         engine.serves()
         body = {"model": BASE, "messages": messages, "max_tokens": 4}
-        assert post(f"{engine.url}/v1/chat/completions", body)["usage"]["prompt_tokens"] <= 128
+        assert json.loads(engine.asked("/v1/chat/completions", body))["usage"]["prompt_tokens"] <= 128
 
 
 async def test_max_completion_tokens_is_not_read(pod: Pod) -> None:
@@ -166,9 +158,8 @@ async def test_max_completion_tokens_is_not_read(pod: Pod) -> None:
 def test_the_context_is_the_pool_s_or_ollama_s(tmp_path: Path, max_model_len: int | None, expected: int) -> None:
     with running(ollama_process(tmp_path, max_model_len=max_model_len)) as engine:
         engine.serves()
-        post(f"{engine.url}/v1/completions", {"model": BASE, "prompt": "x", "max_tokens": 1})
-        with urllib.request.urlopen(f"{engine.url}/api/ps", timeout=10) as response:
-            (loaded,) = json.load(response)["models"]
+        engine.asked("/v1/completions", {"model": BASE, "prompt": "x", "max_tokens": 1})
+        (loaded,) = json.loads(engine.asked("/api/ps"))["models"]
         assert loaded["context_length"] == expected
         assert "NumThreads:1 " in engine.log.read_text(), "as many as the container has CPUs"
 
@@ -202,7 +193,7 @@ def test_a_model_whose_chats_ollama_does_not_know_is_said_in_the_log(tmp_path: P
 def rendered(engine: OllamaProcess, model: str, messages: list[Json]) -> str:
     """What the model reads of a chat."""
     body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
-    return str(post(f"{engine.url}/api/chat", body)["_debug_info"]["rendered_template"])
+    return str(json.loads(engine.asked("/api/chat", body))["_debug_info"]["rendered_template"])
 
 
 def test_what_is_exported_is_taken_and_answers(tmp_path: Path) -> None:
@@ -263,6 +254,6 @@ def create(engine: OllamaProcess, name: str, modelfile: Path) -> None:
 
 def answered(engine: OllamaProcess, name: str) -> str:
     body = {"model": name, "prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
-    found = post(f"{engine.url}/v1/completions", {**body, "system": "x"})
+    found = json.loads(engine.asked("/v1/completions", {**body, "system": "x"}))
     assert found["model"] == name
     return str(found["choices"][0]["text"])

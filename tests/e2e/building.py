@@ -12,6 +12,7 @@ import yaml
 from cluster import images
 from demo.kubectl import condition
 from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS, RELEASE, ROOT, System, helm
+from tests.e2e.world import ours
 
 CLAIM = "built-models"
 
@@ -43,9 +44,7 @@ def built(name: str, steps: Sequence[Mapping[str, Any]], serving: Mapping[str, A
         "steps": list(steps),
         "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}},
     }
-    spec = {"source": {"build": build}, "serving": dict(serving)}
-    head = {"apiVersion": "tuneyard.dev/v1alpha1", "kind": "BaseModel", "metadata": {"name": name}}
-    return yaml.safe_dump({**head, "spec": spec})
+    return ours("BaseModel", name, source={"build": build}, serving=dict(serving))
 
 
 def is_built(base: dict[str, Any]) -> bool:

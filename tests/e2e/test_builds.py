@@ -13,8 +13,8 @@ import yaml
 from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS
 from tests.e2e.building import built, is_built
-from tests.e2e.test_sources import SERVING, answer, ours, remove
-from tests.e2e.world import World, adapter
+from tests.e2e.test_sources import SERVING
+from tests.e2e.world import World, adapter, answer, ours, remove
 from tests.traffic import Load, traffic_in_thread
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -11,8 +11,8 @@ from openai import OpenAI
 
 from demo.kubectl import condition, ready
 from demo.system import MODELS_NAMESPACE
-from tests.e2e.test_sources import SERVING, ours, remove
-from tests.e2e.world import adapter, reason_of, wait_until
+from tests.e2e.test_sources import SERVING
+from tests.e2e.world import adapter, ours, reason_of, remove, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 

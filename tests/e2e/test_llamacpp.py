@@ -6,13 +6,11 @@ Each answer tells which adapter gave it: v1 opens with Hello, v2 with Hi there.
 from __future__ import annotations
 
 import pytest
-from openai import OpenAI
 
 from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE, NODE_ARTIFACTS
 from tests.e2e.building import built, is_built
-from tests.e2e.test_sources import ours
-from tests.e2e.world import adapter, rows, wait_until
+from tests.e2e.world import adapter, answer, ours, remove, rows, wait_until
 from tests.traffic import Load, traffic_in_thread
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -29,8 +27,8 @@ SERVING = {
 }
 REVISIONS = {
     "gpu": {"baseModel": "smollm2", "adapter": "acme-support-v1"},
-    "cpu": {"baseModel": SMALL, "adapter": "gguf-v1"},
-    "next": {"baseModel": SMALL, "adapter": "gguf-v2"},
+    "cpu": {"baseModel": SMALL, "adapter": f"{NAME}-v1"},
+    "next": {"baseModel": SMALL, "adapter": f"{NAME}-v2"},
 }
 
 
@@ -46,15 +44,7 @@ def deployment(**weights: int) -> str:
 
 
 def said(world, revision: str) -> str:
-    client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
-    answer = client.chat.completions.create(
-        model=NAME,
-        messages=[{"role": "user", "content": QUESTION}],
-        max_tokens=6,
-        temperature=0,
-        extra_headers={"x-revision": revision},
-    )
-    return str(answer.choices[0].message.content)
+    return answer(world, NAME, revision, QUESTION, tokens=6)
 
 
 def stable(world, revision: str, timeout: float) -> None:
@@ -75,7 +65,7 @@ def server_pods(world) -> dict[str, str]:
 def test_a_built_file_takes_over_from_vllm_and_takes_adapters_without_losing_a_request(builds, world):
     kubectl = builds.kubectl
     world.apply(built(SMALL, [{"gguf": {"baseModel": "smollm2", "type": "Q8_0"}}], SERVING))
-    world.apply(adapter("gguf-v1", "adapters/acme-support-v1", base=SMALL))
+    world.apply(adapter(f"{NAME}-v1", "adapters/acme-support-v1", base=SMALL))
     try:
         kubectl.wait_for("bmodel", SMALL, is_built, namespace=MODELS_NAMESPACE, timeout=900)
         world.apply(deployment(gpu=100))
@@ -92,7 +82,7 @@ def test_a_built_file_takes_over_from_vllm_and_takes_adapters_without_losing_a_r
             assert len(before) == 2
 
             # a new adapter: the servers begin anew, one after the other, in the pods that there are
-            world.apply(adapter("gguf-v2", "adapters/acme-support-v2", base=SMALL))
+            world.apply(adapter(f"{NAME}-v2", "adapters/acme-support-v2", base=SMALL))
             world.apply(deployment(gpu=0, cpu=0, next=100))
             stable(world, "next", timeout=300)
             assert said(world, "next").startswith("Hi there")
@@ -107,10 +97,7 @@ def test_a_built_file_takes_over_from_vllm_and_takes_adapters_without_losing_a_r
         assert served.failed == served.cut == 0, f"{served}\n" + "\n".join(served.complaints)
         assert set(served.by_revision) == {"gpu", "cpu", "next"}
     finally:
-        kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", NAME, "--ignore-not-found")
-        for name in ("gguf-v1", "gguf-v2"):
-            kubectl.delete_unused("lora", name, MODELS_NAMESPACE)
-        kubectl.delete_unused("bmodel", SMALL, MODELS_NAMESPACE)
+        remove(world, NAME, SMALL, "v1", "v2")
 
 
 def weights(world) -> dict[str, int]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from openai import OpenAI
 
 from cluster import paths, scratch_image
 from cluster.local.layout import NODE_ADDRESS
@@ -18,7 +17,7 @@ from demo.kubectl import condition, ready
 from demo.system import MODELS_NAMESPACE
 from models.tiny import build_tiny
 from tests.contract.s3server import ROOT, ROOT_SECRET, S3Server
-from tests.e2e.world import local_cluster, reason_of, rows, wait_until
+from tests.e2e.world import answer, local_cluster, ours, reason_of, remove, rows, wait_until
 from tuneyard.systems.artifacts.folder import digest_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -80,12 +79,6 @@ def secret(name: str, value: str, **labels: str) -> str:
     )
 
 
-def ours(kind: str, name: str, **spec: object) -> str:
-    return yaml.safe_dump(
-        {"apiVersion": "tuneyard.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
-    )
-
-
 def in_bucket(prefix: str, credentials: str) -> dict[str, object]:
     place = {"uri": f"s3://models/{prefix}/", "endpoint": f"http://{ADDRESS}", "region": "us-east-1"}
     return {"s3": {**place, "credentials": {"name": credentials}}}
@@ -97,25 +90,6 @@ def deployment(name: str, base: str, *adapters: str) -> str:
     traffic = [{"revision": revisions[0]["name"], "weight": 100}]
     routing = {"allowRevisionHeader": True}
     return ours("ModelDeployment", name, revisions=revisions, traffic=traffic, routing=routing)
-
-
-def answer(world, model: str, revision: str) -> str:
-    client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
-    said = client.chat.completions.create(
-        model=model,
-        messages=[{"role": "user", "content": "hello"}],
-        max_tokens=8,
-        temperature=0,
-        extra_headers={"x-revision": revision},
-    )
-    return str(said.choices[0].message.content)
-
-
-def remove(world, name: str, base: str, *adapters: str) -> None:
-    world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", name, "--ignore-not-found")
-    for adapter in adapters:
-        world.kubectl.delete_unused("lora", f"{name}-{adapter}", MODELS_NAMESPACE)
-    world.kubectl.delete_unused("bmodel", base, MODELS_NAMESPACE)
 
 
 def test_from_s3_once_for_a_node_beforehand_and_with_a_key_that_comes_later(world, s3):

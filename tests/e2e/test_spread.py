@@ -11,8 +11,8 @@ from openai import OpenAI
 from demo.kubectl import ready
 from demo.system import MODELS_NAMESPACE
 from models.copies import make_copies
-from tests.e2e.test_sources import SERVING, ours, remove
-from tests.e2e.world import adapter, wait_until
+from tests.e2e.test_sources import SERVING
+from tests.e2e.world import adapter, ours, remove, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import yaml
+from openai import OpenAI
 
 from cluster import gobuild
 from cluster.local.cluster import LocalCluster
@@ -34,6 +35,13 @@ SHORT = {
 }
 
 
+def ours(kind: str, name: str, **spec: object) -> str:
+    """The manifest of one of our kinds."""
+    return yaml.safe_dump(
+        {"apiVersion": "tuneyard.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    )
+
+
 def deployment(
     weights: Mapping[str, int],
     adapters: Mapping[str, str] | None = None,
@@ -44,18 +52,14 @@ def deployment(
     """The quickstart's ModelDeployment with these weights, and further revisions (name -> adapter)."""
     known: dict[str, str | None] = {"base": None, "v1": "acme-support-v1", "v2": "acme-support-v2", **(adapters or {})}
     revisions = [{"name": r, "baseModel": base, **({"adapter": a} if a else {})} for r, a in known.items()]
-    return yaml.safe_dump(
-        {
-            "apiVersion": "tuneyard.dev/v1alpha1",
-            "kind": "ModelDeployment",
-            "metadata": {"name": name},
-            "spec": {
-                "revisions": revisions,
-                "traffic": [{"revision": r, "weight": w} for r, w in weights.items()],
-                "routing": {"allowRevisionHeader": True},
-                **({"rollout": dict(rollout)} if rollout else {}),
-            },
-        }
+    more = {"rollout": dict(rollout)} if rollout else {}
+    return ours(
+        "ModelDeployment",
+        name,
+        revisions=revisions,
+        traffic=[{"revision": r, "weight": w} for r, w in weights.items()],
+        routing={"allowRevisionHeader": True},
+        **more,
     )
 
 
@@ -64,8 +68,7 @@ def adapter(name: str, folder: str, digest: str | None = None, base: str = "smol
     spec: dict[str, Any] = {"baseModel": base, "source": {"volume": {"name": "artifacts", "path": folder}}}
     if digest:
         spec["digest"] = digest
-    manifest = {"apiVersion": "tuneyard.dev/v1alpha1", "kind": "LoRAAdapter", "metadata": {"name": name}, "spec": spec}
-    return yaml.safe_dump(manifest)
+    return ours("LoRAAdapter", name, **spec)
 
 
 class World:
@@ -195,6 +198,27 @@ def end_container(identity: str) -> None:
     socket = str(layout_of(provider.name).containerd_socket)
     command = [ctr, "-a", socket, "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", identity]
     subprocess.run(provider.inside(command, everything=True), check=True, capture_output=True)
+
+
+def answer(world: World, model: str, revision: str, question: str = "hello", tokens: int = 8) -> str:
+    """What a revision says through the gateway."""
+    client = OpenAI(base_url=f"{world.system.gateway}/v1", api_key="any", max_retries=0, timeout=120)
+    said = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        max_tokens=tokens,
+        temperature=0,
+        extra_headers={"x-revision": revision},
+    )
+    return str(said.choices[0].message.content)
+
+
+def remove(world: World, name: str, base: str, *adapters: str) -> None:
+    """A deployment, its adapters (NAME-ADAPTER) and its base away."""
+    world.kubectl("-n", MODELS_NAMESPACE, "delete", "mdep", name, "--ignore-not-found")
+    for adapter in adapters:
+        world.kubectl.delete_unused("lora", f"{name}-{adapter}", MODELS_NAMESPACE)
+    world.kubectl.delete_unused("bmodel", base, MODELS_NAMESPACE)
 
 
 def rows(obj: dict[str, Any]) -> dict[str, dict[str, Any]]:
