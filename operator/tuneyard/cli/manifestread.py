@@ -1,4 +1,4 @@
-"""The BaseModels and ModelDeployments of manifests, for commands that say what comes of them before anything is."""
+"""The BaseModels and ModelDeployments of manifests, for commands that say beforehand what comes of them."""
 
 from __future__ import annotations
 
