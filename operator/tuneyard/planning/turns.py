@@ -33,8 +33,9 @@ def turns(
     since = {p.name: moment for p in pods if (moment := parsed_time(seen.get(p.name)))}
     left = {name: remaining(moment, LONG, now) for name, moment in since.items()}
     awaited = {name for name, seconds in left.items() if seconds > 0}
-    beginning = {p.name for p in pods if _hears_adapters(p)}
-    serving = {p.name for p in pods if offers(p)} - since.keys() - beginning
+    hearing = {p.name for p in pods if _hears_adapters(p)}
+    serving = {p.name for p in pods if offers(p)} - since.keys() - hearing
+    beginning = hearing - (since.keys() - awaited)  # a report outlives its agent and its node
     asking = sorted(p.name for p in pods if asks(p))
     waits = [left[name] for name in sorted(awaited)]
     held = (before.turns or ()) if before else ()

@@ -63,6 +63,8 @@ LONG_AGO = {"lost": stamp(-LONG / 60)}
         ([hearing("a"), asking("b")], before("a"), {}, ["a"]),
         ([hearing("a"), asking("b")], None, {}, []),
         ([hearing("a"), asking("b"), asking("c")], None, {}, ["b"]),
+        ([replace(hearing("lost"), ready=False), asking("b"), asking("c")], before("lost"), JUST, ["lost"]),
+        ([replace(hearing("lost"), ready=False), asking("b"), asking("c")], before("lost"), LONG_AGO, ["b"]),
         # a pod that was lost is waited for, not for ever
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], None, JUST, []),
         ([pod("lost", engine="Starting"), asking("b"), asking("c")], None, LONG_AGO, ["b"]),
