@@ -62,5 +62,6 @@ def _to_begin_with(state: State, now: float) -> tuple[Ready, bool]:
         if prepared is not None:
             ready.append((planned, prepared))
         else:
-            awaited = awaited or planned.name not in state.slow
+            # what is slow or has failed may take for ever: nobody else's adapter waits for it
+            awaited = awaited or not (planned.name in state.slow or planned.name in state.failures)
     return tuple(ready), awaited

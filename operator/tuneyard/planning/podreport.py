@@ -30,6 +30,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import Source
 from tuneyard.planning.agentstate import EngineState, Failure, Prepared, State, current, within_room
 from tuneyard.planning.beginnings import asks_for_turn
+from tuneyard.planning.engines import Loading
 from tuneyard.planning.remedies import clipped
 
 REPORT_BYTES = 200 << 10
@@ -141,7 +142,7 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
         state="Loading",
         digest=prepared.digest,
         engine_name=prepared.engine_name,
-        reason=Reason.LOADING if ready else Reason.ENGINE_NOT_READY,
+        reason=Reason.LOADING if ready and _is_heard(state, prepared) else Reason.ENGINE_NOT_READY,
         rank=prepared.rank,
         target_modules=list(prepared.target_modules),
         size_bytes=prepared.size_bytes,
@@ -150,6 +151,11 @@ def _adapter_report(state: State, planned: PlannedAdapter, has_room: bool, ready
         return known
     warning = state.proven[prepared.engine_name]
     return known.model_copy(update={"state": "Loaded", "reason": None, "warning": warning and warning.value})
+
+
+def _is_heard(state: State, prepared: Prepared) -> bool:
+    """Whether the engine that runs should answer with it soon; one that was begun without it never does (turns.py)."""
+    return state.loading is not Loading.AT_START or prepared.engine_name in (state.begun or ())
 
 
 def _failed_report(failure: Failure, prepared: Prepared | None, wished: str | None) -> AdapterReport:

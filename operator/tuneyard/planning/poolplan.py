@@ -52,7 +52,7 @@ from tuneyard.planning.pools import (
     stored_bytes,
 )
 from tuneyard.planning.timestamps import parsed_time, remaining, rfc3339
-from tuneyard.planning.turns import offers, turns
+from tuneyard.planning.turns import longest_turn, offers, turns
 from tuneyard.planning.vanished import as_planned, vanished_since
 
 LOST_AFTER = 4.0
@@ -145,7 +145,7 @@ def _turn(
         return None, {}, []
     pods = [p for p in obs.pods if p.pool == pool.name and not p.deleted]
     seen, _ = pods_seen(pods, marks_of(config_map, ANNOTATION_PODS_SEEN), obs.now)
-    turn, waits = turns(pods, before, seen, obs.now)
+    turn, waits = turns(pods, before, seen, obs.now, longest_turn(pool.serving.drain_timeout))
     return turn, seen, waits
 
 

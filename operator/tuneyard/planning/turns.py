@@ -5,7 +5,7 @@ Rules:
 - whoever has the turn keeps it until it serves again, and a pod that served and does not now is waited for;
 - a pod serves again when its adapters have answered: gateways send nothing for one before that, though the engine is
   ready for the base (its agent ends that: one that does not answer has failed);
-- that has an end (LONG): a pod that does not come back keeps no adapter from the others;
+- that has an end (`longest_turn`): a pod that does not come back keeps no adapter from the others;
 - a pod that Kubernetes never found ready is not waited for: no node may have room for it, or it ends again and again.
 """
 
@@ -19,19 +19,25 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.timestamps import parsed_time, remaining
 
-LONG = 900.0
-"""Seconds; an engine has 600 to come up with other adapters (systems/engines/llamacpp.py)."""
+_BEGINNING = 600.0
+"""Seconds that an engine has to come up with other adapters (systems/engines/llamacpp.py)."""
+_MARGIN = 60.0
+
+
+def longest_turn(drain_timeout: float) -> float:
+    """Seconds after which a pod that is away is not waited for any more: it may answer what it has begun first."""
+    return drain_timeout + _BEGINNING + _MARGIN
 
 
 def turns(
-    pods: Sequence[PodObservation], before: PoolPlan | None, seen: Mapping[str, str], now: datetime
+    pods: Sequence[PodObservation], before: PoolPlan | None, seen: Mapping[str, str], now: datetime, longest: float
 ) -> tuple[list[str] | None, list[float]]:
     """The pod that has the turn, none while others are waited for, None: nobody asks; and when to look again.
 
-    `seen`: poolplan.pods_seen, since when pods that served do not any more.
+    `seen`: poolplan.pods_seen, since when pods that served do not any more. `longest`: seconds, `longest_turn`.
     """
     since = {p.name: moment for p in pods if (moment := parsed_time(seen.get(p.name)))}
-    left = {name: remaining(moment, LONG, now) for name, moment in since.items()}
+    left = {name: remaining(moment, longest, now) for name, moment in since.items()}
     awaited = {name for name, seconds in left.items() if seconds > 0}
     hearing = {p.name for p in pods if _hears_adapters(p)}
     serving = {p.name for p in pods if offers(p)} - since.keys() - hearing

@@ -30,7 +30,7 @@ from tuneyard.planning.engines import Loading
 from tuneyard.planning.podreport import pod_report
 
 DIGEST = "sha256:" + "1" * 64
-A, B = planned("a"), planned("b")
+A, B, C = planned("a"), planned("b"), planned("c")
 
 
 def prepared(adapter: PlannedAdapter) -> Prepared:
@@ -122,6 +122,28 @@ def test_a_hopeless_adapter_asks_for_no_turn() -> None:
     once = serving(wants(A, B), fetched(B), failed)
     assert asks_for_turn(once)
     assert not asks_for_turn(after(failed, failed, state=once))
+
+
+def test_one_that_cannot_be_fetched_keeps_no_other_back() -> None:
+    failed = Failed(C, Reason.FILES_MISSING, "gone", 0.0)
+    state = serving(wants(A, B, C), fetched(B))
+    assert not asks_for_turn(state), "both come in one turn, where both come soon"
+    assert asks_for_turn(after(failed, state=state))
+
+
+def test_it_says_loading_only_of_what_its_engine_was_begun_with() -> None:
+    """Another pod gives its turn to one that says so: gateways send nothing to it for that adapter yet."""
+
+    def told(state: State) -> str | None:
+        report = pod_report(state)
+        return report.adapters["b"].reason if report is not None else None
+
+    downloading = serving(wants(A, B, C), fetched(B), Began(("adapter", "c")))
+    assert told(downloading) == Reason.ENGINE_NOT_READY, "it serves all that it has"
+    both = frozenset({name(A), name(B)})
+    begun = after(Begun(both), EngineSeen(both | {"base"}), BaseProven(), Proven("a", name(A)), state=downloading)
+    assert told(begun) == Reason.LOADING
+    assert told(after(Proven("b", name(B)), state=begun)) is None
 
 
 def test_what_was_proven_was_another_process_s() -> None:

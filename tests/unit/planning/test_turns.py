@@ -9,7 +9,7 @@ import pytest
 from tests.builders import BASE, T0, VOLUME, Situation, at, base_model, deployment, loaded, pinned, pod, revision, stamp
 from tests.unit.planning.basemodels import applied_to
 from tuneyard.api.conditions import find
-from tuneyard.api.documents import PoolPlan
+from tuneyard.api.documents import AdapterReport, PoolPlan
 from tuneyard.api.loraadapter import LoRAAdapterStatus
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ServingSpec
@@ -17,7 +17,7 @@ from tuneyard.planning.basemodel import plan_basemodel
 from tuneyard.planning.loraadapter import plan_loraadapter
 from tuneyard.planning.observations import PodObservation
 from tuneyard.planning.pools import plan_of
-from tuneyard.planning.turns import LONG, turns
+from tuneyard.planning.turns import longest_turn, turns
 
 
 def asking(name: str) -> PodObservation:
@@ -33,6 +33,11 @@ def hearing(name: str) -> PodObservation:
     return pod(name, reports={"v1": loaded("v1").model_copy(update=told)})
 
 
+def waiting(name: str) -> AdapterReport:
+    """Of an adapter whose files lie ready while those of another come."""
+    return loaded(name).model_copy(update={"state": "Loading", "reason": Reason.ENGINE_NOT_READY})
+
+
 def pending(name: str) -> PodObservation:
     return pod(name, report=None, ready=False)
 
@@ -41,6 +46,8 @@ def before(*names: str) -> PoolPlan:
     return PoolPlan(pool=BASE, base_model=BASE, turns=list(names))
 
 
+LONG = longest_turn(600)
+"""Of a pool with the default drainTimeout."""
 JUST = {"lost": stamp(-1)}
 LONG_AGO = {"lost": stamp(-LONG / 60)}
 
@@ -62,6 +69,8 @@ LONG_AGO = {"lost": stamp(-LONG / 60)}
         # gateways send it nothing for an adapter that has not answered yet: whoever else has it is not taken away
         ([hearing("a"), asking("b")], before("a"), {}, ["a"]),
         ([hearing("a"), asking("b")], None, {}, []),
+        # nor does one that waits for files: it serves all that it has
+        ([pod("a", reports={"v1": waiting("v1")}), asking("b")], None, {}, ["b"]),
         ([hearing("a"), asking("b"), asking("c")], None, {}, ["b"]),
         ([replace(hearing("lost"), ready=False), asking("b"), asking("c")], before("lost"), JUST, ["lost"]),
         ([replace(hearing("lost"), ready=False), asking("b"), asking("c")], before("lost"), LONG_AGO, ["b"]),
@@ -83,13 +92,20 @@ LONG_AGO = {"lost": stamp(-LONG / 60)}
 def test_one_pod_at_a_time_begins_anew(
     pods: list[PodObservation], plan: PoolPlan | None, seen: dict[str, str], expected: list[str] | None
 ) -> None:
-    assert turns(pods, plan, seen, T0)[0] == expected
+    assert turns(pods, plan, seen, T0, LONG)[0] == expected
 
 
 def test_a_lost_pod_has_the_plan_looked_at_again_when_nobody_waits_for_it_any_more() -> None:
     pods = [pod("lost", engine="Starting"), asking("b"), asking("c")]
-    assert turns(pods, None, JUST, T0)[1] == [LONG - 60]
-    assert turns(pods, None, LONG_AGO, T0)[1] == []
+    assert turns(pods, None, JUST, T0, LONG)[1] == [LONG - 60]
+    assert turns(pods, None, LONG_AGO, T0, LONG)[1] == []
+
+
+def test_a_pod_that_ends_its_answers_first_is_waited_for_as_long_as_it_may_take() -> None:
+    pods = [pod("lost", engine="Draining", ready=False), asking("b"), asking("c")]
+    after_16_minutes = {"lost": stamp(-16)}
+    assert turns(pods, before("lost"), after_16_minutes, T0, longest_turn(1800))[0] == ["lost"]
+    assert turns(pods, before("lost"), after_16_minutes, T0, longest_turn(60))[0] == ["b"]
 
 
 def situation(*pods: PodObservation) -> Situation:
