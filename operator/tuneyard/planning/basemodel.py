@@ -31,7 +31,7 @@ from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import WantedPlan, wanted_plan
-from tuneyard.planning.pools import POOL_GRACE, Pool, pools_of
+from tuneyard.planning.pools import POOL_GRACE, Pool, adapters_in_use, plan_of, pools_of
 from tuneyard.planning.poolscaling import keeps_replicas, next_pool_scale
 from tuneyard.planning.poolsleep import PoolSleep, next_pool_sleep
 from tuneyard.planning.prewarm import prewarm_state
@@ -133,6 +133,8 @@ def _state(
     violation = violation or servingchecks.leader_worker_set_missing(pool.serving, obs.settings, served=has)
     if violation is None and obs.base is not None:
         violation = servingchecks.built_for_another_engine(obs.base, pool.serving)
+    plan = _found(mine, "ConfigMap", names.pool_plan(pool.name))
+    violation = violation or adapters_in_use(pool, obs.adapters, plan_of(plan))
     scale = next_pool_scale(obs, base, pool, workload or former, frozen=violation is not None)
     pool = scale.pool
     pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)
@@ -147,7 +149,7 @@ def _state(
         former=former,
         pods=pods,
         workers=tuple(p for p in obs.pods if p.worker_of == pool.name and not p.deleted),
-        makes_room=making_room(obs, base, pool, _found(mine, "ConfigMap", names.pool_plan(pool.name))),
+        makes_room=making_room(obs, base, pool, plan),
         sleep=sleep,
         was_asleep=any(p.name == pool.name and p.asleep_since for p in base.status.pools or ()),
         scale=scale,

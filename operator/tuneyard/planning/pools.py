@@ -44,6 +44,7 @@ from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 from tuneyard.planning.poolreplicas import decided_replicas, pool_status
+from tuneyard.planning.remedies import clipped
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.sharedadapters import adapters_not_shared
 
@@ -56,6 +57,8 @@ PLAN_BYTES = 780_000
 _MOST_COPIES = 60_000
 """Copies of all adapters together that are chosen by default: the plan names a pod for each, in 3 bytes."""
 _SLACK = 0.9
+_NAMED = 3
+"""How many adapters and ModelDeployments a message names."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,8 @@ def placement(pool: Pool, adapters: Iterable[LoRAAdapterResource], held: Iterabl
     stored = 0.0
     for adapter in wanted:
         size = stored_bytes(pool.serving, adapter)
-        problem = _unreachable(pool.serving, adapter) or (
+        # settings that pods could not reach it by do not become those of a pool that has it (`adapters_in_use`)
+        problem = (None if adapter.metadata.name in present else _unreachable(pool.serving, adapter)) or (
             pool_full(pool, len(planned), len(wanted))
             if len(planned)
             >= (_all_places(pool.serving) if adapter.metadata.name in present else capacity(pool.serving))
@@ -297,6 +301,26 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
         and adapter.metadata.namespace == pool.namespace
         and not adapter.metadata.deletion_timestamp
     )
+
+
+def adapters_in_use(pool: Pool, adapters: Iterable[LoRAAdapterResource], before: PoolPlan | None) -> Problem | None:
+    """Why a pool that has adapters goes on as it was: as it is wanted now its pods could not serve them any more."""
+    held = pool.adapter_names.intersection(holders(before))
+    having = sorted(
+        (a for a in adapters if a.metadata.name in held and belongs(pool, a)), key=lambda a: a.metadata.name
+    )
+    lost = [(a.metadata.name, problem) for a in having if (problem := _unreachable(pool.serving, a))]
+    if not lost:
+        return None
+    names_of, users = ", ".join(name for name, _ in lost[:_NAMED]), ", ".join(pool.used_by[:_NAMED])
+    names_of += f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+    users += f" and {len(pool.used_by) - _NAMED} more" if len(pool.used_by) > _NAMED else ""
+    first = lost[0][1]
+    words = (
+        f"pool {pool.name} goes on as it was, because it serves {names_of} for {users}: take these out of the "
+        f"revisions first, or take the edit back. With the edit, {first.message}"
+    )
+    return Problem(first.reason, clipped(words))
 
 
 def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
