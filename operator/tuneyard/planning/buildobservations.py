@@ -91,13 +91,16 @@ def _job(job: Mapping[str, Any], pods: list[Mapping[str, Any]]) -> BuildJob:
     mark = parsed(BuildMark, (metadata.get("annotations") or {}).get(names.ANNOTATION_BUILD))
     pod: Mapping[str, Any] = pods[-1] if pods else {}
     container: Mapping[str, Any] = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
-    over = _condition(job, "Complete", "Failed")
     end = _state(container, "terminated")
     report = parsed(BuildReport, ((pod.get("metadata") or {}).get("annotations") or {}).get(names.ANNOTATION_ADAPTERS))
     result = _result(mark, parsed(BuildResult, end.get("message")), report)
     if _disruption(pod) and (result is None or result.error is not None):
         # its Job makes another pod, or none any more: what an evicted one says of itself is not why
         result, end = None, {}
+    overdue = _overdue(job)
+    over = _condition(job, "Complete", "Failed") or (overdue if end else {})
+    if overdue and result is not None and result.error is not None:
+        result = None  # it was told to end, and says no more than that
     disrupted = _disrupted(job, pods)
     ended = None if result is not None or not (over or end) else _ended(over, end, pod, disrupted)
     return BuildJob(
@@ -130,6 +133,12 @@ def _result(mark: BuildMark | None, said: BuildResult | None, report: BuildRepor
 def _condition(item: Mapping[str, Any], *types: str) -> Mapping[str, Any]:
     found = ((item.get("status") or {}).get("conditions")) or ()
     return next((c for c in found if c.get("type") in types and c.get("status") == "True"), {})
+
+
+def _overdue(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The condition of a Job that took too long; its pod may still be ending."""
+    found = _condition(job, "Failed", "FailureTarget")
+    return found if found.get("reason") == "DeadlineExceeded" else {}
 
 
 def _disruption(pod: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -37,6 +37,8 @@ RETRIES = 3
 _PODLESS = 60.0
 """Seconds after which a Job without a pod will not have one by itself: its controller takes a few, and then writes only
 events of what refuses the pod."""
+_CONTAINERLESS = 300.0
+"""Seconds of a pod without a container, of which events alone tell too; a large image may take them as well."""
 LOOK = 5.0
 """Seconds between two looks at a Job that runs, and at what a build waits for."""
 _FIRST_DELAY, _LONGEST_DELAY = 10.0, 600.0
@@ -214,7 +216,7 @@ class _Attempting:
     def _running(self, status: BuildStatus, job: BuildJob) -> Building:
         report = job.report if job.runs else None
         step, before = self._step(report.step if report else 0), f"; {job.disrupted}" if job.disrupted else ""
-        waits = f"its pod waits: {job.waits_for}" if job.waits_for is not None else self._lacks_pod(job)
+        waits = f"its pod waits: {job.waits_for}" if job.waits_for is not None else self._does_not_run(job)
         if waits is not None:
             words = f"{waits}{before}"
             told = status.model_copy(update={"step": step, "progress": clipped(words)})
@@ -228,11 +230,15 @@ class _Attempting:
         told = status.model_copy(update={"step": step, "progress": clipped(words)})
         return Building(told, wait=LOOK, work=Problem(Reason.BUILD_RUNNING, f"step {step}: {words}"))
 
-    def _lacks_pod(self, job: BuildJob) -> str | None:
-        """What to say of a Job without a pod, once it had time to make one."""
+    def _does_not_run(self, job: BuildJob) -> str | None:
+        """What to say of a Job without a pod, or whose pod has no container, once they had time to come."""
         since = parsed_time(job.created)
-        if job.has_pod or since is None or (self.obs.now - since).total_seconds() < _PODLESS:
+        age = 0.0 if since is None else (self.obs.now - since).total_seconds()
+        if job.runs or age < (_CONTAINERLESS if job.has_pod else _PODLESS):
             return None
+        if job.has_pod:
+            why = "a volume that another node holds, a folder that the node lacks, an image that is long in coming"
+            return f"its pod has not started: `kubectl describe pod -l job-name={job.name}` says why ({why})"
         why = "a quota, Pod Security, a LimitRange, a webhook"
         return f"it has no pod: `kubectl describe job {job.name}` says why ({why})"
 

@@ -11,7 +11,7 @@ Rules (rollout.md 3):
 - while stable has no ready pod, who is rejected keeps what it serves now: all of its share would be refused otherwise,
   also by a command. Weight 0 in the spec takes it away at once;
 - contents that are not known (an object is missing) neither get a verdict nor lose one, and no deadline runs for them:
-  no pod could try them.
+  no pod could try them. Nor does one run while their base is being built: it begins when there is something to start.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ REFUSED_FILES = INCOMPATIBLE | {Reason.DIGEST_MISMATCH, Reason.LOAD_REFUSED, Rea
 
 MAY_PASS = frozenset({Reason.LOAD_REFUSED, Reason.CANNOT_GENERATE})
 """Of these, what an engine under load or a neighbour's NaN brings about too: they count when the pod says they last."""
+
+_BUILDING = frozenset({Reason.BUILD_PENDING, Reason.BUILD_RUNNING})
 
 
 def kept_verdicts(seen: Seen, verdicts: list[Verdict], stable: str | None) -> list[Verdict]:
@@ -139,11 +141,17 @@ def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str)
     """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
     if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
         return None
-    if seen.hashes[revision] is None:
+    if seen.hashes[revision] is None or _is_being_built(seen.states[revision]):
         return None
     before = seen.before
     known = before.waiting_since if before is not None and before.candidate == revision else None
     return known or seen.stamp
+
+
+def _is_being_built(state: RevisionState) -> bool:
+    """Whether its base is still made, which has a time limit of its own (build.timeout) and takes hours."""
+    base = state.base
+    return base is not None and as_built(base) is None and cause(state).reason in _BUILDING
 
 
 def paused(seen: Seen, status: RolloutStatus) -> bool:

@@ -71,6 +71,15 @@ class TestWhatJobsLeftBehind:
         assert seen(conditions=drained).disrupted == "Kubernetes ended 1 of its pods: by x"
         assert seen(state=told).disrupted is None
 
+    @pytest.mark.parametrize("condition", ["Failed", "FailureTarget"])
+    def test_one_that_was_told_to_end_for_its_time_says_so(self, condition: str):
+        told = ended(1, BuildResult(key="0" * 32, error="it was told to end").shortened())
+        late = seen(state=told, type=condition, reason="DeadlineExceeded")
+        assert (late.result, late.ended) == (None, "it took longer than build.timeout")
+        assert seen(type="FailureTarget", reason="DeadlineExceeded").ended is None, "its pod has not ended yet"
+        done = ended(0, BuildResult(key="0" * 32, digest=digest("x")).shortened())
+        assert seen(state=done, type=condition, reason="DeadlineExceeded").result is not None, "it was just in time"
+
     def test_an_evicted_pod_is_told_of_beside_the_one_that_runs(self):
         mark = BuildMark(key="0" * 32, attempt=1)
         meta = {"name": "j", "annotations": {names.ANNOTATION_BUILD: mark.model_dump_json()}}

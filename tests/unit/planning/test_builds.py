@@ -316,7 +316,7 @@ class TestAttempts:
 
     @pytest.mark.parametrize(
         ("seconds", "has_pod", "pending"),
-        [(59, False, False), (60, False, True), (86000, False, True), (60, True, False)],
+        [(59, False, False), (60, False, True), (86000, False, True), (60, True, False), (299, True, False)],
     )
     def test_a_job_whose_pod_cannot_be_made_says_where_to_look(self, seconds, has_pod, pending):
         """Its controller writes nothing of it but events."""
@@ -328,6 +328,13 @@ class TestAttempts:
         assert (status.progress or "").startswith(wanted if pending else "its pod starts")
         assert built_.reason == ("BuildPending" if pending else "BuildRunning")
         assert (wanted in (built_.message or "")) == pending
+
+    @pytest.mark.parametrize(("runs", "pending"), [(False, True), (True, False)])
+    def test_a_pod_whose_container_does_not_come_says_where_to_look(self, runs: bool, pending: bool):
+        stuck = job(1, created=stamp(0), has_pod=True, runs=runs)
+        _, status = planned(situation(running(), stuck, minutes=5))
+        wanted = f"its pod has not started: `kubectl describe pod -l job-name={stuck.name}` says why (a volume"
+        assert (status.progress or "").startswith(wanted) == pending
 
     def test_a_base_that_says_its_digest_takes_no_other(self):
         result = BuildResult(key=key(MERGE), digest=digest("other"))
