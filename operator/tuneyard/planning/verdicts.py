@@ -141,17 +141,18 @@ def waiting_since(seen: Seen, status: RolloutStatus, revision: str, stable: str)
     """Since when the revision has had no ready pod though stable had one; None: that is not so, or does not count."""
     if seen.ready[revision] or not seen.ready[stable] or paused(seen, status) or revision in seen.on_demand:
         return None
-    if seen.hashes[revision] is None or _is_being_built(seen.states[revision]):
+    if seen.hashes[revision] is None or _is_being_built(seen.states.get(revision)):
         return None
     before = seen.before
     known = before.waiting_since if before is not None and before.candidate == revision else None
     return known or seen.stamp
 
 
-def _is_being_built(state: RevisionState) -> bool:
+def _is_being_built(state: RevisionState | None) -> bool:
     """Whether its base is still made, which has a time limit of its own (build.timeout) and takes hours."""
-    base = state.base
-    return base is not None and as_built(base) is None and cause(state).reason in _BUILDING
+    if state is None or state.base is None or as_built(state.base) is not None:
+        return False
+    return cause(state).reason in _BUILDING
 
 
 def paused(seen: Seen, status: RolloutStatus) -> bool:

@@ -34,8 +34,9 @@ def after(situation: Situation, minutes: float) -> tuple[Situation, RolloutStatu
         (chat,) = (d.model_copy(update={"status": status}) for d in situation.deployments)
         weights = {t.revision: t.weight for t in status.traffic or []}
         situation = replace(situation, deployments=(chat,), applied=(applied("g1", chat, weights),))
-    assert status.rollout is not None
-    return situation, status.rollout
+    rollout = situation.deployments[0].status.rollout
+    assert rollout is not None
+    return situation, rollout
 
 
 @pytest.mark.parametrize("state", ["Waiting", "Running"])
