@@ -177,9 +177,9 @@ def build_task(base_model: str, key: str) -> str:
     return f"{bounded(base_model, 40)}-build-{short_hash(base_model, key, length=10)}-task"
 
 
-def build_job(base_model: str, key: str, attempt: int) -> str:
-    """Name of the Job of one attempt of a build."""
-    return f"{bounded(base_model, 40)}-build-{short_hash(base_model, key, str(attempt), length=10)}"
+def build_job(base_model: str, uid: str, key: str, attempt: int) -> str:
+    """Name of the Job of one attempt of a build. `uid`: the BaseModel's, so that one made anew takes no old result."""
+    return f"{bounded(base_model, 40)}-build-{short_hash(base_model, uid, key, str(attempt), length=10)}"
 
 
 def prewarm(base_model: str) -> str:

@@ -69,7 +69,7 @@ def job_object(
 ) -> Json:
     """The Job of one attempt."""
     metadata = {
-        **_metadata(names.build_job(base.metadata.name, mark.key, mark.attempt), base),
+        **_metadata(names.build_job(base.metadata.name, base.metadata.uid, mark.key, mark.attempt), base),
         "annotations": {names.ANNOTATION_BUILD: json.dumps(mark.to_dict(), sort_keys=True)},
     }
     spec = {

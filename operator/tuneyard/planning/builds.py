@@ -144,7 +144,9 @@ class _Attempting:
         jobs = [j for j in self.seen.jobs if j.mark is not None and j.mark.key == self.key]
         job = next((j for j in jobs if j.mark and j.mark.attempt == attempt and not j.deleted), None)
         last = next((j for j in jobs if j.mark and j.mark.attempt == attempt - 1 and not j.deleted), None)
-        kept = {j.name for j in (job, last) if j is not None}
+        # an older attempt's pod holds its volume: with a quota for one the next attempt's would never start
+        holds = job is not None and self.build.scratch is not None and self.build.scratch.storage_class is not None
+        kept = {j.name for j in (job, None if holds else last) if j is not None}
         strays = [_deletion(self.base, j) for j in self.seen.jobs if j.name not in kept and not j.deleted]
         found = self._with(attempt, before, job, last)
         return replace(found, actions=(*strays, *found.actions))
@@ -172,7 +174,7 @@ class _Attempting:
         return max((j.mark.attempt for j in self.seen.jobs if j.mark and j.mark.key == self.key), default=1)
 
     def _is_going(self, attempt: int) -> bool:
-        name = names.build_job(self.base.metadata.name, self.key, attempt)
+        name = names.build_job(self.base.metadata.name, self.base.metadata.uid, self.key, attempt)
         return any(j.name == name and j.deleted for j in self.seen.jobs)
 
     def _status(self, attempt: int, before: BuildStatus | None) -> BuildStatus:

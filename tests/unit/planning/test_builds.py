@@ -224,7 +224,7 @@ def planned(found: Situation) -> tuple[Plan, BuildStatus]:
 
 
 def job(attempt: int = 1, **fields: Any) -> BuildJob:
-    name = names.build_job("merged", key(MERGE), attempt)
+    name = names.build_job("merged", "uid-merged", key(MERGE), attempt)
     return BuildJob(name, f"uid-{attempt}", "1", BuildMark(key=key(MERGE), attempt=attempt), **fields)
 
 
@@ -237,7 +237,11 @@ class TestAttempts:
         plan, status = planned(situation(None))
         made = [a.object["kind"] for a in plan.actions if isinstance(a, Apply)][-2:]
         assert made == ["ConfigMap", "Job"]
-        assert (status.state, status.attempt, status.job) == ("Running", 1, names.build_job("merged", key(MERGE), 1))
+        assert (status.state, status.attempt, status.job) == (
+            "Running",
+            1,
+            names.build_job("merged", "uid-merged", key(MERGE), 1),
+        )
         assert [e.reason for e in plan.events] == [Reason.BUILD_STARTED]
 
     @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ class TestAttempts:
         assert [a for a in early.actions if isinstance(a, Apply) and a.object["kind"] == "Job"] == []
         assert same == status
         late, next_one = planned(situation(status, failed, minutes=seconds / 60))
-        assert next_one.job == names.build_job("merged", key(MERGE), attempt + 1)
+        assert next_one.job == names.build_job("merged", "uid-merged", key(MERGE), attempt + 1)
         hurried, _ = planned(situation(status))
         assert any(isinstance(a, Apply) and a.object["kind"] == "Job" for a in hurried.actions), "its Job was deleted"
         assert late.events[-1].reason is Reason.BUILD_STARTED
@@ -308,6 +312,29 @@ class TestAttempts:
         other = BuildJob("other", "uid-other", "1", BuildMark(key="f" * 32, attempt=1))
         plan, _ = planned(situation(running(3), job(1), job(2), job(3), other))
         assert {a.name for a in plan.actions if isinstance(a, Delete)} == {job(1).name, "other"}
+
+    def test_a_volume_is_held_for_one_attempt_only(self):
+        def deleted(**scratch: Any) -> set[str]:
+            plan, _ = planned(situation(running(2), job(1, ended="x"), job(2), scratch={"size": "20Gi", **scratch}))
+            return {a.name for a in plan.actions if isinstance(a, Delete)}
+
+        assert deleted(storageClass="fast") == {job(1).name}
+        assert deleted() == set(), "on the node's disk nothing is held, and its log can be read"
+
+    def test_one_that_is_deleted_and_made_again_takes_no_old_job(self):
+        """The API server may still have that one: an apply of its name would make it the new one's, result and all."""
+
+        def made(uid: str) -> str:
+            found = situation(None)
+            known, base = found.bases
+            base = base.model_copy(update={"metadata": base.metadata.model_copy(update={"uid": uid})})
+            plan, _ = planned(replace(found, bases=(known, base)))
+            (name,) = (
+                a.object["metadata"]["name"] for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job"
+            )
+            return str(name)
+
+        assert made("uid-1") != made("uid-2")
 
     def test_a_job_that_is_going_is_waited_for(self):
         plan, status = planned(situation(running(), job(1, deleted=True)))
