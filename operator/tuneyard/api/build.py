@@ -149,7 +149,7 @@ class Quantize(ApiModel):
             "serving.tensorParallelSize of this BaseModel.",
         ),
     ] = None
-    calibration: Annotated[CalibrationData | None, Field(description="Required by AWQ and GPTQ.")] = None
+    calibration: Annotated[CalibrationData | None, Field(description="Of AWQ and GPTQ, which require it.")] = None
 
 
 class Gguf(ApiModel):
@@ -173,6 +173,10 @@ class BuildStep(ApiModel):
                 cel(
                     "!has(self.quantize) || !has(self.quantize.groupSize) || self.quantize.scheme in ['AWQ', 'GPTQ']",
                     "quantize.groupSize is of AWQ and GPTQ: remove it",
+                ),
+                cel(
+                    "!has(self.quantize) || !has(self.quantize.calibration) || self.quantize.scheme in ['AWQ', 'GPTQ']",
+                    "quantize.calibration is of AWQ and GPTQ: remove it",
                 ),
                 cel(
                     "!has(self.quantize) || !has(self.quantize.tensorParallelSize) || "

@@ -10,6 +10,7 @@ from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, CalibrationData, S
 from tuneyard.api.buildtask import TaskStep, UsedInput
 from tuneyard.build.errors import BuildError
 from tuneyard.build.inputs import Input, Inputs, Told
+from tuneyard.planning.buildinputs import calibration_of
 
 _MAX_LENGTH = 2048
 
@@ -75,13 +76,14 @@ def _quantize(step: TaskStep, inputs: Inputs, before: Path | None, told: Told) -
     model, used = _source(given.base_model, inputs, before, told)
     settings: dict[str, Any] = {"model": str(model), "scheme": given.scheme}
     settings |= {"groupSize": given.group_size, "tensorParallelSize": given.tensor_parallel_size or 1}
-    if given.calibration is not None:
-        texts = _calibration(given.calibration, inputs, told)
+    calibration = calibration_of(step.step)
+    if calibration is not None:
+        texts = _calibration(calibration, inputs, told)
         used.append(texts.used)
         settings |= {
             "calibration": str(texts.path),
-            "samples": given.calibration.samples or DEFAULT_SAMPLES,
-            "maxLength": given.calibration.max_length or _MAX_LENGTH,
+            "samples": calibration.samples or DEFAULT_SAMPLES,
+            "maxLength": calibration.max_length or _MAX_LENGTH,
         }
     return Work("quantize", settings, used, model)
 
