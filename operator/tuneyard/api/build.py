@@ -19,6 +19,7 @@ from tuneyard.api.sources import S3Source, Source
 DEFAULT_PROMPTS = "prompts.jsonl"
 DEFAULT_TIMEOUT = "24h"
 DEFAULT_SAMPLES = 512
+DEFAULT_MAX_LENGTH = 2048
 DEFAULT_GGUF = "Q4_K_M"
 MAX_MODELS = 16
 MAY_CHANGE = frozenset({"resources", "node_selector", "tolerations", "timeout", "retries", "scratch"})

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, CalibrationData, StepKind
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_MAX_LENGTH, DEFAULT_SAMPLES, CalibrationData, StepKind
 from tuneyard.api.buildtask import TaskStep, UsedInput
 from tuneyard.build.errors import BuildError
 from tuneyard.build.inputs import Input, Inputs, Told
 from tuneyard.planning.buildinputs import calibration_of
-
-_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _quantize(step: TaskStep, inputs: Inputs, before: Path | None, told: Told) -
         settings |= {
             "calibration": str(texts.path),
             "samples": calibration.samples or DEFAULT_SAMPLES,
-            "maxLength": calibration.max_length or _MAX_LENGTH,
+            "maxLength": calibration.max_length or DEFAULT_MAX_LENGTH,
         }
     return Work("quantize", settings, used, model)
 

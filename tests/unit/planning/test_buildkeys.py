@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.builders import BASE, Situation, base_model, digest
-from tests.unit.planning.test_builds import KNOWN, build, built, key, planned
+from tests.unit.planning.test_builds import KNOWN, around, build, built, key, planned
 from tuneyard.api.buildstatus import BuildStatus
 from tuneyard.planning.buildinputs import credentials_of_build, found_inputs, named_texts
 from tuneyard.planning.buildobservations import BuildObservation
@@ -35,3 +35,15 @@ def test_what_was_built_with_such_a_calibration_in_its_key_is_not_built_again() 
     plan, status = planned(Situation(bases=(base_model(digest=digest(BASE)), done), builds={"merged": seen}))
     assert status == done.status.build
     assert not [a for a in plan.actions if isinstance(a, Apply) and a.object["kind"] == "Job"]
+
+
+def test_a_default_that_is_said_is_the_same_build() -> None:
+    there = around(base_model(digest=digest(BASE)), one=digest("text"))
+
+    def awq(length: int | None = None, parts: int | None = None) -> str:
+        texts = {"configMap": "texts", "key": "one"} | ({"maxLength": length} if length else {})
+        step = {"scheme": "AWQ", "baseModel": BASE, "calibration": texts}
+        return key({"quantize": step | ({"tensorParallelSize": parts} if parts else {})}, there=there)
+
+    assert awq() == awq(2048) == awq(parts=1) == awq(2048, 1)
+    assert len({awq(), awq(1024), awq(parts=2)}) == 3
