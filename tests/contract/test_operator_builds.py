@@ -208,6 +208,7 @@ def test_the_operator_may_make_jobs_of_builds(server: ApiServer, cluster: Cluste
 
 FP8: Object = {"quantize": {"scheme": "FP8", "baseModel": "base"}}
 LATER: Object = {"quantize": {"scheme": "FP8"}}
+TEXTS: Object = {"configMap": "texts"}
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,10 @@ LATER: Object = {"quantize": {"scheme": "FP8"}}
         (
             {"output": OUTPUT, "steps": [{"quantize": {"scheme": "FP8", "baseModel": "b", "groupSize": 64}}]},
             "quantize.groupSize is of AWQ and GPTQ",
+        ),
+        (
+            {"output": OUTPUT, "steps": [MERGE_STEP, {"quantize": {"scheme": "INT8", "calibration": TEXTS}}]},
+            "quantize.calibration is of AWQ and GPTQ: remove it",
         ),
         ({"output": OUTPUT, "steps": [FP8], "scratch": {"storageClass": "fast"}}, "takes build.scratch.size"),
         ({"output": {"volume": {"claimName": "m", "path": "a/../b"}}, "steps": [FP8]}, "may not hold '.' or '..'"),

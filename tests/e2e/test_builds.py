@@ -50,12 +50,9 @@ def test_merged_quantised_compared_and_served_by_one_manifest(builds):
     world.apply(adapter(f"{LETTERS}-a", "adapters/tiny-adapter-a", base=LETTERS))
     lines = [json.dumps({"messages": ASKED, "check": {"regex": "^aaaaaaaa$"}})] * 2
     evals = {"prompts.jsonl": "\n".join(lines)}
-    texts = {"prompts.jsonl": "\n".join([json.dumps({"prompt": "Say letter"})] * 4)}
-    for name, data in ((f"{LETTERS}-evals", evals), (f"{LETTERS}-texts", texts)):
-        world.apply(yaml.safe_dump({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}))
-    calibration = {"configMap": f"{LETTERS}-texts", "samples": 4, "maxLength": 64}
-    quantize = {"quantize": {"scheme": "INT8", "calibration": calibration}}
-    world.apply(built(SMALL, [MERGE, quantize], ALONE))
+    prompts = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{LETTERS}-evals"}, "data": evals}
+    world.apply(yaml.safe_dump(prompts))
+    world.apply(built(SMALL, [MERGE, {"quantize": {"scheme": "INT8"}}], ALONE))
     try:
         world.apply(deployment({"original": 100, "int8": 0}))
         kubectl.wait_for("mdep", LETTERS, ready, namespace=MODELS_NAMESPACE, timeout=600)

@@ -19,6 +19,7 @@ from tuneyard.api.sources import S3Source, Source
 DEFAULT_PROMPTS = "prompts.jsonl"
 DEFAULT_TIMEOUT = "24h"
 DEFAULT_SAMPLES = 512
+DEFAULT_MAX_LENGTH = 2048
 DEFAULT_GGUF = "Q4_K_M"
 MAX_MODELS = 16
 MAY_CHANGE = frozenset({"resources", "node_selector", "tolerations", "timeout", "retries", "scratch"})
@@ -149,7 +150,7 @@ class Quantize(ApiModel):
             "serving.tensorParallelSize of this BaseModel.",
         ),
     ] = None
-    calibration: Annotated[CalibrationData | None, Field(description="Required by AWQ and GPTQ.")] = None
+    calibration: Annotated[CalibrationData | None, Field(description="Of AWQ and GPTQ, which require it.")] = None
 
 
 class Gguf(ApiModel):
@@ -173,6 +174,10 @@ class BuildStep(ApiModel):
                 cel(
                     "!has(self.quantize) || !has(self.quantize.groupSize) || self.quantize.scheme in ['AWQ', 'GPTQ']",
                     "quantize.groupSize is of AWQ and GPTQ: remove it",
+                ),
+                cel(
+                    "!has(self.quantize) || !has(self.quantize.calibration) || self.quantize.scheme in ['AWQ', 'GPTQ']",
+                    "quantize.calibration is of AWQ and GPTQ: remove it",
                 ),
                 cel(
                     "!has(self.quantize) || !has(self.quantize.tensorParallelSize) || "

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, CalibrationData, StepKind
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_MAX_LENGTH, DEFAULT_SAMPLES, CalibrationData, StepKind
 from tuneyard.api.buildtask import TaskStep, UsedInput
 from tuneyard.build.errors import BuildError
 from tuneyard.build.inputs import Input, Inputs, Told
-
-_MAX_LENGTH = 2048
+from tuneyard.planning.buildinputs import calibration_of
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,14 @@ def _quantize(step: TaskStep, inputs: Inputs, before: Path | None, told: Told) -
     model, used = _source(given.base_model, inputs, before, told)
     settings: dict[str, Any] = {"model": str(model), "scheme": given.scheme}
     settings |= {"groupSize": given.group_size, "tensorParallelSize": given.tensor_parallel_size or 1}
-    if given.calibration is not None:
-        texts = _calibration(given.calibration, inputs, told)
+    calibration = calibration_of(step.step)
+    if calibration is not None:
+        texts = _calibration(calibration, inputs, told)
         used.append(texts.used)
         settings |= {
             "calibration": str(texts.path),
-            "samples": given.calibration.samples or DEFAULT_SAMPLES,
-            "maxLength": given.calibration.max_length or _MAX_LENGTH,
+            "samples": calibration.samples or DEFAULT_SAMPLES,
+            "maxLength": calibration.max_length or DEFAULT_MAX_LENGTH,
         }
     return Work("quantize", settings, used, model)
 

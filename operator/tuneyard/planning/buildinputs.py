@@ -21,6 +21,7 @@ from tuneyard.api.buildtask import BuildInput, InputKind
 from tuneyard.api.loraadapter import LoRAAdapterResource
 from tuneyard.api.reasons import Reason
 from tuneyard.api.sources import COMMIT_PATTERN, Source
+from tuneyard.planning.buildpresets import PRESETS
 from tuneyard.planning.built import as_built
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
@@ -133,8 +134,19 @@ def adapter_of_another_base(build: Build, around: Surroundings) -> Problem | Non
 
 def _calibrations(steps: Iterable[BuildStep]) -> Iterator[CalibrationData]:
     for step in steps:
-        if step.quantize is not None and step.quantize.calibration is not None:
-            yield step.quantize.calibration
+        found = calibration_of(step)
+        if found is not None:
+            yield found
+
+
+def calibration_of(step: BuildStep) -> CalibrationData | None:
+    """The texts that a step measures the model on.
+
+    Objects from before the API refused it name some for schemes that look at none: these are neither waited for nor
+    part of what the result is.
+    """
+    given = step.quantize
+    return given.calibration if given is not None and PRESETS[given.scheme].calibrated else None
 
 
 def _circle(name: str, bases: Mapping[str, BaseModelResource]) -> Problem | None:

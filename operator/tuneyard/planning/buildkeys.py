@@ -12,9 +12,9 @@ from typing import Any
 
 from tuneyard.api import names
 from tuneyard.api.basemodel import BaseModelResource
-from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_SAMPLES, Build, BuildStep
+from tuneyard.api.build import DEFAULT_GGUF, DEFAULT_MAX_LENGTH, DEFAULT_SAMPLES, Build, BuildStep
 from tuneyard.api.buildtask import TaskStep
-from tuneyard.planning.buildinputs import FoundInput
+from tuneyard.planning.buildinputs import FoundInput, calibration_of
 from tuneyard.planning.buildpresets import PRESETS
 
 TOOLSET = "1"
@@ -61,13 +61,17 @@ def _contents(step: BuildStep, known: dict[tuple[Any, str], str]) -> dict[str, A
     if step.gguf is not None:
         return {"gguf": {"type": DEFAULT_GGUF, **_by_contents(told["gguf"], known)}}
     quantize = _by_contents(told.get("quantize") or {}, known)
-    calibration = step.quantize.calibration if step.quantize else None
+    quantize.pop("calibration", None)
+    # a default that is said keeps the key of those who leave it unsaid
+    if quantize.get("tensorParallelSize") == 1:
+        del quantize["tensorParallelSize"]
+    calibration = calibration_of(step)
     if calibration is not None:
         name = calibration.config_map or "s3"
         quantize["calibration"] = {
             "data": known.get(("Calibration", name)),
             "samples": calibration.samples or DEFAULT_SAMPLES,
-            "maxLength": calibration.max_length,
+            "maxLength": None if calibration.max_length == DEFAULT_MAX_LENGTH else calibration.max_length,
         }
     return {"quantize": quantize}
 

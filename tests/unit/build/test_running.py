@@ -131,6 +131,14 @@ def test_the_settings_of_a_tool_have_their_defaults(world: World) -> None:
     assert made == {"by": "quantize", "of": of}
 
 
+def test_texts_that_a_scheme_does_not_look_at_are_not_asked_for(world: World) -> None:
+    """An object from before the API refused them names some, and its task holds no such input."""
+    step = {"quantize": {"scheme": "INT8", "baseModel": "base", "calibration": {"configMap": "gone"}}}
+    task = world.task(steps=[{"key": QUANTIZED, "step": step}], inputs=[world.input("BaseModel", "base")])
+    result = world.run(Tools(), task)
+    assert (result.error, [i.kind for i in result.inputs or []]) == (None, ["BaseModel"])
+
+
 def test_a_result_that_is_there_is_found(world: World) -> None:
     first = world.run(Tools())
     tools = Tools()
