@@ -30,6 +30,7 @@ from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import attention_heads
 from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.engines import ENGINES, Weights, listed, serving
+from tuneyard.planning.groupchecks import uneven_groups
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.settingchecks import unfit_for_base, unserved_format
@@ -143,7 +144,10 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
             architecture,
         )
     engine = Engine(wanted.engine.name, wanted.engine.version, wanted.engine.build)
-    misfit = unserved_format(engine, config, avx512=has_avx512()) or _misfit(folder, wanted.memory)
+    misfit = unserved_format(engine, config, avx512=has_avx512())
+    if misfit is None and engine.name == "vllm":
+        misfit = uneven_groups(config, wanted.tensor_parallel_size)
+    misfit = misfit or _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
     return _with_digest(wanted, base, files, architecture)

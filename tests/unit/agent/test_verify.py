@@ -142,6 +142,19 @@ def test_a_base_that_the_engine_cannot_read_is_refused_before_it_starts(
     assert (words or "") in report.get("message", "")
 
 
+@pytest.mark.parametrize(("parts", "words"), [(1, ""), (2, "of which tensorParallelSize 2 makes no whole ones")])
+def test_parts_that_cut_groups_are_refused(base: Path, parts: int, words: str) -> None:
+    size = json.loads((base / "config.json").read_text())["intermediate_size"]
+    weights = {"num_bits": 4, "strategy": "group", "group_size": size}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    written = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    change(base / "config.json", quantization_config=written)
+    engine = engine_from({"TUNEYARD_ENGINE_VERSION": "0.32", "TUNEYARD_ENGINE_BUILD": "CUDA"})
+    code, report, _ = told(base, parts, engine=engine)
+    assert (code, report.get("reason")) == ((1, "UnsupportedSetting") if words else (0, None))
+    assert words in report.get("message", "")
+
+
 @pytest.mark.parametrize(
     ("quantization", "needs"),
     [
