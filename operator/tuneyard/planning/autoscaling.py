@@ -5,6 +5,8 @@ Rules:
   tokensPerSecond are proportional: so much in all, so much a replica. waitingRequests and ttft show only that there are
   too few: they ask for more once every replica that was asked for serves (what starts would be asked for twice), and
   for fewer by the requests under way at which they were missed last (`sustained`), or one at a time while nobody knows;
+- while nothing waits, ttft asks for no more replicas than there are requests under way: with one each, a first token is
+  late by its prompt alone, and no replica beside it makes that shorter;
 - up at once (or after scaleUp.stabilizationWindow), by a bounded step in 15 s; down only when the load has asked for
   less through all of scaleDown's window, and no further than the most that it asked for in it. A tenth above or below a
   target changes nothing; a number of requests that is too high by no more than it scatters has to stay so for a minute;
@@ -228,8 +230,26 @@ def _needs(
         # what is starting would be asked for twice: there is no more to be seen of it than of what is missing
         missed = used > 1 + TOLERANCE and all_serve
         more = max(current + 1, math.ceil(current * (used if each else min(_FASTEST, used)) - _TINY)) if missed else 0
+        need = _Need(more, more, _fewer(used, measured, current, sustained), "")
+        alone = None if each else _one_each(measured)
         words = f"{metric.value} {_shown(metric, value)}, target {_shown(metric, target)}{' a replica' if each else ''}"
-        yield _Need(more, more, _fewer(used, measured, current, sustained), words)
+        if alone is not None:
+            least = (min(need.more, alone.more), min(need.sure, alone.sure), min(need.fewer, alone.fewer))
+            need, words = _Need(*least, ""), f"{words}, {alone.words}"
+        yield replace(need, words=words)
+
+
+def _one_each(measured: Measured) -> _Need | None:
+    """Replicas with which every request under way has one of its own; None where that is no bound: not all of them are
+    known of, or some wait, for more than their own prompts.
+    """
+    if Metric.IN_FLIGHT not in measured.whole or measured.values.get(Metric.WAITING, 0.0) > 0:
+        return None
+    requests = measured.values.get(Metric.IN_FLIGHT, 0.0)
+    # what is taken back while few come by chance would be asked for again
+    spare = _SPARE_SCATTER * math.sqrt(requests)
+    more, sure, fewer = (math.ceil(n - _TINY) for n in (requests, surely(requests), requests + spare))
+    return _Need(more, sure, max(1, fewer), f"{requests:.0f} under way")
 
 
 def _fewer(used: float, measured: Measured, current: int, sustained: float | None) -> int:

@@ -217,6 +217,43 @@ def test_what_is_sustained_rises_with_what_is_seen() -> None:
 def test_a_late_first_token_asks_for_twice_as_many_at_most() -> None:
     by_time = settings(**TTFT)
     for milliseconds, wanted in ((0, 3), (2100, 3), (2300, 4), (3000, 5), (60_000, 6)):
-        found = decide(by_time, load(ttft=milliseconds, inFlightRequests=9), PoolNow(3, 3), None, T0)
+        found = decide(by_time, load(ttft=milliseconds, inFlightRequests=16), PoolNow(3, 3), None, T0)
         assert found.wanted == wanted, milliseconds
-    assert "ttft 2300 ms, target 2000 ms" in decide(by_time, load(ttft=2300), PoolNow(3, 3), None, T0).reason
+    late = decide(by_time, load(ttft=2300, inFlightRequests=9), PoolNow(3, 3), None, T0)
+    assert late.reason == "ttft 2300 ms, target 2000 ms, 9 under way"
+
+
+def late(replicas: int, requests: float, state: ScalingStatus | None = None, after: float = 0, **more: Any) -> Scaled:
+    """A pool whose first tokens come in 3 s, where 2 s are asked for."""
+    now, found = T0 + timedelta(seconds=after), load(ttft=3000, inFlightRequests=requests, **more)
+    return decide(settings(**TTFT), found, PoolNow(replicas, replicas), state, now)
+
+
+def test_a_late_first_token_asks_for_no_more_replicas_than_there_are_requests() -> None:
+    """A long prompt alone on its replica takes as long beside a hundred idle ones."""
+    assert (late(1, 1).wanted, late(1, 0).wanted) == (1, 1)
+    assert late(1, 1).state.higher_since is None
+    assert late(4, 3.2).wanted == 4
+    assert late(1, 1, waitingRequests=1).wanted == 2, "it waits for more than its prompt"
+    some = load(Metric.IN_FLIGHT, ttft=3000, inFlightRequests=1)
+    assert decide(settings(**TTFT), some, PoolNow(1, 1), None, T0).wanted == 2, "there may be others"
+    other = settings(targets={"ttft": {"max": "2s"}, "inFlightRequests": 1})
+    assert decide(other, load(ttft=3000, inFlightRequests=9), PoolNow(1, 1), None, T0).wanted == 5, "as without it"
+
+
+def test_requests_that_come_by_chance_have_to_stay_a_minute_for_a_replica_each() -> None:
+    first = late(3, 5)
+    assert (first.wanted, first.state.higher_since) == (3, stamp(0))
+    assert late(3, 2, first.state, after=30).state.higher_since is None
+    assert late(3, 5, first.state, after=60).wanted == 5
+
+
+def test_replicas_that_no_request_is_left_for_go_as_the_window_says() -> None:
+    state, wanted = None, []
+    for after in range(0, 330, 15):
+        found = late(8, 3 if after == 60 else 1, state, after)
+        state = found.state
+        wanted.append(found.wanted)
+    assert wanted == [8] * 20 + [4, 4], "3 requests and one more by chance"
+    assert late(8, 3, waitingRequests=1).state.lower_since is None
+    assert late(2, 1).wanted == 2, "what it gives back it would not ask for again, and the other way round"
