@@ -37,6 +37,8 @@ _RESERVED: Mapping[str, tuple[str, ...]] = {
     "tgi": ("--model-id", "--hostname", "--num-shard"),
 }
 """What each engine's container is given by Tuneyard, beside the arguments that no engine's extraArgs may set."""
+_INHERITED = "or use another BaseModel where this one's block has it"
+"""A block can set a field that it inherits to something else, and never take it away."""
 
 
 def violation(base: BaseModelResource, serving: Serving, settings: Settings) -> Problem | None:
@@ -300,8 +302,8 @@ def engine_not_described(serving: Serving) -> Problem | None:
     if serving.engine == "custom" and serving.custom is None:
         return Problem(Reason.INVALID_SPEC, "serving.engine custom needs serving.custom, which says how it is run")
     if serving.engine != "custom" and serving.custom is not None:
-        words = f"serving.custom describes the engine custom, this pool's is {serving.engine}: remove one of them"
-        return Problem(Reason.INVALID_SPEC, words)
+        words = f"serving.custom describes the engine custom, this pool's is {serving.engine}: remove it"
+        return Problem(Reason.INVALID_SPEC, f"{words}, {_INHERITED}")
     if engines.ENGINES[serving.engine].own_image and not serving.image:
         return Problem(Reason.INVALID_SPEC, f"serving.image must name the image of engine {serving.engine}")
     return None
@@ -315,6 +317,9 @@ def engine_cannot(serving: Serving) -> Problem | None:
         return _unsuitable(serving, f"does not take tensorParallelSize {serving.tensor_parallel_size}", instead)
     if serving.nodes_per_replica > 1 and serving.engine != "vllm":
         return _unsuitable(serving, f"does not take nodesPerReplica {serving.nodes_per_replica}", "vllm")
+    if serving.compile_cache is not None and serving.engine != "vllm":
+        words = f"engine {serving.engine} leaves serving.compileCache empty, which keeps what vllm compiles: remove it"
+        return Problem(Reason.ENGINE_UNSUITABLE, f"{words}, {_INHERITED}")
     if serving.max_model_len is not None and not row.context:
         return Problem(
             Reason.ENGINE_UNSUITABLE,

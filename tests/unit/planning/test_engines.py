@@ -92,6 +92,36 @@ def test_what_an_engine_cannot_do_is_said_before_its_pods_are_made(
     assert words in (found.message if found else "")
 
 
+INHERITED = "remove it, or use another BaseModel where this one's block has it"
+
+
+@pytest.mark.parametrize(
+    ("over", "base", "reason", "words"),
+    [
+        (
+            {"engine": "sglang", "image": "i"},
+            {"compileCache": {"persistentVolumeClaim": {"claimName": "c"}}},
+            Reason.ENGINE_UNSUITABLE,
+            f"engine sglang leaves serving.compileCache empty, which keeps what vllm compiles: {INHERITED}",
+        ),
+        ({"image": "i"}, {"compileCache": {"persistentVolumeClaim": {"claimName": "c"}}}, None, None),
+        (
+            {"engine": "vllm"},
+            {"engine": "custom", "image": "i", "custom": {}},
+            Reason.INVALID_SPEC,
+            f"serving.custom describes the engine custom, this pool's is vllm: {INHERITED}",
+        ),
+    ],
+)
+def test_what_another_engine_inherits_and_cannot_use_is_refused(
+    over: dict[str, Any], base: dict[str, Any], reason: Reason | None, words: str | None
+) -> None:
+    """The API server sees one block at a time."""
+    below = ServingSpec.from_dict(base).over(ServingSpec(artifact_volumes=[CLAIM]))
+    found = violation(base_model(), resolved_serving(ServingSpec.from_dict(over), below), Settings())
+    assert (found and found.reason, found and found.message) == (reason, words)
+
+
 @pytest.mark.parametrize(
     ("serving", "refused"),
     [
