@@ -382,8 +382,8 @@ class ServingSpec(EngineSettings):
     resources: Annotated[
         Resources | None,
         Field(
-            description="Engine container resources; default limits: tensorParallelSize x pipelineParallelSize x "
-            "dataParallelSize nvidia.com/gpu, divided by nodesPerReplica."
+            description="Engine container resources, in place of the whole default. Default limits: tensorParallelSize x "
+            "pipelineParallelSize x dataParallelSize nvidia.com/gpu, divided by nodesPerReplica."
         ),
     ] = None
     artifact_volumes: Annotated[

@@ -11,7 +11,7 @@ from tuneyard.api.basemodel import BaseModelResource
 from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymentSpec, Revision, TrafficTarget
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import buildchecks, enginecontainer, servingchecks
-from tuneyard.planning.enginepresets import engine_of
+from tuneyard.planning.enginepresets import engine_of, gpus_left_out
 from tuneyard.planning.gpumemory import memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import ModelSize
@@ -138,7 +138,7 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
         memory=_memory(read.size, serving, settings) if read.size else None,
         memory_unknown=read.unread or None,
         problem=named(problem) if problem else None,
-        warning=named(warning) if warning else None,
+        warning=named(warning) if warning else gpus_left_out(serving, settings.images.vllm),
     )
 
 

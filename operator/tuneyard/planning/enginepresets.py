@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tuneyard.planning.resolvedserving import Serving
+from tuneyard.planning.resolvedserving import GPU, Serving
 
 _TAG = re.compile(r"^(?:.*/)?[^/]*vllm[^/:@]*:v?(?P<version>\d+\.\d+)(?:\.\d+)?(?:[-+._].*)?(?:@.*)?$")
 _CPU_NAME = re.compile(r"(?:^|[-_./:])cpu(?:[-_./:@]|$)")
@@ -68,6 +68,22 @@ def _build(serving: Serving, image: str) -> Build:
     if any(d.startswith("amd.com/") for d in devices):
         return "ROCm"
     return "CUDA" if any("gpu" in d or d.startswith("nvidia.com/") for d in devices) else "CPU"
+
+
+def gpus_left_out(serving: Serving, default_image: str) -> str | None:
+    """That the pods get no GPU, for `resources` takes the place of the default, and nothing says that they need none.
+
+    Devices of other makers are theirs to count. It is no refusal: an image for CPUs may have any name.
+    """
+    limits, image = serving.resources.limits or {}, serving.image or default_image
+    told = serving.settings.engine_build is not None or _CPU_NAME.search(image) or any("/" in name for name in limits)
+    if serving.engine != "vllm" or told:
+        return None
+    ranks = serving.tensor_parallel_size * serving.pipeline_parallel_size * serving.data_parallel_size
+    return (
+        f"its pods ask for no GPU, as serving.resources.limits names none: set {GPU} there to "
+        f"{ranks // serving.nodes_per_replica}, or engineBuild to CPU if the image is for CPUs"
+    )
 
 
 def preset_of(engine: Engine) -> Preset | None:

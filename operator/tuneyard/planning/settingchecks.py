@@ -16,7 +16,7 @@ from tuneyard.api.enginesettings import EngineSettings
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import LoRASettings
-from tuneyard.planning.enginepresets import Engine, Preset, engine_of, preset_of
+from tuneyard.planning.enginepresets import Engine, Preset, engine_of, gpus_left_out, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
 from tuneyard.planning.resolvedserving import Serving
@@ -38,12 +38,19 @@ def unsupported_setting(serving: Serving, default_image: str) -> Problem | None:
     preset = preset_of(engine)
     if preset is None:
         return None
+    words = _value_not_there(engine, preset, serving) or _beyond_the_build(engine, preset, serving)
+    if words is None:
+        return None
+    # who only forgot the GPUs in resources is not helped by what a build for CPUs has
+    guessed = gpus_left_out(serving, default_image)
+    return Problem(Reason.UNSUPPORTED_SETTING, f"{words}. It is taken for that build: {guessed}" if guessed else words)
+
+
+def _value_not_there(engine: Engine, preset: Preset, serving: Serving) -> str | None:
     for field, value in given_values(serving):
         known = preset.values.get(field)
         if known is not None and value not in known:
-            return Problem(Reason.UNSUPPORTED_SETTING, _unknown_value(engine, preset, field, value))
-    if words := _beyond_the_build(engine, preset, serving):
-        return Problem(Reason.UNSUPPORTED_SETTING, words)
+            return _unknown_value(engine, preset, field, value)
     return None
 
 

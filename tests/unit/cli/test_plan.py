@@ -176,6 +176,15 @@ def test_a_base_that_nothing_refers_to_is_shown_too(manifest: Path, capsys: pyte
     assert (code, only["name"], only.get("usedBy"), only["gpus"]) == (0, "tiny", None, 2)
 
 
+def test_gpus_that_were_left_out_are_warned_of(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = MANIFEST.replace("kvCacheDtype: fp8}", "resources: {requests: {memory: 64Gi}}}")
+    assert text != MANIFEST
+    manifest.write_text(text)
+    code, (shared, own) = planned(capsys, str(manifest))
+    assert (code, own["gpus"], "warning" in shared) == (0, 0, False)
+    assert "set nvidia.com/gpu there to 2" in str(own["warning"])
+
+
 def test_what_the_chart_says_counts(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("allowedHostPathPrefixes: [/srv]\nimages: {vllm: 'vllm/vllm-openai:v0.99.0'}\n")

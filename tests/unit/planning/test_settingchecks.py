@@ -10,7 +10,7 @@ from tests.builders import VOLUME, base_model
 from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import ServingSpec
-from tuneyard.planning.enginepresets import Engine, engine_of
+from tuneyard.planning.enginepresets import Engine, engine_of, gpus_left_out
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.servingchecks import targets_not_measured, violation
@@ -18,7 +18,8 @@ from tuneyard.planning.settingchecks import unfit_for_base, unknown_engine_versi
 from tuneyard.planning.settings import Settings
 
 UPSTREAM = "vllm/vllm-openai:v0.32.0"
-CPU = {"resources": {"limits": {"memory": "6Gi"}}}
+NO_GPUS: dict[str, object] = {"resources": {"limits": {"memory": "6Gi"}}}
+CPU = {**NO_GPUS, "engineBuild": "CPU"}
 
 
 def serving(**fields: object) -> Serving:
@@ -30,6 +31,7 @@ def serving(**fields: object) -> Serving:
     [
         ({}, Engine("vllm", "0.32", "CUDA")),
         (CPU, Engine("vllm", "0.32", "CPU")),
+        (NO_GPUS, Engine("vllm", "0.32", "CPU")),
         ({"image": "registry:5000/team/vllm-openai:0.33.1-ours"}, Engine("vllm", "0.33", "CUDA")),
         ({"image": "vllm/vllm-openai:v0.32.0@sha256:" + "0" * 64}, Engine("vllm", "0.32", "CUDA")),
         ({"image": "localhost/tuneyard/vllm-cpu:3b2f"}, Engine("vllm", "", "CPU")),
@@ -44,6 +46,33 @@ def serving(**fields: object) -> Serving:
 )
 def test_the_engine_is_told_from_what_is_known(fields, wanted):
     assert engine_of(serving(**fields), UPSTREAM) == wanted
+
+
+def no_gpu(number):
+    return (
+        f"its pods ask for no GPU, as serving.resources.limits names none: set nvidia.com/gpu there to {number}, or "
+        "engineBuild to CPU if the image is for CPUs"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, None),
+        (NO_GPUS, no_gpu(1)),
+        ({"resources": {"requests": {"memory": "64Gi"}}, "tensorParallelSize": 4}, no_gpu(4)),
+        ({**NO_GPUS, "tensorParallelSize": 4, "pipelineParallelSize": 2, "nodesPerReplica": 2}, no_gpu(4)),
+        # who says that it is for CPUs, or counts devices
+        (CPU, None),
+        ({**NO_GPUS, "image": "localhost/tuneyard/vllm-cpu:3b2f"}, None),
+        ({"resources": {"limits": {"nvidia.com/gpu": 0}}}, None),
+        ({"resources": {"limits": {"amd.com/gpu": 1}}}, None),
+        ({"resources": {"limits": {"habana.ai/gaudi": 1}}}, None),
+        ({**NO_GPUS, "engine": "llamaCpp"}, None),
+    ],
+)
+def test_who_forgets_the_gpus_beside_other_resources_is_told(fields, words):
+    assert gpus_left_out(serving(**fields), UPSTREAM) == words
 
 
 def needs_tokens(tokens):
@@ -154,6 +183,15 @@ def meets_adapters(method):
         (
             {"pipelineParallelSize": 2, **CPU},
             "serving.pipelineParallelSize: vllm 0.32 (CPU) ends with its first request then: use tensorParallelSize",
+        ),
+        (
+            {"pipelineParallelSize": 2, **NO_GPUS},
+            "serving.pipelineParallelSize: vllm 0.32 (CPU) ends with its first request then: use tensorParallelSize. "
+            f"It is taken for that build: {no_gpu(2)}",
+        ),
+        (
+            {"sleepMode": True, **NO_GPUS},
+            f"serving.sleepMode: vllm 0.32 (CPU) has no sleep mode: remove it. It is taken for that build: {no_gpu(1)}",
         ),
     ],
 )
