@@ -71,6 +71,8 @@ def _memory(memory: MemoryView, on_gpus: bool) -> RenderableType:
         parts.append(Text("how much a GPU has is not known: set serving.gpuMemory, or give --gpu-memory"))
     if memory.not_counted:
         parts.append(Text(f"not counted: {'; '.join(memory.not_counted)}"))
+    if memory.not_checked:
+        parts.append(Text(f"no reason to refuse the pool: {memory.not_checked}"))
     return Group(*parts)
 
 

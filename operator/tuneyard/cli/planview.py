@@ -12,7 +12,7 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymen
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import buildchecks, enginecontainer, servingchecks
 from tuneyard.planning.enginepresets import engine_of, gpus_left_out
-from tuneyard.planning.gpumemory import memory_demand
+from tuneyard.planning.gpumemory import checked_demand, memory_arguments, memory_demand
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
@@ -43,6 +43,8 @@ class MemoryView(ApiModel):
     adapters_in_memory: int = 0
     """Of the pod's memory."""
     not_counted: list[str] | None = None
+    not_checked: str | None = None
+    """Why no pod is refused for what is needed."""
 
 
 class PoolView(ApiModel):
@@ -155,13 +157,16 @@ def _misfit(read: SizeRead, serving: Serving, settings: Settings) -> Problem | N
     size = read.size
     if size is None:
         return None
-    demand = memory_demand(serving, settings)
-    tensor = demand.tensor_parallel_size
+    tensor = serving.tensor_parallel_size
     if size.heads % tensor:
         words = f"tensorParallelSize {tensor} does not divide the model's {size.heads} attention heads"
         return Problem(Reason.TENSOR_PARALLEL_MISMATCH, f"{words}: choose one of {_fitting(size.heads)}")
     unserved = unserved_format(engine_of(serving, settings.images.vllm), read.config, avx512=True)
-    return unserved or unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
+    # as pods are told: what the estimate does not know may make it fit
+    demand = checked_demand(serving, settings)
+    if unserved or demand is None:
+        return unserved
+    return unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
 
 
 def _fitting(heads: int) -> str:
@@ -172,6 +177,7 @@ def _memory(size: ModelSize, serving: Serving, settings: Settings) -> MemoryView
     demand = memory_demand(serving, settings)
     found = estimate(size, demand)
     left = room(found, demand)
+    unknown = ", ".join(memory_arguments(serving))
     return MemoryView(
         weights=found.weights,
         adapters=found.adapters,
@@ -186,6 +192,7 @@ def _memory(size: ModelSize, serving: Serving, settings: Settings) -> MemoryView
         requests_at_full_context=round(left.requests, 1) if left else None,
         adapters_in_memory=found.adapters_in_memory,
         not_counted=list(found.notes) or None,
+        not_checked=f"what {unknown} in extraArgs does to it is not known" if unknown else None,
     )
 
 

@@ -67,14 +67,19 @@ def _cpu_cache(serving: Serving, settings: Settings) -> int | None:
     return int(given) << 30 if given.isdigit() and len(given) < len(str(1 << 20)) else None
 
 
+def memory_arguments(serving: Serving) -> list[str]:
+    """The flags in extraArgs that say something of memory, which the estimate does not know."""
+    flags = (re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-") for argument in serving.extra_args)
+    return [flag for flag in dict.fromkeys(flags) if flag in _CHANGE_MEMORY]
+
+
 def checked_demand(serving: Serving, settings: Settings) -> MemoryDemand | None:
     """What a pod compares with its base before the engine starts; None where there is nothing to compare.
 
     Pods of which nothing new is asked are told nothing, so that they stay as they are; nor those whose extraArgs say
     something of memory, which the estimate does not know: a pool is refused for what is certain alone.
     """
-    flags = (re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-") for argument in serving.extra_args)
-    if not _CHANGE_MEMORY.isdisjoint(flags):
+    if memory_arguments(serving):
         return None
     demand = memory_demand(serving, settings)
     if demand.gpu_memory is None and demand.pipeline_parallel_size == 1 and not demand.expert_parallel:

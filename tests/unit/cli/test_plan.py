@@ -95,6 +95,23 @@ def test_a_pool_that_is_refused_makes_it_fail(manifest: Path, capsys: pytest.Cap
     assert str(shared["problem"]).startswith("GPUMemoryTooSmall: a GPU would need ")
 
 
+def test_what_extra_arguments_change_is_shown_and_refuses_nothing(
+    manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pods are told nothing of memory then, and start."""
+    small = "gpuMemory: 512Mi\n        extraArgs: [--cpu-offload-gb=40]"
+    manifest.write_text(MANIFEST.replace("gpuMemory: 4Gi", small))
+    arguments = [str(manifest), "--model", f"tiny={build_tiny() / 'base'}"]
+    code, (shared, _) = planned(capsys, *arguments)
+    memory = shared["memory"]
+    assert isinstance(memory, dict)
+    assert (code, shared.get("problem")) == (0, None)
+    assert memory["needed"] > memory["usable"]
+    assert memory["notChecked"] == "what --cpu-offload-gb in extraArgs does to it is not known"
+    assert run(["plan", *arguments]) == 0
+    assert "no reason to refuse the pool: what --cpu-offload-gb" in capsys.readouterr().out
+
+
 def test_a_base_that_its_pods_would_refuse_as_it_is_quantised(
     manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
