@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from tests.contract.test_build_outputs import KEY, OTHER, result
 from tests.fakes.hubwriting import WritableHub
@@ -14,7 +17,7 @@ from tuneyard.api.buildoutput import OutputRepository
 from tuneyard.api.reasons import Reason
 from tuneyard.build import outputs
 from tuneyard.build.huboutput import HubOutput
-from tuneyard.systems.artifacts.folder import ArtifactError
+from tuneyard.systems.artifacts.folder import ArtifactError, digest_of
 from tuneyard.systems.artifacts.remote import Credentials
 
 # huggingface_hub's own: how it hands files to its HTTP client
@@ -88,6 +91,29 @@ def test_what_another_build_has_committed_stays(hub: WritableHub, tmp_path: Path
     commits = len(hub.commits)
     assert kept.keep(tmp_path / "made", made, lambda *_: None) == first
     assert len(hub.commits) == commits
+
+
+def test_two_that_upload_at_once_do_not_mix(hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one has looked at what is there, and the first one commits before it does."""
+    first, second = result(tmp_path / "one", weights=1000), result(tmp_path / "two", OTHER, weights=5)
+    (tmp_path / "two" / "model.safetensors").rename(tmp_path / "two" / "other.safetensors")
+    contents = digest_of(tmp_path / "two")
+    second = second.model_copy(update={"digest": contents.digest, "size_bytes": contents.size_bytes})
+    (tmp_path / "two" / "tuneyard-build.json").write_text(json.dumps(second.to_dict()))
+    create = HfApi.create_commit
+    meanwhile = [lambda: output(hub).keep(tmp_path / "one", first, lambda *_: None)]
+
+    def later(api: HfApi, *args: Any, **fields: Any) -> Any:
+        if meanwhile:
+            meanwhile.pop()()
+        return create(api, *args, **fields)
+
+    monkeypatch.setattr(HfApi, "create_commit", later)
+    kept = output(hub)
+    done = kept.keep(tmp_path / "two", second, lambda *_: None)
+    assert kept.find(OTHER) == done
+    assert kept.find(KEY) is not None
+    assert "model.safetensors" not in (hub.files(done.commit or "") or {})
 
 
 @pytest.mark.parametrize("where", ["/commit/", "/tag/", "/preupload/"])

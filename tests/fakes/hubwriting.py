@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             if files is None:
                 self._refuse("RevisionNotFound")
             elif kind == "revision":
-                self._json({"sha": self.hub.names.get(revision, revision)})
+                self._json({"id": self.hub.repo, "sha": self.hub.names.get(revision, revision)})
             else:
                 self._json([_entry(name, content) for name, content in sorted(files.items())])
             return
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             modes = [_mode(file["path"]) for file in json.loads(text)["files"]]
             self._json({"files": modes})
         elif "/commit/" in path:
-            self._json(self._commit([json.loads(line) for line in text.splitlines() if line]))
+            self._commit([json.loads(line) for line in text.splitlines() if line])
         elif "/tag/" in path:
             tag = json.loads(text)["tag"]
             if tag in self.hub.names:
@@ -128,7 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
             return wanted  # nothing is to be done
         return {**wanted, "actions": {"upload": {"href": f"{self.hub.url}/store/{wanted['oid']}"}}}
 
-    def _commit(self, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        parent = next((line["value"].get("parentCommit") for line in lines if line["key"] == "header"), None)
+        if parent not in (None, self.hub.names["main"]):
+            self._send(412, b"{}", {"X-Error-Message": "A commit has happened since. Please refresh and try again."})
+            return
         files = dict(self.hub.files("main") or {})
         for line in lines:
             value = line["value"]
@@ -141,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         commit = f"{len(self.hub.commits):040x}"
         self.hub.commits[commit] = files
         self.hub.names["main"] = commit
-        return {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{self.hub.repo}/commit/{commit}"}
+        url = f"{self.hub.url}/{self.hub.repo}/commit/{commit}"
+        self._json({"success": True, "commitOid": commit, "commitUrl": url})
 
     def _path(self) -> str | None:
         """The path of a request that may go on, else None and an answer."""

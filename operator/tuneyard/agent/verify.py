@@ -29,7 +29,7 @@ from tuneyard.api.memorydemand import MemoryDemand
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import attention_heads
 from tuneyard.planning.enginepresets import Engine
-from tuneyard.planning.engines import ENGINES, Weights, listed, serving
+from tuneyard.planning.engines import ENGINES, Weights, weights_not_served
 from tuneyard.planning.groupchecks import uneven_groups
 from tuneyard.planning.memory import gpu_memory_too_small
 from tuneyard.planning.observations import Problem
@@ -165,14 +165,9 @@ def has_avx512(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def _fits_engine(engine: EngineTold, weights: Weights, files: list[str]) -> None:
     """Raises ArtifactError where the engine does not serve bases of this format."""
-    if not (weights == "gguf" or weights_in(files)) or weights in ENGINES[engine.name].weights:
-        return
-    kind = {"gguf": "GGUF", "safetensors": "safetensors"}[weights]
-    instead = f"use serving.engine {listed(serving(weights))}"
-    other = "" if weights == "gguf" else ", or convert the base to GGUF"
-    raise ArtifactError(
-        Reason.ENGINE_UNSUITABLE, f"the base is {kind}, which engine {engine.name} does not serve: {instead}{other}"
-    )
+    unserved = weights_not_served(engine.name, weights) if weights == "gguf" or weights_in(files) else None
+    if unserved:
+        raise ArtifactError(unserved.reason, unserved.message)
 
 
 def _of_its_own_format(files: list[str]) -> None:

@@ -93,12 +93,17 @@ class HubOutput:
     def _commit(self, folder: Path, key: str) -> str:
         names = [*list_files(folder), RECORD]
         with self._api() as api, self._errors("write"):
-            there = [name for name in api.list_repo_files(self._output.repo) if matters_for_serving(name)]
+            # where another build commits while this one uploads, the hub refuses it, and it looks anew at what is there
+            head = api.repo_info(self._output.repo, revision="main").sha
+            listed = api.list_repo_files(self._output.repo, revision=head)
+            there = [name for name in listed if matters_for_serving(name)]
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names
             ]
             operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(set(there) - set(names))]
-            done = api.create_commit(self._output.repo, operations, commit_message=f"Built by Tuneyard: {key}")
+            done = api.create_commit(
+                self._output.repo, operations, commit_message=f"Built by Tuneyard: {key}", parent_commit=head
+            )
             _tag(api, self._output.repo, f"tuneyard-{key}", str(done.oid))
             return str(done.oid)
 

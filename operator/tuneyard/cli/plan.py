@@ -124,4 +124,4 @@ def _named(place: str, read: Callable[[], BaseRead]) -> SizeRead:
 
 
 def _told(read: BaseRead) -> SizeRead:
-    return SizeRead(read.size, config=read.config)
+    return SizeRead(read.size, config=read.config, weights=read.weights)

@@ -17,9 +17,10 @@ _INDENT = (0, 0, 0, 2)
 
 def rendered(view: PlanView) -> RenderableType:
     """Each pool: pods, GPUs, arguments, memory."""
+    notes = [Text(f"note: {note}") for note in view.notes or ()]
     if not view.pools:
-        return Text("the manifests make no pool: there is no BaseModel in them")
-    return Group(*(part for pool in view.pools for part in (_pool(pool), Text(""))))
+        return Group(Text("the manifests make no pool: there is no BaseModel in them"), *notes)
+    return Group(*(part for pool in view.pools for part in (_pool(pool), Text(""))), *notes)
 
 
 def _pool(pool: PoolView) -> RenderableType:

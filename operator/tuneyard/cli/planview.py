@@ -12,11 +12,13 @@ from tuneyard.api.modeldeployment import ModelDeploymentResource, ModelDeploymen
 from tuneyard.api.reasons import Reason
 from tuneyard.planning import buildchecks, enginecontainer, servingchecks
 from tuneyard.planning.enginepresets import engine_of, gpus_left_out
+from tuneyard.planning.engines import Weights, weights_not_served
 from tuneyard.planning.gpumemory import checked_demand, memory_arguments, memory_demand
+from tuneyard.planning.groupchecks import uneven_groups
 from tuneyard.planning.memory import estimate, gpu_memory_too_small, room
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
-from tuneyard.planning.pools import Pool, pool_for, pools_of
+from tuneyard.planning.pools import Pool, no_adapters, pool_for, pools_of
 from tuneyard.planning.quantities import whole
 from tuneyard.planning.remedies import named
 from tuneyard.planning.resolvedserving import GPU, Serving
@@ -75,6 +77,8 @@ class PlanView(ApiModel):
     """All pools."""
 
     pools: list[PoolView]
+    notes: list[str] | None = None
+    """What these manifests leave open, and a cluster may have."""
 
     @property
     def sound(self) -> bool:
@@ -90,6 +94,8 @@ class SizeRead:
     unread: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     """config.json."""
+    weights: Weights | None = None
+    """Their format, where it is one that engines are told apart by."""
 
 
 def plan_view(
@@ -104,8 +110,25 @@ def plan_view(
             _pool_view(pool, base, sizes.get(base.metadata.key, SizeRead()), settings)
             for base in bases
             for pool in pools_of(base, deployments) or (_unused(base),)
-        ]
+        ],
+        notes=_elsewhere(bases, deployments) or None,
     )
+
+
+def _elsewhere(bases: Sequence[BaseModelResource], deployments: Sequence[ModelDeploymentResource]) -> list[str]:
+    """Bases that revisions name and that are not here: in the cluster, or mistyped."""
+    known = {base.metadata.key for base in bases}
+    users: dict[tuple[str, str], list[str]] = {}
+    for deployment in deployments:
+        wanted = {revision.base_model for revision in deployment.spec.revisions if not revision.external}
+        for key in sorted((deployment.metadata.namespace, base) for base in wanted):
+            if key not in known and not deployment.metadata.deletion_timestamp:
+                users.setdefault(key, []).append(deployment.metadata.name)
+    return [
+        f"BaseModel {name} of namespace {namespace} is not in the files, so the pools of {', '.join(of)} with it are "
+        "not shown: it has to be in the cluster, or its name is mistyped"
+        for (namespace, name), of in users.items()
+    ]
 
 
 def _unused(base: BaseModelResource) -> Pool:
@@ -123,7 +146,7 @@ def _pool_view(pool: Pool, base: BaseModelResource, read: SizeRead, settings: Se
     engine = str(engine_of(serving, settings.images.vllm)) if serving.engine == "vllm" else serving.engine
     pods = serving.replicas * serving.nodes_per_replica
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
-    problem = _violation(base, serving, settings) or _misfit(read, serving, settings)
+    problem = _violation(base, serving, settings) or _misfit(read, serving, settings) or _without_adapters(pool)
     warning = unknown_engine_version(serving, settings.images.vllm)
     return PoolView(
         name=pool.name,
@@ -154,19 +177,27 @@ def _violation(base: BaseModelResource, serving: Serving, settings: Settings) ->
 
 def _misfit(read: SizeRead, serving: Serving, settings: Settings) -> Problem | None:
     """What a pod would refuse when it has read the base, whatever the CPU of its node."""
+    misread = weights_not_served(serving.engine, read.weights) if read.weights else None
     size = read.size
-    if size is None:
-        return None
+    if misread or size is None:
+        return misread
     tensor = serving.tensor_parallel_size
     if size.heads % tensor:
         words = f"tensorParallelSize {tensor} does not divide the model's {size.heads} attention heads"
         return Problem(Reason.TENSOR_PARALLEL_MISMATCH, f"{words}: choose one of {_fitting(size.heads)}")
     unserved = unserved_format(engine_of(serving, settings.images.vllm), read.config, avx512=True)
+    if unserved is None and serving.engine == "vllm":
+        unserved = uneven_groups(read.config, tensor)
     # as pods are told: what the estimate does not know may make it fit
     demand = checked_demand(serving, settings)
     if unserved or demand is None:
         return unserved
     return unfit_for_base(size, demand) or gpu_memory_too_small(size, demand)
+
+
+def _without_adapters(pool: Pool) -> Problem | None:
+    """What the operator says of each adapter that a revision wants of the pool."""
+    return no_adapters(pool.serving) if pool.adapter_names or pool.idle else None
 
 
 def _fitting(heads: int) -> str:

@@ -12,7 +12,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
 
+from tuneyard.api.reasons import Reason
 from tuneyard.api.serving import CustomEngine
+from tuneyard.planning.observations import Problem
 
 Weights = Literal["safetensors", "gguf"]
 
@@ -110,6 +112,16 @@ _LOADING = {"None": Loading.NEVER, "AtRunTime": Loading.AT_RUN_TIME}
 def serving(weights: Weights) -> list[str]:
     """Engines that serve bases of this format, custom ones left out."""
     return [name for name, row in ENGINES.items() if weights in row.weights and name != "custom"]
+
+
+def weights_not_served(engine: str, weights: Weights) -> Problem | None:
+    """A base in a format that the engine does not read."""
+    if weights in ENGINES[engine].weights:
+        return None
+    kind = {"gguf": "GGUF", "safetensors": "safetensors"}[weights]
+    other = "" if weights == "gguf" else ", or convert the base to GGUF"
+    words = f"the base is {kind}, which engine {engine} does not serve: use serving.engine {listed(serving(weights))}"
+    return Problem(Reason.ENGINE_UNSUITABLE, words + other)
 
 
 def having(capability: Literal["parallel", "context"]) -> list[str]:

@@ -324,8 +324,16 @@ def adapters_in_use(pool: Pool, adapters: Iterable[LoRAAdapterResource], before:
 
 
 def _unreachable(serving: Serving, adapter: LoRAAdapterResource) -> Problem | None:
-    not_shared = adapters_not_shared(serving.cache) if serving.nodes_per_replica > 1 else None
-    return adapters_not_served(serving) or volume_not_declared(serving, adapter) or not_shared
+    return adapters_not_served(serving) or volume_not_declared(serving, adapter) or _not_shared(serving)
+
+
+def no_adapters(serving: Serving) -> Problem | None:
+    """What keeps every adapter out of a pool, whichever it is."""
+    return adapters_not_served(serving) or _not_shared(serving)
+
+
+def _not_shared(serving: Serving) -> Problem | None:
+    return adapters_not_shared(serving.cache) if serving.nodes_per_replica > 1 else None
 
 
 def adapters_not_served(serving: Serving) -> Problem | None:

@@ -129,6 +129,55 @@ def test_a_base_that_its_pods_would_refuse_as_it_is_quantised(
     assert said["bitsandbytes"][1].startswith(words)
 
 
+ONE_POOL = MANIFEST.replace("        gpuMemory: 4Gi\n", "").replace(
+    "    - {name: v2, baseModel: tiny, serving: {tensorParallelSize: 2, replicas: 1, kvCacheDtype: fp8}}\n", ""
+)
+ON_LLAMA_CPP = ONE_POOL.replace("replicas: 2", "engine: llamaCpp")
+
+
+def test_a_base_in_a_format_that_the_engine_does_not_read(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As its pods find out when they have read it."""
+    manifest.write_text(ON_LLAMA_CPP)
+    code, (pool,) = planned(capsys, str(manifest), "--model", f"tiny={build_tiny() / 'base'}")
+    words = "EngineUnsuitable: the base is safetensors, which engine llamaCpp does not serve: use serving.engine vllm"
+    assert code == 1
+    assert str(pool["problem"]).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("serving", "words"),
+    [
+        ("engine: sglang\n        image: 'lmsysorg/sglang:v0.5'", "AdaptersNotServed: Tuneyard loads no adapters into"),
+        ("tensorParallelSize: 2\n        nodesPerReplica: 2", "AdaptersNotShared: the pool's replicas span nodes"),
+        ("replicas: 2", None),
+    ],
+)
+def test_an_adapter_on_pods_that_take_none(
+    serving: str, words: str | None, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The operator would give it no place, and the revision would serve nobody."""
+    text = ONE_POOL.replace("replicas: 2", serving)
+    said = []
+    for revision in ("{name: v1, baseModel: tiny, adapter: acme-v1}", "{name: v1, baseModel: tiny}"):
+        manifest.write_text(text.replace("{name: v1, baseModel: tiny}", revision))
+        code, (pool,) = planned(capsys, str(manifest))
+        said.append((code, str(pool.get("problem", ""))[: len(words or "")]))
+    assert said == [(1, words) if words else (0, ""), (0, "")]
+
+
+def test_a_base_that_is_not_in_the_files_is_told(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may be in the cluster: no fault."""
+    manifest.write_text(MANIFEST.replace("{name: v1, baseModel: tiny}", "{name: v1, baseModel: tinny}"))
+    assert run(["plan", str(manifest)]) == 0
+    words = "note: BaseModel tinny of namespace default is not in the files, so the pools of acme with it are not shown"
+    assert words in capsys.readouterr().out
+    assert run(["plan", str(manifest), "-o", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 1
+    manifest.write_text(MANIFEST)
+    run(["plan", str(manifest), "-o", "json"])
+    assert "notes" not in json.loads(capsys.readouterr().out)
+
+
 def test_another_engine_is_shown_with_its_own_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = MANIFEST.replace("        replicas: 2\n", "        replicas: 2\n        engine: llamaCpp\n")
     (tmp_path / "llama.yaml").write_text(text.replace("        gpuMemory: 4Gi\n", ""))

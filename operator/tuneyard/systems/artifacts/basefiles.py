@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneyard.api.reasons import Reason
+from tuneyard.planning.engines import Weights
 from tuneyard.planning.modelsize import ModelSize, model_size
 from tuneyard.systems.artifacts.folder import ArtifactError, opened
 from tuneyard.systems.artifacts.remote import Remote, RemoteFile
@@ -54,12 +55,19 @@ class BaseRead:
     config: Mapping[str, Any]
     """config.json."""
     size: ModelSize
+    weights: Weights | None = None
+    """Their format; None where they are in none that a digest covers, or in a custom engine's own."""
 
 
 def read_folder(folder: Path) -> BaseRead:
     """The base in a folder; raises ArtifactError."""
     config = base_config(folder)
-    return BaseRead(config, model_size(config, base_tensors(folder)))
+    weights = _format_of(path.name for path in folder.iterdir())
+    return BaseRead(config, model_size(config, base_tensors(folder)), weights)
+
+
+def _format_of(names: Iterable[str]) -> Weights | None:
+    return "safetensors" if weights_in(names) else None
 
 
 def read_size(folder: Path) -> ModelSize:
@@ -75,7 +83,7 @@ def read_remote(remote: Remote) -> BaseRead:
     if files[CONFIG].size > MOST_CONFIG:
         raise ArtifactError(Reason.INVALID_CONFIG, f"{CONFIG} is larger than {MOST_CONFIG} bytes: no base's is")
     config = _config(_json(_bytes(remote, files[CONFIG], 0, files[CONFIG].size), CONFIG))
-    return BaseRead(config, model_size(config, _remote_tensors(remote, files)))
+    return BaseRead(config, model_size(config, _remote_tensors(remote, files)), _format_of(files))
 
 
 def _remote_tensors(remote: Remote, files: Mapping[str, RemoteFile]) -> Tensors:
