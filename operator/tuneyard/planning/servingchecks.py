@@ -317,9 +317,6 @@ def engine_cannot(serving: Serving) -> Problem | None:
         return _unsuitable(serving, f"does not take tensorParallelSize {serving.tensor_parallel_size}", instead)
     if serving.nodes_per_replica > 1 and serving.engine != "vllm":
         return _unsuitable(serving, f"does not take nodesPerReplica {serving.nodes_per_replica}", "vllm")
-    if serving.compile_cache is not None and serving.engine != "vllm":
-        words = f"engine {serving.engine} leaves serving.compileCache empty, which keeps what vllm compiles: remove it"
-        return Problem(Reason.ENGINE_UNSUITABLE, f"{words}, {_INHERITED}")
     if serving.max_model_len is not None and not row.context:
         return Problem(
             Reason.ENGINE_UNSUITABLE,

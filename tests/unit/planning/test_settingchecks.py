@@ -209,6 +209,8 @@ def test_what_the_engine_lacks_is_refused_by_name(fields, words):
         ({"maxNumSeqs": 4}, "maxNumSeqs"),
         ({"prefixCaching": False}, "prefixCaching"),
         ({"lora": {"fullySharded": False}}, "lora.fullySharded"),
+        # a base's, under a block that names another engine and cannot take it away
+        ({"compileCache": {"hostPath": {"path": "/cache"}}}, None),
     ],
 )
 def test_another_engine_leaves_no_setting_out_without_a_word(fields, field):
