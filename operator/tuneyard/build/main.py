@@ -7,6 +7,7 @@ codes: 0 built or found; 1 failed, the next attempt may succeed; 2 failed, and t
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -79,9 +80,14 @@ def _run(task: BuildTask, work: Path, around: tuple[Read, threading.Event], tell
     except OSError as error:
         if stopped.is_set():
             raise StoppedError from error
-        raise BuildError(
-            f"the work folder cannot be used: {error}; give build.scratch more room", again=True
-        ) from error
+        raise BuildError(f"the work folder cannot be used: {error}; {_remedy(error)}", again=True) from error
+
+
+def _remedy(error: OSError) -> str:
+    """What a person can do about an error of the work folder."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"its volume must be writable by user {os.getuid()}: choose another build.scratch.storageClass"
+    return "give build.scratch more room"
 
 
 def _task(path: Path) -> BuildTask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tuneyard.api.buildtask import BuildResult
+from tuneyard.build.running import Run
 from tuneyard.cli.main import run
 
 
@@ -63,3 +65,26 @@ def test_what_cannot_be_built_is_said_in_one_line(
     assert (found, result.digest) == (status, None)
     assert said in (result.error or "")
     assert last == f"error: {result.error}"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "give build.scratch more room"),
+        (errno.EACCES, "its volume must be writable by user"),
+        (errno.EROFS, "its volume must be writable by user"),
+    ],
+)
+def test_what_helps_a_work_folder_depends_on_what_is_wrong_with_it(
+    code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Run) -> BuildResult:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(Run, "run", fails)
+    step = {"key": "a" * 32, "step": {"gguf": {"baseModel": "base"}}}
+    output = {"volume": {"claimName": "models"}}
+    task = {"build": "default/x", "key": "a" * 32, "steps": [step], "inputs": [], "output": output}
+    found, result, _ = ended(tmp_path, json.dumps({**task, "outputPath": str(tmp_path)}), capsys)
+    assert found == 1
+    assert said in (result.error or "")
