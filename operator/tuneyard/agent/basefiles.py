@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneyard.api.reasons import Reason
 from tuneyard.planning.gguf import GgufBase
-from tuneyard.systems.artifacts.folder import ArtifactError
+from tuneyard.systems.artifacts.basefiles import gguf_in
 from tuneyard.systems.artifacts.gguf import gguf_base
 
 
@@ -14,18 +13,9 @@ def gguf_name_of(folder: Path) -> str | None:
     """Name of the one GGUF file; None for a folder of safetensors, or of neither.
 
     Of a model that is split it is the first part, which llama.cpp wants to be told. Raises ArtifactError where there
-    are several models: one in several quantisations is several bases.
+    are several models.
     """
-    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if any(name.endswith(".safetensors") for name in files):
-        return None
-    found = [name for name in files if name.endswith(".gguf")]
-    if len(found) > 1 and all("-of-" in name for name in found):
-        return found[0]
-    if len(found) > 1:
-        raise ArtifactError(
-            Reason.FILES_MISSING, f"there are {len(found)} GGUF files, {found[0]} first: give each a folder of its own"
-        )
+    found = gguf_in(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return found[0] if found else None
 
 

@@ -124,4 +124,5 @@ def _named(place: str, read: Callable[[], BaseRead]) -> SizeRead:
 
 
 def _told(read: BaseRead) -> SizeRead:
-    return SizeRead(read.size, config=read.config, weights=read.weights)
+    unread = "not estimated, for the base is GGUF" if read.weights == "gguf" else ""
+    return SizeRead(read.size, unread, config=read.config, weights=read.weights)

@@ -144,6 +144,28 @@ def test_a_base_in_a_format_that_the_engine_does_not_read(manifest: Path, capsys
     assert str(pool["problem"]).startswith(words)
 
 
+def test_a_base_in_gguf_is_told_apart_and_not_estimated(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no config.json, and its engines need none."""
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    said = {}
+    for text in (ON_LLAMA_CPP, ONE_POOL):
+        manifest.write_text(text)
+        code, (pool,) = planned(capsys, str(manifest), "--model", f"tiny={folder}")
+        said[str(pool["engine"]).split()[0]] = (code, pool.get("problem"), pool.get("memoryUnknown"))
+    unknown = "not estimated, for the base is GGUF"
+    words = (
+        "EngineUnsuitable: the base is GGUF, which engine vllm does not serve: use serving.engine llamaCpp or ollama"
+    )
+    assert said == {"llamaCpp": (0, None, unknown), "vllm": (1, words, unknown)}
+    (folder / "other.gguf").write_bytes(b"GGUF")
+    assert run(["plan", str(manifest), "--model", f"tiny={folder}"]) == 1
+    assert "there are 2 GGUF files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("serving", "words"),
     [

@@ -31,6 +31,16 @@ def test_of_a_remote_base_only_headers_are_read(files: dict[str, bytes], tmp_pat
     assert remote.source.handed_out() < weights / 10 + len(files["config.json"])
 
 
+def test_of_a_base_in_gguf_nothing_is_read(tmp_path: Path) -> None:
+    folder, content = tmp_path / "gguf", {"small.gguf": b"GGUF", "README.md": b"# small"}
+    folder.mkdir()
+    for name, data in content.items():
+        (folder / name).write_bytes(data)
+    remote = remote_of(content, tmp_path / "log")
+    assert read_remote(remote) == read_folder(folder)
+    assert (read_folder(folder).weights, read_folder(folder).size, remote.source.handed_out()) == ("gguf", None, 0)
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [

@@ -42,6 +42,20 @@ def weights_in(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.endswith(".safetensors") and "/" not in name]
 
 
+def gguf_in(names: Iterable[str]) -> list[str]:
+    """The parts of a base in GGUF among its files, sorted; none where it has safetensors, or neither.
+
+    Raises ArtifactError where there are several models: one in several quantisations is several bases.
+    """
+    files = sorted(name for name in names if "/" not in name)
+    found = [] if weights_in(files) else [name for name in files if name.endswith(".gguf")]
+    if len(found) > 1 and not all("-of-" in name for name in found):
+        raise ArtifactError(
+            Reason.FILES_MISSING, f"there are {len(found)} GGUF files, {found[0]} first: give each a folder of its own"
+        )
+    return found
+
+
 def base_tensors(folder: Path) -> Tensors:
     """(name, dtype, shape) of every tensor of a base's files; raises ArtifactError."""
     for path in sorted(folder.glob("*.safetensors")):
@@ -53,17 +67,23 @@ class BaseRead:
     """What a base's files say."""
 
     config: Mapping[str, Any]
-    """config.json."""
-    size: ModelSize
+    """config.json; empty of a base in GGUF, which needs none."""
+    size: ModelSize | None
+    """None of a base in GGUF, whose header is none of safetensors."""
     weights: Weights | None = None
     """Their format; None where they are in none that a digest covers, or in a custom engine's own."""
 
 
+_GGUF = BaseRead({}, None, "gguf")
+
+
 def read_folder(folder: Path) -> BaseRead:
     """The base in a folder; raises ArtifactError."""
+    names = [path.name for path in folder.iterdir()]
+    if gguf_in(names):
+        return _GGUF
     config = base_config(folder)
-    weights = _format_of(path.name for path in folder.iterdir())
-    return BaseRead(config, model_size(config, base_tensors(folder)), weights)
+    return BaseRead(config, model_size(config, base_tensors(folder)), _format_of(names))
 
 
 def _format_of(names: Iterable[str]) -> Weights | None:
@@ -71,13 +91,15 @@ def _format_of(names: Iterable[str]) -> Weights | None:
 
 
 def read_size(folder: Path) -> ModelSize:
-    """The size of the base in a folder; raises ArtifactError."""
-    return read_folder(folder).size
+    """The size of the base in safetensors in a folder; raises ArtifactError."""
+    return model_size(base_config(folder), base_tensors(folder))
 
 
 def read_remote(remote: Remote) -> BaseRead:
     """A remote base; raises ArtifactError."""
     files = {file.path: file for file in remote.files()}
+    if gguf_in(files):
+        return _GGUF
     if CONFIG not in files:
         raise ArtifactError(Reason.FILES_MISSING, f"{remote.what} has no {CONFIG}: it is no base model")
     if files[CONFIG].size > MOST_CONFIG:
