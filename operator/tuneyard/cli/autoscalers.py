@@ -8,7 +8,7 @@ Rules:
 - what is measured are series that the chart's rules record for each pool (monitoring/rules.py). KEDA asks Prometheus
   itself, an HPA by way of an adapter for external metrics;
 - ttft is left out: neither can be told that a target says only when there are too few. waitingRequests is not refused,
-  though it makes both of them go up and down; who has only such targets is;
+  though it makes both of them go up and down; a pool that has only such targets is left out;
 - a pool whose replicas span nodes has no Deployment, and serving.autoscaling.external is refused there: it is left out;
 - 1 replica at least: no gateway holds requests for a pool that somebody else has put to sleep.
 """
@@ -69,10 +69,14 @@ def scaled_pools(manifests: Manifests) -> tuple[list[ScaledPool], list[str]]:
             elif serving.nodes_per_replica > 1:
                 words = "its replicas span nodes, and only Tuneyard's own scaling counts groups of pods"
                 notes[f"pool {name} is left out: {words}"] = None
+            elif not _targets(settings).keys() - {Metric.WAITING}:
+                words = "its targets say only when there are too few replicas; add inFlightRequests, "
+                words += "kvCacheUtilization or tokensPerSecond"
+                notes[f"pool {name} is left out: {words}"] = None
             else:
                 found[namespace, name] = ScaledPool(namespace, name, settings)
     if not found:
-        words = "no serving.autoscaling with targets in it: write the block first, then export it"
+        words = "no serving.autoscaling with targets that can be exported: write the block first, then export it"
         raise UserError("; ".join([words, *notes]))
     return list(found.values()), list(notes)
 
@@ -94,14 +98,9 @@ def _blocks(
         yield pool_of(resource, revision), known
 
 
-def _targets(pool: ScaledPool) -> dict[Metric, float]:
-    found = {metric: target for metric, target in targets_of(pool.settings.targets).items() if metric in SERIES}
-    if not found.keys() - {Metric.WAITING}:
-        raise UserError(
-            f"pool {pool.name}: its targets say only when there are too few replicas; add inFlightRequests, "
-            "kvCacheUtilization or tokensPerSecond"
-        )
-    return found
+def _targets(settings: Autoscaling) -> dict[Metric, float]:
+    """Those that can be said of a sum over the pool's pods."""
+    return {metric: target for metric, target in targets_of(settings.targets).items() if metric in SERIES}
 
 
 def hpa(pool: ScaledPool) -> Json:
@@ -118,7 +117,7 @@ def hpa(pool: ScaledPool) -> Json:
                 "target": {"type": "AverageValue", "averageValue": f"{target:g}"},
             },
         }
-        for metric, target in _targets(pool).items()
+        for metric, target in _targets(settings).items()
     ]
     spec = {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.pool_deployment(pool.name)},
@@ -145,7 +144,7 @@ def keda(pool: ScaledPool, server: str) -> Json:
                 "ignoreNullValues": "false",
             },
         }
-        for metric, target in _targets(pool).items()
+        for metric, target in _targets(settings).items()
     ]
     spec = {
         "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": names.pool_deployment(pool.name)},

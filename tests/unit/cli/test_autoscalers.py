@@ -133,6 +133,13 @@ def test_a_pool_without_a_deployment_is_left_out() -> None:
         pools_of(MANIFEST.split("---", 1)[0].replace("    autoscaling:", "    nodesPerReplica: 2\n    autoscaling:"))
 
 
+@pytest.mark.parametrize("targets", ["ttft: {max: 2s}", "waitingRequests: 3", "ttft: {max: 2s}, waitingRequests: 3"])
+def test_a_pool_whose_targets_cannot_be_exported_keeps_no_other_back(targets: str) -> None:
+    (own,), (note,) = pools_of(MANIFEST.replace("inFlightRequests: 16, ttft: {max: 2s}", targets))
+    assert len(hpa(own)["spec"]["metrics"]) == len(keda(own, "http://prometheus:9090")["spec"]["triggers"]) == 1
+    assert note.startswith("pool llama is left out: its targets say only when there are too few replicas; add inFlight")
+
+
 def test_windows_are_no_longer_than_kubernetes_takes() -> None:
     down = "scaleDown: {stabilizationWindow: 10m"
     text = MANIFEST.replace(down, f"scaleUp: {{stabilizationWindow: 2h}}\n      {down.replace('10m', '3h')}")
@@ -147,8 +154,8 @@ def test_windows_are_no_longer_than_kubernetes_takes() -> None:
         ("kind: ConfigMap", "no serving.autoscaling"),
         ("a: [", "not valid YAML"),
         (
-            MANIFEST.replace("inFlightRequests: 16, ttft: {max: 2s}", "waitingRequests: 3"),
-            "only when there are too few",
+            MANIFEST.partition("---")[0].replace("inFlightRequests: 16, ttft: {max: 2s}", "waitingRequests: 3"),
+            "pool llama is left out: its targets say only when there are too few",
         ),
         (
             MANIFEST.replace("maxReplicas: 9", "maxReplicas: many"),
