@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 import yaml
 
@@ -62,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cluster_arguments(route)
     words = "a Modelfile for Ollama, from a manifest with a BaseModel and, where one is to be used, a LoRAAdapter"
     ollama = kinds.add_parser("ollama", help=words, description=f"{words[0].upper()}{words[1:]}.")
-    ollama.add_argument("file", metavar="FILE", type=Path, help="the manifest")
+    ollama.add_argument("file", metavar="FILE", help="the manifest; - for standard input")
     ollama.add_argument("--adapter", metavar="NAME", help="the LoRAAdapter; default: the base alone")
     ollama.add_argument("--gguf", metavar="PATH", help="the base's GGUF file; default: what its source says")
     ollama.add_argument("--adapter-gguf", metavar="PATH", help="the adapter's GGUF file; default: beside its source")

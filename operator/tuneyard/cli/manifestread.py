@@ -1,4 +1,4 @@
-"""The BaseModels and ModelDeployments of manifests, for commands that say beforehand what comes of them."""
+"""The objects of manifests, for commands that say beforehand what comes of them or write something else from them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,21 @@ def read_manifests(texts: Iterable[tuple[str, str]]) -> Manifests:
     """The BaseModels and ModelDeployments in manifests, by (name, text); raises UserError."""
     found = Manifests()
     for name, text in texts:
-        try:
-            documents = list(yaml.safe_load_all(text))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"{name}: not valid YAML: {error}") from error
-        for document in documents:
-            for kind, item in _objects(document):
-                if kind == "BaseModel":
-                    found.bases.append(_parsed(BaseModelResource, name, kind, item))
-                elif kind == "ModelDeployment":
-                    found.deployments.append(_parsed(ModelDeploymentResource, name, kind, item))
+        for kind, item in read_objects(name, text):
+            if kind == "BaseModel":
+                found.bases.append(_parsed(BaseModelResource, name, kind, item))
+            elif kind == "ModelDeployment":
+                found.deployments.append(_parsed(ModelDeploymentResource, name, kind, item))
     return found
+
+
+def read_objects(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Tuneyard's objects in a manifest by their kinds, also those in Lists; raises UserError where it is not YAML."""
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid YAML: {error}") from error
+    return [found for document in documents for found in _objects(document)]
 
 
 def _objects(document: Any, depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,28 +11,24 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from tuneyard.api.basemodel import BaseModelSpec
 from tuneyard.api.loraadapter import LoRAAdapterSpec
 from tuneyard.api.sources import Source
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.manifestread import read_objects, text_of
 from tuneyard.planning.podvolumes import ARTIFACTS
 
 _QUOTES = '"""'
 _S = TypeVar("_S", BaseModelSpec, LoRAAdapterSpec)
 
 
-def modelfile_of(file: Path, adapter: str | None, gguf: str | None, adapter_gguf: str | None) -> str:
+def modelfile_of(file: str, adapter: str | None, gguf: str | None, adapter_gguf: str | None) -> str:
     """The Modelfile; raises UserError."""
-    try:
-        objects = [o for o in yaml.safe_load_all(file.read_text()) if isinstance(o, dict)]
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    objects = read_objects(file, text_of(file))
     lora = _named(objects, "LoRAAdapter", adapter, LoRAAdapterSpec) if adapter else None
     base = _named(objects, "BaseModel", lora.base_model if lora else None, BaseModelSpec)
     lines = [f"FROM {gguf or _place(base.source, 'the base', '--gguf')}"]
@@ -44,8 +40,8 @@ def modelfile_of(file: Path, adapter: str | None, gguf: str | None, adapter_gguf
     return "\n".join([*lines, ""])
 
 
-def _named(objects: list[Any], kind: str, name: str | None, spec: type[_S]) -> _S:
-    found = [o for o in objects if o.get("kind") == kind and name in (None, (o.get("metadata") or {}).get("name"))]
+def _named(objects: list[tuple[str, dict[str, Any]]], kind: str, name: str | None, spec: type[_S]) -> _S:
+    found = [o for k, o in objects if k == kind and name in (None, (o.get("metadata") or {}).get("name"))]
     if len(found) != 1:
         which = f"{kind} {name}" if name else kind
         raise UserError(f"the file has {len(found)} objects {which}, one is needed")

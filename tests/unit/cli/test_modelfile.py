@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tuneyard.cli.errors import UserError
 from tuneyard.cli.modelfile import modelfile_of
@@ -27,15 +28,24 @@ spec:
 """
 
 
-def manifest(folder: Path, source: str = "small/model.gguf", prompt: str = "You are Acme's agent.") -> Path:
+def manifest(folder: Path, source: str = "small/model.gguf", prompt: str = "You are Acme's agent.") -> str:
     path = folder / "m.yaml"
     path.write_text(BASE.replace("SOURCE", source) + ADAPTER.replace("PROMPT", prompt))
-    return path
+    return str(path)
 
 
 def test_the_base_alone(tmp_path: Path) -> None:
     assert modelfile_of(manifest(tmp_path), None, None, None) == "FROM /artifacts/models/small/model.gguf\n"
     assert modelfile_of(manifest(tmp_path), None, "./here.gguf", None) == "FROM ./here.gguf\n"
+
+
+def test_objects_in_a_list_as_kubectl_prints_them(tmp_path: Path) -> None:
+    alone = Path(manifest(tmp_path))
+    items = list(yaml.safe_load_all(alone.read_text()))
+    listed = tmp_path / "list.yaml"
+    listed.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": items}))
+    of_two = [modelfile_of(str(path), "support", None, "./support.gguf") for path in (alone, listed)]
+    assert of_two[0] == of_two[1]
 
 
 def test_an_adapter_with_its_system_prompt(tmp_path: Path) -> None:
@@ -77,4 +87,4 @@ def test_a_character_that_ollama_would_drop(tmp_path: Path, text: str, words: st
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        modelfile_of(tmp_path / "none.yaml", None, None, None)
+        modelfile_of(str(tmp_path / "none.yaml"), None, None, None)
