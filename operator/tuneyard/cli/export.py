@@ -98,7 +98,10 @@ def _service(text: str) -> Place:
 def run(args: argparse.Namespace) -> int:
     """Print what is asked for; raises UserError where it would not do what it says."""
     if args.kind == "ollama":
-        sys.stdout.write(modelfile_of(args.file, args.adapter, args.gguf, args.adapter_gguf))
+        text = modelfile_of(args.file, args.adapter, args.gguf, args.adapter_gguf)
+        sys.stdout.write(text)
+        if text.startswith("#"):
+            sys.stderr.write(f"note: {text.partition(chr(10))[0].removeprefix('# ')}\n")
         return 0
     return _route(args) if args.kind == "httproute" else _scalers(args)
 

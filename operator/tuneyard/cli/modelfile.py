@@ -2,7 +2,8 @@
 
 Rules:
 - a file on a volume is named as it is in the pool's pods (/artifacts/<volume>/<path>); --gguf names it elsewhere;
-- what comes from a hub is named as Ollama fetches it (hf.co/<repo>), which only GGUF repositories are;
+- what comes from a hub is named as Ollama fetches it (hf.co/<repo>), which only GGUF repositories are. That name has
+  no place for a revision, so the first line says which one the manifest means;
 - an adapter's system prompt becomes SYSTEM, which Ollama leaves out where a chat has one of its own;
 - nothing is guessed: what a Modelfile cannot say is an error that says what to give.
 """
@@ -31,7 +32,8 @@ def modelfile_of(file: str, adapter: str | None, gguf: str | None, adapter_gguf:
     objects = read_objects(file, text_of(file))
     lora = _named(objects, "LoRAAdapter", adapter, LoRAAdapterSpec) if adapter else None
     base = _named(objects, "BaseModel", lora.base_model if lora else None, BaseModelSpec)
-    lines = [f"FROM {gguf or _place(base.source, 'the base', '--gguf')}"]
+    lines = [] if gguf else _unpinned(base.source)
+    lines.append(f"FROM {gguf or _place(base.source, 'the base', '--gguf')}")
     if lora is None:
         return "\n".join([*lines, ""])
     lines.append(f"ADAPTER {adapter_gguf or _adapter(lora.source)}")
@@ -59,6 +61,17 @@ def _place(source: Source, what: str, flag: str) -> str:
     if source.volume is not None and source.volume.path.endswith(".gguf"):
         return f"{ARTIFACTS}/{source.volume.name}/{source.volume.path}"
     raise UserError(f"{what}'s source does not name a GGUF file: give its path with {flag}")
+
+
+def _unpinned(source: Source) -> list[str]:
+    """A comment on what Ollama fetches in place of a pinned revision."""
+    hub = source.hugging_face
+    if hub is None:
+        return []
+    words = (
+        f"the manifest pins revision {hub.revision} of {hub.repo}, Ollama fetches the newest: for that one, fetch its"
+    )
+    return [f"# {words} file and name it with --gguf"]
 
 
 def _adapter(source: Source) -> str:

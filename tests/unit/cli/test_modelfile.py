@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tuneyard.cli.errors import UserError
+from tuneyard.cli.main import run
 from tuneyard.cli.modelfile import modelfile_of
 
 BASE = """
@@ -37,6 +38,21 @@ def manifest(folder: Path, source: str = "small/model.gguf", prompt: str = "You 
 def test_the_base_alone(tmp_path: Path) -> None:
     assert modelfile_of(manifest(tmp_path), None, None, None) == "FROM /artifacts/models/small/model.gguf\n"
     assert modelfile_of(manifest(tmp_path), None, "./here.gguf", None) == "FROM ./here.gguf\n"
+
+
+def test_a_pinned_revision_that_ollama_cannot_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = "0e9e39f249a16976918f6564b8830bc894c89659"
+    path = tmp_path / "hub.yaml"
+    path.write_text(
+        BASE.replace("volume: {name: models, path: SOURCE}", f"huggingFace: {{repo: a/b, revision: {commit}}}")
+    )
+    assert run(["export", "ollama", str(path)]) == 0
+    said = capsys.readouterr()
+    comment, place = said.out.splitlines()
+    assert comment.startswith(f"# the manifest pins revision {commit} of a/b, Ollama fetches the newest")
+    assert (place, said.err) == ("FROM hf.co/a/b", f"note: {comment[2:]}\n")
+    assert run(["export", "ollama", str(path), "--gguf", "./here.gguf"]) == 0
+    assert capsys.readouterr() == ("FROM ./here.gguf\n", "")
 
 
 def test_objects_in_a_list_as_kubectl_prints_them(tmp_path: Path) -> None:
