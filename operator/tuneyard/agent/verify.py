@@ -145,9 +145,7 @@ def examine(wanted: BaseWanted, base: Found) -> BaseReport:
         )
     engine = Engine(wanted.engine.name, wanted.engine.version, wanted.engine.build)
     misfit = unserved_format(engine, config, avx512=has_avx512())
-    if misfit is None and engine.name == "vllm":
-        misfit = uneven_groups(config, wanted.tensor_parallel_size)
-    misfit = misfit or _misfit(folder, wanted.memory)
+    misfit = misfit or uneven_groups(engine, config, wanted.tensor_parallel_size) or _misfit(folder, wanted.memory)
     if misfit:
         return _failed(misfit.reason, misfit.message, architecture)
     return _with_digest(wanted, base, files, architecture)

@@ -185,9 +185,8 @@ def _misfit(read: SizeRead, serving: Serving, settings: Settings) -> Problem | N
     if size.heads % tensor:
         words = f"tensorParallelSize {tensor} does not divide the model's {size.heads} attention heads"
         return Problem(Reason.TENSOR_PARALLEL_MISMATCH, f"{words}: choose one of {_fitting(size.heads)}")
-    unserved = unserved_format(engine_of(serving, settings.images.vllm), read.config, avx512=True)
-    if unserved is None and serving.engine == "vllm":
-        unserved = uneven_groups(read.config, tensor)
+    engine = engine_of(serving, settings.images.vllm)
+    unserved = unserved_format(engine, read.config, avx512=True) or uneven_groups(engine, read.config, tensor)
     # as pods are told: what the estimate does not know may make it fit
     demand = checked_demand(serving, settings)
     if unserved or demand is None:

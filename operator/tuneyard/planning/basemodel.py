@@ -31,7 +31,7 @@ from tuneyard.planning.idling import LOOK, making_room
 from tuneyard.planning.observations import BaseModelObservation, ChildObservation
 from tuneyard.planning.plan import Action, Annotate, Apply, Delete, Event, ObjectReference, Plan
 from tuneyard.planning.poolplan import WantedPlan, wanted_plan
-from tuneyard.planning.pools import POOL_GRACE, Pool, adapters_in_use, plan_of, pools_of
+from tuneyard.planning.pools import POOL_GRACE, Pool, adapters_in_use, pools_of
 from tuneyard.planning.poolscaling import keeps_replicas, next_pool_scale
 from tuneyard.planning.poolsleep import PoolSleep, next_pool_sleep
 from tuneyard.planning.prewarm import prewarm_state
@@ -134,7 +134,7 @@ def _state(
     if violation is None and obs.base is not None:
         violation = servingchecks.built_for_another_engine(obs.base, pool.serving)
     plan = _found(mine, "ConfigMap", names.pool_plan(pool.name))
-    violation = violation or adapters_in_use(pool, obs.adapters, plan_of(plan))
+    violation = violation or adapters_in_use(pool, obs.adapters, plan)
     scale = next_pool_scale(obs, base, pool, workload or former, frozen=violation is not None)
     pool = scale.pool
     pods = tuple(p for p in obs.pods if p.pool == pool.name and not p.deleted)

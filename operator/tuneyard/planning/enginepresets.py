@@ -79,10 +79,9 @@ def gpus_left_out(serving: Serving, default_image: str) -> str | None:
     told = serving.settings.engine_build is not None or _CPU_NAME.search(image) or any("/" in name for name in limits)
     if serving.engine != "vllm" or told:
         return None
-    ranks = serving.tensor_parallel_size * serving.pipeline_parallel_size * serving.data_parallel_size
     return (
         f"its pods ask for no GPU, as serving.resources.limits names none: set {GPU} there to "
-        f"{ranks // serving.nodes_per_replica}, or engineBuild to CPU if the image is for CPUs"
+        f"{serving.ranks_per_pod}, or engineBuild to CPU if the image is for CPUs"
     )
 
 

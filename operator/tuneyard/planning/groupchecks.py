@@ -13,15 +13,16 @@ from typing import Any
 from tuneyard.api.reasons import Reason
 from tuneyard.planning.basefacts import text_config
 from tuneyard.planning.buildpresets import UnfitError, fitting_group_size, layer_inputs
+from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.observations import Problem
 
 _CUT = ("attention output", "intermediate_size")
 _OTHER_SHAPES = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size", "kv_lora_rank")
 
 
-def uneven_groups(config: Mapping[str, Any], tensor_parallel: int) -> Problem | None:
-    """That the engine cannot cut a base's layers so often, by its config.json."""
-    size = _group_size(config.get("quantization_config"))
+def uneven_groups(engine: Engine, config: Mapping[str, Any], tensor_parallel: int) -> Problem | None:
+    """That vLLM cannot cut a base's layers so often, by its config.json."""
+    size = _group_size(config.get("quantization_config")) if engine.name == "vllm" else None
     text = text_config(config)
     if size is None or tensor_parallel < 2 or any(text.get(name) for name in _OTHER_SHAPES):
         return None

@@ -44,7 +44,7 @@ from tuneyard.planning import engines
 from tuneyard.planning.keepwarm import warm
 from tuneyard.planning.observations import ChildObservation, PoolPlaces, Problem
 from tuneyard.planning.poolreplicas import decided_replicas, pool_status
-from tuneyard.planning.remedies import clipped
+from tuneyard.planning.remedies import clipped, some_of
 from tuneyard.planning.resolvedserving import Serving, resolved_serving
 from tuneyard.planning.sharedadapters import adapters_not_shared
 
@@ -303,22 +303,26 @@ def belongs(pool: Pool, adapter: LoRAAdapterResource) -> bool:
     )
 
 
-def adapters_in_use(pool: Pool, adapters: Iterable[LoRAAdapterResource], before: PoolPlan | None) -> Problem | None:
-    """Why a pool that has adapters goes on as it was: as it is wanted now its pods could not serve them any more."""
-    held = pool.adapter_names.intersection(holders(before))
-    having = sorted(
-        (a for a in adapters if a.metadata.name in held and belongs(pool, a)), key=lambda a: a.metadata.name
-    )
-    lost = [(a.metadata.name, problem) for a in having if (problem := _unreachable(pool.serving, a))]
+def adapters_in_use(
+    pool: Pool, adapters: Iterable[LoRAAdapterResource], config_map: ChildObservation | None
+) -> Problem | None:
+    """Why a pool that has adapters goes on as it was: as it is wanted now its pods could not serve them any more.
+
+    `config_map`: that of the pool's plan until now, which is read only where there are such adapters.
+    """
+    unreachable = {
+        a.metadata.name: problem
+        for a in adapters
+        if a.metadata.name in pool.adapter_names and belongs(pool, a) and (problem := _unreachable(pool.serving, a))
+    }
+    lost = sorted(unreachable.keys() & set(holders(plan_of(config_map)))) if unreachable else []
     if not lost:
         return None
-    names_of, users = ", ".join(name for name, _ in lost[:_NAMED]), ", ".join(pool.used_by[:_NAMED])
-    names_of += f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-    users += f" and {len(pool.used_by) - _NAMED} more" if len(pool.used_by) > _NAMED else ""
-    first = lost[0][1]
+    first = unreachable[lost[0]]
     words = (
-        f"pool {pool.name} goes on as it was, because it serves {names_of} for {users}: take these out of the "
-        f"revisions first, or take the edit back. With the edit, {first.message}"
+        f"pool {pool.name} goes on as it was, because it serves {some_of(lost, _NAMED)} for "
+        f"{some_of(pool.used_by, _NAMED)}: take these out of the revisions first, or take the edit back. "
+        f"With the edit, {first.message}"
     )
     return Problem(first.reason, clipped(words))
 

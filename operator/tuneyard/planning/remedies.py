@@ -6,6 +6,8 @@ message, where the details are known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tuneyard.api.reasons import Reason, reason_of
 from tuneyard.planning.observations import Problem
 
@@ -31,6 +33,11 @@ REMEDIES: dict[Reason, str] = {
     Reason.CANDIDATE_REJECTED: "roll out a mended one under a new name, or `tuneyard rollout retry` this one",
     Reason.GATEWAY_UNREACHABLE: "see the gateway pods; traffic goes on as it was",
 }
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """The first of the names, and how many there are beyond these."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def clipped(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tuneyard.api.autoscaling import Autoscaling
@@ -58,6 +58,12 @@ class Serving:
     """Who decides on `replicas`; None: the spec."""
 
     @property
+    def ranks_per_pod(self) -> int:
+        """How many parts of the engine a pod runs, each on a GPU of its own where it is one for GPUs."""
+        ranks = self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+        return ranks // self.nodes_per_replica
+
+    @property
     def scales_outside(self) -> bool:
         """Whether somebody else decides on the Deployment's replicas."""
         return bool(self.autoscaling and self.autoscaling.external)
@@ -78,24 +84,22 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
     for block in reversed(blocks):
         spec = block.over(spec) if block else spec
     tensor, pipeline, data = spec.tensor_parallel_size, spec.pipeline_parallel_size, spec.data_parallel_size
-    nodes = spec.nodes_per_replica or 1
     engine = spec.engine or "vllm"
-    gpus = {GPU: (tensor or 1) * (pipeline or 1) * (data or 1) // nodes} if engines.ENGINES[engine].gpus else None
-    return Serving(
+    serving = Serving(
         engine=engine,
         custom=spec.custom,
         image=spec.image,
         tensor_parallel_size=tensor or 1,
         pipeline_parallel_size=pipeline or 1,
         data_parallel_size=data or 1,
-        nodes_per_replica=nodes,
+        nodes_per_replica=spec.nodes_per_replica or 1,
         exclusive_topology_key=spec.exclusive_topology_key,
         settings=EngineSettings.model_validate(spec.model_dump(include=set(EngineSettings.model_fields))),
         replicas=spec_replicas(spec),
         scale_to_zero_after=sleeps_after(spec),
         max_model_len=spec.max_model_len,
         lora=spec.lora or LoRASettings(),
-        resources=Resources(limits=gpus) if spec.resources is None else spec.resources,
+        resources=Resources() if spec.resources is None else spec.resources,
         artifact_volumes=tuple(spec.artifact_volumes or ()),
         cache=spec.cache or ArtifactCache(),
         compile_cache=spec.compile_cache,
@@ -108,3 +112,6 @@ def resolved_serving(*blocks: ServingSpec | None) -> Serving:
         startup_timeout=seconds(spec.startup_timeout or "30m"),
         autoscaling=spec.autoscaling,
     )
+    if spec.resources is not None or not engines.ENGINES[engine].gpus:
+        return serving
+    return replace(serving, resources=Resources(limits={GPU: serving.ranks_per_pod}))

@@ -244,8 +244,7 @@ def more_ranks_than_gpus(serving: Serving) -> Problem | None:
     Limits without these GPUs are not judged: a CPU build has none, other devices are counted by their own rules.
     """
     gpus = whole((serving.resources.limits or {}).get(GPU, 0)) or 0
-    ranks = serving.tensor_parallel_size * serving.pipeline_parallel_size * serving.data_parallel_size
-    needed = ranks // serving.nodes_per_replica
+    needed = serving.ranks_per_pod
     if not engines.ENGINES[serving.engine].parallel or not 0 < gpus < needed:
         return None
     each = " on each node" if serving.nodes_per_replica > 1 else ""

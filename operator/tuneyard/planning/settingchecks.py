@@ -19,6 +19,7 @@ from tuneyard.api.serving import LoRASettings
 from tuneyard.planning.enginepresets import Engine, Preset, engine_of, gpus_left_out, preset_of
 from tuneyard.planning.modelsize import ModelSize
 from tuneyard.planning.observations import Problem
+from tuneyard.planning.remedies import some_of
 from tuneyard.planning.resolvedserving import Serving
 
 _MOST_NAMED = 12
@@ -228,7 +229,5 @@ def _too_few_tokens(serving: Serving) -> str | None:
 def _unknown_value(engine: Engine, preset: Preset, field: str, value: str) -> str:
     instead = preset.elsewhere.get((field, value))
     if instead is None:
-        known = sorted(preset.values[field])
-        more = f" and {len(known) - _MOST_NAMED} more" if len(known) > _MOST_NAMED else ""
-        instead = f"it has {', '.join(known[:_MOST_NAMED])}{more}"
+        instead = f"it has {some_of(sorted(preset.values[field]), _MOST_NAMED)}"
     return f"serving.{field}: {engine} has no {value}: {instead}"

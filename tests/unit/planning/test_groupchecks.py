@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tuneyard.planning.enginepresets import Engine
 from tuneyard.planning.groupchecks import uneven_groups
 
+VLLM = Engine("vllm", "0.32", "CUDA")
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32}
 
 
@@ -25,7 +27,7 @@ def config(size: int | None = 128, *, ignore: list[str] | None = None, **more: A
 
 
 def test_parts_that_are_no_whole_groups_are_refused_with_what_helps() -> None:
-    found = uneven_groups(config(), 4)
+    found = uneven_groups(VLLM, config(), 4)
     assert found is not None
     assert found.reason == "UnsupportedSetting"
     assert "groups of 128" in found.message
@@ -34,7 +36,7 @@ def test_parts_that_are_no_whole_groups_are_refused_with_what_helps() -> None:
 
 
 def test_where_no_group_fits_it_says_so() -> None:
-    found = uneven_groups(config(), 32)
+    found = uneven_groups(VLLM, config(), 32)
     assert found is not None
     assert "as INT8 or FP8" in found.message
 
@@ -55,4 +57,8 @@ def test_where_no_group_fits_it_says_so() -> None:
     ],
 )
 def test_what_fits_or_is_not_certain_is_left_to_the_engine(found: dict[str, Any], tensor_parallel: int) -> None:
-    assert uneven_groups(found, tensor_parallel) is None
+    assert uneven_groups(VLLM, found, tensor_parallel) is None
+
+
+def test_it_is_about_vllm() -> None:
+    assert uneven_groups(Engine("sglang", "", "CUDA"), config(), 4) is None
